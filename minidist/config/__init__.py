@@ -1,0 +1,6 @@
+"""Typed configuration: YAML and dotted overrides in, one frozen object out. Imports no torch, ray, vllm or deepspeed."""
+
+from minidist.config.load import dump, load
+from minidist.config.stages import CONFIGS, Config, DistillConfig, EvaluateConfig, SftConfig
+
+__all__ = ["CONFIGS", "Config", "DistillConfig", "EvaluateConfig", "SftConfig", "dump", "load"]

@@ -1,0 +1,73 @@
+"""`data`: where prompts, answers and plain text come from."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from minidist.config.base import Section
+
+
+class SourceConfig(Section):
+    """One set of rows: a Hugging Face data set, a local JSONL or Parquet file (.gz too), a directory, or a task."""
+
+    path: str
+    """A data set name on the hub, a file, a directory of files, or `task:NAME` for a generated task. Environment
+    variables are filled in: ${MINIDIST_DATA}/dolly/train.jsonl.gz."""
+    split: str = "train"
+    """Split of a hub data set; of a task: train, valid or test, which share no prompt."""
+    prompt: str = "{{ prompt }}"
+    """Jinja template of the prompt over the row's columns."""
+    answer: str | None = None
+    """Jinja template of the gold answer; None: the rows are prompts only."""
+    text: str | None = None
+    """Jinja template of plain text, for training on all its tokens instead of on answers."""
+    rows: int | None = Field(None, ge=1)
+    """Use the first so many usable rows; None: all. A task makes as many (1,000 when None)."""
+    seed: int = 0
+    """Seed of a generated task, and of the order in which rows are drawn."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """What to do with rows that are empty or longer than the model's context: stop, or leave out and count."""
+
+    @model_validator(mode="after")
+    def _one_use(self) -> "SourceConfig":
+        if self.text is not None and self.answer is not None:
+            raise ValueError("set answer (train on answers) or text (train on plain text) of a data source, not both")
+        return self
+
+    @property
+    def task(self) -> str | None:
+        """Name of the generated task, or None."""
+        return self.path.removeprefix("task:") if self.path.startswith("task:") else None
+
+
+class RenderConfig(Section):
+    """How text becomes tokens; the same for every source of the run."""
+
+    chat_template: Literal["auto", "on", "off"] = "auto"
+    """Wrap prompts in the tokenizer's chat template: when it has one (auto), always, or never."""
+    system: str | None = None
+    """System message of the chat template."""
+    max_prompt_tokens: int = Field(512, ge=1)
+    """Longer prompts are bad rows."""
+
+
+class SftDataConfig(RenderConfig):
+    """Rows to learn from, and rows to watch the validation loss on."""
+
+    train: SourceConfig
+    validation: SourceConfig | None = None
+    max_tokens: int = Field(512, ge=2)
+    """Longest sequence, prompt and answer together; plain text is cut into pieces of this length."""
+
+
+class DistillDataConfig(RenderConfig):
+    """Prompts the student writes on, and prompts to evaluate on."""
+
+    prompts: SourceConfig
+    validation: SourceConfig | None = None
+
+
+class EvaluateDataConfig(RenderConfig):
+    """Held-out prompts, with gold answers where accuracy or ROUGE-L is wanted."""
+
+    test: SourceConfig

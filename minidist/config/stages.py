@@ -1,0 +1,106 @@
+"""One configuration class per stage: what `sft`, `distill` and `evaluate` take, and which sections contradict."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from minidist.config.base import Section
+from minidist.config.data import DistillDataConfig, EvaluateDataConfig, SftDataConfig
+from minidist.config.learning import LearnerConfig, ObjectiveConfig, RolloutConfig, SupervisedConfig
+from minidist.config.models import StudentConfig, TeacherConfig
+from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig
+from minidist.config.run import RunConfig
+
+_RICHNESS = {"sampled": 1, "top_k": 2, "hidden": 3}
+
+
+class SftConfig(Section):
+    """Supervised fine-tuning: from a checkpoint or from scratch, on answers or on plain text."""
+
+    stage: Literal["sft"]
+    run: RunConfig
+    student: StudentConfig
+    data: SftDataConfig
+    objective: SupervisedConfig = SupervisedConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    canaries: CanaryConfig = CanaryConfig()
+    batch_rows: int = Field(32, ge=1)
+    """Rows of one optimizer step."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "SftConfig":
+        for name, source in (("train", self.data.train), ("validation", self.data.validation)):
+            if source is not None and source.task is None and source.answer is None and source.text is None:
+                raise ValueError(f"data.{name} needs answer (train on answers) or text (train on plain text)")
+        if (self.evaluation.every or self.evaluation.patience) and self.data.validation is None:
+            raise ValueError("evaluation.every and evaluation.patience need data.validation: rows for the validation loss")
+        if self.evaluation.patience and self.evaluation.every is None:
+            raise ValueError("evaluation.patience needs evaluation.every: how many steps apart the evaluations are")
+        return self
+
+
+class DistillConfig(Section):
+    """On-policy distillation: the student writes, the teacher scores, the learner updates, the weights go back."""
+
+    stage: Literal["distill"]
+    run: RunConfig
+    student: StudentConfig
+    teacher: TeacherConfig
+    data: DistillDataConfig
+    objective: ObjectiveConfig
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    canaries: CanaryConfig = CanaryConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "DistillConfig":
+        if self.student.model is None:
+            raise ValueError("student.architecture cannot be distilled untrained; run minidist sft first, set student.model")
+        if _RICHNESS[self.teacher.payload] < _RICHNESS[self.objective.needs]:
+            raise ValueError(
+                f"teacher.payload {self.teacher.payload} is poorer than objective.type {self.objective.type} needs; "
+                f"set teacher.payload={self.objective.needs}"
+            )
+        if self.evaluation.patience is not None:
+            raise ValueError("evaluation.patience belongs to sft; distillation runs for run.steps")
+        if self.evaluation.every and self.data.validation is None:
+            raise ValueError("evaluation.every needs data.validation: held-out prompts")
+        if self.rollout.temperature == 0 and self.rollout.samples_per_prompt > 1:
+            raise ValueError("rollout.temperature 0 writes the same answer each time; set rollout.samples_per_prompt=1")
+        return self
+
+
+class EvaluateConfig(Section):
+    """Accuracy, ROUGE-L, divergences to the teacher, length, truncation and repetition of a list of models."""
+
+    stage: Literal["evaluate"]
+    run: RunConfig
+    models: dict[str, str] = Field(min_length=1)
+    """Name in the table to model directory, in the order of the table."""
+    teacher: TeacherConfig
+    student: None = None
+    data: EvaluateDataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    learner: LearnerConfig = LearnerConfig(backend="single")
+    cluster: ClusterConfig = ClusterConfig()
+    canaries: CanaryConfig = CanaryConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "EvaluateConfig":
+        if self.teacher.payload != "hidden":
+            raise ValueError("evaluate measures the exact divergence: set teacher.payload=hidden")
+        if self.rollout.temperature != 1 or self.rollout.top_p != 1:
+            raise ValueError("evaluate measures divergences on samples at rollout.temperature=1 and rollout.top_p=1")
+        return self
+
+
+Config = SftConfig | DistillConfig | EvaluateConfig
+CONFIGS: dict[str, type[SftConfig] | type[DistillConfig] | type[EvaluateConfig]] = {
+    "sft": SftConfig,
+    "distill": DistillConfig,
+    "evaluate": EvaluateConfig,
+}

@@ -1,0 +1,1 @@
+"""Text to prompts, answers and corpora; rollouts and answers to batches."""

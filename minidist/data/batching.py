@@ -1,0 +1,89 @@
+"""Rollouts and answers to streams, streams to flat micro-batches. The one place where labels are shifted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minidist.data.sources import Example
+from minidist.types import Array, Rollout, Row, Stream, TeacherScores
+
+
+def collate(
+    name: str, rollouts: Sequence[Rollout], scores: Sequence[TeacherScores], *, objective: str, weight: float = 1.0
+) -> Stream:
+    """A stream of the rollouts' generated tokens, each with its teacher scores."""
+    rows = tuple(
+        _row(np.concatenate([rollout.prompt.tokens, rollout.tokens]), len(rollout.prompt.tokens), scored, rollout.logprobs)
+        for rollout, scored in zip(rollouts, scores, strict=True)
+    )
+    return Stream(name, rows, objective, sum(len(row.labels) for row in rows), weight)
+
+
+def collate_examples(name: str, examples: Sequence[Example], *, objective: str, weight: float = 1.0) -> Stream:
+    """A stream of given text: answers after their prompts, or plain text."""
+    rows = tuple(_row(example.tokens, example.start) for example in examples)
+    return Stream(name, rows, objective, sum(len(row.labels) for row in rows), weight)
+
+
+def _row(tokens: Array, start: int, scores: TeacherScores | None = None, logprobs: Array | None = None) -> Row:
+    """The shift: the output at position s - 1 predicts the token at position s, for every s from `start` on."""
+    labels = tokens[start:]
+    for values in (logprobs, scores.hidden if scores else None, scores.logprobs if scores else None):
+        assert values is None or len(values) == len(labels), "per-token arrays must have one entry a generated token"
+    return Row(tokens, np.arange(start - 1, len(tokens) - 1, dtype=np.int64), labels.astype(np.int64), scores, logprobs)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Several rows laid end to end; N tokens in all, L loss tokens.
+
+    tokens, positions, sequence [N]: id, place in its row, index of its row. outputs [L]: flat index of the token whose
+    output predicts labels [L]. rows: the rows of the stream it holds, by index.
+    """
+
+    tokens: Array
+    positions: Array
+    sequence: Array
+    outputs: Array
+    labels: Array
+    rows: tuple[int, ...]
+    teacher_hidden: Array | None = None
+    teacher_hidden_dtype: str = "float32"
+
+
+def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
+    """Rows into micro-batches of at most `budget` tokens; a row longer than that stands alone. No row is split or lost.
+
+    `padded`: the micro-batch will be computed as a rectangle, so rows of like length are put together and the budget
+    counts rows times longest; otherwise rows keep their order and the budget counts their tokens.
+    """
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].tokens)) if padded else list(range(len(rows)))
+    groups: list[list[int]] = []
+    for index in order:
+        length = len(rows[index].tokens)
+        if groups:
+            group = groups[-1]
+            cost = (len(group) + 1) * length if padded else sum(len(rows[i].tokens) for i in group) + length
+            if cost <= budget:
+                group.append(index)
+                continue
+        groups.append([index])
+    return [_micro_batch(rows, group) for group in groups]
+
+
+def _micro_batch(rows: Sequence[Row], group: list[int]) -> MicroBatch:
+    lengths = [len(rows[index].tokens) for index in group]
+    starts = np.cumsum([0, *lengths[:-1]])
+    hidden = [scores.hidden for index in group if (scores := rows[index].scores) is not None and scores.hidden is not None]
+    first = rows[group[0]].scores
+    return MicroBatch(
+        tokens=np.concatenate([rows[index].tokens for index in group]).astype(np.int64),
+        positions=np.concatenate([np.arange(length) for length in lengths]),
+        sequence=np.repeat(np.arange(len(group)), lengths),
+        outputs=np.concatenate([rows[index].outputs + start for index, start in zip(group, starts, strict=True)]),
+        labels=np.concatenate([rows[index].labels for index in group]),
+        rows=tuple(group),
+        teacher_hidden=np.concatenate(hidden) if hidden else None,
+        teacher_hidden_dtype=first.hidden_dtype if first else "float32",
+    )

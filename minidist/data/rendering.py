@@ -1,0 +1,90 @@
+"""Where text becomes tokens, and the only place where it does."""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, meta
+
+from minidist.config.data import RenderConfig
+from minidist.errors import ConfigError, DataError, ModelError
+from minidist.types import Array
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_JINJA = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+
+
+class Template:
+    """A Jinja template over the columns of a row, checked against the columns a file has."""
+
+    def __init__(self, source: str, where: str) -> None:
+        try:
+            self.columns = meta.find_undeclared_variables(_JINJA.parse(source))
+            self._template = _JINJA.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"{where} is not a valid Jinja template: {error.message} in {source!r}") from None
+        self.where = where
+
+    def check(self, columns: list[str], path: str) -> None:
+        """Raise DataError unless every column the template names is there."""
+        missing = sorted(self.columns - set(columns))
+        if missing:
+            raise DataError(f"{path} has no column {missing[0]!r}, which {self.where} uses; its columns are {', '.join(columns)}")
+
+    def fill(self, row: dict[str, Any]) -> str:
+        return self._template.render({key: "" if value is None else value for key, value in row.items()})
+
+
+class Renderer:
+    """Prompts, answers and plain text to token ids, with one tokenizer and one chat template."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: RenderConfig) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError("the tokenizer has no end-of-sequence token, without which answers never end; set eos_token")
+        if config.chat_template == "on" and tokenizer.chat_template is None:
+            raise ModelError("data.chat_template is on, and the tokenizer has no chat template; set data.chat_template=off")
+        self.tokenizer, self.eos = tokenizer, int(tokenizer.eos_token_id)
+        self._chat = config.chat_template != "off" and tokenizer.chat_template is not None
+        self._system = config.system
+
+    def prompt(self, text: str) -> Array:
+        """Token ids of a prompt, up to where the answer begins."""
+        if not self._chat:
+            return self._ids(text)
+        messages = [{"role": "system", "content": self._system}] if self._system else []
+        messages.append({"role": "user", "content": text})
+        written = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._ids(str(written))
+
+    def answer(self, text: str) -> Array:
+        """Token ids of an answer with its end-of-sequence token."""
+        return np.append(self._ids(text), np.int32(self.eos))
+
+    def text(self, text: str) -> Array:
+        """Token ids of plain text with an end-of-sequence token."""
+        return self.answer(text)
+
+    def decode(self, tokens: Array) -> str:
+        """Text of an answer, without its end-of-sequence token."""
+        ids = tokens.tolist()
+        return self.tokenizer.decode(ids[:-1] if ids and ids[-1] == self.eos else ids, skip_special_tokens=False)
+
+    def _ids(self, text: str) -> Array:
+        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+
+
+def character_tokenizer(alphabet: str) -> "PreTrainedTokenizerBase":
+    """One token a character, and <eos>; for generated tasks.
+
+    The pad token is <eos> as well: lengths, not pad ids, say where a sequence ends.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<eos>": 0, "<unk>": 1} | {character: index for index, character in enumerate(alphabet, start=2)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[" + re.escape(alphabet) + "]"), "isolated")  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Fuse()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", unk_token="<unk>")

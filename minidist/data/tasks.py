@@ -1,0 +1,72 @@
+"""Generated tasks: text problems made on the spot, with one right answer each, graded exactly. Nothing is downloaded.
+
+The splits train, valid and test share no prompt: a prompt's split is read off a checksum of its text.
+"""
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from minidist.errors import DataError
+
+_SPLITS = {"test": range(0, 1), "valid": range(1, 2), "train": range(2, 10)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A way to make problems: `make(rng)` gives a prompt and its answer, written in `alphabet`."""
+
+    alphabet: str
+    make: Callable[[random.Random], tuple[str, str]]
+
+
+def generate(name: str, *, split: str, rows: int, seed: int) -> list[dict[str, str]]:
+    """`rows` different problems as {"prompt": ..., "answer": ...}, the same for the same arguments on every machine."""
+    if split not in _SPLITS:
+        raise DataError(f"task:{name} has the splits {', '.join(sorted(_SPLITS))}, not {split!r}")
+    task, rng = find(name), random.Random(f"{name}/{split}/{seed}")
+    found: dict[str, str] = {}
+    tries = 0
+    while len(found) < rows:
+        prompt, answer = task.make(rng)
+        if zlib.crc32(prompt.encode()) % 10 in _SPLITS[split]:
+            found[prompt] = answer
+        tries += 1
+        if tries > 100 * rows + 1000:
+            raise DataError(f"task:{name} has too few different {split} problems for {rows} rows; ask for {len(found)}")
+    return [{"prompt": prompt, "answer": answer} for prompt, answer in found.items()]
+
+
+def grade(written: str, answer: str) -> bool:
+    """Exact: the written text is the answer, surrounding white space aside."""
+    return written.strip() == answer.strip()
+
+
+def find(name: str) -> Task:
+    """The task of that name, or a DataError that lists them."""
+    if name not in TASKS:
+        raise DataError(f"there is no generated task {name!r}; there are {', '.join(sorted(TASKS))}")
+    return TASKS[name]
+
+
+def _sort(rng: random.Random) -> tuple[str, str]:
+    digits = [rng.choice("0123456789") for _ in range(rng.randint(5, 8))]
+    return "".join(digits) + "=", "".join(sorted(digits))
+
+
+def _addition(rng: random.Random) -> tuple[str, str]:
+    left, right = rng.randrange(1000), rng.randrange(1000)
+    return f"{left}+{right}=", str(left + right)
+
+
+def _reverse(rng: random.Random) -> tuple[str, str]:
+    letters = "".join(rng.choice("abcdefghij") for _ in range(rng.randint(5, 8)))
+    return letters + "=", letters[::-1]
+
+
+TASKS: dict[str, Task] = {
+    "sort": Task("0123456789=", _sort),
+    "addition": Task("0123456789+=", _addition),
+    "reverse": Task("abcdefghij=", _reverse),
+}

@@ -1,0 +1,77 @@
+"""Divergences between two tables of log-probabilities: [N, C] and [N, C] to [N], in nats.
+
+No mask, no reduction, no temperature: rows are the tokens that count, and the caller sums. Axes: N loss tokens, C classes.
+Where one distribution gives a class no probability (log-probability -inf), 0 * log 0 is taken as 0, in value and gradient.
+"""
+
+import torch
+from torch import Tensor
+
+
+def forward_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
+    """KL(teacher || student) of each row: sum over classes of p * (log p - log q), p the teacher, q the student.
+
+    Args:
+        student_NC: log-probabilities of the student, [N, C], nats, each row summing to one in probability.
+        teacher_NC: log-probabilities of the teacher, the same shape.
+
+    Returns:
+        [N], nats, not negative; zero where the rows are equal; infinite where the student excludes a class that the
+        teacher allows. With q the softmax of the student's logits the gradient in the logits is q - p.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.9, 0.05, 0.05]]).log()
+        >>> round(forward_kl(student, teacher).item(), 4)
+        0.3904
+
+    Source: Kullback & Leibler (1951); as distillation loss, Hinton, Vinyals & Dean, arXiv:1503.02531.
+    """
+    _same_shape(student_NC, teacher_NC)
+    return _expected_log_ratio(teacher_NC, student_NC)
+
+
+def reverse_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
+    """KL(student || teacher) of each row: sum over classes of q * (log q - log p), p the teacher, q the student.
+
+    Args:
+        student_NC: log-probabilities of the student, [N, C], nats, each row summing to one in probability.
+        teacher_NC: log-probabilities of the teacher, the same shape.
+
+    Returns:
+        [N], nats, not negative; zero where the rows are equal; infinite where the teacher excludes a class that the
+        student allows. With q the softmax of the student's logits the gradient in the logits is
+        q * (log q - log p - KL).
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.9, 0.05, 0.05]]).log()
+        >>> round(reverse_kl(student, teacher).item(), 4)
+        0.6072
+
+    Source: as distillation objective, Gu, Dong, Wei & Huang, MiniLLM, arXiv:2306.08543, eq. 1 and the single step of eq. 3.
+    """
+    _same_shape(student_NC, teacher_NC)
+    return _expected_log_ratio(student_NC, teacher_NC)
+
+
+def _expected_log_ratio(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
+    """Sum over classes of exp(a) * (a - b); a class with a = -inf contributes nothing, also to the gradient."""
+    absent_NC = torch.isneginf(weight_NC)
+    if absent_NC.any():
+        # Replace before the arithmetic: masking its result would leave 0 * inf = nan in the gradient.
+        weight_NC = weight_NC.masked_fill(absent_NC, 0.0)
+        other_NC = other_NC.masked_fill(absent_NC, 0.0)
+    return (weight_NC.exp() * (weight_NC - other_NC)).masked_fill(absent_NC, 0.0).sum(-1)
+
+
+def _same_shape(student_NC: Tensor, teacher_NC: Tensor) -> None:
+    if student_NC.shape != teacher_NC.shape:
+        raise ValueError(
+            f"student and teacher need the same shape, got {tuple(student_NC.shape)} and {tuple(teacher_NC.shape)}; "
+            "slice padded vocabularies before the softmax"
+        )

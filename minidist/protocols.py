@@ -1,0 +1,113 @@
+"""The roles. Slow verbs are `async`, so a Ray handle stands in for the object it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from minidist.types import Batch, Detail, Measures, Probe, Prompt, Rollout, Stream, TeacherScores, Update, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RolloutEngine(Protocol):
+    """Samples from the student."""
+
+    async def generate(
+        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
+    ) -> list[Rollout]:
+        """`samples` rollouts for each prompt, in the prompts' order. `temperature` 0 is greedy."""
+        ...
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities (nats, temperature 1) of every token of each sequence after its first."""
+        ...
+
+    async def load(self, weights: Weights | Path) -> None:
+        """Swap in other weights of the same architecture, and forget everything cached under the old ones."""
+        ...
+
+    async def describe(self) -> dict[str, object]:
+        """Engine class, version, tokens written: for the run's summary."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Teacher(Protocol):
+    """Two faces: it scores given tokens, and it writes."""
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+        """Scores of exactly the rollouts' token ids, in their order; never re-tokenizes."""
+        ...
+
+    async def extend(
+        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
+    ) -> list[Rollout]:
+        """The teacher's own samples."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Learner(Protocol):
+    """Owns the student's weights, its optimizer, and the arithmetic of the step."""
+
+    async def update(self, batch: Batch) -> Update:
+        """One optimizer step on the whole batch. Raises DivergedError before the optimizer moves."""
+        ...
+
+    async def measure(self, stream: Stream) -> Measures:
+        """Per-token log-probabilities and divergences of a stream, without training."""
+        ...
+
+    async def weights(self) -> Weights: ...
+
+    async def probe(self, version: int) -> Probe:
+        """Sequences and this learner's log-probabilities of them, other ones for every version."""
+        ...
+
+    async def load(self, path: Path) -> None: ...
+
+    async def save(self, path: Path) -> None:
+        """Safetensors, configuration and tokenizer: a directory transformers and vLLM load as it is."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class WeightTransfer(Protocol):
+    """After `publish` returns, every engine samples from the learner's weights, and that is proved."""
+
+    async def publish(self, learner: Learner, engines: Sequence[RolloutEngine]) -> float:
+        """Returns the largest difference, in nats, between an engine's and the learner's log-probabilities."""
+        ...
+
+
+class ExperienceSource(Protocol):
+    """Where batches come from."""
+
+    async def next(self, step: int) -> Batch: ...
+
+    def observe(self, evaluation: dict[str, float]) -> None: ...
+
+    def state_dict(self) -> dict[str, object]: ...
+
+    def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+
+class Divergence(Protocol):
+    """Per-token divergence in nats between two tables of log-probabilities over the same C classes."""
+
+    def __call__(self, student_NC: Tensor, teacher_NC: Tensor) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """Loss of each of the N tokens that count. No mask and no mean: the learner selects, sums and divides."""
+
+    needs: ClassVar[Detail | None]
+    temperature: float
+
+    def __call__(self, student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Tensor: ...

@@ -1,0 +1,173 @@
+"""What travels between the roles: frozen dataclasses of numpy arrays that pickle, and that Ray shares without copying.
+
+Index t of every per-token array describes the t-th *generated* token. Axes: B rows, S positions of a sequence,
+T generated tokens, L loss tokens, K listed tokens, D hidden size, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Detail(IntEnum):
+    """How much a teacher says about each token. A richer payload serves every objective a poorer one does."""
+
+    SAMPLED = 1
+    TOP_K = 2
+    HIDDEN = 3
+
+
+class Finish(StrEnum):
+    """Why a rollout ended: it wrote its end-of-sequence token, or it reached the token limit."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question to the student. `tokens` [P] are what the model sees; `text` and `answer` are for people and graders.
+
+    `row` is the row of its data source, and the seed of its samples is derived from it.
+    """
+
+    row: int
+    tokens: Array
+    text: str
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled answer. Token ids are the truth; `text` is for people.
+
+    tokens [T] int32, end-of-sequence token included when it was written. logprobs [T] float32, nats, of the distribution
+    that was sampled (temperature and truncation applied). versions [T] int32, the published weights each token came from.
+    """
+
+    prompt: Prompt
+    tokens: Array
+    logprobs: Array
+    versions: Array
+    finish: Finish
+    sample: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class TeacherScores:
+    """What the teacher says of T given tokens, in one of three payloads.
+
+    SAMPLED: `logprobs` [T] nats of the given tokens. TOP_K: also `top_ids` [T, K] and `top_logprobs` [T, K], in falling
+    order; the tail is what is left. HIDDEN: `hidden` [T, D], the states before the output head, to which the learner
+    applies the teacher's head: the exact full vocabulary at a fraction of its bytes. bfloat16 travels as uint16, and
+    `hidden_dtype` says so.
+    """
+
+    detail: Detail
+    logprobs: Array | None = None
+    top_ids: Array | None = None
+    top_logprobs: Array | None = None
+    hidden: Array | None = None
+    hidden_dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class TeacherHead:
+    """A model's output head: logits = cap(scale * (hidden @ weight.T + bias))[:, :vocabulary].
+
+    weight [V, D], bias [V] or None, cap(x) = soft_cap * tanh(x / soft_cap) when `soft_cap` is set. Loaded once per
+    learner from the checkpoint. The vocabulary is sliced before the softmax, so padded ids take no probability.
+    """
+
+    weight: Array
+    bias: Array | None = None
+    scale: float = 1.0
+    soft_cap: float | None = None
+    vocabulary: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence of a stream, already shifted by `data.batching.collate`.
+
+    tokens [S]: what the model reads. outputs [L]: the positions whose output predicts labels [L], so
+    outputs[l] + 1 is where labels[l] stands. scores and sampled_logprobs describe the same L tokens.
+    """
+
+    tokens: Array
+    outputs: Array
+    labels: Array
+    scores: TeacherScores | None = None
+    sampled_logprobs: Array | None = None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows that share an objective. Its term of the step's loss is weight * (sum over loss tokens) / loss_tokens.
+
+    `loss_tokens` counts the labels of all ranks and micro-batches, and is taken before the first backward.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    objective: str
+    loss_tokens: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """All streams of one update, and the rollouts they came from, for people to read."""
+
+    step: int
+    streams: tuple[Stream, ...]
+    rollouts: tuple[Rollout, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update did: the published version it leads to, and its figures."""
+
+    version: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Per-token figures of the rows of one stream, without training on them; L loss tokens in row order.
+
+    row [L] int32: index of the row. student_logprob, teacher_logprob, reverse_kl, forward_kl [L] float64, nats. The last
+    three are None when the stream carries no hidden-state scores.
+    """
+
+    row: Array
+    student_logprob: Array
+    teacher_logprob: Array | None = None
+    reverse_kl: Array | None = None
+    forward_kl: Array | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's weights on their way to an engine: checkpoint names to arrays, bfloat16 as uint16 with its tag."""
+
+    version: int
+    arrays: dict[str, Array]
+    dtypes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Token sequences with the learner's log-probabilities of them: what an engine must reproduce after a sync.
+
+    tokens [B, S] int32; logprobs [B, S-1] float32, nats: entry s is the log-probability of tokens[:, s + 1].
+    """
+
+    tokens: Array
+    logprobs: Array
