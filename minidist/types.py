@@ -12,6 +12,9 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+PROBE_TOKENS = 32
+"""Longest sequence of a `Probe`."""
+
 
 class Detail(IntEnum):
     """How much a teacher says about each token. A richer payload serves every objective a poorer one does."""

@@ -31,8 +31,8 @@ class LearnerConfig(Section):
 
     backend: Literal["deepspeed", "single"] = "deepspeed"
     """DeepSpeed ZeRO, or plain torch in one process: the reference it must equal."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed's partitioning of optimizer (1), gradients (2) and parameters (3)."""
+    zero_stage: Literal[1, 2] = 2
+    """What DeepSpeed partitions over the ranks: the optimizer (1), gradients too (2)."""
     optimizer: OptimizerConfig = OptimizerConfig()
     micro_batch_tokens: int = Field(4096, ge=1)
     """Tokens of one forward and backward; bounds activation memory, never changes the result."""

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from minidist.config.base import Section
 from minidist.config.data import DistillDataConfig, EvaluateDataConfig, SftDataConfig
 from minidist.config.learning import LearnerConfig, ObjectiveConfig, RolloutConfig, SupervisedConfig
-from minidist.config.models import StudentConfig, TeacherConfig
+from minidist.config.models import DType, StudentConfig, TeacherConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig
 from minidist.config.run import RunConfig
 
@@ -82,7 +82,8 @@ class EvaluateConfig(Section):
     models: dict[str, str] = Field(min_length=1)
     """Name in the table to model directory, in the order of the table."""
     teacher: TeacherConfig
-    student: None = None
+    dtype: DType = "float32"
+    """Precision the models are evaluated in."""
     data: EvaluateDataConfig
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig(backend="single")

@@ -1,0 +1,105 @@
+"""Silent errors made loud: numbers that must agree are compared, before a run and during it."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minidist.config.runtime import CanaryConfig
+from minidist.errors import CanaryError, ModelError
+from minidist.tracking import log
+from minidist.types import Measures, Rollout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SIXTEEN_BITS = ("bfloat16", "float16")
+
+
+def shared_vocabulary(
+    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", student_size: int, teacher_size: int
+) -> int:
+    """Width of the softmax both models share, or ModelError that shows how their tokenizers differ.
+
+    `student_size` and `teacher_size` are the embeddings' rows, which padding may have widened: ids beyond the narrower
+    one are padding, and are sliced off before the softmax.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours != theirs:
+        token = min((token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)), key=str)
+        raise ModelError(
+            f"student and teacher have different tokenizers: {len(ours)} and {len(theirs)} tokens, and {token!r} is id "
+            f"{ours.get(token)} in one and {theirs.get(token)} in the other; distillation token by token needs the same one"
+        )
+    for name in ("eos_token_id", "chat_template"):
+        left, right = getattr(student, name), getattr(teacher, name)
+        if left != right:
+            shown = f"{left!r} and {right!r}" if name == "eos_token_id" else "not the same text"
+            raise ModelError(f"student and teacher tokenizers have different {name}: {shown}; copy one's tokenizer to the other")
+    size = min(student_size, teacher_size)
+    if size < len(ours):
+        raise ModelError(
+            f"a model has {size} rows of embedding for a tokenizer of {len(ours)} tokens; the checkpoint and its tokenizer "
+            "do not belong together"
+        )
+    return size
+
+
+def tolerance(configured: float | None, dtypes: Sequence[str], *, exact: float, rounded: float) -> float:
+    """The configured tolerance in nats, or the default of the coarsest precision at work."""
+    if configured is not None:
+        return configured
+    return rounded if any(dtype in _SIXTEEN_BITS for dtype in dtypes) else exact
+
+
+def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats: float) -> float:
+    """Mean difference between the engine's log-probabilities of its samples and the learner's of the same tokens, nats."""
+    engine = np.concatenate([rollout.logprobs for rollout in rollouts]).astype(np.float64)
+    differences = np.abs(engine - measures.student_logprob)
+    mean, worst = float(differences.mean()), float(differences.max())
+    if not mean <= tolerance_nats:
+        raise CanaryError(
+            f"engine and learner disagree: the log-probabilities of the same tokens differ by {mean:.3g} nats in the mean "
+            f"({worst:.3g} at most), more than {tolerance_nats:g}; weights, precision or the label shift are not the same"
+        )
+    return mean
+
+
+def check_teacher(measures: Measures, vocabulary: int, margin: float) -> float | None:
+    """The teacher's mean log-probability; a CanaryError if it is that of a uniform guess over the vocabulary."""
+    if measures.teacher_logprob is None:
+        return None
+    mean, uniform = float(measures.teacher_logprob.mean()), -math.log(vocabulary)
+    if abs(mean - uniform) <= margin * abs(uniform):
+        raise CanaryError(
+            f"the teacher's mean log-probability is {mean:.3f} nats, a uniform guess over {vocabulary} tokens is "
+            f"{uniform:.3f}: the teacher is untrained, or its weights or head were not loaded"
+        )
+    return mean
+
+
+class Alarms:
+    """Raises an alarm in the log, once each, when answers collapse in length, repeat, or are mostly truncated."""
+
+    def __init__(self, config: CanaryConfig) -> None:
+        self._config = config
+        self._first_length: float | None = None
+        self.raised: list[str] = []
+
+    def look(self, step: int, metrics: dict[str, float]) -> None:
+        """`metrics` hold rollout/length_mean_tokens, rollout/truncated_frac, rollout/repetition_frac."""
+        length = metrics.get("rollout/length_mean_tokens")
+        if length is None:
+            return
+        if self._first_length is None:
+            self._first_length = length
+        self._alarm(step, "length collapse", length / self._first_length, self._config.alarm_length, below=True)
+        self._alarm(step, "truncated answers", metrics["rollout/truncated_frac"], self._config.alarm_truncated)
+        self._alarm(step, "repetition", metrics["rollout/repetition_frac"], self._config.alarm_repetition)
+
+    def _alarm(self, step: int, name: str, value: float, limit: float, *, below: bool = False) -> None:
+        if (value < limit if below else value > limit) and not any(name in text for text in self.raised):
+            text = f"{name} at step {step}: {value:.2f} is {'below' if below else 'above'} {limit:g}"
+            self.raised.append(text)
+            log.warning("ALARM %s", text)

@@ -1,0 +1,121 @@
+"""The command line: `minidist VERB CONFIG.yaml [section.key=value ...]`. Parses before anything heavy is imported."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minidist import __version__
+from minidist.errors import MinidistError
+
+app = typer.Typer(
+    help="On-policy distillation of language models: the student writes, the teacher scores, the learner updates.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file; see configs/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Replace single values.")]
+
+
+@app.command()
+def sft(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train a model on answers or plain text, from a checkpoint or from scratch."""
+    _run("sft", config, overrides)
+
+
+@app.command()
+def distill(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Distil a teacher into a student on the student's own text."""
+    _run("distill", config, overrides)
+
+
+@app.command()
+def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Measure models against their teacher and gold answers; print a table."""
+    _run("evaluate", config, overrides)
+
+
+@app.command()
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Validate a configuration, its data and its models' shapes, and show the plan; load no weights."""
+    _run(None, config, overrides)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(f"minidist {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point: one sentence and code 2 for what the user can mend, code 1 for a run that failed."""
+    try:
+        app()
+    except MinidistError as error:
+        print(f"minidist: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _run(stage: str | None, path: Path, overrides: list[str] | None) -> None:
+    from minidist.config import load
+
+    config = load(path, overrides or (), stage)
+    _set_environment(config)
+    if stage is None:
+        from minidist.build import make_plan
+
+        for line in make_plan(config).lines:
+            print(line)
+        print(f"{path}: ready for minidist {config.stage}")
+        return
+    _until_done(config)
+
+
+def _set_environment(config: Any) -> None:
+    """Threads, before torch is imported: this process works only when the roles live in it."""
+    from minidist.cluster import thread_environment
+
+    threads = config.cluster.threads if config.cluster.roles == "local" else 1
+    os.environ.update(thread_environment(threads))
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.cluster.gpus else "cpu")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _until_done(config: Any) -> None:
+    """Run a stage; Ctrl-C and SIGTERM unwind it, so that its actors and files go with it."""
+    import asyncio
+    import signal
+
+    from minidist.stages import run_stage
+    from minidist.tracking import start_log
+
+    received: list[int] = []
+
+    async def stage() -> None:
+        task = asyncio.ensure_future(run_stage(config))
+
+        def stop(number: int) -> None:
+            received.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        await task
+
+    start_log(None)
+    try:
+        asyncio.run(stage())
+    except asyncio.CancelledError:
+        print(f"minidist: stopped by {signal.Signals(received[0]).name}", file=sys.stderr)
+        sys.exit(128 + received[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Learners: plain torch in one process, and DeepSpeed, which must equal it."""

@@ -1,0 +1,34 @@
+"""The optimizer and its learning rate, the same for every learner."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch.nn import Parameter
+
+from minidist.config.learning import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Rate of optimizer step `step` (from 0) of `steps`: linear warm-up, then constant, linear or cosine to zero."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    if config.schedule == "linear":
+        return config.lr * (1 - done)
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    return config.lr
+
+
+def make_optimizer(config: OptimizerConfig, named: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
+    """Two groups: matrices with weight decay; biases, norms and embeddings without."""
+    parameters = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    plain = [p for name, p in parameters if p.ndim < 2 or "embed" in name or name.endswith(("wte.weight", "wpe.weight"))]
+    spared = {id(parameter) for parameter in plain}
+    decayed = [parameter for _, parameter in parameters if id(parameter) not in spared]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if config.type == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)

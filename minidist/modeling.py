@@ -1,0 +1,189 @@
+"""Hugging Face models as minidist uses them: found, loaded, and run on flat micro-batches up to their hidden states."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from minidist.config.models import ModelConfig, StudentConfig
+from minidist.data.batching import MicroBatch
+from minidist.data.rendering import character_tokenizer
+from minidist.data.tasks import find
+from minidist.errors import ModelError
+from minidist.losses.chunked import Head
+from minidist.types import Array, TeacherHead
+
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+
+
+def resolve(name: str, where: str, *, weights: bool = True) -> Path:
+    """The local directory of a model or tokenizer; a hub name is downloaded, without its weights unless asked for."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(f"{where}: no model directory at {name}; train one with minidist sft, or correct the path")
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{where}: no directory {name}, and the hub does not give it: {reason}") from None
+
+
+def load_config(config: ModelConfig, where: str) -> PretrainedConfig:
+    """Configuration of a checkpoint, without its weights."""
+    path = resolve(config.model or "", where, weights=False)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{where}: {path} holds no usable config.json: {str(error).splitlines()[0]}") from None
+
+
+def load_tokenizer(name: str, where: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer from a directory or the hub; `characters:TASK` is made on the spot."""
+    if name.startswith("characters:"):
+        return character_tokenizer(find(name.removeprefix("characters:")).alphabet)
+    path = resolve(name, where, weights=False)
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{where}: {path} holds no usable tokenizer: {str(error).splitlines()[0]}") from None
+
+
+def student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
+    """The student's tokenizer: named, or the checkpoint's own."""
+    where = "student.tokenizer" if config.tokenizer else "student.model"
+    return load_tokenizer(config.tokenizer or config.model or "", where, trust_remote_code=config.trust_remote_code)
+
+
+def architecture(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The transformers configuration that `student.architecture` describes; unknown fields are refused."""
+    fields: dict[str, Any] = dict(config.architecture or {})
+    try:
+        known = AutoConfig.for_model(fields.pop("model_type"))
+    except ValueError as error:
+        raise ModelError(f"student.architecture.model_type: {str(error).splitlines()[0]}") from None
+    aliases = set(known.attribute_map)
+    for key in fields:
+        if key not in aliases and not hasattr(known, key):
+            raise ModelError(f"student.architecture.{key} is no field of a {known.model_type} configuration")
+    tokens = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return type(known)(**({"bos_token_id": tokenizer.bos_token_id} | tokens | fields))
+
+
+def build_student(config: StudentConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """The student: from its checkpoint, or random weights of its architecture."""
+    if config.model is not None:
+        return load_model(config, "student.model")
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(architecture(config, tokenizer), dtype=getattr(torch, config.dtype))
+    return model.eval()
+
+
+def load_model(config: ModelConfig, where: str) -> PreTrainedModel:
+    """A checkpoint's model in evaluation mode (no dropout), from safetensors only."""
+    path = resolve(config.model or "", where)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{where}: cannot load {path}: {str(error).splitlines()[0]}") from None
+    return model.eval()
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Longest sequence the model takes, in tokens."""
+    return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+
+
+def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
+    """The model's output head: hidden states [N, D] to float32 logits [N, V], sliced to `vocabulary`."""
+    linear = model.get_output_embeddings()
+    scale, soft_cap = _scale(model.config), getattr(model.config, "final_logit_softcapping", None)
+    return lambda hidden: _finish(linear(hidden.to(linear.weight.dtype)), scale, soft_cap, vocabulary)
+
+
+def apply_head(head: TeacherHead, weight: Tensor, bias: Tensor | None) -> Head:
+    """A `TeacherHead` whose arrays are already tensors on the learner's device."""
+    return lambda hidden: _finish(
+        torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias), head.scale, head.soft_cap, head.vocabulary
+    )
+
+
+def _finish(logits: Tensor, scale: float, soft_cap: float | None, vocabulary: int | None) -> Tensor:
+    logits = logits[:, :vocabulary].float() * scale
+    return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+
+
+def _scale(config: PretrainedConfig) -> float:
+    """Cohere multiplies its logits, Granite divides them."""
+    if getattr(config, "logit_scale", None) is not None:
+        return float(config.logit_scale)
+    return 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
+
+
+def padded_layout(layout: str, device: torch.device) -> bool:
+    """Whether micro-batches are computed as rectangles (`buckets`) rather than as one packed row."""
+    return layout == "buckets" or (layout == "auto" and device.type == "cpu")
+
+
+def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool) -> Tensor:
+    """Hidden states [L, D] before the output head, at the L loss tokens of a flat micro-batch.
+
+    Rows do not see one another: in a rectangle each has its own line, and causal attention hides the padding on its
+    right; in a packed row a block-diagonal causal mask parts them.
+    """
+    device = next(model.parameters()).device
+    tokens, positions = torch.as_tensor(micro.tokens, device=device), torch.as_tensor(micro.positions, device=device)
+    sequence, outputs = torch.as_tensor(micro.sequence, device=device), torch.as_tensor(micro.outputs, device=device)
+    if padded:
+        rows, longest = len(micro.rows), int(micro.positions.max()) + 1
+        places = sequence * longest + positions
+        ids = torch.zeros(rows * longest, dtype=torch.long, device=device).index_put((places,), tokens).view(rows, longest)
+        # No mask: with causal attention a token never looks at the padding behind it, and the kernel stays the fast one.
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden.reshape(rows * longest, -1)[places[outputs]]
+    blocks = (sequence[:, None] == sequence[None, :]) & (positions[:, None] >= positions[None, :])
+    dtype = next(model.parameters()).dtype
+    mask = torch.zeros(blocks.shape, dtype=dtype, device=device).masked_fill(~blocks, torch.finfo(dtype).min)[None, None]
+    hidden = model.base_model(
+        input_ids=tokens[None], position_ids=positions[None], attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    return hidden[0, outputs]
+
+
+def to_tensor(array: Array, dtype: str) -> Tensor:
+    """A numpy array to a tensor; bfloat16 travels as uint16."""
+    import warnings
+
+    with warnings.catch_warnings():
+        # Arrays out of Ray's object store are read-only views, and so is this tensor: nobody writes to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" and array.dtype.name == "uint16" else tensor
+
+
+def to_array(tensor: Tensor) -> tuple[Array, str]:
+    """A tensor to a numpy array and the name of its dtype; bfloat16 travels as uint16."""
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.uint16).numpy(), "bfloat16"
+    return tensor.numpy(), str(tensor.dtype).removeprefix("torch.")
+
+
+def pick_device(gpus: int) -> torch.device:
+    """The device of a role: its GPU when the run has any, else the CPU."""
+    return torch.device("cuda", 0) if gpus and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else torch.device("cpu")

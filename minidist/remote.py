@@ -1,0 +1,38 @@
+"""A role that lives in a Ray actor, behind the role's own verbs."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+from minidist.errors import MinidistError, RoleError
+
+
+class Remote:
+    """Stands in for the object an actor hosts: `await remote.verb(...)` runs `verb` there.
+
+    Errors come back as what they are: minidist's own as themselves, anything else as a RoleError that names the role.
+    """
+
+    def __init__(self, name: str, actor: ActorHandle) -> None:
+        self._name, self._actor = name, actor
+
+    def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            try:
+                return await self.ref(verb, *arguments, **options)
+            except RayTaskError as error:
+                if isinstance(error.cause, MinidistError):
+                    raise error.cause from None
+                raise RoleError(f"the {self._name} failed in {verb}: {type(error.cause).__name__}: {error.cause}") from error
+            except RayActorError as error:
+                reason = str(error).strip().splitlines()[0]
+                raise RoleError(f"the {self._name} died in {verb}: {reason}; its output is in the run's logs/") from error
+
+        return call
+
+    def ref(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        """The result as a Ray reference, to hand on to another actor without passing through this process."""
+        # Spread, not packed in a tuple: Ray resolves references only where they are direct arguments.
+        return self._actor.call.remote(verb, *arguments, **options)

@@ -1,0 +1,1 @@
+"""Rollout engines: vLLM, and transformers as the slow reference."""

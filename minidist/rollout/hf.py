@@ -1,0 +1,164 @@
+"""transformers as the reference sampler: slow, exact, and plain to read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from minidist.config.models import ModelConfig
+from minidist.data.rendering import Renderer
+from minidist.modeling import load_model, pick_device, to_tensor
+from minidist.rollout.seeds import sample_seed
+from minidist.types import Finish, Prompt, Rollout, Weights
+from minidist.worker import Worker
+
+_ROWS = 128  # sequences decoded side by side
+
+
+class HFEngine:
+    """A rollout engine over `transformers`, for tests and for models vLLM does not know."""
+
+    def __init__(self, config: ModelConfig, renderer: Renderer, *, gpus: int = 0) -> None:
+        self._config, self._renderer, self._gpus = config, renderer, gpus
+        self._model = load_model(config, "student.model").to(pick_device(gpus))
+        self._worker = Worker("rollout")
+        self._version = self._tokens = 0
+
+    async def generate(
+        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
+    ) -> list[Rollout]:
+        """`samples` rollouts a prompt, in order."""
+        rollouts = await self._worker.run(
+            sample,
+            self._model,
+            self._renderer,
+            prompts,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            version=self._version,
+        )
+        self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
+        return rollouts
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities of every token after the first."""
+        return await self._worker.run(lambda: [_score(self._model, list(sequence)) for sequence in sequences])
+
+    async def load(self, weights: Weights | Path) -> None:
+        """Other weights of the same architecture."""
+        if isinstance(weights, Path):
+            model = load_model(self._config.model_copy(update={"model": str(weights)}), "weights")
+            self._model, self._version = model.to(self._model.device), self._version + 1
+            return
+        state = {name: to_tensor(array, weights.dtypes[name]) for name, array in weights.arrays.items()}
+        self._model.load_state_dict(state)
+        self._version = weights.version
+
+    async def describe(self) -> dict[str, object]:
+        return {"class": type(self._model).__name__, "version": self._version, "tokens_written": self._tokens}
+
+    async def close(self) -> None:
+        self._worker.close()
+
+
+@torch.inference_mode()
+def sample(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    prompts: Sequence[Prompt],
+    *,
+    samples: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    version: int,
+) -> list[Rollout]:
+    """`samples` rollouts a prompt, in order: temperature first, then top-p; log-probabilities of what was sampled."""
+    jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
+    by_length = sorted(range(len(jobs)), key=lambda index: len(jobs[index][0].tokens))
+    found: dict[int, Rollout] = {}
+    for start in range(0, len(jobs), _ROWS):
+        group = by_length[start : start + _ROWS]
+        decoded = _decode(model, [jobs[i] for i in group], renderer.eos, max_new_tokens, temperature, top_p, seed)
+        for index, (tokens, logprobs) in zip(group, decoded, strict=True):
+            prompt, number = jobs[index]
+            found[index] = Rollout(
+                prompt=prompt,
+                tokens=np.asarray(tokens, dtype=np.int32),
+                logprobs=np.asarray(logprobs, dtype=np.float32),
+                versions=np.full(len(tokens), version, dtype=np.int32),
+                finish=Finish.STOP if tokens[-1] == renderer.eos else Finish.LENGTH,
+                sample=number,
+                text=renderer.decode(np.asarray(tokens)),
+            )
+    return [found[index] for index in range(len(jobs))]
+
+
+def _decode(
+    model: PreTrainedModel,
+    jobs: list[tuple[Prompt, int]],
+    eos: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> list[tuple[list[int], list[float]]]:
+    """Token by token with a key-value cache; prompts stand flush right, so all rows end at the same position."""
+    longest = max(len(prompt.tokens) for prompt, _ in jobs)
+    ids = torch.zeros(len(jobs), longest, dtype=torch.long)
+    mask = torch.zeros(len(jobs), longest, dtype=torch.long)
+    for row, (prompt, _) in enumerate(jobs):
+        ids[row, longest - len(prompt.tokens) :] = torch.as_tensor(prompt.tokens.astype(np.int64))
+        mask[row, longest - len(prompt.tokens) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    generators = [torch.Generator().manual_seed(sample_seed(seed, prompt.row, number)) for prompt, number in jobs]
+    written: list[tuple[list[int], list[float]]] = [([], []) for _ in jobs]
+    live, cache = list(range(len(jobs))), None
+    for _ in range(max_new_tokens):
+        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        logprobs = _warp(output.logits[:, -1].float().cpu(), temperature, top_p)
+        ids = torch.full((len(jobs), 1), eos, dtype=torch.long)
+        for row in live:
+            token = _draw(logprobs[row], temperature, generators[row])
+            ids[row, 0] = token
+            written[row][0].append(token)
+            written[row][1].append(float(logprobs[row, token]))
+        live = [row for row in live if written[row][0][-1] != eos]
+        if not live:
+            break
+        ids, positions = ids.to(model.device), positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(jobs), 1)], -1)
+    return written
+
+
+def _warp(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Log-probabilities [B, V] of the distribution that is sampled."""
+    logprobs = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
+    if top_p < 1:
+        ordered, order = logprobs.sort(-1, descending=True)
+        beyond = ordered.exp().cumsum(-1) - ordered.exp() >= top_p  # mass before this token already reaches top_p
+        drop = torch.zeros_like(beyond).scatter(-1, order, beyond)
+        logprobs = torch.log_softmax(logprobs.masked_fill(drop, float("-inf")), -1)
+    return logprobs
+
+
+def _draw(logprobs: Tensor, temperature: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logprobs.argmax())
+    return int(torch.multinomial(logprobs.exp(), 1, generator=generator))
+
+
+@torch.inference_mode()
+def _score(model: PreTrainedModel, sequence: list[int]) -> list[float]:
+    ids = torch.tensor([sequence], device=model.device)
+    logprobs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0, :-1].float(), -1)
+    return logprobs.gather(-1, ids[0, 1:, None]).squeeze(-1).tolist()

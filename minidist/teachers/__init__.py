@@ -1,0 +1,1 @@
+"""Teachers: frozen models that score given tokens, and write."""

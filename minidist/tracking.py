@@ -1,0 +1,114 @@
+"""A run one can watch: a progress bar, metrics.jsonl, TensorBoard, the time each phase took, and answers to read."""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from minidist.types import Rollout
+
+log = logging.getLogger("minidist")
+console = Console(stderr=True)
+
+
+class Clock:
+    """Seconds of each phase of the current step, as `time/<phase>_s`."""
+
+    def __init__(self) -> None:
+        self._spans: dict[str, float] = {}
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to phase `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spans[name] = self._spans.get(name, 0.0) + time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The phases' times, and start again."""
+        spans, self._spans = self._spans, {}
+        return {f"time/{name}_s": seconds for name, seconds in spans.items()}
+
+
+class Recorder:
+    """Writes what a run measures, and shows a progress bar with the figures that matter."""
+
+    def __init__(self, directory: Path, steps: int, *, tensorboard: bool, shown: Sequence[tuple[str, str]]) -> None:
+        self._directory, self._shown = directory, shown
+        self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = _summary_writer(directory / "tensorboard") if tensorboard else None
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(directory.name, total=steps, figures="")
+        self._bar.start()
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the bar moves on."""
+        self.write(step, metrics)
+        figures = "  ".join(f"{label} {metrics[name]:.4g}" for name, label in self._shown if name in metrics)
+        self._bar.update(self._task, completed=step + 1, figures=figures)
+        if not console.is_terminal and (step + 1) % 20 == 0:
+            log.info("step %d  %s", step + 1, figures)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Metrics that belong to a step but do not end it, such as an evaluation's."""
+        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._metrics.flush()
+        if self._board is not None:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """rollouts/step_000020.jsonl: prompts and answers, to read."""
+        folder = self._directory / "rollouts"
+        folder.mkdir(exist_ok=True)
+        with (folder / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as file:
+            for rollout in rollouts:
+                row = {
+                    "prompt": rollout.prompt.text,
+                    "answer": rollout.text,
+                    "finish": rollout.finish.value,
+                    "tokens": rollout.tokens.tolist(),
+                    "logprobs": [round(float(value), 4) for value in rollout.logprobs],
+                    "version": int(rollout.versions[0]) if len(rollout.versions) else None,
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        self._bar.stop()
+        self._metrics.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def start_log(directory: Path | None) -> None:
+    """Messages to the terminal and, given a run directory, to its log.txt."""
+    log.setLevel(logging.INFO)
+    log.handlers = [RichHandler(console=console, show_path=False, show_level=False, markup=False)]
+    log.propagate = False
+    if directory is not None:
+        file = logging.FileHandler(directory / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(file)
+
+
+def _summary_writer(directory: Path):  # type: ignore[no-untyped-def] # noqa: ANN202
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(directory))
