@@ -7,6 +7,7 @@ import random
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from string import ascii_lowercase
 
 from minidist.errors import DataError
 
@@ -51,8 +52,8 @@ def find(name: str) -> Task:
 
 
 def _sort(rng: random.Random) -> tuple[str, str]:
-    digits = [rng.choice("0123456789") for _ in range(rng.randint(5, 8))]
-    return "".join(digits) + "=", "".join(sorted(digits))
+    letters = rng.choices(ascii_lowercase, k=8)
+    return "".join(letters) + "=", "".join(sorted(letters))
 
 
 def _addition(rng: random.Random) -> tuple[str, str]:
@@ -66,7 +67,7 @@ def _reverse(rng: random.Random) -> tuple[str, str]:
 
 
 TASKS: dict[str, Task] = {
-    "sort": Task("0123456789=", _sort),
+    "sort": Task(ascii_lowercase + "=", _sort),
     "addition": Task("0123456789+=", _addition),
     "reverse": Task("abcdefghij=", _reverse),
 }

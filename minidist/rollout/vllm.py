@@ -187,10 +187,16 @@ def _make_engine(path: Path, config: ModelConfig, rollout: RolloutConfig, max_to
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
         disable_log_stats=True,
-        **({"gpu_memory_utilization": rollout.gpu_memory_utilization} if gpus else _cpu_cache(rollout)),
+        **({"gpu_memory_utilization": rollout.gpu_memory_utilization} if gpus else _on_cpu(rollout, max_tokens)),
     )
     return LLMEngine.from_engine_args(arguments)
 
 
-def _cpu_cache(rollout: RolloutConfig) -> dict[str, Any]:
-    return {"kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30)}
+def _on_cpu(rollout: RolloutConfig, max_tokens: int) -> dict[str, Any]:
+    return {
+        "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
+        # A prompt that is prefilled in two parts draws a token too many, and vLLM takes it back by rewinding the request's
+        # generator, which a CPU generator cannot do: so prompts are never split.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(max_tokens, 4096),
+    }

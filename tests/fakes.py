@@ -1,0 +1,88 @@
+"""Roles of a few honest lines: a student that is a table of next-token logits, and a teacher that is another."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from minidist.types import Batch, Detail, Finish, Probe, Prompt, Rollout, TeacherScores, Update, Weights
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def said_by(table: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+    """Log-probabilities of every token after the first, given the one before it."""
+    return log_softmax(table)[tokens[:-1], tokens[1:]]
+
+
+class TableEngine:
+    """Writes the table's likeliest tokens; holds whatever weights it was last given."""
+
+    def __init__(self, table: np.ndarray, calls: list[str] | None = None) -> None:
+        self.table, self.version, self.calls = table.copy(), 0, [] if calls is None else calls
+        self.asked: list[dict[str, Any]] = []
+
+    async def generate(self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, **rest: Any) -> list[Rollout]:
+        self.calls.append("generate")
+        self.asked.append({"rows": [prompt.row for prompt in prompts], "samples": samples, **rest})
+        return [self._write(prompt, max_new_tokens, number) for prompt in prompts for number in range(samples)]
+
+    def _write(self, prompt: Prompt, count: int, number: int) -> Rollout:
+        tokens = [int(prompt.tokens[-1])]
+        for _ in range(count):
+            tokens.append(int(self.table[tokens[-1]].argmax()))
+        logprobs, versions = said_by(self.table, tokens), np.full(count, self.version)
+        return Rollout(prompt, np.array(tokens[1:]), logprobs, versions, Finish.LENGTH, number)
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        return [said_by(self.table, list(sequence)).tolist() for sequence in sequences]
+
+    async def load(self, weights: Weights) -> None:
+        self.calls.append("load")
+        self.table, self.version = weights.arrays["table"].copy(), weights.version
+
+
+class StaleEngine(TableEngine):
+    """Reports success, and keeps its old weights."""
+
+    async def load(self, weights: Weights) -> None:
+        self.version = weights.version
+
+
+class TableTeacher:
+    """Scores with its own table."""
+
+    def __init__(self, table: np.ndarray, calls: list[str] | None = None) -> None:
+        self.table, self.calls = table, [] if calls is None else calls
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+        self.calls.append("score")
+        texts = [[int(rollout.prompt.tokens[-1]), *rollout.tokens.tolist()] for rollout in rollouts]
+        return [TeacherScores(Detail.SAMPLED, logprobs=said_by(self.table, text)) for text in texts]
+
+
+class TableLearner:
+    """Makes tokens likelier that the teacher finds likelier than the student does."""
+
+    def __init__(self, table: np.ndarray, calls: list[str] | None = None) -> None:
+        self.table, self.version, self.calls = table.copy(), 0, [] if calls is None else calls
+
+    async def update(self, batch: Batch) -> Update:
+        self.calls.append("update")
+        gaps = []
+        for row in batch.streams[0].rows:
+            given, said = row.tokens[row.outputs], log_softmax(self.table)[row.tokens[row.outputs], row.labels]
+            gaps.append(row.scores.logprobs - said)
+            np.add.at(self.table, (given, row.labels), gaps[-1])
+        self.version += 1
+        return Update(self.version, {"gap": float(np.abs(np.concatenate(gaps)).mean())})
+
+    async def weights(self) -> Weights:
+        self.calls.append("weights")
+        return Weights(self.version, {"table": self.table}, {"table": "float64"})
+
+    async def probe(self, version: int) -> Probe:
+        tokens = np.random.default_rng(version).integers(0, len(self.table), (2, 32), dtype=np.int32)
+        return Probe(tokens, np.array([said_by(self.table, line.tolist()) for line in tokens]))

@@ -1,0 +1,170 @@
+"""Each canary on the healthy case and on the fault it is there for."""
+
+import asyncio
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
+from transformers import PreTrainedModel
+
+from minidist.canaries import Alarms, check_engine, check_teacher, shared_vocabulary, tolerance
+from minidist.config.learning import LearnerConfig
+from minidist.config.runtime import CanaryConfig
+from minidist.data.batching import collate
+from minidist.data.rendering import character_tokenizer
+from minidist.errors import CanaryError, ModelError
+from minidist.learners.single import SingleLearner
+from minidist.rollout.hf import sample
+from minidist.types import Measures, Rollout
+
+DIGITS = character_tokenizer("0123")
+
+
+def test_same_tokenizers_share_the_narrower_embedding() -> None:
+    assert shared_vocabulary(DIGITS, character_tokenizer("0123"), 6, 6) == 6
+    assert shared_vocabulary(DIGITS, DIGITS, 6, 64) == 6
+    assert shared_vocabulary(DIGITS, DIGITS, 64, 8) == 8
+
+
+def test_swapped_id_is_shown() -> None:
+    with pytest.raises(ModelError, match="different tokenizers: 6 and 6 tokens, and '2' is id 4 in one and 5 in the other"):
+        shared_vocabulary(DIGITS, character_tokenizer("0132"), 6, 6)
+
+
+def test_missing_token_is_shown() -> None:
+    with pytest.raises(ModelError, match="6 and 7 tokens, and '4' is id None in one and 6 in the other"):
+        shared_vocabulary(DIGITS, character_tokenizer("01234"), 7, 7)
+
+
+def test_other_eos_is_shown() -> None:
+    other = character_tokenizer("0123")
+    other.eos_token = "<unk>"
+    with pytest.raises(ModelError, match="different eos_token_id: 0 and 1"):
+        shared_vocabulary(DIGITS, other, 6, 6)
+
+
+def test_other_chat_template_is_refused() -> None:
+    other = character_tokenizer("0123")
+    other.chat_template = "{{ messages }}"
+    with pytest.raises(ModelError, match="different chat_template: not the same text; copy"):
+        shared_vocabulary(DIGITS, other, 6, 6)
+
+
+@pytest.mark.parametrize("sizes", [(5, 6), (6, 5)])
+def test_embedding_smaller_than_the_tokenizer_is_refused(sizes: tuple[int, int]) -> None:
+    with pytest.raises(ModelError, match="5 rows of embedding for a tokenizer of 6 tokens"):
+        shared_vocabulary(DIGITS, DIGITS, *sizes)
+
+
+def test_tolerance_is_that_of_the_coarsest_precision() -> None:
+    assert tolerance(None, ["float32", "float32"], exact=1, rounded=2) == 1
+    assert tolerance(None, ["float32", "bfloat16"], exact=1, rounded=2) == 2
+    assert tolerance(None, ["float16", "float32"], exact=1, rounded=2) == 2
+    assert tolerance(0.3, ["bfloat16"], exact=1, rounded=2) == 0.3
+
+
+@pytest.fixture(scope="module")
+def writer() -> PreTrainedModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def rollouts(writer: PreTrainedModel) -> list[Rollout]:
+    """What the student wrote at temperature 1."""
+    prompts = [rollout.prompt for rollout in random_rollouts([(2, 1), (5, 1), (3, 1)])]
+    options: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "seed": 0, "version": 0}
+    return sample(writer, tiny_renderer(), prompts, samples=3, max_new_tokens=8, **options)
+
+
+def measured(model: PreTrainedModel, rollouts: list[Rollout]) -> Measures:
+    learner = SingleLearner(model, tiny_renderer(), LearnerConfig(backend="single"), {}, steps=1)
+    try:
+        return asyncio.run(learner.measure(collate("x", rollouts, [None] * len(rollouts), objective="")))  # type: ignore[list-item]
+    finally:
+        asyncio.run(learner.close())
+
+
+def test_engine_and_learner_of_the_same_weights_agree(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    assert check_engine(measured(writer, rollouts), rollouts, 1e-3) < 1e-5
+
+
+def test_learner_of_other_weights_is_noticed(rollouts: list[Rollout]) -> None:
+    with pytest.raises(CanaryError, match=r"engine and learner disagree: .* nats in the mean .* more than 0.001"):
+        check_engine(measured(tiny_model(seed=5), rollouts), rollouts, 1e-3)
+
+
+def test_labels_shifted_by_one_are_noticed(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    stream = collate("x", rollouts, [None] * len(rollouts), objective="")  # type: ignore[list-item]
+    late = replace(stream, rows=tuple(replace(row, outputs=row.outputs + 1) for row in stream.rows))
+    learner = SingleLearner(writer, tiny_renderer(), LearnerConfig(backend="single"), {}, steps=1)
+    measures = asyncio.run(learner.measure(late))
+    asyncio.run(learner.close())
+    with pytest.raises(CanaryError, match="engine and learner disagree"):
+        check_engine(measures, rollouts, 1e-3)
+
+
+def test_engine_that_says_nan_is_noticed(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    broken = [replace(rollouts[0], logprobs=rollouts[0].logprobs * math.nan), *rollouts[1:]]
+    with pytest.raises(CanaryError, match="differ by nan"):
+        check_engine(measured(writer, rollouts), broken, 1e-3)
+
+
+def taught(*logprobs: float) -> Measures:
+    return Measures(np.zeros(len(logprobs)), np.zeros(len(logprobs)), np.array(logprobs))
+
+
+def test_teacher_that_knows_something_passes() -> None:
+    assert check_teacher(taught(-0.5, -1.5), VOCABULARY, 0.02) == -1.0
+    assert check_teacher(taught(-8.0), VOCABULARY, 0.02) == -8.0, "worse than uniform is surprise, not ignorance"
+    assert check_teacher(Measures(np.zeros(1), np.zeros(1)), VOCABULARY, 0.02) is None
+
+
+@pytest.mark.parametrize("off", [0.0, 0.01, -0.01])
+def test_uniform_teacher_stops_the_run(off: float) -> None:
+    with pytest.raises(CanaryError, match="uniform guess over 13 tokens is -2.565"):
+        check_teacher(taught(-math.log(13) + off), VOCABULARY, 0.02)
+
+
+def test_teacher_that_says_nan_stops_the_run() -> None:
+    with pytest.raises(CanaryError):
+        check_teacher(taught(-1.0, math.nan), VOCABULARY, 0.02)
+
+
+def looks(*figures: tuple[float, float, float]) -> Iterator[list[str]]:
+    """What has been raised after each step of (length, truncated, repetition)."""
+    alarms = Alarms(CanaryConfig(alarm_length=0.5, alarm_truncated=0.5, alarm_repetition=0.4))
+    names = ("rollout/length_mean_tokens", "rollout/truncated_frac", "rollout/repetition_frac")
+    for step, values in enumerate(figures):
+        alarms.look(step, dict(zip(names, values, strict=True)))
+        yield list(alarms.raised)
+
+
+def test_healthy_text_raises_nothing() -> None:
+    assert list(looks((20, 0.5, 0.4), (10, 0.0, 0.0), (90, 0.1, 0.1))) == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("bad", "text"),
+    [
+        ((9.0, 0.0, 0.0), "length collapse at step 1: 0.45 is below 0.5"),
+        ((20.0, 0.6, 0.0), "truncated answers at step 1: 0.60 is above 0.5"),
+        ((20.0, 0.0, 0.5), "repetition at step 1: 0.50 is above 0.4"),
+    ],
+)
+def test_each_alarm_is_raised_once(bad: tuple[float, float, float], text: str) -> None:
+    assert list(looks((20, 0, 0), bad, bad, (20, 0, 0), bad)) == [[], [text], [text], [text], [text]]
+
+
+def test_all_alarms_at_once() -> None:
+    *_, raised = looks((20, 0, 0), (1, 1, 1))
+    assert len(raised) == 3
+
+
+def test_supervised_steps_have_no_text_to_look_at() -> None:
+    alarms = Alarms(CanaryConfig())
+    alarms.look(0, {"loss/nats_per_token": 1.0})
+    assert alarms.raised == []

@@ -1,0 +1,196 @@
+"""Configuration: what it refuses, in which words, and that what it accepts survives being written and read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from minidist.config import CONFIGS, DistillConfig, SftConfig, dump, load
+from minidist.errors import ConfigError
+
+CONFIG_FILES = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+
+TREES: dict[str, dict[str, Any]] = {
+    "sft": {
+        "stage": "sft",
+        "run": {"directory": "runs/sft"},
+        "student": {"architecture": {"model_type": "llama"}, "tokenizer": "characters:sort"},
+        "data": {"train": {"path": "task:sort"}, "validation": {"path": "task:sort", "split": "valid"}},
+    },
+    "distill": {
+        "stage": "distill",
+        "run": {"directory": "runs/distill"},
+        "student": {"model": "runs/sft/final"},
+        "teacher": {"model": "runs/teacher/final"},
+        "data": {"prompts": {"path": "task:sort"}},
+        "objective": {"type": "reverse_kl"},
+    },
+    "evaluate": {
+        "stage": "evaluate",
+        "run": {"directory": "runs/evaluate"},
+        "models": {"sft": "runs/sft/final"},
+        "teacher": {"model": "runs/teacher/final"},
+        "data": {"test": {"path": "task:sort", "split": "test"}},
+    },
+}
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes the smallest configuration of a stage."""
+
+    def write_stage(stage: str) -> Path:
+        file = tmp_path / f"{stage}.yaml"
+        file.write_text(yaml.safe_dump(TREES[stage]))
+        return file
+
+    return write_stage
+
+
+def refusal(path: Path, *overrides: str, stage: str | None = None) -> str:
+    """The sentence with which a configuration is refused; it names the file or the override."""
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides, stage)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert str(path) in sentence or "override" in sentence
+    return sentence
+
+
+@pytest.mark.parametrize("stage", TREES)
+def test_smallest_configuration_and_round_trip(write: Write, stage: str) -> None:
+    config = load(write(stage), stage=stage)
+    assert type(config) is CONFIGS[stage]
+    assert CONFIGS[stage].model_validate(dump(config)) == config
+    assert dump(CONFIGS[stage].model_validate(dump(config))) == dump(config)
+
+
+REFUSED = [
+    ("sft", ["run.stepz=3"], ["unknown key run.stepz", "did you mean steps?"]),
+    ("sft", ["learner.optimizer.learning_rates=1"], ["unknown key learner.optimizer.learning_rates"]),
+    ("sft", ["learner.optimizer.warmup_step=1"], ["did you mean warmup_steps?"]),
+    ("sft", ["lerner.chunk_tokens=3"], ["unknown key lerner", "did you mean learner?"]),
+    ("sft", ["data.validation.promt=x"], ["unknown key data.validation.promt", "did you mean prompt?"]),
+    ("sft", ["run.stepz=3", "run.sede=3"], ["run.stepz", "(and 1 more)"]),
+    ("sft", ["run.steps=0"], ["run.steps is 0", "greater than or equal to 1"]),
+    ("sft", ["run.steps=many"], ["run.steps is 'many'", "valid integer"]),
+    ("sft", ["run.directory=null"], ["run.directory is None"]),
+    ("sft", ["student.model=x"], ["exactly one of student.model", "student.architecture"]),
+    ("sft", ["student.architecture=null"], ["exactly one of student.model", "student.architecture"]),
+    ("sft", ["student.tokenizer=null"], ["student.architecture needs student.tokenizer", "characters:TASK"]),
+    ("sft", ["student.architecture={hidden_size: 8}"], ["student.architecture needs model_type", "llama"]),
+    ("sft", ["data.train.answer=a", "data.train.text=b"], ["answer", "text", "not both"]),
+    ("sft", ["data.train.path=a.jsonl"], ["data.train needs answer", "or text"]),
+    ("sft", ["data.validation.path=a.jsonl"], ["data.validation needs answer"]),
+    ("sft", ["evaluation.patience=3"], ["evaluation.patience needs evaluation.every"]),
+    ("sft", ["evaluation.every=3", "data.validation=null"], ["evaluation.every", "need data.validation"]),
+    ("sft", ["objective.type=reverse_kl"], ["objective.type is 'reverse_kl'", "'supervised'"]),
+    ("distill", ["objective.type=revers_kl"], ["objective.type is 'revers_kl'", "reverse_kl, forward_kl", "mean reverse_kl?"]),
+    ("distill", ["objective.temperature=0"], ["objective", "temperature is 0", "greater than 0"]),
+    ("distill", ["objective.temprature=2"], ["temprature", "did you mean temperature?"]),
+    ("distill", ["objective=null"], ["objective is None"]),
+    ("distill", ["teacher.payload=top_k"], ["teacher.payload top_k", "objective.type reverse_kl", "set teacher.payload=hidden"]),
+    ("distill", ["teacher.payload=sampled"], ["set teacher.payload=hidden"]),
+    ("distill", ["teacher.model=null"], ["teacher.model is missing"]),
+    ("distill", ["student={architecture: {model_type: gpt2}, tokenizer: t}"], ["run minidist sft first", "student.model"]),
+    ("distill", ["evaluation.patience=2"], ["evaluation.patience belongs to sft"]),
+    ("distill", ["evaluation.every=2"], ["evaluation.every needs data.validation"]),
+    ("distill", ["rollout.temperature=0", "rollout.samples_per_prompt=2"], ["rollout.temperature 0", "samples_per_prompt=1"]),
+    ("distill", ["rollout.top_p=0"], ["rollout.top_p is 0"]),
+    ("evaluate", ["teacher.payload=top_k"], ["set teacher.payload=hidden"]),
+    ("evaluate", ["rollout.temperature=0.7"], ["rollout.temperature=1", "rollout.top_p=1"]),
+    ("evaluate", ["rollout.top_p=0.9"], ["rollout.temperature=1", "rollout.top_p=1"]),
+    ("evaluate", ["models={}"], ["models is {}", "at least 1"]),
+    ("sft", ["run.steps"], ["override 'run.steps'", "section.key=value"]),
+    ("sft", ["=3"], ["override '=3'", "section.key=value"]),
+    ("sft", ["run.steps.x=3", "run.steps.y=3"], ["run.steps"]),
+    ("sft", ["stage.x=3"], ["override 'stage.x=3'", "stage is a value, not a section"]),
+    ("sft", ["run.steps=[1"], ["override 'run.steps=[1'"]),
+    ("sft", ["run.directory=${MINIDIST_NOWHERE}/x"], ["run: directory", "${MINIDIST_NOWHERE}", "export MINIDIST_NOWHERE="]),
+    ("sft", ["stage=train"], ["stage is 'train'", "sft, distill, evaluate"]),
+    ("sft", ["stage=[sft]"], ["stage is ['sft']", "sft, distill, evaluate"]),
+    ("sft", ["stage=null"], ["stage is None"]),
+]
+
+
+@pytest.mark.parametrize(("stage", "overrides", "parts"), REFUSED, ids=[" ".join(case[1]) for case in REFUSED])
+def test_refused_in_one_sentence(
+    write: Write, monkeypatch: pytest.MonkeyPatch, stage: str, overrides: list[str], parts: list[str]
+) -> None:
+    monkeypatch.delenv("MINIDIST_NOWHERE", raising=False)
+    sentence = refusal(write(stage), *overrides)
+    assert [part for part in parts if part not in sentence] == [], sentence
+
+
+def test_suggestion_is_not_of_another_section(write: Write) -> None:
+    assert "did you mean prompts" not in refusal(write("distill"), "data.validation={path: x, promt: y}")
+
+
+@pytest.mark.parametrize(("stage", "section"), [("sft", "run"), ("sft", "data"), ("distill", "teacher"), ("evaluate", "models")])
+def test_missing_section_is_named(tmp_path: Path, stage: str, section: str) -> None:
+    file = tmp_path / "part.yaml"
+    file.write_text(yaml.safe_dump({key: value for key, value in TREES[stage].items() if key != section}))
+    assert refusal(file).endswith(f"{section} is missing")
+
+
+def test_other_verb_is_refused(write: Write) -> None:
+    sentence = refusal(write("sft"), stage="distill")
+    assert sentence.endswith("is a configuration for `minidist sft`, not for `minidist distill`")
+
+
+@pytest.mark.parametrize(
+    ("text", "part"), [("a: [1", "not valid YAML"), ("- a", "must hold sections"), ("", "must hold sections")]
+)
+def test_file_that_is_no_configuration(tmp_path: Path, text: str, part: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    assert part in refusal(file)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    assert "no configuration file" in refusal(tmp_path / "none.yaml")
+
+
+def test_overrides_are_yaml_and_the_last_one_holds(write: Write) -> None:
+    config = load(
+        write("sft"),
+        ["run.steps=7", "run.steps=8", "learner.optimizer.betas=[0.8,0.99]", "evaluation.every=null", "student.tokenizer=a=b"],
+    )
+    assert isinstance(config, SftConfig)
+    assert config.run.steps == 8
+    assert config.learner.optimizer.betas == (0.8, 0.99)
+    assert config.evaluation.every is None
+    assert config.student.tokenizer == "a=b"
+
+
+def test_override_makes_the_sections_on_its_way(write: Write) -> None:
+    config = load(write("distill"), ["data.validation.path=task:sort", "data.validation.split=valid"])
+    assert isinstance(config, DistillConfig)
+    assert config.data.validation is not None and config.data.validation.split == "valid"
+
+
+def test_environment_is_filled_in(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIDIST_PLACE", "here")
+    config = load(write("evaluate"), ["run.directory=${MINIDIST_PLACE}/a", "models={one: '${MINIDIST_PLACE}/b'}"])
+    assert str(config.run.directory) == "here/a"
+    assert config.models == {"one": "here/b"}
+
+
+def test_configuration_does_not_change_once_read(write: Write) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load(write("sft")).run.steps = 3
+
+
+def test_default_of_a_section_does_not_hang_on_its_other_keys(write: Write) -> None:
+    plain, touched = load(write("evaluate")), load(write("evaluate"), ["learner.chunk_tokens=512"])
+    assert touched.learner.backend == plain.learner.backend
+
+
+@pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: "/".join(path.parts[-2:]))
+def test_shipped_configuration_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINIDIST_DATA", str(tmp_path))
+    load(path)
