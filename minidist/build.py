@@ -13,7 +13,7 @@ from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, read_examples, read_prompts
 from minidist.errors import ConfigError, ModelError
-from minidist.protocols import Learner, RolloutEngine, Teacher
+from minidist.protocols import Learner, Objective, RolloutEngine, Teacher
 from minidist.rundir import RunDirectory
 from minidist.types import PROBE_TOKENS, Prompt
 
@@ -60,7 +60,9 @@ def _plan_sft(config: SftConfig) -> Plan:
         plan.validation_examples, skipped = read_examples(config.data.validation, plan.renderer, **limits)
         plan.lines.append(_rows("validation", config.data.validation, len(plan.validation_examples), skipped))
     labels = sum(len(example.tokens) - example.start for example in plan.examples)
-    plan.lines.append(f"{labels:,} labels; {config.run.steps} steps of {config.batch_rows} rows; learner {config.learner.backend}")
+    plan.lines.append(
+        f"{labels:,} labels; {config.run.steps} steps of {config.batch_rows} rows; learner {config.learner.backend}"
+    )
     return plan
 
 
@@ -198,7 +200,7 @@ def make_learner(
     """The learner of `learner.backend`, with the teacher's head when the payload is hidden states."""
     from minidist.learners.single import SingleLearner
     from minidist.losses.objectives import make_objective
-    from minidist.modeling import build_student, pick_device
+    from minidist.modeling import build_student
     from minidist.teachers.head import load_teacher_head
 
     kind = SingleLearner
@@ -207,9 +209,9 @@ def make_learner(
         from minidist.learners.deepspeed import DeepSpeedLearner
 
         kind = DeepSpeedLearner
-    model = build_student(student, renderer.tokenizer, seed).to(pick_device(gpus))  # type: ignore[arg-type]
+    model = build_student(student, renderer.tokenizer, seed, gpus)
     head = load_teacher_head(teacher, vocabulary) if teacher is not None and teacher.payload == "hidden" else None
-    made = {name: make_objective(**options) for name, options in objectives.items()}
+    made: dict[str, Objective] = {name: make_objective(**options) for name, options in objectives.items()}
     return kind(model, renderer, config, made, steps=steps, teacher_head=head)
 
 

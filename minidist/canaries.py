@@ -36,7 +36,9 @@ def shared_vocabulary(
         left, right = getattr(student, name), getattr(teacher, name)
         if left != right:
             shown = f"{left!r} and {right!r}" if name == "eos_token_id" else "not the same text"
-            raise ModelError(f"student and teacher tokenizers have different {name}: {shown}; copy one's tokenizer to the other")
+            raise ModelError(
+                f"student and teacher tokenizers have different {name}: {shown}; copy one's tokenizer to the other"
+            )
     size = min(student_size, teacher_size)
     if size < len(ours):
         raise ModelError(
@@ -71,6 +73,8 @@ def check_teacher(measures: Measures, vocabulary: int, margin: float) -> float |
     if measures.teacher_logprob is None:
         return None
     mean, uniform = float(measures.teacher_logprob.mean()), -math.log(vocabulary)
+    if not math.isfinite(mean):
+        raise CanaryError(f"the teacher's mean log-probability is {mean}: its weights or its scores are broken")
     if abs(mean - uniform) <= margin * abs(uniform):
         raise CanaryError(
             f"the teacher's mean log-probability is {mean:.3f} nats, a uniform guess over {vocabulary} tokens is "

@@ -93,8 +93,14 @@ def _until_done(config: Any) -> None:
     import asyncio
     import signal
 
+    from minidist.rundir import RunDirectory
+    from minidist.tracking import log, start_log
+
+    start_log(None)
+    if RunDirectory(config).finished():
+        log.info("%s is finished already; run.overwrite=true runs it again", config.run.directory)
+        return
     from minidist.stages import run_stage
-    from minidist.tracking import start_log
 
     received: list[int] = []
 
@@ -109,7 +115,6 @@ def _until_done(config: Any) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop, number)
         await task
 
-    start_log(None)
     try:
         asyncio.run(stage())
     except asyncio.CancelledError:

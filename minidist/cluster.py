@@ -117,7 +117,10 @@ class Cluster:
             log.info("the actors' output is in %s", self._logs)
 
     def _environment(self) -> dict[str, str]:
-        return thread_environment(self._config.threads) | {"TMPDIR": str(self._scratch.path), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        return thread_environment(self._config.threads) | {
+            "TMPDIR": str(self._scratch.path),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
 
     def _cpu_share(self) -> float:
         return 1.0 if (os.cpu_count() or 1) >= _ROLES else round((os.cpu_count() or 1) / _ROLES, 2)

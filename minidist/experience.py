@@ -51,7 +51,8 @@ class OnPolicy:
 
     async def next(self, step: int) -> Batch:
         """One collection."""
-        chosen = [self._prompts[i] for i in drawn(len(self._prompts), self._config.prompts_per_step, step=step, seed=self._seed)]
+        indices = drawn(len(self._prompts), self._config.prompts_per_step, step=step, seed=self._seed)
+        chosen = [self._prompts[index] for index in indices]
         with self._clock.span("generate"):
             rollouts = await self._engine.generate(
                 chosen,

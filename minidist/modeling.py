@@ -79,29 +79,34 @@ def architecture(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> P
     for key in fields:
         if key not in aliases and not hasattr(known, key):
             raise ModelError(f"student.architecture.{key} is no field of a {known.model_type} configuration")
-    tokens = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    return type(known)(**({"bos_token_id": tokenizer.bos_token_id} | tokens | fields))
+    tokens: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    given: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id} | tokens | fields
+    return type(known)(**given)
 
 
-def build_student(config: StudentConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def build_student(config: StudentConfig, tokenizer: PreTrainedTokenizerBase, seed: int, gpus: int = 0) -> PreTrainedModel:
     """The student: from its checkpoint, or random weights of its architecture."""
     if config.model is not None:
-        return load_model(config, "student.model")
+        return load_model(config, "student.model", gpus)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(architecture(config, tokenizer), dtype=getattr(torch, config.dtype))
-    return model.eval()
+    model: Any = AutoModelForCausalLM.from_config(architecture(config, tokenizer), dtype=getattr(torch, config.dtype))
+    return model.to(pick_device(gpus)).eval()
 
 
-def load_model(config: ModelConfig, where: str) -> PreTrainedModel:
-    """A checkpoint's model in evaluation mode (no dropout), from safetensors only."""
+def load_model(config: ModelConfig, where: str, gpus: int = 0) -> PreTrainedModel:
+    """A checkpoint's model in evaluation mode (no dropout), from safetensors only, on the role's device."""
     path = resolve(config.model or "", where)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code, use_safetensors=True
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: cannot load {path}: {str(error).splitlines()[0]}") from None
-    return model.eval()
+    return model.to(pick_device(gpus)).eval()
 
 
 def context_length(config: PretrainedConfig) -> int:
@@ -111,7 +116,7 @@ def context_length(config: PretrainedConfig) -> int:
 
 def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
     """The model's output head: hidden states [N, D] to float32 logits [N, V], sliced to `vocabulary`."""
-    linear = model.get_output_embeddings()
+    linear: Any = model.get_output_embeddings()
     scale, soft_cap = _scale(model.config), getattr(model.config, "final_logit_softcapping", None)
     return lambda hidden: _finish(linear(hidden.to(linear.weight.dtype)), scale, soft_cap, vocabulary)
 

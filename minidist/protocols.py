@@ -71,6 +71,10 @@ class Learner(Protocol):
 
     async def load(self, path: Path) -> None: ...
 
+    async def describe(self) -> dict[str, object]:
+        """Class, optimizer steps, ranks: for the run's summary."""
+        ...
+
     async def save(self, path: Path) -> None:
         """Safetensors, configuration and tokenizer: a directory transformers and vLLM load as it is."""
         ...
@@ -108,6 +112,10 @@ class Objective(Protocol):
     """Loss of each of the N tokens that count. No mask and no mean: the learner selects, sums and divides."""
 
     needs: ClassVar[Detail | None]
-    temperature: float
+
+    @property
+    def temperature(self) -> float:
+        """Divides both models' logits before the softmax."""
+        ...
 
     def __call__(self, student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Tensor: ...

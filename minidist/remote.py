@@ -1,9 +1,10 @@
 """A role that lives in a Ray actor, behind the role's own verbs."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ray.actor import ActorHandle
+import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from minidist.errors import MinidistError, RoleError
@@ -15,13 +16,17 @@ class Remote:
     Errors come back as what they are: minidist's own as themselves, anything else as a RoleError that names the role.
     """
 
-    def __init__(self, name: str, actor: ActorHandle) -> None:
+    def __init__(self, name: str, actor: Any) -> None:
         self._name, self._actor = name, actor
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
+            pending = self.ref(verb, *arguments, **options)
             try:
-                return await self.ref(verb, *arguments, **options)
+                return await pending
+            except asyncio.CancelledError:
+                ray.cancel(pending)  # so that the role stops working on what nobody waits for
+                raise
             except RayTaskError as error:
                 if isinstance(error.cause, MinidistError):
                     raise error.cause from None

@@ -42,7 +42,8 @@ class RunDirectory:
             )
 
     def finished(self) -> bool:
-        """Whether this very run is done already."""
+        """Whether this very run is done already. Raises as `check` does when another run is there."""
+        self.check()
         return not self._overwrite and self.summary is not None
 
     def start(self) -> None:

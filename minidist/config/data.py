@@ -21,7 +21,7 @@ class SourceConfig(Section):
     """Jinja template of the gold answer; None: the rows are prompts only."""
     text: str | None = None
     """Jinja template of plain text, for training on all its tokens instead of on answers."""
-    rows: int | None = Field(None, ge=1)
+    rows: int | None = Field(default=None, ge=1)
     """Use the first so many usable rows; None: all. A task makes as many (1,000 when None)."""
     seed: int = 0
     """Seed of a generated task, and of the order in which rows are drawn."""
@@ -47,7 +47,7 @@ class RenderConfig(Section):
     """Wrap prompts in the tokenizer's chat template: when it has one (auto), always, or never."""
     system: str | None = None
     """System message of the chat template."""
-    max_prompt_tokens: int = Field(512, ge=1)
+    max_prompt_tokens: int = Field(default=512, ge=1)
     """Longer prompts are bad rows."""
 
 
@@ -56,7 +56,7 @@ class SftDataConfig(RenderConfig):
 
     train: SourceConfig
     validation: SourceConfig | None = None
-    max_tokens: int = Field(512, ge=2)
+    max_tokens: int = Field(default=512, ge=2)
     """Longest sequence, prompt and answer together; plain text is cut into pieces of this length."""
 
 

@@ -95,14 +95,14 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         text = f"unknown key {where}{_suggestion(first['loc'], model)}"
     elif first["type"] == "union_tag_invalid":
-        context = first["ctx"]
+        context = first.get("ctx", {})
         expected = str(context["expected_tags"]).replace("'", "")
         close = difflib.get_close_matches(str(context["tag"]), expected.split(", "), n=1)
         text = f"{where}.type is {context['tag']!r}; expected one of {expected}" + _did_you_mean(close)
     elif first["type"] == "missing":
         text = f"{where} is missing"
     elif first["type"] == "value_error":
-        text = str(first["ctx"]["error"])
+        text = str(first.get("ctx", {})["error"])
     else:
         message = str(first["msg"])
         text = f"{where} is {first['input']!r}; {message[0].lower()}{message[1:]}"

@@ -48,9 +48,9 @@ class TeacherConfig(ModelConfig):
     payload: Payload = "hidden"
     """What it says of each token: `sampled` (one log-probability), `top_k` (K of them and the tail), `hidden` (hidden
     states, from which the learner forms the exact full vocabulary)."""
-    top_k: int = Field(64, ge=1)
+    top_k: int = Field(default=64, ge=1)
     """K of the `top_k` payload, in classes."""
-    batch_tokens: int = Field(8192, ge=1)
+    batch_tokens: int = Field(default=8192, ge=1)
     """Tokens per forward pass; bounds its memory."""
 
     @model_validator(mode="after")

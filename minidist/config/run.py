@@ -14,13 +14,13 @@ class RunConfig(Section):
     """Where everything of the run goes. A finished run of the same configuration is left as it is."""
     seed: int = 0
     """Source of every random number of the run: weights, data order, sampling."""
-    steps: int = Field(100, ge=1)
+    steps: int = Field(default=100, ge=1)
     """Collections, each followed by one optimizer step and one publication."""
     overwrite: bool = False
     """Start again in a directory that holds another run; its files are deleted first."""
-    checkpoint_every: int | None = Field(None, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between checkpoints under checkpoints/; None writes only final/."""
-    rollouts_every: int = Field(20, ge=1)
+    rollouts_every: int = Field(default=20, ge=1)
     """Steps between files under rollouts/ with the prompts and answers of that step, to read."""
     tensorboard: bool = True
     """Write the metrics as TensorBoard events too."""

@@ -8,8 +8,8 @@ from minidist.config.base import Section
 from minidist.config.data import DistillDataConfig, EvaluateDataConfig, SftDataConfig
 from minidist.config.learning import LearnerConfig, ObjectiveConfig, RolloutConfig, SupervisedConfig
 from minidist.config.models import DType, StudentConfig, TeacherConfig
-from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig
 from minidist.config.run import RunConfig
+from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig
 
 _RICHNESS = {"sampled": 1, "top_k": 2, "hidden": 3}
 
@@ -26,7 +26,7 @@ class SftConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     canaries: CanaryConfig = CanaryConfig()
-    batch_rows: int = Field(32, ge=1)
+    batch_rows: int = Field(default=32, ge=1)
     """Rows of one optimizer step."""
 
     @model_validator(mode="after")

@@ -31,7 +31,8 @@ class Template:
         """Raise DataError unless every column the template names is there."""
         missing = sorted(self.columns - set(columns))
         if missing:
-            raise DataError(f"{path} has no column {missing[0]!r}, which {self.where} uses; its columns are {', '.join(columns)}")
+            there = ", ".join(columns)
+            raise DataError(f"{path} has no column {missing[0]!r}, which {self.where} uses; its columns are {there}")
 
     def fill(self, row: dict[str, Any]) -> str:
         return self._template.render({key: "" if value is None else value for key, value in row.items()})
@@ -45,7 +46,7 @@ class Renderer:
             raise ModelError("the tokenizer has no end-of-sequence token, without which answers never end; set eos_token")
         if config.chat_template == "on" and tokenizer.chat_template is None:
             raise ModelError("data.chat_template is on, and the tokenizer has no chat template; set data.chat_template=off")
-        self.tokenizer, self.eos = tokenizer, int(tokenizer.eos_token_id)
+        self.tokenizer, self.eos = tokenizer, int(str(tokenizer.eos_token_id))
         self._chat = config.chat_template != "off" and tokenizer.chat_template is not None
         self._system = config.system
 
@@ -69,7 +70,7 @@ class Renderer:
     def decode(self, tokens: Array) -> str:
         """Text of an answer, without its end-of-sequence token."""
         ids = tokens.tolist()
-        return self.tokenizer.decode(ids[:-1] if ids and ids[-1] == self.eos else ids, skip_special_tokens=False)
+        return str(self.tokenizer.decode(ids[:-1] if ids and ids[-1] == self.eos else ids, skip_special_tokens=False))
 
     def _ids(self, text: str) -> Array:
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)

@@ -136,6 +136,7 @@ def _pieces(tokens: Array, size: int) -> Iterator[Array]:
 def _load_dataset(source: SourceConfig) -> Any:
     """Through `datasets`: a local file or directory by its ending, else a name on the hub."""
     import datasets
+    from datasets.exceptions import DatasetGenerationError
 
     datasets.disable_progress_bars()
     path = Path(source.path).expanduser()
@@ -147,7 +148,7 @@ def _load_dataset(source: SourceConfig) -> Any:
         if source.path.startswith((".", "/", "~")) or source.path.count("/") > 1 or path.suffix in (*_BUILDERS, ".gz"):
             raise DataError(f"no data file or directory at {source.path}")
         return datasets.load_dataset(source.path, split=source.split)
-    except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
+    except (OSError, ValueError, DatasetGenerationError) as error:
         if isinstance(error, DataError):
             raise
         reason = " ".join(str(error.__cause__ or error).split())[:300]

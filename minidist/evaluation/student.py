@@ -1,6 +1,7 @@
 """All figures of one student on held-out prompts, with the roles that training uses."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from minidist.data.batching import collate
 from minidist.evaluation import divergence
@@ -48,5 +49,5 @@ class Examiner:
             return {}
         return accuracy(rollouts) if self._graded else rouge_l(rollouts)
 
-    def _sampling(self) -> dict[str, float | int]:
+    def _sampling(self) -> dict[str, Any]:
         return {"samples": 1, "max_new_tokens": self._max_new_tokens, "temperature": 1.0, "top_p": 1.0, "seed": self._seed}

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from minidist.learners.single import SingleLearner
 from minidist.learners.schedule import make_optimizer
+from minidist.learners.single import SingleLearner
 
 
 class DeepSpeedLearner(SingleLearner):
@@ -27,7 +27,9 @@ class DeepSpeedLearner(SingleLearner):
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         _join(self._model.device.type)
         optimizer = make_optimizer(self._config.optimizer, self._model.named_parameters())
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+        self._engine: Any
+        self._zero: Any
+        self._engine, self._zero, _, _ = deepspeed.initialize(
             model=self._student, optimizer=optimizer, config=self._settings(), dist_init_required=False
         )
 
@@ -52,13 +54,13 @@ class DeepSpeedLearner(SingleLearner):
         self._engine.backward(loss * self.ranks)
 
     def _apply(self, rate: float) -> float:
-        for group in self._optimizer.param_groups:
+        for group in self._zero.param_groups:
             group["lr"] = rate
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
     def _discard(self) -> None:
-        self._engine.optimizer.zero_grad()
+        self._zero.zero_grad()
 
 
 def _join(device: str) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
-from minidist.modeling import load_model, pick_device, to_tensor
+from minidist.modeling import load_model, to_tensor
 from minidist.rollout.seeds import sample_seed
 from minidist.types import Finish, Prompt, Rollout, Weights
 from minidist.worker import Worker
@@ -23,7 +23,7 @@ class HFEngine:
 
     def __init__(self, config: ModelConfig, renderer: Renderer, *, gpus: int = 0) -> None:
         self._config, self._renderer, self._gpus = config, renderer, gpus
-        self._model = load_model(config, "student.model").to(pick_device(gpus))
+        self._model = load_model(config, "student.model", gpus)
         self._worker = Worker("rollout")
         self._version = self._tokens = 0
 
@@ -53,8 +53,8 @@ class HFEngine:
     async def load(self, weights: Weights | Path) -> None:
         """Other weights of the same architecture."""
         if isinstance(weights, Path):
-            model = load_model(self._config.model_copy(update={"model": str(weights)}), "weights")
-            self._model, self._version = model.to(self._model.device), self._version + 1
+            self._model = load_model(self._config.model_copy(update={"model": str(weights)}), "weights", self._gpus)
+            self._version += 1
             return
         state = {name: to_tensor(array, weights.dtypes[name]) for name, array in weights.arrays.items()}
         self._model.load_state_dict(state)

@@ -38,7 +38,7 @@ class VLLMEngine:
         self, config: ModelConfig, rollout: RolloutConfig, renderer: Renderer, *, max_tokens: int, seed: int, gpus: int = 0
     ) -> None:
         self._renderer, self._worker = renderer, Worker("rollout")
-        self._version = self._tokens = self._requests = 0
+        self._version = self._tokens = self._requests = self._aborted = 0
         path = resolve(config.model or "", "student.model")
         # Built in the worker's thread: vLLM and OpenMP keep per-thread state.
         self._engine = self._worker.run_now(_make_engine, path, config, rollout, max_tokens, seed, gpus)
@@ -90,6 +90,7 @@ class VLLMEngine:
             "architecture": model.architectures[0],
             "version": self._version,
             "tokens_written": self._tokens,
+            "requests_aborted": self._aborted,
         }
 
     async def close(self) -> None:
@@ -107,7 +108,9 @@ class VLLMEngine:
                 for output in await self._worker.run(self._steps, len(names) - len(finished)):
                     finished[output.request_id] = output
         except asyncio.CancelledError:
-            await self._worker.run(self._engine.abort_request, [name for name in names if name not in finished])
+            unfinished = [name for name in names if name not in finished]
+            await self._worker.run(self._engine.abort_request, unfinished)
+            self._aborted += len(unfinished)
             raise
         return [finished[name] for name in names]
 
@@ -174,6 +177,9 @@ def _make_engine(path: Path, config: ModelConfig, rollout: RolloutConfig, max_to
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    device: dict[str, Any] = _on_cpu(rollout, max_tokens)
+    if gpus:
+        device = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
     arguments = EngineArgs(
         model=str(path),
         tokenizer=str(path),
@@ -187,7 +193,7 @@ def _make_engine(path: Path, config: ModelConfig, rollout: RolloutConfig, max_to
         logprobs_mode="processed_logprobs",
         generation_config="vllm",
         disable_log_stats=True,
-        **({"gpu_memory_utilization": rollout.gpu_memory_utilization} if gpus else _on_cpu(rollout, max_tokens)),
+        **device,
     )
     return LLMEngine.from_engine_args(arguments)
 

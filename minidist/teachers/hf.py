@@ -8,7 +8,7 @@ from torch import Tensor
 from minidist.config.models import TeacherConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.rendering import Renderer
-from minidist.modeling import head_of, hidden_states, load_model, padded_layout, pick_device, to_array
+from minidist.modeling import head_of, hidden_states, load_model, padded_layout, to_array
 from minidist.rollout.hf import sample
 from minidist.types import Detail, Prompt, Rollout, TeacherScores
 from minidist.worker import Worker
@@ -19,7 +19,7 @@ class HFTeacher:
 
     def __init__(self, config: TeacherConfig, renderer: Renderer, *, vocabulary: int | None, gpus: int = 0) -> None:
         self._config, self._renderer = config, renderer
-        self._model = load_model(config, "teacher.model").to(pick_device(gpus)).requires_grad_(False)
+        self._model = load_model(config, "teacher.model", gpus).requires_grad_(False)
         self._head = head_of(self._model, vocabulary)
         self._padded = padded_layout("auto", self._model.device)
         self._worker = Worker("teacher")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from tiny import random_rollouts, row_logits, tiny_model, tiny_renderer
 
 from minidist.data.batching import collate, collate_examples, pack
 from minidist.data.sources import Example
 from minidist.types import Detail, Row, TeacherScores
+from tests.tiny import random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LAYOUTS = pytest.mark.parametrize("padded", [False, True], ids=["packed", "buckets"])
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 from transformers import PreTrainedModel
 
 from minidist.canaries import Alarms, check_engine, check_teacher, shared_vocabulary, tolerance
@@ -20,6 +19,7 @@ from minidist.errors import CanaryError, ModelError
 from minidist.learners.single import SingleLearner
 from minidist.rollout.hf import sample
 from minidist.types import Measures, Rollout
+from tests.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
 DIGITS = character_tokenizer("0123")
 
@@ -113,6 +113,13 @@ def test_engine_that_says_nan_is_noticed(writer: PreTrainedModel, rollouts: list
         check_engine(measured(writer, rollouts), broken, 1e-3)
 
 
+def test_differences_that_cancel_are_noticed(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    measures = measured(writer, rollouts)
+    signs = np.where(np.arange(len(measures.student_logprob)) % 2, 0.1, -0.1)
+    with pytest.raises(CanaryError, match="engine and learner disagree"):
+        check_engine(replace(measures, student_logprob=measures.student_logprob + signs), rollouts, 0.05)
+
+
 def taught(*logprobs: float) -> Measures:
     return Measures(np.zeros(len(logprobs)), np.zeros(len(logprobs)), np.array(logprobs))
 
@@ -125,7 +132,7 @@ def test_teacher_that_knows_something_passes() -> None:
 
 @pytest.mark.parametrize("off", [0.0, 0.01, -0.01])
 def test_uniform_teacher_stops_the_run(off: float) -> None:
-    with pytest.raises(CanaryError, match="uniform guess over 13 tokens is -2.565"):
+    with pytest.raises(CanaryError, match=r"uniform guess over 13 tokens is -2.565"):
         check_teacher(taught(-math.log(13) + off), VOCABULARY, 0.02)
 
 

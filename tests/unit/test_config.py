@@ -93,7 +93,11 @@ REFUSED = [
     ("distill", ["objective.temperature=0"], ["objective", "temperature is 0", "greater than 0"]),
     ("distill", ["objective.temprature=2"], ["temprature", "did you mean temperature?"]),
     ("distill", ["objective=null"], ["objective is None"]),
-    ("distill", ["teacher.payload=top_k"], ["teacher.payload top_k", "objective.type reverse_kl", "set teacher.payload=hidden"]),
+    (
+        "distill",
+        ["teacher.payload=top_k"],
+        ["teacher.payload top_k", "objective.type reverse_kl", "set teacher.payload=hidden"],
+    ),
     ("distill", ["teacher.payload=sampled"], ["set teacher.payload=hidden"]),
     ("distill", ["teacher.model=null"], ["teacher.model is missing"]),
     ("distill", ["student={architecture: {model_type: gpt2}, tokenizer: t}"], ["run minidist sft first", "student.model"]),
@@ -130,7 +134,9 @@ def test_suggestion_is_not_of_another_section(write: Write) -> None:
     assert "did you mean prompts" not in refusal(write("distill"), "data.validation={path: x, promt: y}")
 
 
-@pytest.mark.parametrize(("stage", "section"), [("sft", "run"), ("sft", "data"), ("distill", "teacher"), ("evaluate", "models")])
+@pytest.mark.parametrize(
+    ("stage", "section"), [("sft", "run"), ("sft", "data"), ("distill", "teacher"), ("evaluate", "models")]
+)
 def test_missing_section_is_named(tmp_path: Path, stage: str, section: str) -> None:
     file = tmp_path / "part.yaml"
     file.write_text(yaml.safe_dump({key: value for key, value in TREES[stage].items() if key != section}))

@@ -6,18 +6,20 @@ import math
 import numpy as np
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
-from tiny import random_rollouts
 
 import minidist.evaluation.text as text_module
 from minidist.evaluation import divergence
 from minidist.evaluation.text import accuracy, describe_text, repetition, rouge_l
 from minidist.types import Finish, Measures, Prompt, Rollout
+from tests.tiny import random_rollouts
 
 
 def answered(pairs: list[tuple[str, str]]) -> list[Rollout]:
     """Rollouts of (written, gold)."""
     none = np.zeros(1, dtype=np.int32)
-    return [Rollout(Prompt(at, none, "?", gold), none, none, none, Finish.STOP, 0, said) for at, (said, gold) in enumerate(pairs)]
+    return [
+        Rollout(Prompt(at, none, "?", gold), none, none, none, Finish.STOP, 0, said) for at, (said, gold) in enumerate(pairs)
+    ]
 
 
 def test_repetition() -> None:

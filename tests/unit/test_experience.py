@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import TableEngine, TableLearner, TableTeacher, said_by
 
 from minidist.config.learning import RolloutConfig
 from minidist.data.sources import Example
@@ -15,6 +14,7 @@ from minidist.loop import Run, train
 from minidist.tracking import Clock
 from minidist.transfer.object_store import ObjectStoreTransfer
 from minidist.types import Batch, Prompt, Update
+from tests.fakes import TableEngine, TableLearner, TableTeacher, said_by
 
 SIZE = 7
 STUDENT, TEACHER = np.random.default_rng(0).normal(size=(2, SIZE, SIZE))

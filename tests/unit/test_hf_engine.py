@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 from transformers import PreTrainedModel
 
 import minidist.rollout.hf as module
@@ -16,6 +15,7 @@ from minidist.modeling import to_array
 from minidist.rollout.hf import HFEngine, sample
 from minidist.rollout.seeds import sample_seed
 from minidist.types import Finish, Prompt, Rollout, Weights
+from tests.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
 RENDERER = tiny_renderer()
 FAMILIES = pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -134,7 +134,12 @@ def test_engine_scores_and_takes_new_weights(tmp_path: Path) -> None:
 
     async def use() -> None:
         engine = HFEngine(ModelConfig(model=str(tmp_path / "old")), RENDERER)
-        for loaded, model, version in ((None, old, 0), (weights, new, 7), (tmp_path / "old", old, 8), (tmp_path / "new", new, 9)):
+        for loaded, model, version in (
+            (None, old, 0),
+            (weights, new, 7),
+            (tmp_path / "old", old, 8),
+            (tmp_path / "new", new, 9),
+        ):
             if loaded is not None:
                 await engine.load(loaded)
             wanted = exact(model, sequence)[range(8), sequence[1:].tolist()].log()

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import VOCABULARY, random_rollouts, row_logits, tiny_model
 from transformers import PreTrainedModel
 
 from minidist.config.models import StudentConfig, TeacherConfig
@@ -30,6 +29,7 @@ from minidist.modeling import (
 )
 from minidist.teachers.head import load_teacher_head, vocabulary_size
 from minidist.types import Row, TeacherHead
+from tests.tiny import VOCABULARY, random_rollouts, row_logits, tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
 LAYOUTS = pytest.mark.parametrize("padded", [False, True], ids=["packed", "buckets"])
@@ -189,9 +189,9 @@ def test_architecture_takes_vocabulary_and_special_tokens_from_the_tokenizer() -
 
 def test_unknown_architecture_is_refused() -> None:
     tokenizer = character_tokenizer("0123456789=")
-    with pytest.raises(ModelError, match="student.architecture.hidden_sise is no field of a llama configuration"):
+    with pytest.raises(ModelError, match=r"student.architecture.hidden_sise is no field of a llama configuration"):
         architecture(student(hidden_sise=3), tokenizer)
-    with pytest.raises(ModelError, match="student.architecture.model_type: .*lama"):
+    with pytest.raises(ModelError, match=r"student.architecture.model_type: .*lama"):
         architecture(student(model_type="lama"), tokenizer)
 
 
@@ -214,12 +214,12 @@ def test_hub_name_without_a_hub_is_refused() -> None:
 
 
 def test_directory_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="teacher.model: .* holds no usable config.json"):
+    with pytest.raises(ModelError, match=r"teacher.model: .* holds no usable config.json"):
         load_config(TeacherConfig(model=str(tmp_path)), "teacher.model")
-    with pytest.raises(ModelError, match="teacher.model: .* holds no usable tokenizer"):
+    with pytest.raises(ModelError, match=r"teacher.model: .* holds no usable tokenizer"):
         load_tokenizer(str(tmp_path), "teacher.model")
     tiny_model().config.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="teacher.model: cannot load"):
+    with pytest.raises(ModelError, match=r"teacher.model: cannot load"):
         load_model(TeacherConfig(model=str(tmp_path)), "teacher.model")
     with pytest.raises(ModelError, match="no output head"):
         load_teacher_head(TeacherConfig(model=str(tmp_path)), None)

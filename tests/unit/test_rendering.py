@@ -10,9 +10,7 @@ from minidist.data import tasks
 from minidist.data.rendering import Renderer, Template, character_tokenizer
 from minidist.errors import ConfigError, DataError, ModelError
 
-CHAT = (
-    "{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}|{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
-)
+CHAT = "{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}|{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 
 
 def chatty() -> PreTrainedTokenizerBase:
@@ -37,7 +35,7 @@ def test_system_message_comes_first() -> None:
 
 
 def test_chat_template_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ModelError, match="data.chat_template is on, and .* no chat template; set data.chat_template=off"):
+    with pytest.raises(ModelError, match=r"data.chat_template is on, and .* no chat template; set data.chat_template=off"):
         Renderer(character_tokenizer("12"), RenderConfig(chat_template="on"))
 
 
@@ -93,7 +91,7 @@ def test_template_fills_columns() -> None:
 def test_template_refusals() -> None:
     with pytest.raises(ConfigError, match="prompt is not a valid Jinja template"):
         Template("{{ a", "prompt")
-    with pytest.raises(ConfigError, match="answer is not a valid Jinja template.*nope"):
+    with pytest.raises(ConfigError, match=r"answer is not a valid Jinja template.*nope"):
         Template("{{ a | nope }}", "answer")
     with pytest.raises(DataError, match=r"file has no column 'b', which prompt uses; its columns are a, c"):
         Template("{{ a }}{{ b }}", "prompt").check(["a", "c"], "file")

@@ -57,7 +57,7 @@ def test_other_configuration_is_refused_with_both_values(tmp_path: Path) -> None
     run_in(tmp_path / "run").start()
     other = run_in(tmp_path / "run", steps=6)
     for refused in (other.check, other.start):
-        with pytest.raises(RunDirectoryError, match="run.steps is 5 there and 6 here; .*run.overwrite=true"):
+        with pytest.raises(RunDirectoryError, match=r"run.steps is 5 there and 6 here; .*run.overwrite=true"):
             refused()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["steps"] == 5
 
@@ -68,13 +68,13 @@ def test_key_of_another_version_is_named(tmp_path: Path) -> None:
     tree = json.loads(file.read_text())
     tree["run"]["colour"] = "red"
     file.write_text(json.dumps(tree))
-    with pytest.raises(RunDirectoryError, match="run.colour is 'red' there and None here"):
+    with pytest.raises(RunDirectoryError, match=r"run.colour is 'red' there and None here"):
         run_in(tmp_path / "run").check()
 
 
 def test_foreign_files_are_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RunDirectoryError, match="holds files but no run; set run.directory"):
+    with pytest.raises(RunDirectoryError, match=r"holds files but no run; set run.directory"):
         run_in(tmp_path).start()
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import minidist.learners.single as module
 from minidist.config.learning import LearnerConfig, OptimizerConfig
+from minidist.config.models import ModelConfig
 from minidist.data.batching import collate, collate_examples
 from minidist.data.sources import Example
 from minidist.errors import CanaryError, DivergedError
@@ -23,9 +23,9 @@ from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.single import SingleLearner
 from minidist.losses import Match, Supervised, forward_kl, reverse_kl
 from minidist.modeling import load_model, to_tensor
-from minidist.config.models import ModelConfig
 from minidist.protocols import Objective
 from minidist.types import Batch, Detail, Stream, TeacherHead
+from tests.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)]
 SGD = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
@@ -44,7 +44,12 @@ def make() -> Iterator[MakeLearner]:
     made: list[SingleLearner] = []
 
     def learner(
-        model: PreTrainedModel, teacher: PreTrainedModel | None = None, *, objectives: Any = OBJECTIVES, steps: int = 10, **fields: Any
+        model: PreTrainedModel,
+        teacher: PreTrainedModel | None = None,
+        *,
+        objectives: Any = OBJECTIVES,
+        steps: int = 10,
+        **fields: Any,
     ) -> SingleLearner:
         head = None if teacher is None else TeacherHead(teacher.get_output_embeddings().weight.detach().numpy())
         config = LearnerConfig(**({"backend": "single", "optimizer": SGD} | fields))
@@ -208,7 +213,7 @@ def test_weights_that_are_nan_stop_the_step(make: MakeLearner) -> None:
 def test_infinite_loss_stops_the_step(make: MakeLearner) -> None:
     model = tiny_model()
     before = copy_of(model)
-    with pytest.raises(DivergedError, match="loss of stream gold is -?inf"):
+    with pytest.raises(DivergedError, match=r"loss of stream gold is -?inf"):
         step(make(model, objectives={"gold": Infinite()}), gold_text())
     assert unchanged(model, before)
 
@@ -220,6 +225,24 @@ def test_gradient_that_is_nan_is_named_and_stops_the_step(make: MakeLearner, chu
     with pytest.raises(DivergedError, match=r"step 0: the gradient of [\w.]+ is not finite; nothing was updated") as caught:
         step(make(model, objectives={"gold": NoSlope()}, chunk_tokens=chunk, micro_batch_tokens=16), gold_text())
     assert str(caught.value).split("gradient of ")[1].split(" is not")[0] in before
+    assert unchanged(model, before)
+
+
+class NoSlopeAtFirst(NoSlope):
+    """The gradient of the first micro-batch alone is nan."""
+
+    calls = 0
+
+    def __call__(self, student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Tensor:
+        self.calls += 1
+        return super().__call__(student_NV, labels_N, teacher_NV) if self.calls == 1 else -student_NV[:, 0]
+
+
+def test_gradient_that_is_nan_in_one_micro_batch_stops_the_step(make: MakeLearner) -> None:
+    model = tiny_model()
+    before = copy_of(model)
+    with pytest.raises(DivergedError, match="is not finite"):
+        step(make(model, objectives={"gold": NoSlopeAtFirst()}, micro_batch_tokens=1), gold_text())
     assert unchanged(model, before)
 
 
@@ -242,7 +265,7 @@ def test_lost_row_is_noticed(make: MakeLearner, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(module, "pack", lambda rows, **options: whole(rows, **options)[:-1])
     model = tiny_model()
     before = copy_of(model)
-    with pytest.raises(CanaryError, match="labels were counted and .* trained"):
+    with pytest.raises(CanaryError, match=r"labels were counted and .* trained"):
         step(make(model, layout=layout, micro_batch_tokens=12), gold_text())
     assert unchanged(model, before)
 

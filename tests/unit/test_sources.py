@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
-from tiny import tiny_renderer
 
 from minidist.config.data import SourceConfig
 from minidist.data.sources import Example, read_examples, read_prompts, read_rows
 from minidist.errors import DataError
 from minidist.types import Prompt
+from tests.tiny import tiny_renderer
 
 ROWS = [{"q": "31=", "a": "13"}, {"q": "20=", "a": "02"}, {"q": "9=", "a": "9"}]
 COLUMNS = {"prompt": "{{ q }}", "answer": "{{ a }}"}
@@ -42,7 +42,7 @@ def parquet(path: Path) -> Path:
 
 
 def csv(path: Path) -> Path:
-    path.write_text("q,a\n" + "".join(f"{row['q']},\"{row['a']}x\"\n" for row in ROWS))
+    path.write_text("q,a\n" + "".join(f'{row["q"]},"{row["a"]}x"\n' for row in ROWS))
     return path
 
 
@@ -62,7 +62,11 @@ MAKERS: list[tuple[str, Callable[[Path], Path]]] = [("r.jsonl", jsonl), ("r.json
 @pytest.mark.parametrize(("name", "make"), MAKERS, ids=[name for name, _ in MAKERS])
 def test_files(tmp_path: Path, name: str, make: Callable[[Path], Path]) -> None:
     found, skipped = prompts(make(tmp_path / name), **COLUMNS)
-    assert [(prompt.row, prompt.text, prompt.answer) for prompt in found] == [(0, "31=", "13"), (1, "20=", "02"), (2, "9=", "9")]
+    assert [(prompt.row, prompt.text, prompt.answer) for prompt in found] == [
+        (0, "31=", "13"),
+        (1, "20=", "02"),
+        (2, "9=", "9"),
+    ]
     assert found[0].tokens.tolist() == tiny_renderer().prompt("31=").tolist()
     assert skipped == 0
 
@@ -111,7 +115,7 @@ def test_missing_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_unknown_ending_and_broken_file(tmp_path: Path) -> None:
     (tmp_path / "a.xml").write_text("<a/>")
-    with pytest.raises(DataError, match="unknown ending; expected .jsonl"):
+    with pytest.raises(DataError, match=r"unknown ending; expected .jsonl"):
         prompts(tmp_path / "a.xml")
     (tmp_path / "b.jsonl").write_text("{not json\n")
     with pytest.raises(DataError, match="cannot read the data"):
@@ -146,7 +150,7 @@ def test_reasons_name_the_key_to_change(tmp_path: Path) -> None:
 
 
 def test_no_row_left_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1 of 1 rows .* No row is left"):
+    with pytest.raises(DataError, match=r"1 of 1 rows .* No row is left"):
         prompts(jsonl(tmp_path / "r.jsonl", BAD[1:2]), bad_rows="skip", **COLUMNS)
 
 
@@ -183,7 +187,12 @@ def test_plain_text_is_cut_into_pieces(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "r.jsonl", [{"t": "0123456789"}, {"t": "55"}])
     pieces, skipped = examples(file, text="{{ t }}", max_tokens=4)
     whole = tiny_renderer().text("0123456789").tolist()
-    assert [piece.tokens.tolist() for piece in pieces] == [whole[:4], whole[4:8], whole[8:], tiny_renderer().text("55").tolist()]
+    assert [piece.tokens.tolist() for piece in pieces] == [
+        whole[:4],
+        whole[4:8],
+        whole[8:],
+        tiny_renderer().text("55").tolist(),
+    ]
     assert {piece.start for piece in pieces} == {1}
     assert skipped == 0
 
@@ -197,6 +206,6 @@ def test_text_file_with_blank_lines(tmp_path: Path) -> None:
 
 def test_empty_plain_text_is_a_bad_row(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "r.jsonl", [{"t": "12"}, {"t": " "}])
-    with pytest.raises(DataError, match="1 of 2 rows .* row 1: the text is empty"):
+    with pytest.raises(DataError, match=r"1 of 2 rows .* row 1: the text is empty"):
         examples(file, text="{{ t }}")
     assert examples(file, text="{{ t }}", bad_rows="skip")[1] == 1

@@ -59,5 +59,5 @@ def test_refusals_name_what_there_is() -> None:
 
 def test_more_rows_than_problems_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tasks.TASKS, "coin", tasks.Task("01=", lambda rng: (f"{rng.randrange(40)}=", "0")))
-    with pytest.raises(DataError, match="too few different train problems for 100 rows; ask for [0-9]+$"):
+    with pytest.raises(DataError, match=r"too few different train problems for 100 rows; ask for [0-9]+$"):
         tasks.generate("coin", split="train", rows=100, seed=0)

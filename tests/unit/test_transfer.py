@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from fakes import StaleEngine, TableEngine, TableLearner
 
 from minidist.errors import CanaryError
 from minidist.transfer.object_store import ObjectStoreTransfer
+from tests.fakes import StaleEngine, TableEngine, TableLearner
 
 OLD, NEW = np.random.default_rng(0).normal(size=(2, 5, 5))
 
@@ -56,7 +56,7 @@ def test_every_sync_has_its_own_number_and_probe() -> None:
     asked: list[int] = []
     whole = learner.probe
 
-    async def probe(version: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    async def probe(version: int):  # type: ignore[no-untyped-def]
         asked.append(version)
         return await whole(version)
 

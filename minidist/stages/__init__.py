@@ -1,0 +1,35 @@
+"""The stages a user calls: each plans, hosts its roles, runs, and leaves a summary."""
+
+import time
+from typing import Any
+
+from minidist.build import make_plan
+from minidist.cluster import Cluster
+from minidist.config import Config, DistillConfig, SftConfig
+from minidist.rundir import RunDirectory
+from minidist.stages.distill import distill
+from minidist.stages.evaluate import evaluate
+from minidist.stages.sft import sft
+from minidist.tracking import log, start_log
+
+
+async def run_stage(config: Config) -> dict[str, Any]:
+    """Run a stage from its start to its end and return its summary."""
+    directory = RunDirectory(config)
+    plan = make_plan(config)
+    directory.start()
+    start_log(directory.path)
+    for line in plan.lines:
+        log.info("%s", line)
+    started = time.time()
+    async with Cluster(config.cluster, directory.path / "logs") as cluster:
+        if isinstance(config, SftConfig):
+            summary = await sft(config, plan, directory, cluster)
+        elif isinstance(config, DistillConfig):
+            summary = await distill(config, plan, directory, cluster)
+        else:
+            summary = await evaluate(config, plan, directory, cluster)
+    summary = {"stage": config.stage, "seconds": round(time.time() - started, 1), **summary}
+    directory.finish(summary)
+    log.info("%s finished in %.0f s: %s", config.stage, summary["seconds"], directory.path)
+    return summary

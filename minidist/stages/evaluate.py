@@ -1,0 +1,125 @@
+"""Evaluation of a list of models against one teacher, as one table."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from minidist.build import Plan, as_model, make_engine, make_learner, make_teacher, same_architecture
+from minidist.cluster import Cluster
+from minidist.config import EvaluateConfig
+from minidist.config.models import StudentConfig
+from minidist.evaluation.student import Examiner
+from minidist.modeling import resolve
+from minidist.protocols import Learner, RolloutEngine
+from minidist.rundir import RunDirectory
+from minidist.tracking import log
+
+
+async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, cluster: Cluster) -> dict[str, Any]:
+    """Measure each model, write result.json, print the table."""
+    teacher_path = resolve(config.teacher.model or "", "teacher.model").resolve()
+    paths = {name: resolve(model, f"models.{name}").resolve() for name, model in config.models.items()}
+    students = [path for path in paths.values() if path != teacher_path]
+    bench = _Bench(config, plan, cluster)
+    # The teacher and the first student start side by side: most of a start is imports.
+    first = asyncio.gather(*(bench.seat(path) for path in students[:1]))
+    teacher = await cluster.host("teacher", make_teacher, config.teacher, plan.renderer, plan.vocabulary, config.cluster.gpus)
+    await first
+    graded = config.data.test.task is not None
+    sampling = {"max_new_tokens": config.rollout.max_new_tokens, "seed": config.run.seed}
+    examiner = Examiner(plan.prompts, teacher, graded=graded, **sampling)
+    result: dict[str, Any] = {}
+    for name, path in paths.items():
+        own = path == teacher_path
+        figures = await (examiner.examine_teacher() if own else examiner.examine(*await bench.seat(path)))
+        result[name] = figures | _training_facts(path)
+        log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if "_se" not in key))
+    (directory.path / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    Console(width=120).print(_table(result))
+    print(f"result: {directory.path / 'result.json'}")
+    return {"result": result}
+
+
+class _Bench:
+    """One engine and one learner; the next student of the same architecture takes their place by its weights alone."""
+
+    def __init__(self, config: EvaluateConfig, plan: Plan, cluster: Cluster) -> None:
+        self._config, self._plan, self._cluster = config, plan, cluster
+        self._seated: tuple[Path, RolloutEngine, Learner] | None = None
+
+    async def seat(self, path: Path) -> tuple[RolloutEngine, Learner]:
+        """Engine and learner with the weights at `path`."""
+        if self._seated is not None and self._seated[0] == path:
+            return self._seated[1:]
+        if self._seated is not None and same_architecture(self._seated[0], path):
+            _, engine, learner = self._seated
+            await engine.load(path)
+            await learner.load(path)
+        else:
+            if self._seated is not None:
+                await self._cluster.dismiss(self._seated[1])
+                await self._cluster.dismiss(self._seated[2])
+            engine, learner = await self._host(path)
+        self._seated = path, engine, learner
+        return engine, learner
+
+    async def _host(self, path: Path) -> tuple[RolloutEngine, Learner]:
+        config, plan, model = self._config, self._plan, as_model(self._config, str(path))
+        gpus, seed = config.cluster.gpus, config.run.seed
+        host, student = self._cluster.host, StudentConfig(**model.model_dump())
+        return await asyncio.gather(
+            host("rollout engine", make_engine, model, config.rollout, plan.renderer, plan.max_tokens, seed, gpus),
+            host(
+                "learner",
+                make_learner,
+                student,
+                config.teacher,
+                plan.renderer,
+                config.learner,
+                {},
+                1,
+                seed,
+                plan.vocabulary,
+                gpus,
+            ),
+        )
+
+
+def _training_facts(path: Path) -> dict[str, Any]:
+    """From the run that trained a model: which engines, tokens written, syncs proved."""
+    file = path.parent / "summary.json"
+    if not file.is_file():
+        return {}
+    summary = json.loads(file.read_text())
+    kept = ("stage", "steps", "seconds", "engine", "learner", "teacher", "syncs_proved", "best", "stopped_improving")
+    return {"run": str(path.parent), "training": {key: summary[key] for key in kept if key in summary}}
+
+
+def _table(result: dict[str, Any]) -> Table:
+    """The models line by line, each figure with its standard error."""
+    columns = {
+        "accuracy": "accuracy",
+        "rouge_l": "ROUGE-L",
+        "reverse_kl": "reverse KL",
+        "forward_kl": "forward KL",
+        "length_mean_tokens": "length",
+        "truncated_frac": "truncated",
+        "repetition_frac": "repeated",
+    }
+    shown = [name for name in columns if any(name in figures for figures in result.values())]
+    caption = "divergences in nats a token, lengths in tokens"
+    table = Table("", *(columns[name] for name in shown), box=box.SIMPLE, caption=caption)
+    for model, figures in result.items():
+        cells = [
+            f"{figures[name]:.3f}" + (f" ± {figures[name + '_se']:.3f}" if name + "_se" in figures else "")
+            if name in figures
+            else "–"
+            for name in shown
+        ]
+        table.add_row(model, *cells)
+    return table

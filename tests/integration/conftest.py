@@ -1,0 +1,117 @@
+"""One Ray cluster with one vLLM engine, one teacher and one DeepSpeed learner, shared by the whole test run."""
+
+import asyncio
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from minidist.build import make_engine, make_learner, make_teacher
+from minidist.cluster import Cluster
+from minidist.config.data import RenderConfig
+from minidist.config.learning import LearnerConfig, OptimizerConfig, RolloutConfig
+from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
+from minidist.config.runtime import ClusterConfig
+from minidist.data.rendering import Renderer, character_tokenizer
+from minidist.data.tasks import find
+from minidist.modeling import build_student
+from minidist.types import Prompt
+
+SHAPE: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+MAX_TOKENS = 48
+
+
+def save_model(path: Path, shape: dict[str, Any], seed: int) -> PreTrainedModel:
+    """Random weights, large enough that the distributions are far from uniform."""
+    tokenizer = character_tokenizer(find("sort").alphabet)
+    model = build_student(StudentConfig(architecture=shape, tokenizer="characters:sort"), tokenizer, seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return model
+
+
+def settings(**changes: Any) -> LearnerConfig:
+    """Plain gradient descent at rate 1, so that a difference of weights is a gradient."""
+    optimizer = OptimizerConfig(type="sgd", lr=changes.pop("lr", 1.0), grad_clip=None)
+    return LearnerConfig(optimizer=optimizer, **changes)
+
+
+@dataclass
+class Stack:
+    """The running roles, and what they were made from."""
+
+    runner: asyncio.Runner
+    cluster: Cluster
+    renderer: Renderer
+    student: Path
+    teacher_path: Path
+    engine: Any
+    teacher: Any
+    learner: Any
+
+    def run(self, call: Awaitable[Any]) -> Any:
+        async def awaited() -> Any:
+            return await call
+
+        return self.runner.run(awaited())
+
+    def prompts(self, texts: list[str]) -> list[Prompt]:
+        return [Prompt(row, self.renderer.prompt(text), text) for row, text in enumerate(texts)]
+
+    def host_learner(self, config: LearnerConfig) -> Any:
+        """Another learner on the same student and teacher, in an actor of its own."""
+        return self.run(self.cluster.host("learner", *learner_arguments(self, config)))
+
+    def dismiss(self, role: Any) -> None:
+        self.run(self.cluster.dismiss(role))
+
+
+def learner_arguments(stack: Stack, config: LearnerConfig) -> tuple[Any, ...]:
+    objectives = {"on_policy": {"type": "reverse_kl"}, "supervised": {"type": "supervised"}}
+    student, teacher = StudentConfig(model=str(stack.student)), TeacherConfig(model=str(stack.teacher_path))
+    return (make_learner, student, teacher, stack.renderer, config, objectives, 100, 0, None, 0)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    root = tmp_path_factory.mktemp("models")
+    save_model(root / "student", SHAPE, 1)
+    save_model(root / "teacher", SHAPE | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}, 2)
+    renderer = Renderer(character_tokenizer(find("sort").alphabet), RenderConfig())
+    with asyncio.Runner() as runner:
+        cluster = Cluster(ClusterConfig(), root / "logs")
+        runner.run(cluster.__aenter__())
+        stack = Stack(runner, cluster, renderer, root / "student", root / "teacher", None, None, None)
+        try:
+            stack.engine, stack.teacher, stack.learner = stack.run(_host(stack))
+            yield stack
+        finally:
+            runner.run(cluster.__aexit__(None, None, None))
+
+
+async def _host(stack: Stack) -> tuple[Any, Any, Any]:
+    host, model = stack.cluster.host, ModelConfig(model=str(stack.student))
+    teacher = TeacherConfig(model=str(stack.teacher_path))
+    return await asyncio.gather(
+        host("rollout engine", make_engine, model, RolloutConfig(), stack.renderer, MAX_TOKENS, 0, 0),
+        host("teacher", make_teacher, teacher, stack.renderer, None, 0),
+        host("learner", *learner_arguments(stack, settings(lr=0.5))),
+    )

@@ -1,0 +1,241 @@
+"""The numbers that must agree, with the real engines: vLLM, transformers, DeepSpeed and plain torch."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from minidist.build import make_engine
+from minidist.config.learning import RolloutConfig
+from minidist.config.models import ModelConfig
+from minidist.data.batching import collate, collate_examples
+from minidist.data.sources import Example
+from minidist.data.tasks import generate
+from minidist.errors import CanaryError
+from minidist.learners.single import SingleLearner
+from minidist.losses.objectives import make_objective
+from minidist.modeling import build_student, load_model
+from minidist.rollout.hf import HFEngine
+from minidist.teachers.head import load_teacher_head
+from minidist.transfer.object_store import ObjectStoreTransfer
+from minidist.types import Batch, Rollout, Weights
+from tests.integration.conftest import MAX_TOKENS, SHAPE, Stack, save_model, settings
+
+SAMPLING: dict[str, Any] = {"samples": 1, "max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "seed": 3}
+GREEDY = SAMPLING | {"temperature": 0.0}
+EXACT = 2e-4  # nats; float32, two implementations of the same arithmetic
+
+
+def texts(count: int) -> list[str]:
+    rows = generate("sort", split="train", rows=count, seed=0)
+    return [row["prompt"][: 2 + index % 8] for index, row in enumerate(rows)]  # of uneven length
+
+
+def written(stack: Stack, count: int = 24, **changes: Any) -> list[Rollout]:
+    return stack.run(stack.engine.generate(stack.prompts(texts(count)), **(SAMPLING | changes)))
+
+
+def on_policy_batch(stack: Stack, rollouts: list[Rollout]) -> Batch:
+    scores = stack.run(stack.teacher.score(rollouts))
+    rows = generate("sort", split="train", rows=7, seed=9)
+    answers = [stack.renderer.answer(row["answer"]) for row in rows]
+    prompts = [stack.renderer.prompt(row["prompt"]) for row in rows]
+    examples = [Example(np.concatenate([p, a]), len(p)) for p, a in zip(prompts, answers, strict=True)]
+    regulariser = collate_examples("sft", examples, objective="supervised", weight=0.3)
+    return Batch(0, (collate("on_policy", rollouts, scores, objective="on_policy"), regulariser))
+
+
+def test_engine_gives_the_learners_log_probabilities_of_its_samples(stack: Stack) -> None:
+    rollouts = written(stack)
+    measured = stack.run(stack.learner.measure(on_policy_batch(stack, rollouts).streams[0]))
+    engine = np.concatenate([rollout.logprobs for rollout in rollouts])
+    assert len({tuple(rollout.tokens) for rollout in rollouts}) > 1
+    assert np.std(engine) > 0.3  # not a uniform model, on which anything agrees
+    assert np.abs(engine - measured.student_logprob).max() < EXACT
+
+
+def test_log_probabilities_are_of_the_sampled_distribution(stack: Stack) -> None:
+    warped = {"temperature": 0.7, "top_p": 0.9}
+    rollouts = written(stack, **warped)
+    reference = load_model(ModelConfig(model=str(stack.student)), "student")
+    for rollout in rollouts[:6]:
+        ids = torch.tensor(np.concatenate([rollout.prompt.tokens, rollout.tokens])[None].astype(np.int64))
+        with torch.no_grad():
+            logits = reference(ids).logits[0, len(rollout.prompt.tokens) - 1 : -1]
+        logprobs = torch.log_softmax(logits / 0.7, -1)
+        ordered, order = logprobs.sort(-1, descending=True)
+        kept = ordered.exp().cumsum(-1) - ordered.exp() < 0.9
+        mask = torch.zeros_like(kept).scatter(-1, order, kept)
+        kept_logprobs = torch.log_softmax(logprobs.masked_fill(~mask, float("-inf")), -1)
+        expected = kept_logprobs.gather(-1, torch.tensor(rollout.tokens[:, None].astype(np.int64))).squeeze(-1)
+        assert np.abs(rollout.logprobs - expected.numpy()).max() < EXACT
+
+
+def test_vllm_equals_the_transformers_engine(stack: Stack) -> None:
+    reference = HFEngine(ModelConfig(model=str(stack.student)), stack.renderer)
+    prompts = stack.prompts(texts(12))
+    slow = asyncio.run(reference.generate(prompts, **GREEDY))
+    fast = stack.run(stack.engine.generate(prompts, **GREEDY))
+    assert [list(rollout.tokens) for rollout in slow] == [list(rollout.tokens) for rollout in fast]
+    assert [rollout.finish for rollout in slow] == [rollout.finish for rollout in fast]
+    sequences = [[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()] for rollout in fast]
+    ours, theirs = asyncio.run(reference.score(sequences)), stack.run(stack.engine.score(sequences))
+    assert max(abs(a - b) for left, right in zip(ours, theirs, strict=True) for a, b in zip(left, right, strict=True)) < EXACT
+
+
+def test_same_seed_same_samples_other_seed_other_samples(stack: Stack) -> None:
+    first, again, other = written(stack), written(stack), written(stack, seed=4)
+    assert [list(r.tokens) for r in first] == [list(r.tokens) for r in again]
+    assert [list(r.tokens) for r in first] != [list(r.tokens) for r in other]
+    alone = stack.run(stack.engine.generate(stack.prompts(texts(24))[5:6], **SAMPLING))
+    assert list(alone[0].tokens) == list(first[5].tokens)  # whatever it is batched with
+
+
+def test_more_prompts_than_the_engine_holds_at_once(stack: Stack) -> None:
+    rollouts = written(stack, count=300, samples=2, max_new_tokens=3)
+    assert [rollout.prompt.row for rollout in rollouts] == [row for row in range(300) for _ in range(2)]
+    assert {rollout.sample for rollout in rollouts} == {0, 1}
+
+
+def test_after_each_sync_engine_and_learner_are_one(stack: Stack, tmp_path: Path) -> None:
+    transfer = ObjectStoreTransfer(tolerance_nats=5e-3)
+    before = [list(r.tokens) for r in stack.run(stack.engine.generate(stack.prompts(texts(12)), **GREEDY))]
+    for version in (1, 2, 3):
+        stack.run(stack.learner.update(on_policy_batch(stack, written(stack, seed=version))))
+        assert stack.run(transfer.publish(stack.learner, [stack.engine])) < EXACT
+    rollouts = stack.run(stack.engine.generate(stack.prompts(texts(12)), **GREEDY))
+    stack.run(stack.learner.save(tmp_path / "student"))
+    learner = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
+    assert before != [list(r.tokens) for r in rollouts]  # the updates changed what it writes
+    for rollout in rollouts:
+        ids = torch.tensor(rollout.prompt.tokens[None].astype(np.int64))
+        greedy = learner.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+        assert greedy[0, ids.shape[1] :].tolist() == rollout.tokens.tolist()
+        assert (rollout.versions == stack.run(stack.learner.describe())["optimizer_steps"]).all()
+    assert transfer.proved == 3
+
+
+def test_a_sync_without_the_tied_head_is_caught(stack: Stack) -> None:
+    class Forgetful:
+        """The learner, whose weights lack the tied output head, as a tied checkpoint does."""
+
+        async def weights(self) -> Weights:
+            weights = await stack.learner.weights()
+            arrays = {name: array for name, array in weights.arrays.items() if name != "lm_head.weight"}
+            return Weights(weights.version, arrays, weights.dtypes)
+
+        async def probe(self, version: int) -> Any:
+            return await stack.learner.probe(version)
+
+    stack.run(stack.learner.update(on_policy_batch(stack, written(stack, seed=8))))
+    transfer = ObjectStoreTransfer(tolerance_nats=5e-3)
+    with pytest.raises(CanaryError, match="did not take the new weights"):
+        stack.run(transfer.publish(Forgetful(), [stack.engine]))  # type: ignore[arg-type]
+    assert stack.run(transfer.publish(stack.learner, [stack.engine])) < EXACT  # and mended by the whole set
+
+
+def test_hidden_state_scores_equal_full_logits(stack: Stack) -> None:
+    from minidist.config.models import TeacherConfig
+    from minidist.modeling import apply_head
+
+    rollouts = written(stack)
+    scores = stack.run(stack.teacher.score(rollouts))
+    head = load_teacher_head(TeacherConfig(model=str(stack.teacher_path)), None)
+    apply = apply_head(head, torch.tensor(head.weight), None)
+    teacher = load_model(ModelConfig(model=str(stack.teacher_path)), "teacher")
+    for rollout, scored in zip(rollouts, scores, strict=True):
+        ids = torch.tensor(np.concatenate([rollout.prompt.tokens, rollout.tokens])[None].astype(np.int64))
+        with torch.no_grad():
+            full = torch.log_softmax(teacher(ids).logits[0, len(rollout.prompt.tokens) - 1 : -1], -1)
+        assert scored.hidden is not None and len(scored.hidden) == len(rollout.tokens)
+        assert (torch.log_softmax(apply(torch.tensor(scored.hidden)), -1) - full).abs().max() < EXACT
+
+
+def test_deepspeed_equals_the_plain_learner_with_uneven_micro_batches(stack: Stack) -> None:
+    batch = on_policy_batch(stack, written(stack, seed=5))
+    start = load_model(ModelConfig(model=str(stack.student)), "student").state_dict()
+    gradients: dict[str, dict[str, np.ndarray]] = {}
+    for stage in (1, 2):
+        learner = stack.host_learner(settings(micro_batch_tokens=90, zero_stage=stage))
+        update = stack.run(learner.update(batch))
+        assert update.metrics["learner/micro_batches"] > 3
+        weights = stack.run(learner.weights())
+        gradients[f"ZeRO-{stage}"] = {name: start[name].numpy() - array for name, array in weights.arrays.items()}
+        stack.dismiss(learner)
+    single = plain_learner(stack)
+    whole = asyncio.run(single.update(batch))
+    plain = asyncio.run(single.weights())
+    expected = {name: start[name].numpy() - array for name, array in plain.arrays.items()}
+    assert max(np.abs(gradient).max() for gradient in expected.values()) > 1e-2
+    for gradient in gradients.values():
+        for name, array in expected.items():
+            np.testing.assert_allclose(gradient[name], array, atol=2e-6)
+    assert update.metrics["loss/nats_per_token"] == pytest.approx(whole.metrics["loss/nats_per_token"], rel=1e-5)
+    assert update.metrics["learner/grad_norm"] == pytest.approx(whole.metrics["learner/grad_norm"], rel=1e-4)
+
+
+def plain_learner(stack: Stack) -> SingleLearner:
+    from minidist.config.models import StudentConfig, TeacherConfig
+
+    model = build_student(StudentConfig(model=str(stack.student)), stack.renderer.tokenizer, 0)
+    head = load_teacher_head(TeacherConfig(model=str(stack.teacher_path)), None)
+    objectives = {"on_policy": make_objective("reverse_kl"), "supervised": make_objective("supervised")}
+    return SingleLearner(model, stack.renderer, settings(), objectives, steps=100, teacher_head=head)
+
+
+def test_a_cancelled_generation_is_aborted(stack: Stack) -> None:
+    async def cancelled() -> None:
+        task = asyncio.ensure_future(stack.engine.generate(stack.prompts(texts(200)), **(SAMPLING | {"max_new_tokens": 38})))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        for _ in range(100):
+            if (await stack.engine.describe())["requests_aborted"]:
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError("the requests of a cancelled call were not aborted")
+
+    stack.run(cancelled())
+    assert len(written(stack)) == 24
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen3"])
+def test_weights_of_other_families_reach_vllm(stack: Stack, tmp_path: Path, family: str) -> None:
+    shapes = {
+        "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64},
+        "qwen3": SHAPE | {"model_type": "qwen3", "tie_word_embeddings": False},
+    }
+    save_model(tmp_path / "old", shapes[family], 1)
+    new = save_model(tmp_path / "new", shapes[family], 2)
+    engine = stack.run(
+        stack.cluster.host(
+            "rollout engine",
+            make_engine,
+            ModelConfig(model=str(tmp_path / "old")),
+            RolloutConfig(),
+            stack.renderer,
+            MAX_TOKENS,
+            0,
+            0,
+        )
+    )
+    sequences = [[2, 5, 9, 4, 11, 3], [7, 7, 20, 6, 2, 15, 8]]
+    states = {name: tensor.numpy() for name, tensor in new.state_dict().items()}
+    stack.run(engine.load(Weights(1, states, dict.fromkeys(states, "float32"))))
+    through_store = stack.run(engine.score(sequences))
+    stack.run(engine.load(tmp_path / "old"))
+    stack.run(engine.load(tmp_path / "new"))
+    from_disk = stack.run(engine.score(sequences))
+    stack.dismiss(engine)
+    for sequence, *scored in zip(sequences, through_store, from_disk, strict=True):
+        ids = torch.tensor([sequence])
+        with torch.no_grad():
+            logprobs = torch.log_softmax(new(ids).logits[0, :-1], -1)
+        expected = logprobs.gather(-1, ids[0, 1:, None]).squeeze(-1).numpy()
+        for values in scored:
+            assert np.abs(np.array(values) - expected).max() < EXACT
