@@ -167,16 +167,22 @@ def _shape(name: str, model: "PretrainedConfig") -> str:
 
 
 def make_engine(
-    model: ModelConfig, rollout: RolloutConfig, renderer: Renderer, max_tokens: int, seed: int, gpus: int
+    model: ModelConfig,
+    rollout: RolloutConfig,
+    renderer: Renderer,
+    max_tokens: int,
+    seed: int,
+    vocabulary: int | None,
+    gpus: int,
 ) -> RolloutEngine:
     """The rollout engine of `rollout.engine`."""
     if rollout.engine == "hf":
         from minidist.rollout.hf import HFEngine
 
-        return HFEngine(model, renderer, gpus=gpus)
+        return HFEngine(model, renderer, vocabulary=vocabulary, gpus=gpus)
     from minidist.rollout.vllm import VLLMEngine
 
-    return VLLMEngine(model, rollout, renderer, max_tokens=max_tokens, seed=seed, gpus=gpus)
+    return VLLMEngine(model, rollout, renderer, max_tokens=max_tokens, seed=seed, vocabulary=vocabulary, gpus=gpus)
 
 
 def make_teacher(config: TeacherConfig, renderer: Renderer, vocabulary: int | None, gpus: int) -> Teacher:

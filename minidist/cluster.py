@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import psutil
+
 from minidist.config.runtime import ClusterConfig
 from minidist.errors import ConfigError
 from minidist.tracking import log
@@ -48,10 +50,10 @@ class Cluster:
             self._end_ray(failed=kind is not None)
         self._scratch.remove()
 
-    async def host(self, name: str, make: Callable[..., T], *arguments: Any) -> T:
-        """The role that `make(*arguments)` builds, in an actor of its own or here. Its verbs are awaited either way."""
+    async def host(self, name: str, make: Callable[..., T], **arguments: Any) -> T:
+        """The role that `make(**arguments)` builds, in an actor of its own or here. Its verbs are awaited either way."""
         if self._config.roles == "local":
-            role = await asyncio.to_thread(make, *arguments)
+            role = await asyncio.to_thread(make, **arguments)
             self._local.append(role)
             return role
         import ray
@@ -65,7 +67,8 @@ class Cluster:
         )
         remote = Remote(name, actor)
         self._actors.append((remote, actor))
-        await remote.start(make, *arguments)
+        self._scratch.guard()
+        await remote.start(make, **arguments)
         return cast(T, remote)
 
     async def dismiss(self, role: Any) -> None:
@@ -136,8 +139,7 @@ class _Host:
 
     async def call(self, verb: str, *arguments: Any, **options: Any) -> Any:
         if verb == "start":
-            make, *rest = arguments
-            self._role = make(*rest)
+            self._role = arguments[0](**options)
             return None
         return await getattr(self._role, verb)(*arguments, **options)
 
@@ -145,7 +147,8 @@ class _Host:
 class Scratch:
     """A temporary directory that goes when this process does, however it ends.
 
-    A small shell waits on a pipe that only this process holds open; when the pipe closes, it removes the directory.
+    A small shell waits on a pipe that only this process holds open. When the pipe closes, it removes the directory; if this
+    process was killed, it first ends the processes that had been started by then.
     """
 
     def __init__(self) -> None:
@@ -154,16 +157,38 @@ class Scratch:
         self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) < 30 else "/tmp"))
         self._before = tempfile.tempdir, os.environ.get("TMPDIR")
         tempfile.tempdir = os.environ["TMPDIR"] = str(self.path)
-        wait = 'read line; for again in 1 2 3 4 5; do rm -rf "$0" && exit; sleep 1; done'
-        self._keeper = subprocess.Popen(["/bin/sh", "-c", wait, str(self.path)], stdin=subprocess.PIPE, start_new_session=True)
+        self._keeper = subprocess.Popen(
+            ["/bin/sh", "-c", _KEEPER, str(self.path)], stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def guard(self) -> None:
+        """Tell the keeper of every process that descends from this one."""
+        self._tell(
+            " ".join(str(child.pid) for child in psutil.Process().children(recursive=True) if child.pid != self._keeper.pid)
+        )
 
     def remove(self) -> None:
+        """Remove the directory; the processes have been ended already."""
+        self._tell("")
         tempfile.tempdir, before = self._before
         if before is None:
             os.environ.pop("TMPDIR", None)
         else:
             os.environ["TMPDIR"] = before
         self._keeper.communicate()
+
+    def _tell(self, processes: str) -> None:
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.write(f"{processes}\n")
+        self._keeper.stdin.flush()
+
+
+# Each line replaces the list of processes; an empty one means that all has ended well.
+_KEEPER = """
+while read -r line; do processes=$line; done
+[ -z "$processes" ] || kill -9 $processes 2>/dev/null
+for again in 1 2 3 4 5; do rm -rf "$0" && exit; sleep 1; done
+"""
 
 
 def thread_environment(threads: int | None) -> dict[str, str]:

@@ -84,6 +84,8 @@ def architecture(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> P
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokens["pad_token_id"] = None  # the embedding of a padding token is never trained
     given: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id} | tokens | fields
     return type(known)(**given)
 
@@ -149,7 +151,7 @@ def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool) ->
     """Hidden states [L, D] before the output head, at the L loss tokens of a flat micro-batch.
 
     Rows do not see one another: in a rectangle each has its own line, and causal attention hides the padding on its
-    right; in a packed row a block-diagonal causal mask parts them.
+    right; in a packed row the positions, which start again with each row, part them.
     """
     device = next(model.parameters()).device
     tokens, positions = torch.as_tensor(micro.tokens, device=device), torch.as_tensor(micro.positions, device=device)
@@ -161,13 +163,24 @@ def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool) ->
         # No mask: with causal attention a token never looks at the padding behind it, and the kernel stays the fast one.
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return hidden.reshape(rows * longest, -1)[places[outputs]]
-    blocks = (sequence[:, None] == sequence[None, :]) & (positions[:, None] >= positions[None, :])
-    dtype = next(model.parameters()).dtype
-    mask = torch.zeros(blocks.shape, dtype=dtype, device=device).masked_fill(~blocks, torch.finfo(dtype).min)[None, None]
-    hidden = model.base_model(
-        input_ids=tokens[None], position_ids=positions[None], attention_mask=mask, use_cache=False
-    ).last_hidden_state
+    # Without a mask transformers reads the rows' borders off the positions, and keeps each layer's own window.
+    hidden = model.base_model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).last_hidden_state
     return hidden[0, outputs]
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Raise ModelError if `head_of` does not give the model's own logits: some families scale them in ways of their own."""
+    ids = torch.arange(4, device=next(model.parameters()).device)[None]
+    logits = model(input_ids=ids, use_cache=False).logits[0].float()
+    ours = head_of(model)(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    scale = float(logits.abs().max()) + 1.0
+    difference = float((logits - ours).abs().max())
+    if difference > 0.02 * scale:
+        raise ModelError(
+            f"{type(model).__name__} changes its logits after the output head in a way minidist does not know (they differ by "
+            f"{difference:.3g}); its family is not supported"
+        )
 
 
 def to_tensor(array: Array, dtype: str) -> Tensor:

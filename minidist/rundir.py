@@ -29,12 +29,14 @@ class RunDirectory:
 
     def check(self) -> None:
         """Raise RunDirectoryError if the directory holds another configuration, or files that no run wrote."""
-        if self._overwrite or not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists() or not any(self.path.iterdir()):
             return
         file = self.path / "config.json"
-        if not file.is_file():
+        if not file.is_file() or not _is_run(resolved := json.loads(file.read_text())):
             raise RunDirectoryError(f"{self.path} holds files but no run; set run.directory to another place")
-        if difference := _difference(json.loads(file.read_text()), self._resolved):
+        if self._overwrite:
+            return
+        if difference := _difference(resolved, self._resolved):
             key, there, here = difference
             raise RunDirectoryError(
                 f"{self.path} holds another configuration: {key} is {there!r} there and {here!r} here; set another "
@@ -57,6 +59,11 @@ class RunDirectory:
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json: the run is done."""
         (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def _is_run(resolved: Any) -> bool:
+    """Whether a config.json is one that `start` wrote, and not, say, a model's."""
+    return isinstance(resolved, dict) and "stage" in resolved and "run" in resolved
 
 
 def _difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:

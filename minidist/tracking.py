@@ -2,10 +2,12 @@
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -100,12 +102,18 @@ class Recorder:
 def start_log(directory: Path | None) -> None:
     """Messages to the terminal and, given a run directory, to its log.txt."""
     log.setLevel(logging.INFO)
-    log.handlers = [RichHandler(console=console, show_path=False, show_level=False, markup=False)]
+    # A terminal gets colours and folded lines; a file or a pipe gets one line a message.
+    shown = RichHandler(console=console, show_path=False, show_level=False) if console.is_terminal else _plain(sys.stderr)
+    log.handlers = [shown]
     log.propagate = False
     if directory is not None:
-        file = logging.FileHandler(directory / "log.txt", encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        log.addHandler(file)
+        log.addHandler(_plain((directory / "log.txt").open("a", encoding="utf-8")))
+
+
+def _plain(stream: TextIO) -> logging.Handler:
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    return handler
 
 
 def _summary_writer(directory: Path):  # type: ignore[no-untyped-def] # noqa: ANN202

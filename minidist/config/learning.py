@@ -26,7 +26,19 @@ class OptimizerConfig(Section):
     """Largest global gradient norm; None: no clipping."""
 
 
-class LearnerConfig(Section):
+class MeasureConfig(Section):
+    """How a model's forward pass is cut into pieces; none of it changes a result."""
+
+    micro_batch_tokens: int = Field(default=4096, ge=1)
+    """Tokens of one forward pass; bounds activation memory."""
+    layout: Literal["auto", "packed", "buckets"] = "auto"
+    """How a flat micro-batch meets attention: one packed row whose sequences are kept apart, or rows of like length side
+    by side. auto: buckets where attention has no variable-length kernel (CPU), packed elsewhere."""
+    chunk_tokens: int = Field(default=1024, ge=1)
+    """Loss tokens whose logits exist at one time."""
+
+
+class LearnerConfig(MeasureConfig):
     """Where the gradient is formed."""
 
     backend: Literal["deepspeed", "single"] = "deepspeed"
@@ -34,13 +46,6 @@ class LearnerConfig(Section):
     zero_stage: Literal[1, 2] = 2
     """What DeepSpeed partitions over the ranks: the optimizer (1), gradients too (2)."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens of one forward and backward; bounds activation memory, never changes the result."""
-    layout: Literal["auto", "packed", "buckets"] = "auto"
-    """How a flat micro-batch meets attention: one packed row with a block-diagonal mask, or rows of like length side by
-    side. auto: buckets where attention has no variable-length kernel (CPU), packed elsewhere."""
-    chunk_tokens: int = Field(default=1024, ge=1)
-    """Loss tokens whose logits exist at one time."""
 
 
 class RolloutConfig(Section):

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -27,7 +27,7 @@ def load(path: Path, overrides: Sequence[str] = (), stage: str | None = None) ->
     for override in overrides:
         _override(tree, override)
     found = tree.get("stage")
-    if found not in CONFIGS:
+    if not isinstance(found, str) or found not in CONFIGS:
         raise ConfigError(f"{path}: stage is {found!r}; expected one of {', '.join(CONFIGS)}")
     if stage is not None and found != stage:
         raise ConfigError(f"{path} is a configuration for `minidist {found}`, not for `minidist {stage}`")
@@ -67,7 +67,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError(f"override {override!r}: {'.'.join(sections[: depth + 1])} is a value, not a section")
         tree = child
-    tree[key] = yaml.safe_load(value)
+    try:
+        tree[key] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {value!r} is not a valid YAML value") from None
 
 
 def _fill(value: Any, where: str) -> Any:
@@ -91,7 +94,7 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem as a sentence, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    where = ".".join(str(part) for part in first["loc"]) or "configuration"
+    where = _key(first["loc"], model) or "configuration"
     if first["type"] == "extra_forbidden":
         text = f"unknown key {where}{_suggestion(first['loc'], model)}"
     elif first["type"] == "union_tag_invalid":
@@ -113,10 +116,29 @@ def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """A near miss among the fields that stand at the unknown key's place."""
     here: Any = model
     for part in location[:-1]:
-        annotation = here.model_fields[part].annotation if part in getattr(here, "model_fields", {}) else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            here = annotation
-    return _did_you_mean(difflib.get_close_matches(str(location[-1]), list(getattr(here, "model_fields", {})), n=1))
+        if part in here.model_fields:
+            here = _section(here.model_fields[part].annotation) or here
+        # else: the tag of a union, which pydantic puts into the location and nobody writes
+    return _did_you_mean(difflib.get_close_matches(str(location[-1]), list(here.model_fields), n=1))
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section class of a field, through `X | None` and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+
+
+def _key(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
+    """The dotted key as the user wrote it."""
+    parts, here = [], model
+    for index, part in enumerate(location):
+        known = part in here.model_fields
+        if known or index == len(location) - 1 or not parts:
+            parts.append(str(part))
+        if known:
+            here = _section(here.model_fields[str(part)].annotation) or here
+    return ".".join(parts)
 
 
 def _did_you_mean(close: list[str]) -> str:

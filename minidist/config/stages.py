@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from minidist.config.base import Section
 from minidist.config.data import DistillDataConfig, EvaluateDataConfig, SftDataConfig
-from minidist.config.learning import LearnerConfig, ObjectiveConfig, RolloutConfig, SupervisedConfig
+from minidist.config.learning import LearnerConfig, MeasureConfig, ObjectiveConfig, RolloutConfig, SupervisedConfig
 from minidist.config.models import DType, StudentConfig, TeacherConfig
 from minidist.config.run import RunConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig
@@ -86,7 +86,7 @@ class EvaluateConfig(Section):
     """Precision the models are evaluated in."""
     data: EvaluateDataConfig
     rollout: RolloutConfig = RolloutConfig()
-    learner: LearnerConfig = LearnerConfig(backend="single")
+    learner: MeasureConfig = MeasureConfig()
     cluster: ClusterConfig = ClusterConfig()
     canaries: CanaryConfig = CanaryConfig()
 

@@ -4,7 +4,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, meta
+from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, UndefinedError, meta
 
 from minidist.config.data import RenderConfig
 from minidist.errors import ConfigError, DataError, ModelError
@@ -35,7 +35,11 @@ class Template:
             raise DataError(f"{path} has no column {missing[0]!r}, which {self.where} uses; its columns are {there}")
 
     def fill(self, row: dict[str, Any]) -> str:
-        return self._template.render({key: "" if value is None else value for key, value in row.items()})
+        """The template with a row's values; missing ones (null) are empty."""
+        try:
+            return self._template.render({key: "" if value is None else value for key, value in row.items()})
+        except UndefinedError as error:
+            raise DataError(f"{self.where} cannot be filled from a row: {error.message}") from None
 
 
 class Renderer:

@@ -16,7 +16,7 @@ from minidist.data.rendering import Renderer, Template
 from minidist.errors import DataError
 from minidist.types import Array, Prompt
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv", ".txt": "text"}
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 
 
 @dataclass
@@ -44,13 +44,21 @@ class BadRows:
 def read_rows(source: SourceConfig) -> list[dict[str, Any]]:
     """All rows of a source as dictionaries, every configured column checked."""
     if source.task is not None:
-        return list(tasks.generate(source.task, split=source.split, rows=source.rows or 1000, seed=source.seed))
+        rows = tasks.generate(source.task, split=source.split, rows=source.rows or 1000, seed=source.seed)
+        _check_columns(source, list(rows[0]))
+        return list(rows)
     data = _load_dataset(source)
+    if not data.column_names or not len(data):
+        raise DataError(f"{source.path} has no rows")
+    _check_columns(source, list(data.column_names))
+    return data.to_list()
+
+
+def _check_columns(source: SourceConfig, columns: list[str]) -> None:
     for name in ("prompt", "answer", "text"):
         written = getattr(source, name)
         if written is not None and not (name == "prompt" and source.text is not None):
-            Template(written, name).check(list(data.column_names), source.path)
-    return data.to_list()
+            Template(written, name).check(columns, source.path)
 
 
 def read_prompts(source: SourceConfig, renderer: Renderer, *, max_prompt_tokens: int) -> tuple[list[Prompt], int]:
@@ -110,14 +118,16 @@ def read_examples(
 
 
 def _text_examples(source: SourceConfig, renderer: Renderer, max_tokens: int) -> tuple[list[Example], int]:
-    """Plain text, each document cut into pieces of at most `max_tokens`; every token but a piece's first is a label."""
-    template, bad, found, seen = Template(source.text or "", "text"), BadRows(source), [], 0
+    """Plain text, each document cut into pieces of at most `max_tokens`; every token but a document's first is a label."""
+    template, bad, found = Template(source.text or "", "text"), BadRows(source), []
+    seen = used = 0
     for index, row in enumerate(read_rows(source)):
-        if source.rows is not None and seen == source.rows:
+        if source.rows is not None and used == source.rows:
             break
         seen += 1
         text = template.fill(row)
         if text.strip():
+            used += 1
             found.extend(Example(piece, 1) for piece in _pieces(renderer.text(text), max_tokens))
         elif source.path.endswith(".txt"):
             continue  # blank lines of a text file separate, they are not rows
@@ -128,7 +138,7 @@ def _text_examples(source: SourceConfig, renderer: Renderer, max_tokens: int) ->
 
 
 def _pieces(tokens: Array, size: int) -> Iterator[Array]:
-    for start in range(0, len(tokens), size):
+    for start in range(0, len(tokens) - 1, size - 1):  # one token of overlap: a piece's first token is no label
         if len(piece := tokens[start : start + size]) > 1:
             yield piece
 
@@ -148,6 +158,8 @@ def _load_dataset(source: SourceConfig) -> Any:
         if source.path.startswith((".", "/", "~")) or source.path.count("/") > 1 or path.suffix in (*_BUILDERS, ".gz"):
             raise DataError(f"no data file or directory at {source.path}")
         return datasets.load_dataset(source.path, split=source.split)
+    except StopIteration:
+        raise DataError(f"{source.path} has no rows") from None
     except (OSError, ValueError, DatasetGenerationError) as error:
         if isinstance(error, DataError):
             raise

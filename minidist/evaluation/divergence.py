@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minidist.evaluation.text import mean_with_error
 from minidist.types import Array, Measures
 
 
@@ -24,9 +25,5 @@ def _means(name: str, rows: Array, values: Array) -> dict[str, float]:
     mean = float(sums.sum() / tokens.sum())
     spread = sums - mean * tokens
     correction = sequences / max(1, sequences - 1)
-    return {
-        name: mean,
-        f"{name}_se": float(np.sqrt(correction * (spread**2).sum()) / tokens.sum()),
-        f"{name}_per_sequence": float(sums.mean()),
-        f"{name}_per_sequence_se": float(sums.std(ddof=1) / sequences**0.5) if sequences > 1 else float("nan"),
-    }
+    error = {f"{name}_se": float(np.sqrt(correction * (spread**2).sum()) / tokens.sum())} if sequences > 1 else {}
+    return {name: mean} | error | mean_with_error(f"{name}_per_sequence", sums)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minidist.data.tasks import grade
-from minidist.types import Finish, Rollout
+from minidist.types import Array, Finish, Rollout
 
 _N = 4  # of the n-grams whose repetition is counted
 
@@ -29,13 +29,13 @@ def repetition(texts: Sequence[Sequence[int]]) -> float:
     for text in texts:
         grams = [tuple(text[at : at + _N]) for at in range(len(text) - _N + 1)]
         total, distinct = total + len(grams), distinct + len(set(grams))
-    return 1 - distinct / total if total else 0.0
+    return (total - distinct) / total if total else 0.0
 
 
 def accuracy(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Share of answers that are exactly right, and its standard error."""
     right = np.array([grade(rollout.text, rollout.prompt.answer or "") for rollout in rollouts], dtype=float)
-    return {"accuracy": float(right.mean()), "accuracy_se": float(right.std(ddof=1) / len(right) ** 0.5)}
+    return mean_with_error("accuracy", right)
 
 
 def rouge_l(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -47,4 +47,10 @@ def rouge_l(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     values = 100 * np.array([scorer.score(r.prompt.answer or "", r.text)["rougeL"].fmeasure for r in rollouts])
-    return {"rouge_l": float(values.mean()), "rouge_l_se": float(values.std(ddof=1) / len(values) ** 0.5)}
+    return mean_with_error("rouge_l", values)
+
+
+def mean_with_error(name: str, values: Array) -> dict[str, float]:
+    """Mean of independent values and, from two values on, its standard error as `<name>_se`."""
+    error = {f"{name}_se": float(values.std(ddof=1) / len(values) ** 0.5)} if len(values) > 1 else {}
+    return {name: float(values.mean())} | error

@@ -129,7 +129,7 @@ class SingleLearner:
         for micro in pack(stream.rows, budget=self._config.micro_batch_tokens, padded=self._student.padded):
             loss, said, taught = self._forward(micro, objective)
             if not torch.isfinite(loss):
-                raise DivergedError(f"the loss of stream {stream.name} is {float(loss)}; the optimizer did not move")
+                raise DivergedError(f"the loss of stream {stream.name} is {float(loss.detach())}; the optimizer did not move")
             self._backward(loss * (stream.weight / stream.loss_tokens))
             sums += [float(loss.detach()), float(said), float("nan") if taught is None else float(taught)]
             trained += len(micro.labels)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from minidist.data.batching import MicroBatch, pack
 from minidist.losses.chunked import Head, chunked_loss
 from minidist.losses.divergences import forward_kl, reverse_kl
-from minidist.modeling import apply_head, head_of, hidden_states, padded_layout, to_array, to_tensor
+from minidist.modeling import apply_head, check_head, head_of, hidden_states, padded_layout, to_array, to_tensor
 from minidist.protocols import Objective
 from minidist.types import Array, Measures, Stream, TeacherHead
 
@@ -21,6 +21,7 @@ class Student(nn.Module):
         self, model: PreTrainedModel, *, layout: str, chunk_tokens: int, teacher_head: TeacherHead | None = None
     ) -> None:
         super().__init__()
+        check_head(model)
         self.model = model
         self.padded = padded_layout(layout, model.device)
         self._chunk = chunk_tokens

@@ -1,6 +1,7 @@
 """transformers as the reference sampler: slow, exact, and plain to read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ _ROWS = 128  # sequences decoded side by side
 class HFEngine:
     """A rollout engine over `transformers`, for tests and for models vLLM does not know."""
 
-    def __init__(self, config: ModelConfig, renderer: Renderer, *, gpus: int = 0) -> None:
-        self._config, self._renderer, self._gpus = config, renderer, gpus
+    def __init__(self, config: ModelConfig, renderer: Renderer, *, vocabulary: int | None = None, gpus: int = 0) -> None:
+        self._config, self._renderer, self._vocabulary, self._gpus = config, renderer, vocabulary, gpus
         self._model = load_model(config, "student.model", gpus)
         self._worker = Worker("rollout")
         self._version = self._tokens = 0
@@ -42,6 +43,7 @@ class HFEngine:
             top_p=top_p,
             seed=seed,
             version=self._version,
+            vocabulary=self._vocabulary,
         )
         self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
         return rollouts
@@ -57,7 +59,7 @@ class HFEngine:
             self._version += 1
             return
         state = {name: to_tensor(array, weights.dtypes[name]) for name, array in weights.arrays.items()}
-        self._model.load_state_dict(state)
+        await self._worker.run(self._model.load_state_dict, state)
         self._version = weights.version
 
     async def describe(self) -> dict[str, object]:
@@ -79,14 +81,19 @@ def sample(
     top_p: float,
     seed: int,
     version: int,
+    vocabulary: int | None = None,
 ) -> list[Rollout]:
-    """`samples` rollouts a prompt, in order: temperature first, then top-p; log-probabilities of what was sampled."""
+    """`samples` rollouts a prompt, in order: temperature first, then top-p; log-probabilities of what was sampled.
+
+    Ids from `vocabulary` on are padding and are never written.
+    """
     jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
     by_length = sorted(range(len(jobs)), key=lambda index: len(jobs[index][0].tokens))
     found: dict[int, Rollout] = {}
     for start in range(0, len(jobs), _ROWS):
         group = by_length[start : start + _ROWS]
-        decoded = _decode(model, [jobs[i] for i in group], renderer.eos, max_new_tokens, temperature, top_p, seed)
+        warp = partial(_warp, temperature=temperature, top_p=top_p, vocabulary=vocabulary)
+        decoded = _decode(model, [jobs[i] for i in group], renderer.eos, max_new_tokens, temperature, warp, seed)
         for index, (tokens, logprobs) in zip(group, decoded, strict=True):
             prompt, number = jobs[index]
             found[index] = Rollout(
@@ -107,7 +114,7 @@ def _decode(
     eos: int,
     max_new_tokens: int,
     temperature: float,
-    top_p: float,
+    warp: Callable[[Tensor], Tensor],
     seed: int,
 ) -> list[tuple[list[int], list[float]]]:
     """Token by token with a key-value cache; prompts stand flush right, so all rows end at the same position."""
@@ -125,7 +132,7 @@ def _decode(
     for _ in range(max_new_tokens):
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
-        logprobs = _warp(output.logits[:, -1].float().cpu(), temperature, top_p)
+        logprobs = warp(output.logits[:, -1].float().cpu())
         ids = torch.full((len(jobs), 1), eos, dtype=torch.long)
         for row in live:
             token = _draw(logprobs[row], temperature, generators[row])
@@ -140,8 +147,9 @@ def _decode(
     return written
 
 
-def _warp(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+def _warp(logits: Tensor, temperature: float, top_p: float, vocabulary: int | None = None) -> Tensor:
     """Log-probabilities [B, V] of the distribution that is sampled."""
+    logits = logits[:, :vocabulary]
     logprobs = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
     if top_p < 1:
         ordered, order = logprobs.sort(-1, descending=True)

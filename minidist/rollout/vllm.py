@@ -35,13 +35,24 @@ class VLLMEngine:
     """Samples with vLLM. `max_tokens` is the longest sequence, prompt and answer together."""
 
     def __init__(
-        self, config: ModelConfig, rollout: RolloutConfig, renderer: Renderer, *, max_tokens: int, seed: int, gpus: int = 0
+        self,
+        config: ModelConfig,
+        rollout: RolloutConfig,
+        renderer: Renderer,
+        *,
+        max_tokens: int,
+        seed: int,
+        vocabulary: int | None = None,
+        gpus: int = 0,
     ) -> None:
         self._renderer, self._worker = renderer, Worker("rollout")
         self._version = self._tokens = self._requests = self._aborted = 0
         path = resolve(config.model or "", "student.model")
         # Built in the worker's thread: vLLM and OpenMP keep per-thread state.
         self._engine = self._worker.run_now(_make_engine, path, config, rollout, max_tokens, seed, gpus)
+        padded = vocabulary is not None and self._engine.vllm_config.model_config.get_vocab_size() > vocabulary
+        # Ids beyond the shared vocabulary are padding: the learner slices them off, so the engine must not write them.
+        self._allowed = list(range(vocabulary)) if padded and vocabulary is not None else None
 
     async def generate(
         self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
@@ -59,6 +70,7 @@ class VLLMEngine:
                 logprobs=0,
                 detokenize=False,
                 stop_token_ids=[self._renderer.eos],
+                allowed_token_ids=self._allowed,
             )
             for prompt, number in jobs
         ]

@@ -10,7 +10,7 @@ from minidist.config import DistillConfig
 from minidist.evaluation.student import Examiner
 from minidist.experience import OnPolicy
 from minidist.loop import Run, train
-from minidist.protocols import Learner, RolloutEngine
+from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.rundir import RunDirectory
 from minidist.tracking import Clock, Recorder, log
 from minidist.transfer.object_store import ObjectStoreTransfer
@@ -19,24 +19,8 @@ from minidist.types import Batch, Update
 
 async def distill(config: DistillConfig, plan: Plan, directory: RunDirectory, cluster: Cluster) -> dict[str, Any]:
     """Host the roles, prove the first sync, run the loop, leave final/."""
-    gpus, seed = config.cluster.gpus, config.run.seed
-    teacher, learner, engine = await asyncio.gather(
-        cluster.host("teacher", make_teacher, config.teacher, plan.renderer, plan.vocabulary, gpus),
-        cluster.host(
-            "learner",
-            make_learner,
-            config.student,
-            config.teacher,
-            plan.renderer,
-            config.learner,
-            {"on_policy": config.objective.model_dump()},
-            config.run.steps,
-            seed,
-            plan.vocabulary,
-            gpus,
-        ),
-        cluster.host("rollout engine", make_engine, config.student, config.rollout, plan.renderer, plan.max_tokens, seed, gpus),
-    )
+    seed = config.run.seed
+    teacher, learner, engine = await _host(config, plan, cluster)
     clock = Clock()
     dtypes = (config.student.dtype, config.teacher.dtype)
     transfer = ObjectStoreTransfer(tolerance(config.canaries.sync_tolerance_nats, dtypes, exact=5e-3, rounded=0.5))
@@ -75,6 +59,34 @@ async def distill(config: DistillConfig, plan: Plan, directory: RunDirectory, cl
         "syncs_proved": transfer.proved,
         **watch.summary(),
     }
+
+
+async def _host(config: DistillConfig, plan: Plan, cluster: Cluster) -> tuple[Teacher, Learner, RolloutEngine]:
+    """The three roles, started side by side."""
+    common = {"renderer": plan.renderer, "vocabulary": plan.vocabulary, "gpus": config.cluster.gpus}
+    return await asyncio.gather(
+        cluster.host("teacher", make_teacher, config=config.teacher, **common),
+        cluster.host(
+            "learner",
+            make_learner,
+            student=config.student,
+            teacher=config.teacher,
+            config=config.learner,
+            objectives={"on_policy": config.objective.model_dump()},
+            steps=config.run.steps,
+            seed=config.run.seed,
+            **common,
+        ),
+        cluster.host(
+            "rollout engine",
+            make_engine,
+            model=config.student,
+            rollout=config.rollout,
+            max_tokens=plan.max_tokens,
+            seed=config.run.seed,
+            **common,
+        ),
+    )
 
 
 class _DistillWatch:

@@ -12,6 +12,7 @@ from rich.table import Table
 from minidist.build import Plan, as_model, make_engine, make_learner, make_teacher, same_architecture
 from minidist.cluster import Cluster
 from minidist.config import EvaluateConfig
+from minidist.config.learning import LearnerConfig
 from minidist.config.models import StudentConfig
 from minidist.evaluation.student import Examiner
 from minidist.modeling import resolve
@@ -28,7 +29,8 @@ async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, 
     bench = _Bench(config, plan, cluster)
     # The teacher and the first student start side by side: most of a start is imports.
     first = asyncio.gather(*(bench.seat(path) for path in students[:1]))
-    teacher = await cluster.host("teacher", make_teacher, config.teacher, plan.renderer, plan.vocabulary, config.cluster.gpus)
+    common = {"renderer": plan.renderer, "vocabulary": plan.vocabulary, "gpus": config.cluster.gpus}
+    teacher = await cluster.host("teacher", make_teacher, config=config.teacher, **common)
     await first
     graded = config.data.test.task is not None
     sampling = {"max_new_tokens": config.rollout.max_new_tokens, "seed": config.run.seed}
@@ -70,22 +72,25 @@ class _Bench:
 
     async def _host(self, path: Path) -> tuple[RolloutEngine, Learner]:
         config, plan, model = self._config, self._plan, as_model(self._config, str(path))
-        gpus, seed = config.cluster.gpus, config.run.seed
-        host, student = self._cluster.host, StudentConfig(**model.model_dump())
+        common = {
+            "renderer": plan.renderer,
+            "vocabulary": plan.vocabulary,
+            "gpus": config.cluster.gpus,
+            "seed": config.run.seed,
+        }
         return await asyncio.gather(
-            host("rollout engine", make_engine, model, config.rollout, plan.renderer, plan.max_tokens, seed, gpus),
-            host(
+            self._cluster.host(
+                "rollout engine", make_engine, model=model, rollout=config.rollout, max_tokens=plan.max_tokens, **common
+            ),
+            self._cluster.host(
                 "learner",
                 make_learner,
-                student,
-                config.teacher,
-                plan.renderer,
-                config.learner,
-                {},
-                1,
-                seed,
-                plan.vocabulary,
-                gpus,
+                student=StudentConfig(**model.model_dump()),
+                teacher=config.teacher,
+                config=LearnerConfig(backend="single", **config.learner.model_dump()),
+                objectives={},
+                steps=1,
+                **common,
             ),
         )
 

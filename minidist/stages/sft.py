@@ -20,15 +20,15 @@ async def sft(config: SftConfig, plan: Plan, directory: RunDirectory, cluster: C
     learner = await cluster.host(
         "learner",
         make_learner,
-        config.student,
-        None,
-        plan.renderer,
-        config.learner,
-        {"supervised": {"type": "supervised"}},
-        config.run.steps,
-        config.run.seed,
-        None,
-        config.cluster.gpus,
+        student=config.student,
+        teacher=None,
+        renderer=plan.renderer,
+        config=config.learner,
+        objectives={"supervised": {"type": "supervised"}},
+        steps=config.run.steps,
+        seed=config.run.seed,
+        vocabulary=None,
+        gpus=config.cluster.gpus,
     )
     shown = [("loss/nats_per_token", "loss"), ("validation/loss_nats_per_token", "validation"), ("time/update_s", "update s")]
     recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=shown)

@@ -8,7 +8,7 @@ from torch import Tensor
 from minidist.config.models import TeacherConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.rendering import Renderer
-from minidist.modeling import head_of, hidden_states, load_model, padded_layout, to_array
+from minidist.modeling import check_head, head_of, hidden_states, load_model, padded_layout, to_array
 from minidist.rollout.hf import sample
 from minidist.types import Detail, Prompt, Rollout, TeacherScores
 from minidist.worker import Worker
@@ -18,8 +18,9 @@ class HFTeacher:
     """Scores rollouts with a frozen transformers model, `batch_tokens` at a time, and writes with the same weights."""
 
     def __init__(self, config: TeacherConfig, renderer: Renderer, *, vocabulary: int | None, gpus: int = 0) -> None:
-        self._config, self._renderer = config, renderer
+        self._config, self._renderer, self._vocabulary = config, renderer, vocabulary
         self._model = load_model(config, "teacher.model", gpus).requires_grad_(False)
+        check_head(self._model)
         self._head = head_of(self._model, vocabulary)
         self._padded = padded_layout("auto", self._model.device)
         self._worker = Worker("teacher")
@@ -43,6 +44,7 @@ class HFTeacher:
             top_p=top_p,
             seed=seed,
             version=0,
+            vocabulary=self._vocabulary,
         )
 
     async def close(self) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
+import numpy as np
+
 from minidist.errors import CanaryError
 from minidist.protocols import Learner, RolloutEngine
 from minidist.remote import Remote
@@ -26,7 +28,7 @@ class ObjectStoreTransfer:
         self.proved += 1
         probe = await learner.probe(self.proved)
         scored = await asyncio.gather(*(engine.score(probe.tokens.tolist()) for engine in engines))
-        worst = max((float(abs(probe.logprobs - rows).max()) for rows in scored), default=0.0)
+        worst = float(np.max([np.abs(probe.logprobs - rows).max() for rows in scored])) if scored else 0.0
         if not worst <= self._tolerance:
             raise CanaryError(
                 f"weight sync {self.proved}: an engine's log-probabilities differ from the learner's by {worst:.3g} nats, more "

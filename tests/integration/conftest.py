@@ -78,16 +78,40 @@ class Stack:
 
     def host_learner(self, config: LearnerConfig) -> Any:
         """Another learner on the same student and teacher, in an actor of its own."""
-        return self.run(self.cluster.host("learner", *learner_arguments(self, config)))
+        return self.run(self.cluster.host("learner", make_learner, **learner_arguments(self, config)))
+
+    def host_engine(self, model: Path) -> Any:
+        """Another vLLM engine, in an actor of its own."""
+        return self.run(self.cluster.host("rollout engine", make_engine, **engine_arguments(self, model)))
 
     def dismiss(self, role: Any) -> None:
         self.run(self.cluster.dismiss(role))
 
 
-def learner_arguments(stack: Stack, config: LearnerConfig) -> tuple[Any, ...]:
-    objectives = {"on_policy": {"type": "reverse_kl"}, "supervised": {"type": "supervised"}}
-    student, teacher = StudentConfig(model=str(stack.student)), TeacherConfig(model=str(stack.teacher_path))
-    return (make_learner, student, teacher, stack.renderer, config, objectives, 100, 0, None, 0)
+def learner_arguments(stack: Stack, config: LearnerConfig) -> dict[str, Any]:
+    return {
+        "student": StudentConfig(model=str(stack.student)),
+        "teacher": TeacherConfig(model=str(stack.teacher_path)),
+        "renderer": stack.renderer,
+        "config": config,
+        "objectives": {"on_policy": {"type": "reverse_kl"}, "supervised": {"type": "supervised"}},
+        "steps": 100,
+        "seed": 0,
+        "vocabulary": None,
+        "gpus": 0,
+    }
+
+
+def engine_arguments(stack: Stack, model: Path) -> dict[str, Any]:
+    return {
+        "model": ModelConfig(model=str(model)),
+        "rollout": RolloutConfig(),
+        "renderer": stack.renderer,
+        "max_tokens": MAX_TOKENS,
+        "seed": 0,
+        "vocabulary": None,
+        "gpus": 0,
+    }
 
 
 @pytest.fixture(scope="session")
@@ -108,10 +132,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 async def _host(stack: Stack) -> tuple[Any, Any, Any]:
-    host, model = stack.cluster.host, ModelConfig(model=str(stack.student))
-    teacher = TeacherConfig(model=str(stack.teacher_path))
+    host, teacher = stack.cluster.host, TeacherConfig(model=str(stack.teacher_path))
     return await asyncio.gather(
-        host("rollout engine", make_engine, model, RolloutConfig(), stack.renderer, MAX_TOKENS, 0, 0),
-        host("teacher", make_teacher, teacher, stack.renderer, None, 0),
-        host("learner", *learner_arguments(stack, settings(lr=0.5))),
+        host("rollout engine", make_engine, **engine_arguments(stack, stack.student)),
+        host("teacher", make_teacher, config=teacher, renderer=stack.renderer, vocabulary=None, gpus=0),
+        host("learner", make_learner, **learner_arguments(stack, settings(lr=0.5))),
     )

@@ -9,8 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minidist.build import make_engine
-from minidist.config.learning import RolloutConfig
 from minidist.config.models import ModelConfig
 from minidist.data.batching import collate, collate_examples
 from minidist.data.sources import Example
@@ -23,7 +21,7 @@ from minidist.rollout.hf import HFEngine
 from minidist.teachers.head import load_teacher_head
 from minidist.transfer.object_store import ObjectStoreTransfer
 from minidist.types import Batch, Rollout, Weights
-from tests.integration.conftest import MAX_TOKENS, SHAPE, Stack, save_model, settings
+from tests.integration.conftest import SHAPE, Stack, save_model, settings
 
 SAMPLING: dict[str, Any] = {"samples": 1, "max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "seed": 3}
 GREEDY = SAMPLING | {"temperature": 0.0}
@@ -212,18 +210,7 @@ def test_weights_of_other_families_reach_vllm(stack: Stack, tmp_path: Path, fami
     }
     save_model(tmp_path / "old", shapes[family], 1)
     new = save_model(tmp_path / "new", shapes[family], 2)
-    engine = stack.run(
-        stack.cluster.host(
-            "rollout engine",
-            make_engine,
-            ModelConfig(model=str(tmp_path / "old")),
-            RolloutConfig(),
-            stack.renderer,
-            MAX_TOKENS,
-            0,
-            0,
-        )
-    )
+    engine = stack.host_engine(tmp_path / "old")
     sequences = [[2, 5, 9, 4, 11, 3], [7, 7, 20, 6, 2, 15, 8]]
     states = {name: tensor.numpy() for name, tensor in new.state_dict().items()}
     stack.run(engine.load(Weights(1, states, dict.fromkeys(states, "float32"))))

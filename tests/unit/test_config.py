@@ -191,11 +191,6 @@ def test_configuration_does_not_change_once_read(write: Write) -> None:
         load(write("sft")).run.steps = 3
 
 
-def test_default_of_a_section_does_not_hang_on_its_other_keys(write: Write) -> None:
-    plain, touched = load(write("evaluate")), load(write("evaluate"), ["learner.chunk_tokens=512"])
-    assert touched.learner.backend == plain.learner.backend
-
-
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_shipped_configuration_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINIDIST_DATA", str(tmp_path))

@@ -183,7 +183,7 @@ def student(**fields: Any) -> StudentConfig:
 def test_architecture_takes_vocabulary_and_special_tokens_from_the_tokenizer() -> None:
     tokenizer = character_tokenizer("0123456789=")
     config = architecture(student(tie_word_embeddings=True), tokenizer)
-    assert (config.vocab_size, config.eos_token_id, config.pad_token_id) == (VOCABULARY, 0, 0)
+    assert (config.vocab_size, config.eos_token_id, config.pad_token_id) == (VOCABULARY, 0, None)
     assert (config.hidden_size, config.tie_word_embeddings) == (32, True)
 
 

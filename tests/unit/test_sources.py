@@ -41,11 +41,6 @@ def parquet(path: Path) -> Path:
     return path
 
 
-def csv(path: Path) -> Path:
-    path.write_text("q,a\n" + "".join(f'{row["q"]},"{row["a"]}x"\n' for row in ROWS))
-    return path
-
-
 def prompts(path: Path | str, **fields: Any) -> tuple[list[Prompt], int]:
     limit = fields.pop("max_prompt_tokens", 16)
     return read_prompts(SourceConfig(path=str(path), **fields), tiny_renderer(), max_prompt_tokens=limit)
@@ -69,11 +64,6 @@ def test_files(tmp_path: Path, name: str, make: Callable[[Path], Path]) -> None:
     ]
     assert found[0].tokens.tolist() == tiny_renderer().prompt("31=").tolist()
     assert skipped == 0
-
-
-def test_csv(tmp_path: Path) -> None:
-    found, _ = prompts(csv(tmp_path / "r.csv"), **COLUMNS)
-    assert [(prompt.text, prompt.answer) for prompt in found] == [("31=", "13x"), ("20=", "02x"), ("9=", "9x")]
 
 
 def test_directory(tmp_path: Path) -> None:
@@ -189,8 +179,9 @@ def test_plain_text_is_cut_into_pieces(tmp_path: Path) -> None:
     whole = tiny_renderer().text("0123456789").tolist()
     assert [piece.tokens.tolist() for piece in pieces] == [
         whole[:4],
-        whole[4:8],
-        whole[8:],
+        whole[3:7],
+        whole[6:10],
+        whole[9:],
         tiny_renderer().text("55").tolist(),
     ]
     assert {piece.start for piece in pieces} == {1}

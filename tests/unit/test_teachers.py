@@ -90,7 +90,8 @@ def test_extend_writes_with_the_same_weights(saved: tuple[Path, PreTrainedModel]
         teacher = HFTeacher(TeacherConfig(model=str(path)), tiny_renderer(), vocabulary=VOCABULARY)
         return await teacher.extend(prompts, **options)
 
-    for got, want in zip(asyncio.run(write()), sample(model, tiny_renderer(), prompts, version=0, **options), strict=True):
+    reference = sample(model, tiny_renderer(), prompts, version=0, vocabulary=VOCABULARY, **options)
+    for got, want in zip(asyncio.run(write()), reference, strict=True):
         assert got.tokens.tolist() == want.tokens.tolist()
 
 

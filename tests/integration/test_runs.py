@@ -1,0 +1,237 @@
+"""Whole runs from the command line: what they leave, what they learn, and that nothing stays behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.integration.conftest import SHAPE, Stack
+
+LIMIT = 240  # seconds for one command on a busy machine
+
+
+def write(path: Path, config: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
+
+
+def sft(root: Path, name: str, shape: dict[str, Any], rows: int, steps: int, seed: int) -> dict[str, Any]:
+    return {
+        "stage": "sft",
+        "run": {"directory": str(root / name), "steps": steps, "seed": seed},
+        "student": {"architecture": shape, "tokenizer": "characters:sort"},
+        "data": {
+            "train": {"path": "task:sort", "rows": rows, "seed": seed},
+            "validation": {"path": "task:sort", "split": "valid", "rows": 50},
+            "max_tokens": 32,
+        },
+        "learner": {"backend": "single", "optimizer": {"lr": 3e-3}},
+        "evaluation": {"every": steps},
+        "cluster": {"roles": "local", "threads": 1},
+        "batch_rows": 32,
+    }
+
+
+def distill(root: Path, name: str, steps: int) -> dict[str, Any]:
+    return {
+        "stage": "distill",
+        "run": {"directory": str(root / name), "steps": steps, "rollouts_every": 5, "checkpoint_every": 10},
+        "student": {"model": str(root / "student" / "final")},
+        "teacher": {"model": str(root / "teacher" / "final")},
+        "data": {
+            "prompts": {"path": "task:sort", "rows": 500, "seed": 5},
+            "validation": {"path": "task:sort", "split": "valid", "rows": 64},
+            "max_prompt_tokens": 16,
+        },
+        "objective": {"type": "reverse_kl"},
+        "rollout": {"prompts_per_step": 48, "max_new_tokens": 10},
+        "learner": {"optimizer": {"lr": 2e-3, "warmup_steps": 5}},
+        "evaluation": {"every": 20},
+    }
+
+
+def command(verb: str, config: Path) -> list[str]:
+    return [sys.executable, "-m", "minidist.cli", verb, str(config)]
+
+
+def run(verb: str, config: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(verb, config), capture_output=True, text=True, timeout=LIMIT)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher and a student, trained from scratch by `minidist sft`."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, rows, steps, seed in (("teacher", 4000, 150, 1), ("student", 200, 40, 2)):
+        done = run("sft", write(root / f"{name}.yaml", sft(root, name, SHAPE, rows, steps, seed)))
+        assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.fixture
+def nothing_left(stack: Stack) -> Iterator[None]:
+    """Fails the test when a process, or a temporary file or socket, outlives the command. `stack` starts its own before."""
+    processes, files = _ours(), _temporary()
+    yield
+    for _ in range(40):
+        if not (_ours() - processes) and not (_temporary() - files):
+            return
+        time.sleep(0.5)
+    left = [psutil.Process(pid).cmdline()[:3] for pid in _ours() - processes if psutil.pid_exists(pid)]
+    raise AssertionError(f"left behind: {left} {_temporary() - files}")
+
+
+def _ours() -> set[int]:
+    """Processes of this user that belong to Ray or minidist, zombies aside."""
+    marks = ("ray::", "raylet", "gcs_server", "minidist", "ray/_private", "ray/dashboard")
+    found = set()
+    for process in psutil.process_iter(["cmdline", "status", "pid", "uids"]):
+        line = " ".join(process.info["cmdline"] or [])
+        mine = process.info["uids"] is not None and process.info["uids"].real == os.getuid()
+        alive = process.info["status"] != psutil.STATUS_ZOMBIE and process.info["pid"] != os.getpid()
+        if mine and alive and any(mark in line for mark in marks) and "pytest" not in line:
+            found.add(process.info["pid"])
+    return found
+
+
+def _temporary() -> set[str]:
+    """What lies in the temporary directory that a run could have put there."""
+    folder = Path(tempfile.gettempdir())
+    shared = Path("/dev/shm")
+    names = {str(path) for path in folder.iterdir() if path.name.startswith(("minidist-", "ray", "tmp", "vllm"))}
+    return names | ({str(path) for path in shared.iterdir()} if shared.is_dir() else set())
+
+
+def metrics(directory: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_distillation_brings_the_student_closer_and_leaves_its_files(models: Path, nothing_left: None) -> None:
+    done = run("distill", write(models / "distill.yaml", distill(models, "distill", 40)))
+    assert done.returncode == 0, done.stderr
+    directory = models / "distill"
+    summary = json.loads((directory / "summary.json").read_text())
+    before, after = summary["evaluations"][0], summary["evaluations"][-1]
+    assert (before["step"], after["step"]) == (0, 40)
+    assert after["reverse_kl"] < 0.7 * before["reverse_kl"]
+    assert summary["syncs_proved"] == 41  # before the first word, and after every step
+    assert summary["engine"]["class"].startswith("vllm") and summary["learner"]["class"] == "DeepSpeedLearner"
+    assert summary["engine"]["tokens_written"] > 40 * 48
+    assert summary["canaries"]["engine_learner_nats_mean_worst"] < 1e-4
+    steps = [line for line in metrics(directory) if "loss/nats_per_token" in line]
+    assert [line["step"] for line in steps] == list(range(40))
+    needed = {
+        "rollout/length_mean_tokens",
+        "rollout/truncated_frac",
+        "time/generate_s",
+        "time/update_s",
+        "canary/sync_nats_max",
+    }
+    assert needed <= steps[-1].keys()
+    assert (directory / "checkpoints" / "step_000040" / "model.safetensors").is_file()
+    assert json.loads((directory / "rollouts" / "step_000005.jsonl").read_text().splitlines()[0])["prompt"]
+    assert list((directory / "tensorboard").glob("events*")) and (directory / "log.txt").stat().st_size
+
+
+def test_final_loads_in_transformers_and_vllm_as_it_is(models: Path, stack: Stack) -> None:
+    final = models / "distill" / "final"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(final), AutoTokenizer.from_pretrained(final)
+    ids = tokenizer("badc=", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    engine = stack.host_engine(final)
+    scored = stack.run(engine.score([ids[0].tolist()]))[0]
+    stack.dismiss(engine)
+    with torch.no_grad():
+        logprobs = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+    assert max(abs(a - b) for a, b in zip(scored, logprobs.tolist(), strict=True)) < 2e-4
+
+
+def test_a_finished_run_is_left_alone_and_another_one_refused(models: Path) -> None:
+    config = models / "student.yaml"
+    before = (models / "student" / "final" / "model.safetensors").stat().st_mtime_ns
+    again = run("sft", config)
+    assert again.returncode == 0 and "finished already" in again.stderr
+    assert (models / "student" / "final" / "model.safetensors").stat().st_mtime_ns == before
+    other = subprocess.run([*command("sft", config), "run.steps=41"], capture_output=True, text=True, timeout=LIMIT)
+    assert other.returncode == 2 and "run.steps is 40 there and 41 here" in other.stderr
+
+
+def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: None) -> None:
+    config = {
+        "stage": "evaluate",
+        "run": {"directory": str(models / "evaluate")},
+        "models": {name: str(models / name / "final") for name in ("teacher", "student", "distill")},
+        "teacher": {"model": str(models / "teacher" / "final")},
+        "data": {"test": {"path": "task:sort", "split": "test", "rows": 100}, "max_prompt_tokens": 16},
+        "rollout": {"max_new_tokens": 10},
+    }
+    done = run("evaluate", write(models / "evaluate.yaml", config))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((models / "evaluate" / "result.json").read_text())
+    assert list(result) == ["teacher", "student", "distill"]
+    assert result["distill"]["reverse_kl"] < result["student"]["reverse_kl"]
+    assert result["teacher"]["reverse_kl"] == 0
+    assert result["distill"]["training"]["syncs_proved"] == 41
+    for figures in result.values():
+        assert {"accuracy", "accuracy_se", "forward_kl", "length_mean_tokens", "truncated_frac", "repetition_frac"} <= set(
+            figures
+        )
+    assert "reverse KL" in done.stdout and "result.json" in done.stdout
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_leaves_nothing_behind(models: Path, nothing_left: None, how: signal.Signals) -> None:
+    directory = models / f"stopped-{how.name}"
+    process = start(write(models / f"{how.name}.yaml", distill(models, directory.name, 5000)))
+    try:
+        wait_for_steps(directory, process)
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    if how is signal.SIGKILL:
+        return  # nobody is left to say a word; the fixture looks for what stayed
+    assert process.returncode == 128 + how
+    assert f"stopped by {how.name}" in errors and "Traceback" not in errors
+
+
+def test_a_role_that_dies_ends_the_run_with_a_sentence(models: Path, nothing_left: None) -> None:
+    directory = models / "bereaved"
+    known = _ours()
+    process = start(write(models / "bereaved.yaml", distill(models, directory.name, 5000)))
+    try:
+        wait_for_steps(directory, process)
+        hosts = [pid for pid in _ours() - known if "_Host" in " ".join(psutil.Process(pid).cmdline())]
+        assert len(hosts) == 3
+        psutil.Process(hosts[0]).kill()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "minidist: the " in errors and " died in " in errors and "Traceback" not in errors
+    assert list((directory / "logs").iterdir())
+
+
+def start(config: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(command("distill", config), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(directory: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(LIMIT * 2):
+        if process.poll() is not None:
+            raise AssertionError(f"ended too early: {process.communicate()[1]}")
+        if (directory / "metrics.jsonl").exists() and len(metrics(directory)) >= 3:
+            return
+        time.sleep(0.5)
+    raise AssertionError("no step in time")
