@@ -73,6 +73,7 @@ def _plan_distill(config: DistillConfig) -> Plan:
     student, teacher = load_config(config.student, "student.model"), load_config(config.teacher, "teacher.model")
     plan = Plan(Renderer(tokenizer, config.data))
     plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
+    _check_head_size(student, "student.model", config.rollout, config.cluster.gpus)
     plan.max_tokens = _room((student, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
     plan.prompts, skipped = read_prompts(config.data.prompts, plan.renderer, max_prompt_tokens=config.data.max_prompt_tokens)
     plan.lines += [_shape("student", student), _shape("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common"]
@@ -102,6 +103,7 @@ def _plan_evaluate(config: EvaluateConfig) -> Plan:
         vocabulary = _shared(tokenizer, model, teacher, config.teacher)
         plan.vocabulary = min(plan.vocabulary or vocabulary, vocabulary)
         plan.max_tokens = _room((model, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
+        _check_head_size(model, where, config.rollout, config.cluster.gpus)
         plan.lines.append(_shape(name, model))
     assert plan is not None
     plan.prompts, skipped = _read_prompts(config.data.test, plan.renderer, config.data)
@@ -129,6 +131,19 @@ def _room(models: tuple["PretrainedConfig", ...], tokens: int) -> int:
     context = min(context_length(model) for model in models)
     _fits(context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
     return max(tokens, min(PROBE_TOKENS + 1, context))
+
+
+# Head sizes that vLLM 0.32's attention on a CPU has kernels for.
+_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+def _check_head_size(model: "PretrainedConfig", name: str, rollout: RolloutConfig, gpus: int) -> None:
+    """vLLM would refuse it as well, but only once the model is loaded."""
+    shape = model.get_text_config()
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    if rollout.engine == "vllm" and not gpus and size not in _CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, _CPU_HEAD_SIZES))
+        raise ConfigError(f"{name} has attention heads of size {size}; vLLM on a CPU has {sizes}; set rollout.engine=hf")
 
 
 def _fits(context: int, tokens: int, name: str) -> None:
