@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -38,6 +39,8 @@ class Cluster:
         if self._config.roles == "ray":
             try:
                 await asyncio.to_thread(self._start_ray)
+                # Ray's native code puts its own SIGTERM handler over ours, which prints a trace and may abort.
+                signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             except BaseException:
                 self._scratch.remove()
                 raise
