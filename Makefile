@@ -1,7 +1,6 @@
 # make quickstart   set up .venv and run the whole example on this machine
 # make test         set up .venv and run every test
 # make check        lint, types, fast tests
-# make bench        timings and memory, written to runs/bench/results.json
 PYTHON ?= python3.11
 VENV := .venv
 READY := $(VENV)/.ready
