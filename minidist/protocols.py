@@ -49,6 +49,10 @@ class Teacher(Protocol):
         """The teacher's own samples."""
         ...
 
+    async def describe(self) -> dict[str, object]:
+        """Class and payload: for the run's summary."""
+        ...
+
     async def close(self) -> None: ...
 
 

@@ -55,7 +55,7 @@ async def distill(config: DistillConfig, plan: Plan, directory: RunDirectory, cl
         "model": str(directory.final),
         "engine": await engine.describe(),
         "learner": await learner.describe(),
-        "teacher": type(teacher).__name__ if config.cluster.roles == "local" else "HFTeacher",
+        "teacher": await teacher.describe(),
         "syncs_proved": transfer.proved,
         **watch.summary(),
     }
@@ -124,6 +124,9 @@ class _DistillWatch:
 
     async def after_step(self, step: int, batch: Batch, update: Update, metrics: dict[str, float]) -> bool:
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
+        metrics[f"kl/{self._config.objective.type.removesuffix('_kl')}_nats"] = metrics["on_policy/loss_nats_per_token"]
+        # Optimizer steps between the weights a token was written with and those it is used on: 0, strictly on-policy.
+        metrics["age/updates_max"] = float(update.version - 1 - min(int(r.versions.min()) for r in batch.rollouts))
         metrics["speed/loss_tokens_per_s"] = metrics["learner/loss_tokens"] / seconds
         self._alarms.look(step, metrics)
         self._recorder.step(step, metrics)

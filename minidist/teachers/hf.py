@@ -47,6 +47,10 @@ class HFTeacher:
             vocabulary=self._vocabulary,
         )
 
+    async def describe(self) -> dict[str, object]:
+        """What scores, and what it says."""
+        return {"class": type(self).__name__, "architecture": type(self._model).__name__, "payload": self._config.payload}
+
     async def close(self) -> None:
         self._worker.close()
 

@@ -132,6 +132,7 @@ def test_distillation_brings_the_student_closer_and_leaves_its_files(models: Pat
     assert summary["canaries"]["engine_learner_nats_mean_worst"] < 1e-4
     steps = [line for line in metrics(directory) if "loss/nats_per_token" in line]
     assert [line["step"] for line in steps] == list(range(40))
+    assert {line["age/updates_max"] for line in steps} == {0}
     needed = {
         "rollout/length_mean_tokens",
         "rollout/truncated_frac",
