@@ -78,6 +78,11 @@ def _plan_distill(config: DistillConfig) -> Plan:
     plan.prompts, skipped = read_prompts(config.data.prompts, plan.renderer, max_prompt_tokens=config.data.max_prompt_tokens)
     plan.lines += [_shape("student", student), _shape("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common"]
     plan.lines.append(_rows("prompts", config.data.prompts, len(plan.prompts), skipped))
+    if config.rollout.prompts_per_step > len(plan.prompts):
+        raise ConfigError(
+            f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, and {config.data.prompts.path} has "
+            f"{len(plan.prompts)} prompts; lower it, or raise rollout.samples_per_prompt"
+        )
     if config.data.validation is not None:
         held_out = _at_most(config.data.validation, config.evaluation.prompts)
         plan.validation_prompts, skipped = _read_prompts(held_out, plan.renderer, config.data)

@@ -1,6 +1,7 @@
 """Where batches come from: the student's own text, scored; or given examples."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from minidist.data.sources import Example
 from minidist.evaluation.text import describe_text
 from minidist.protocols import RolloutEngine, Teacher
 from minidist.tracking import Clock
-from minidist.types import Batch, Prompt
+from minidist.types import Array, Batch, Prompt
 
 
 def drawn(count: int, size: int, *, step: int, seed: int) -> list[int]:
@@ -25,12 +26,9 @@ def drawn(count: int, size: int, *, step: int, seed: int) -> list[int]:
     return indices
 
 
-def _order(count: int, seed: int, epoch: int, _cache: dict[tuple[int, int, int], np.ndarray] = {}) -> np.ndarray:  # noqa: B006
-    key = (count, seed, epoch)
-    if key not in _cache:
-        _cache.clear()
-        _cache[key] = np.random.default_rng([seed, epoch]).permutation(count)
-    return _cache[key]
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int) -> Array:
+    return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 class OnPolicy:

@@ -38,7 +38,7 @@ def distill(home: Path) -> dict[str, Any]:
         "teacher": {"model": str(home / "teacher")},
         "data": {"prompts": {"path": str(home / "good.jsonl"), "prompt": "{{ question }}"}, "max_prompt_tokens": 20},
         "objective": {"type": "reverse_kl"},
-        "rollout": {"max_new_tokens": 12},
+        "rollout": {"max_new_tokens": 12, "prompts_per_step": 1},
     }
 
 
@@ -55,6 +55,7 @@ CASES = {
     "cluster.gpus=64": "cluster.gpus is 64, and this machine has",
     "student.model={home}/short": "is 32, more than the model's context of 16 tokens",
     "student.model={home}/narrow": "attention heads of size 8; vLLM on a CPU has 32,",
+    "rollout.prompts_per_step=2": "rollout.prompts_per_step is 2, and {home}/good.jsonl has 1 prompts; lower it",
     "run.directory={home}": "holds files but no run",
 }
 
