@@ -97,8 +97,13 @@ def _until_done(config: Any) -> None:
     from minidist.tracking import log, start_log
 
     start_log(None)
-    if RunDirectory(config).finished():
-        log.info("%s is finished already; run.overwrite=true runs it again", config.run.directory)
+    directory = RunDirectory(config)
+    if directory.finished():
+        log.info("%s is finished already; run.overwrite=true runs it again", directory.path)
+        if config.stage == "evaluate" and directory.summary:
+            from minidist.evaluation.table import show
+
+            show(directory.summary["result"])
         return
     from minidist.stages import run_stage
 

@@ -37,11 +37,14 @@ class Cluster:
     async def __aenter__(self) -> "Cluster":
         self._scratch = Scratch()
         if self._config.roles == "ray":
+            starting = asyncio.ensure_future(asyncio.to_thread(self._start_ray))
             try:
-                await asyncio.to_thread(self._start_ray)
+                await asyncio.shield(starting)
                 # Ray's native code puts its own SIGTERM handler over ours, which prints a trace and may abort.
                 signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
             except BaseException:
+                await asyncio.wait([starting])  # a thread cannot be cancelled: what it starts must be there to be ended
+                self._end_ray(failed=True)
                 self._scratch.remove()
                 raise
         return self
@@ -65,7 +68,7 @@ class Cluster:
 
         actor = (
             ray.remote(_Host)
-            .options(num_cpus=self._cpu_share(), num_gpus=self._gpu_share(), runtime_env={"env_vars": self._environment()})
+            .options(num_cpus=0, num_gpus=self._gpu_share(), runtime_env={"env_vars": self._environment()})
             .remote()
         )
         remote = Remote(name, actor)
@@ -95,11 +98,12 @@ class Cluster:
             return
         os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
         ray.init(
-            num_cpus=max(_ROLES, os.cpu_count() or 1),
+            address="local",  # a cluster of this run's own, whatever RAY_ADDRESS says
+            num_cpus=cores(),
             num_gpus=self._config.gpus,
             include_dashboard=False,
             object_store_memory=int(self._config.object_store_gib * 2**30),
-            _temp_dir=str(self._scratch.path / "ray"),
+            _temp_dir=str(self._scratch.path),
             _node_ip_address="127.0.0.1",
             **quiet,
         )
@@ -115,7 +119,7 @@ class Cluster:
 
     def _keep_logs(self) -> None:
         """The actors' output, out of Ray's session and into the run's directory."""
-        found = [file for file in self._scratch.path.glob("ray/session_2*/logs/worker-*") if file.stat().st_size]
+        found = [file for file in self._scratch.path.glob("session_2*/logs/worker-*") if file.stat().st_size]
         if found:
             self._logs.mkdir(parents=True, exist_ok=True)
             for file in found:
@@ -128,11 +132,9 @@ class Cluster:
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }
 
-    def _cpu_share(self) -> float:
-        return 1.0 if (os.cpu_count() or 1) >= _ROLES else round((os.cpu_count() or 1) / _ROLES, 2)
-
     def _gpu_share(self) -> float:
-        return min(1.0, round(self._config.gpus / _ROLES, 2))
+        """A device of its own where there are enough, else a share of one: Ray never splits a role over two."""
+        return 1.0 if self._config.gpus >= _ROLES else {0: 0.0, 1: 0.33, 2: 0.5}[self._config.gpus]
 
 
 class _Host:
@@ -157,7 +159,7 @@ class Scratch:
     def __init__(self) -> None:
         parent = tempfile.gettempdir()
         # Sockets lie in here, and the path of a socket may have 107 characters.
-        self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) < 30 else "/tmp"))
+        self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) <= 25 else "/tmp"))
         self._before = tempfile.tempdir, os.environ.get("TMPDIR")
         tempfile.tempdir = os.environ["TMPDIR"] = str(self.path)
         self._keeper = subprocess.Popen(
@@ -194,9 +196,14 @@ for again in 1 2 3 4 5; do rm -rf "$0" && exit; sleep 1; done
 """
 
 
+def cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def thread_environment(threads: int | None) -> dict[str, str]:
     """How many threads a role takes while it works, and that it sleeps while it does not. Read when torch is imported."""
-    count = str(threads or os.cpu_count() or 1)
+    count = str(threads or cores())
     return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -17,7 +17,7 @@ from minidist.types import Array, Batch, Prompt
 def drawn(count: int, size: int, *, step: int, seed: int) -> list[int]:
     """Indices of the `size` rows of step `step`: one shuffled pass over `count` rows after another.
 
-    A function of its arguments alone, so that a resumed run goes on where it stopped.
+    A function of its arguments alone: nothing else need be kept to go on from any step.
     """
     indices: list[int] = []
     for position in range(step * size, (step + 1) * size):

@@ -33,12 +33,12 @@ def resolve(name: str, where: str, *, weights: bool = True) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{where}: no model directory at {name}; train one with minidist sft, or correct the path")
     try:
         return Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{where}: no directory {name}, and the hub does not give it: {reason}") from None
 
 
@@ -119,7 +119,7 @@ def context_length(config: PretrainedConfig) -> int:
 def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
     """The model's output head: hidden states [N, D] to float32 logits [N, V], sliced to `vocabulary`."""
     linear: Any = model.get_output_embeddings()
-    scale, soft_cap = _scale(model.config), getattr(model.config, "final_logit_softcapping", None)
+    scale, soft_cap = logit_scale(model.config), getattr(model.config, "final_logit_softcapping", None)
     return lambda hidden: _finish(linear(hidden.to(linear.weight.dtype)), scale, soft_cap, vocabulary)
 
 
@@ -135,7 +135,7 @@ def _finish(logits: Tensor, scale: float, soft_cap: float | None, vocabulary: in
     return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
 
 
-def _scale(config: PretrainedConfig) -> float:
+def logit_scale(config: PretrainedConfig) -> float:
     """Cohere multiplies its logits, Granite divides them."""
     if getattr(config, "logit_scale", None) is not None:
         return float(config.logit_scale)

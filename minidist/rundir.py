@@ -29,10 +29,14 @@ class RunDirectory:
 
     def check(self) -> None:
         """Raise RunDirectoryError if the directory holds another configuration, or files that no run wrote."""
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists():
             return
-        file = self.path / "config.json"
-        if not file.is_file() or not _is_run(resolved := json.loads(file.read_text())):
+        if not self.path.is_dir():
+            raise RunDirectoryError(f"run.directory {self.path} is a file; set it to a directory")
+        if not any(self.path.iterdir()):
+            return
+        resolved = self._there()
+        if resolved is None:
             raise RunDirectoryError(f"{self.path} holds files but no run; set run.directory to another place")
         if self._overwrite:
             return
@@ -42,6 +46,20 @@ class RunDirectory:
                 f"{self.path} holds another configuration: {key} is {there!r} there and {here!r} here; set another "
                 "run.directory, or run.overwrite=true to delete that run"
             )
+        if (self.path / "checkpoints").exists() and self.summary is None:
+            raise RunDirectoryError(
+                f"{self.path} holds checkpoints of this run, which did not finish; set run.overwrite=true to delete them and "
+                "start again, or another run.directory"
+            )
+
+    def _there(self) -> dict[str, Any] | None:
+        """The configuration of the run that is there, or None when no run wrote these files."""
+        try:
+            resolved = json.loads((self.path / "config.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        # A model's directory has a config.json too.
+        return resolved if isinstance(resolved, dict) and "stage" in resolved and "run" in resolved else None
 
     def finished(self) -> bool:
         """Whether this very run is done already. Raises as `check` does when another run is there."""
@@ -59,11 +77,6 @@ class RunDirectory:
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json: the run is done."""
         (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-
-
-def _is_run(resolved: Any) -> bool:
-    """Whether a config.json is one that `start` wrote, and not, say, a model's."""
-    return isinstance(resolved, dict) and "stage" in resolved and "run" in resolved
 
 
 def _difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:

@@ -24,7 +24,7 @@ class SourceConfig(Section):
     rows: int | None = Field(default=None, ge=1)
     """Use the first so many usable rows; None: all. A task makes as many (1,000 when None)."""
     seed: int = 0
-    """Seed of a generated task, and of the order in which rows are drawn."""
+    """Seed of a generated task. The order in which rows are drawn follows run.seed."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """What to do with rows that are empty or longer than the model's context: stop, or leave out and count."""
 

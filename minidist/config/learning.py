@@ -67,13 +67,6 @@ class RolloutConfig(Section):
     """Sequences decoded at one time."""
 
 
-class SupervisedConfig(Section):
-    """Cross-entropy on gold answers or plain text."""
-
-    type: Literal["supervised"] = "supervised"
-    needs: None = None
-
-
 class ReverseKLConfig(Section):
     """Exact KL(student || teacher) over the full vocabulary at each token of the student's own text."""
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from minidist.config.base import Section
 from minidist.config.data import DistillDataConfig, EvaluateDataConfig, SftDataConfig
-from minidist.config.learning import LearnerConfig, MeasureConfig, ObjectiveConfig, RolloutConfig, SupervisedConfig
+from minidist.config.learning import LearnerConfig, MeasureConfig, ObjectiveConfig, RolloutConfig
 from minidist.config.models import DType, StudentConfig, TeacherConfig
 from minidist.config.run import RunConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig
@@ -21,7 +21,6 @@ class SftConfig(Section):
     run: RunConfig
     student: StudentConfig
     data: SftDataConfig
-    objective: SupervisedConfig = SupervisedConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from minidist.canaries import check_engine
 from minidist.data.batching import collate
 from minidist.evaluation import divergence
 from minidist.evaluation.text import accuracy, describe_text, rouge_l
@@ -13,12 +14,23 @@ from minidist.types import Prompt, Rollout, Stream
 class Examiner:
     """Holds the held-out prompts and the teacher's samples on them, which serve every student alike.
 
-    `graded`: the answers are graded exactly (generated tasks); otherwise gold answers, where there are any, give ROUGE-L.
+    Engine and learner must give the student's samples the same log-probabilities within `tolerance_nats`. `graded`: the
+    answers are graded exactly (generated tasks); otherwise gold answers, where there are any, give ROUGE-L.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], teacher: Teacher, *, max_new_tokens: int, seed: int, graded: bool) -> None:
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        teacher: Teacher,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        graded: bool,
+        tolerance_nats: float,
+    ) -> None:
         self._prompts, self._teacher = prompts, teacher
         self._max_new_tokens, self._seed, self._graded = max_new_tokens, seed, graded
+        self._tolerance = tolerance_nats
         self._taught: Stream | None = None
         self.teacher_rollouts: list[Rollout] = []
 
@@ -26,7 +38,9 @@ class Examiner:
         """Figures of the student that `engine` writes with and `learner` holds; samples at temperature 1."""
         rollouts = await engine.generate(self._prompts, **self._sampling())
         own = collate("own", rollouts, await self._teacher.score(rollouts), objective="")
-        figures = divergence.reverse(await learner.measure(own))
+        measures = await learner.measure(own)
+        check_engine(measures, rollouts, self._tolerance)  # the two must hold the same weights
+        figures = divergence.reverse(measures)
         figures |= divergence.forward(await learner.measure(await self._teacher_text()))
         return figures | describe_text(rollouts) | self._graded_figures(rollouts)
 

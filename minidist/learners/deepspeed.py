@@ -33,6 +33,10 @@ class DeepSpeedLearner(SingleLearner):
             model=self._student, optimizer=optimizer, config=self._settings(), dist_init_required=False
         )
 
+    def _load(self, path: Path) -> None:
+        super()._load(path)
+        self._zero.refresh_fp32_params()  # the optimizer steps from copies of its own
+
     def _settings(self) -> dict[str, Any]:
         return {
             "train_micro_batch_size_per_gpu": 1,

@@ -4,7 +4,6 @@ The engine core is stepped by hand, so that sampling can be aborted between two 
 a second process.
 """
 
-import asyncio
 import os
 import time
 from collections.abc import Sequence
@@ -46,6 +45,7 @@ class VLLMEngine:
         gpus: int = 0,
     ) -> None:
         self._renderer, self._worker = renderer, Worker("rollout")
+        self._finished: dict[str, Any] = {}
         self._version = self._tokens = self._requests = self._aborted = 0
         path = resolve(config.model or "", "student.model")
         # Built in the worker's thread: vLLM and OpenMP keep per-thread state.
@@ -113,30 +113,30 @@ class VLLMEngine:
         """Submit all requests in order, step the engine until they are finished; abort them if this call is cancelled."""
         names = [str(self._requests + index) for index in range(len(prompts))]
         self._requests += len(prompts)
-        finished: dict[str, Any] = {}
+        wanted = set(names)
         try:
             await self._worker.run(self._submit, names, prompts, parameters)
-            while len(finished) < len(names):
-                for output in await self._worker.run(self._steps, len(names) - len(finished)):
-                    finished[output.request_id] = output
-        except asyncio.CancelledError:
-            unfinished = [name for name in names if name not in finished]
+            while not wanted <= self._finished.keys():
+                await self._worker.run(self._steps, wanted)
+        except BaseException:
+            unfinished = [name for name in names if self._finished.pop(name, None) is None]
             await self._worker.run(self._engine.abort_request, unfinished)
             self._aborted += len(unfinished)
             raise
-        return [finished[name] for name in names]
+        return [self._finished.pop(name) for name in names]
 
     def _submit(self, names: list[str], prompts: list[list[int]], parameters: list[Any]) -> None:
         for name, prompt, parameter in zip(names, prompts, parameters, strict=True):
             self._engine.add_request(name, {"prompt_token_ids": prompt}, parameter)
 
-    def _steps(self, wanted: int) -> list[Any]:
-        """Step for a quarter of a second or until all is done, so that a cancelled call is noticed soon."""
-        done: list[Any] = []
+    def _steps(self, wanted: set[str]) -> None:
+        """Step for a quarter of a second or until all wanted is done, so that a cancelled call is noticed soon.
+
+        What finishes may belong to another call, which finds it when its turn comes.
+        """
         until = time.monotonic() + 0.25
-        while len(done) < wanted and time.monotonic() < until:
-            done += [output for output in self._engine.step() if output.finished]
-        return done
+        while not wanted <= self._finished.keys() and time.monotonic() < until:
+            self._finished |= {output.request_id: output for output in self._engine.step() if output.finished}
 
     def _rollout(self, job: tuple[Prompt, int], output: Any) -> Rollout:
         completion = output.outputs[0]

@@ -31,14 +31,16 @@ async def distill(config: DistillConfig, plan: Plan, directory: RunDirectory, cl
         ("time/update_s", "update s"),
     ]
     recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=shown)
+    agreement = tolerance(config.canaries.logprob_tolerance_nats, dtypes, exact=1e-3, rounded=0.05)
     examiner = Examiner(
         plan.validation_prompts,
         teacher,
         max_new_tokens=config.rollout.max_new_tokens,
         seed=seed,
         graded=config.data.validation is not None and config.data.validation.task is not None,
+        tolerance_nats=agreement,
     )
-    watch = _DistillWatch(config, plan, directory, learner, engine, examiner, recorder)
+    watch = _DistillWatch(config, plan, directory, learner, engine, examiner, recorder, agreement)
     try:
         # The engine is proved before it writes a word, as after every update.
         await transfer.publish(learner, [engine])
@@ -101,12 +103,12 @@ class _DistillWatch:
         engine: RolloutEngine,
         examiner: Examiner,
         recorder: Recorder,
+        tolerance_nats: float,
     ) -> None:
         self._config, self._plan, self._directory = config, plan, directory
         self._learner, self._engine, self._examiner, self._recorder = learner, engine, examiner, recorder
         self._alarms = Alarms(config.canaries)
-        dtypes = (config.student.dtype, config.teacher.dtype)
-        self._tolerance = tolerance(config.canaries.logprob_tolerance_nats, dtypes, exact=1e-3, rounded=0.05)
+        self._tolerance = tolerance_nats
         self._evaluations: list[tuple[int, dict[str, float]]] = []
         self._worst = 0.0
 

@@ -5,18 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from minidist.build import Plan, as_model, make_engine, make_learner, make_teacher, same_architecture
+from minidist.canaries import tolerance
 from minidist.cluster import Cluster
 from minidist.config import EvaluateConfig
 from minidist.config.learning import LearnerConfig
 from minidist.config.models import StudentConfig
 from minidist.evaluation.student import Examiner
+from minidist.evaluation.table import show
 from minidist.modeling import resolve
-from minidist.protocols import Learner, RolloutEngine
+from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.rundir import RunDirectory
 from minidist.tracking import log
 
@@ -28,13 +26,19 @@ async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, 
     students = [path for path in paths.values() if path != teacher_path]
     bench = _Bench(config, plan, cluster)
     # The teacher and the first student start side by side: most of a start is imports.
-    first = asyncio.gather(*(bench.seat(path) for path in students[:1]))
     common = {"renderer": plan.renderer, "vocabulary": plan.vocabulary, "gpus": config.cluster.gpus}
-    teacher = await cluster.host("teacher", make_teacher, config=config.teacher, **common)
-    await first
+    hosting = cluster.host("teacher", make_teacher, config=config.teacher, **common)
+    started: list[Any] = await asyncio.gather(hosting, *(bench.seat(path) for path in students[:1]))
+    teacher: Teacher = started[0]
     graded = config.data.test.task is not None
-    sampling = {"max_new_tokens": config.rollout.max_new_tokens, "seed": config.run.seed}
-    examiner = Examiner(plan.prompts, teacher, graded=graded, **sampling)
+    examiner = Examiner(
+        plan.prompts,
+        teacher,
+        max_new_tokens=config.rollout.max_new_tokens,
+        seed=config.run.seed,
+        graded=graded,
+        tolerance_nats=tolerance(config.canaries.logprob_tolerance_nats, (config.dtype,), exact=1e-3, rounded=0.05),
+    )
     result: dict[str, Any] = {}
     for name, path in paths.items():
         own = path == teacher_path
@@ -42,7 +46,7 @@ async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, 
         result[name] = figures | _training_facts(path)
         log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if "_se" not in key))
     (directory.path / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    Console(width=120).print(_table(result))
+    show(result)
     print(f"result: {directory.path / 'result.json'}")
     return {"result": result}
 
@@ -103,28 +107,3 @@ def _training_facts(path: Path) -> dict[str, Any]:
     summary = json.loads(file.read_text())
     kept = ("stage", "steps", "seconds", "engine", "learner", "teacher", "syncs_proved", "best", "stopped_improving")
     return {"run": str(path.parent), "training": {key: summary[key] for key in kept if key in summary}}
-
-
-def _table(result: dict[str, Any]) -> Table:
-    """The models line by line, each figure with its standard error."""
-    columns = {
-        "accuracy": "accuracy",
-        "rouge_l": "ROUGE-L",
-        "reverse_kl": "reverse KL",
-        "forward_kl": "forward KL",
-        "length_mean_tokens": "length",
-        "truncated_frac": "truncated",
-        "repetition_frac": "repeated",
-    }
-    shown = [name for name in columns if any(name in figures for figures in result.values())]
-    caption = "divergences in nats a token, lengths in tokens"
-    table = Table("", *(columns[name] for name in shown), box=box.SIMPLE, caption=caption)
-    for model, figures in result.items():
-        cells = [
-            f"{figures[name]:.3f}" + (f" ± {figures[name + '_se']:.3f}" if name + "_se" in figures else "")
-            if name in figures
-            else "–"
-            for name in shown
-        ]
-        table.add_row(model, *cells)
-    return table

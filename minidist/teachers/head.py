@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minidist.config.models import TeacherConfig
 from minidist.errors import ModelError
-from minidist.modeling import _scale, load_config, resolve, to_array
+from minidist.modeling import load_config, logit_scale, resolve, to_array
 from minidist.types import TeacherHead
 
 
@@ -27,7 +27,7 @@ def load_teacher_head(config: TeacherConfig, vocabulary: int | None) -> TeacherH
     return TeacherHead(
         weight=to_array(weight.to(dtype))[0],
         bias=None if bias is None else to_array(bias.to(dtype))[0],
-        scale=_scale(model_config),
+        scale=logit_scale(model_config),
         soft_cap=getattr(model_config, "final_logit_softcapping", None),
         vocabulary=vocabulary,
     )

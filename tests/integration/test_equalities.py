@@ -100,20 +100,20 @@ def test_more_prompts_than_the_engine_holds_at_once(stack: Stack) -> None:
 
 
 def test_after_each_sync_engine_and_learner_are_one(stack: Stack, tmp_path: Path) -> None:
-    transfer = ObjectStoreTransfer(tolerance_nats=5e-3)
-    before = [list(r.tokens) for r in stack.run(stack.engine.generate(stack.prompts(texts(12)), **GREEDY))]
+    transfer, prompts = ObjectStoreTransfer(tolerance_nats=5e-3), stack.prompts(texts(12))
+    texts_before = [list(r.tokens) for r in stack.run(stack.engine.generate(prompts, **GREEDY))]
     for version in (1, 2, 3):
         stack.run(stack.learner.update(on_policy_batch(stack, written(stack, seed=version))))
         assert stack.run(transfer.publish(stack.learner, [stack.engine])) < EXACT
-    rollouts = stack.run(stack.engine.generate(stack.prompts(texts(12)), **GREEDY))
-    stack.run(stack.learner.save(tmp_path / "student"))
-    learner = AutoModelForCausalLM.from_pretrained(tmp_path / "student")
-    assert before != [list(r.tokens) for r in rollouts]  # the updates changed what it writes
-    for rollout in rollouts:
-        ids = torch.tensor(rollout.prompt.tokens[None].astype(np.int64))
-        greedy = learner.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
-        assert greedy[0, ids.shape[1] :].tolist() == rollout.tokens.tolist()
-        assert (rollout.versions == stack.run(stack.learner.describe())["optimizer_steps"]).all()
+        rollouts = stack.run(stack.engine.generate(prompts, **GREEDY))
+        stack.run(stack.learner.save(tmp_path / str(version)))
+        learner = AutoModelForCausalLM.from_pretrained(tmp_path / str(version))
+        for rollout in rollouts:
+            ids = torch.tensor(rollout.prompt.tokens[None].astype(np.int64))
+            greedy = learner.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False)
+            assert greedy[0, ids.shape[1] :].tolist() == rollout.tokens.tolist()
+            assert (rollout.versions == stack.run(stack.learner.describe())["optimizer_steps"]).all()
+    assert texts_before != [list(r.tokens) for r in rollouts]  # the updates changed what it writes
     assert transfer.proved == 3
 
 

@@ -88,7 +88,7 @@ REFUSED = [
     ("sft", ["data.validation.path=a.jsonl"], ["data.validation needs answer"]),
     ("sft", ["evaluation.patience=3"], ["evaluation.patience needs evaluation.every"]),
     ("sft", ["evaluation.every=3", "data.validation=null"], ["evaluation.every", "need data.validation"]),
-    ("sft", ["objective.type=reverse_kl"], ["objective.type is 'reverse_kl'", "'supervised'"]),
+    ("sft", ["objective.type=reverse_kl"], ["unknown key objective"]),
     ("distill", ["objective.type=revers_kl"], ["objective.type is 'revers_kl'", "reverse_kl, forward_kl", "mean reverse_kl?"]),
     ("distill", ["objective.temperature=0"], ["objective", "temperature is 0", "greater than 0"]),
     ("distill", ["objective.temprature=2"], ["temprature", "did you mean temperature?"]),
