@@ -168,9 +168,8 @@ class Scratch:
 
     def guard(self) -> None:
         """Tell the keeper of every process that descends from this one."""
-        self._tell(
-            " ".join(str(child.pid) for child in psutil.Process().children(recursive=True) if child.pid != self._keeper.pid)
-        )
+        children = [child.pid for child in psutil.Process().children(recursive=True) if child.pid != self._keeper.pid]
+        self._tell(" ".join(f"{pid}:{start}" for pid in children if (start := _start_time(pid)) is not None))
 
     def remove(self) -> None:
         """Remove the directory; the processes have been ended already."""
@@ -188,12 +187,25 @@ class Scratch:
         self._keeper.stdin.flush()
 
 
-# Each line replaces the list of processes; an empty one means that all has ended well.
+# Each line replaces the list of processes, given as id:start time; an empty one means that all has ended well. The start time
+# tells a process from a later one that was given the same id.
 _KEEPER = """
 while read -r line; do processes=$line; done
-[ -z "$processes" ] || kill -9 $processes 2>/dev/null
+for process in $processes; do
+    stat=$(cat /proc/${process%:*}/stat 2>/dev/null) || continue
+    set -- ${stat##*) }
+    [ "${20}" = "${process#*:}" ] && kill -9 ${process%:*}
+done
 for again in 1 2 3 4 5; do rm -rf "$0" && exit; sleep 1; done
 """
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot, or None if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]
+    except FileNotFoundError:
+        return None
 
 
 def cores() -> int:

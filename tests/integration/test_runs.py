@@ -207,6 +207,23 @@ def test_an_interrupted_run_leaves_nothing_behind(models: Path, nothing_left: No
     assert f"stopped by {how.name}" in errors and "Traceback" not in errors
 
 
+def test_a_run_stopped_while_it_starts_leaves_nothing_behind(models: Path, nothing_left: None) -> None:
+    known = _temporary()
+    process = start(write(models / "early.yaml", distill(models, "early", 5000)))
+    try:
+        for _ in range(LIMIT * 4):
+            if any(Path(folder).name.startswith("minidist-") for folder in _temporary() - known):
+                break
+            time.sleep(0.25)
+        time.sleep(1.5)  # Ray is starting
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=90)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM" in errors and "Traceback" not in errors
+
+
 def test_a_role_that_dies_ends_the_run_with_a_sentence(models: Path, nothing_left: None) -> None:
     directory = models / "bereaved"
     known = _ours()
