@@ -43,7 +43,7 @@ async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, 
     for name, path in paths.items():
         own = path == teacher_path
         figures = await (examiner.examine_teacher() if own else examiner.examine(*await bench.seat(path)))
-        result[name] = figures | _training_facts(path)
+        result[name] = figures | _training_facts(Path(config.models[name]))
         log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if "_se" not in key))
     (directory.path / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     show(result)
