@@ -59,7 +59,7 @@ class Cluster:
     async def host(self, name: str, make: Callable[..., T], **arguments: Any) -> T:
         """The role that `make(**arguments)` builds, in an actor of its own or here. Its verbs are awaited either way."""
         if self._config.roles == "local":
-            role = await asyncio.to_thread(make, **arguments)
+            role = make(**arguments)  # one after another: loading a model changes torch for every thread
             self._local.append(role)
             return role
         import ray

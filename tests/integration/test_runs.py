@@ -191,6 +191,16 @@ def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: Non
     assert "reverse KL" in done.stdout and "result.json" in done.stdout
 
 
+def test_the_same_run_in_one_process_with_forward_kl(models: Path, nothing_left: None) -> None:
+    config = distill(models, "local", 20) | {"objective": {"type": "forward_kl"}, "cluster": {"roles": "local"}}
+    done = run("distill", write(models / "local.yaml", config))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((models / "local" / "summary.json").read_text())
+    before, after = summary["evaluations"][0], summary["evaluations"][-1]
+    assert after["forward_kl"] < 0.9 * before["forward_kl"]
+    assert summary["engine"]["class"].startswith("vllm") and summary["syncs_proved"] == 21
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_nothing_behind(models: Path, nothing_left: None, how: signal.Signals) -> None:
     directory = models / f"stopped-{how.name}"
