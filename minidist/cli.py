@@ -68,7 +68,7 @@ def _run(stage: str | None, path: Path, overrides: list[str] | None) -> None:
     config = load(path, overrides or (), stage)
     _set_environment(config)
     if stage is None:
-        from minidist.build import make_plan
+        from minidist.plan import make_plan
 
         for line in make_plan(config).lines:
             print(line)

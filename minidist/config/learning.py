@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from minidist.config.base import Section
+from minidist.config.data import SourceConfig
 from minidist.config.models import Payload
 
 
@@ -43,9 +44,40 @@ class LearnerConfig(MeasureConfig):
 
     backend: Literal["deepspeed", "single"] = "deepspeed"
     """DeepSpeed ZeRO, or plain torch in one process: the reference it must equal."""
-    zero_stage: Literal[1, 2] = 2
-    """What DeepSpeed partitions over the ranks: the optimizer (1), gradients too (2)."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """What DeepSpeed partitions over the ranks: nothing (0), the optimizer (1), gradients too (2), parameters too (3)."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in host memory and step there (ZeRO 1 to 3)."""
+    offload_parameters: bool = False
+    """Keep partitioned parameters in host memory until a layer needs them (ZeRO 3)."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input and compute the layer again in the backward pass: less memory, about a third more time."""
     optimizer: OptimizerConfig = OptimizerConfig()
+
+
+class PrefixConfig(Section):
+    """Whose text the objective is taken on: the share of a step's prompts that each writer answers.
+
+    student alone is on-policy distillation, dataset alone offline distillation, teacher alone with a supervised objective
+    sequence-level distillation (Kim & Rush, arXiv:1606.07947); student and dataset together mix as GKD does (Agarwal et al.,
+    arXiv:2306.13649).
+    """
+
+    student: float = Field(default=1.0, ge=0, le=1)
+    """The student's own samples."""
+    teacher: float = Field(default=0.0, ge=0, le=1)
+    """Samples of the teacher, at the sampling settings of `rollout`."""
+    dataset: float = Field(default=0.0, ge=0, le=1)
+    """Gold answers of data.prompts, cut at rollout.max_new_tokens."""
+    per: Literal["row", "step"] = "row"
+    """Each step has its share of every writer (row), or one coin a step says who writes all of it (step, as in GKD)."""
+
+    @model_validator(mode="after")
+    def _shares(self) -> "PrefixConfig":
+        total = self.student + self.teacher + self.dataset
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"prefix.student + prefix.teacher + prefix.dataset is {total:g}; the shares must add up to 1")
+        return self
 
 
 class RolloutConfig(Section):
@@ -68,7 +100,7 @@ class RolloutConfig(Section):
 
 
 class ReverseKLConfig(Section):
-    """Exact KL(student || teacher) over the full vocabulary at each token of the student's own text."""
+    """KL(student || teacher) at each token: exact over the full vocabulary, or over the teacher's top K and their tail."""
 
     type: Literal["reverse_kl"] = "reverse_kl"
     temperature: float = Field(default=1.0, gt=0)
@@ -77,11 +109,11 @@ class ReverseKLConfig(Section):
     @property
     def needs(self) -> Payload:
         """The poorest payload that serves."""
-        return "hidden"
+        return "top_k"
 
 
 class ForwardKLConfig(Section):
-    """Exact KL(teacher || student) over the full vocabulary at each token of the student's own text."""
+    """KL(teacher || student) at each token: exact over the full vocabulary, or over the teacher's top K and their tail."""
 
     type: Literal["forward_kl"] = "forward_kl"
     temperature: float = Field(default=1.0, gt=0)
@@ -90,7 +122,50 @@ class ForwardKLConfig(Section):
     @property
     def needs(self) -> Payload:
         """The poorest payload that serves."""
-        return "hidden"
+        return "top_k"
 
 
-ObjectiveConfig = Annotated[ReverseKLConfig | ForwardKLConfig, Field(discriminator="type")]
+class K2Config(Section):
+    """Half the squared log-ratio of student and teacher at the sampled token: its gradient is that of the reverse KL in
+    expectation over the student's own samples, from one log-probability a token."""
+
+    type: Literal["k2"] = "k2"
+
+    @property
+    def needs(self) -> Payload:
+        """The poorest payload that serves."""
+        return "sampled"
+
+
+class SupervisedConfig(Section):
+    """Cross-entropy on the tokens of the text itself; no teacher is asked."""
+
+    type: Literal["supervised"] = "supervised"
+
+    @property
+    def needs(self) -> Payload | None:
+        """The poorest payload that serves; None: no teacher."""
+        return None
+
+
+ObjectiveConfig = Annotated[ReverseKLConfig | ForwardKLConfig | K2Config | SupervisedConfig, Field(discriminator="type")]
+
+
+class StreamConfig(Section):
+    """Given text that is trained on beside the main stream, in the same optimizer step: SFT on answers, LM on plain text."""
+
+    data: SourceConfig
+    """Rows with answer (train on answers) or text (train on plain text)."""
+    objective: ObjectiveConfig = SupervisedConfig()
+    rows: int = Field(default=32, ge=1)
+    """Rows of each step."""
+    weight: float = Field(default=1.0, ge=0)
+    """Factor of this stream's mean loss per token in the step's loss; the main stream has 1."""
+    max_tokens: int = Field(default=512, ge=2)
+    """Longest sequence, prompt and answer together; plain text is cut into pieces of this length."""
+
+    @model_validator(mode="after")
+    def _has_labels(self) -> "StreamConfig":
+        if self.data.task is None and self.data.answer is None and self.data.text is None:
+            raise ValueError("data of a stream needs answer (train on answers) or text (train on plain text)")
+        return self

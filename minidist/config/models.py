@@ -21,6 +21,18 @@ class ModelConfig(Section):
     """Run Python code that comes with the model. Off unless you have read that code."""
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al., arXiv:2106.09685) in place of full weights, through PEFT; no dropout."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    """The adapters' product is scaled by alpha / rank."""
+    targets: list[str] = Field(default=["all-linear"], min_length=1)
+    """Names of the linear layers that get adapters (q_proj, v_proj ...); all-linear: every one but the output head."""
+    save: Literal["merged", "adapter"] = "merged"
+    """What final/ and the checkpoints hold: the whole model with the adapters added in, or the adapters alone."""
+
+
 class StudentConfig(ModelConfig):
     """The model that learns: from a checkpoint (`model`), or from scratch (`architecture`)."""
 
@@ -30,6 +42,8 @@ class StudentConfig(ModelConfig):
     tokenizer: str | None = None
     """A directory or hub name; `characters:TASK` makes a one-character tokenizer for a generated task. None takes
     the checkpoint's own."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "StudentConfig":
@@ -39,12 +53,37 @@ class StudentConfig(ModelConfig):
             raise ValueError("student.architecture needs student.tokenizer: a directory, a hub name, or characters:TASK")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("student.architecture needs model_type, such as llama, qwen3 or gpt2")
+        if self.lora is not None and self.model is None:
+            raise ValueError("student.lora adapts a trained model: set student.model")
         return self
+
+
+class ServerConfig(Section):
+    """An OpenAI-style vLLM server that holds the teacher."""
+
+    url: str = Field(pattern=r"^https?://")
+    """Its address up to /v1, such as http://127.0.0.1:8000."""
+    model: str | None = None
+    """The name it serves the teacher under; None: the only one it has."""
+    requests: int = Field(default=32, ge=1)
+    """Requests that wait for an answer at one time."""
+    timeout_s: float = Field(default=120, gt=0)
+    """Seconds for one answer."""
+    attempts: int = Field(default=6, ge=1)
+    """Tries of one request: a server that is busy (429, 5xx) or does not answer is asked again after a pause that doubles, or
+    as long as its Retry-After says."""
+    key_variable: str | None = None
+    """Environment variable with the server's API key; None: no key is sent."""
 
 
 class TeacherConfig(ModelConfig):
     """The frozen model that scores."""
 
+    backend: Literal["hf", "vllm", "server"] = "hf"
+    """Who runs it: transformers (every payload), vLLM (sampled and top_k), or a server over HTTP (sampled, and top_k up to the
+    server's limit). `model` names its tokenizer and shape in every case."""
+    server: ServerConfig | None = None
+    """Of backend server."""
     payload: Payload = "hidden"
     """What it says of each token: `sampled` (one log-probability), `top_k` (K of them and the tail), `hidden` (hidden
     states, from which the learner forms the exact full vocabulary)."""
@@ -52,9 +91,22 @@ class TeacherConfig(ModelConfig):
     """K of the `top_k` payload, in classes."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens per forward pass; bounds its memory."""
+    kv_cache_gib: float = Field(default=0.25, gt=0)
+    """backend vllm on a CPU: memory of its key-value cache, GiB."""
+    gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
+    """backend vllm on a GPU: share of the memory it may take."""
+    max_sequences: int = Field(default=256, ge=1)
+    """backend vllm: sequences at one time."""
 
     @model_validator(mode="after")
     def _named(self) -> "TeacherConfig":
         if self.model is None:
             raise ValueError("teacher.model is missing: a directory, or a name on the Hugging Face hub")
+        if self.backend != "hf" and self.payload == "hidden":
+            raise ValueError(
+                f"teacher.backend {self.backend} gives no hidden states; set teacher.payload=top_k or sampled, or "
+                "teacher.backend=hf"
+            )
+        if (self.backend == "server") != (self.server is not None):
+            raise ValueError("teacher.server (with its url) goes with teacher.backend=server, and only with it")
         return self

@@ -18,8 +18,14 @@ class RunConfig(Section):
     """Collections, each followed by one optimizer step and one publication."""
     overwrite: bool = False
     """Start again in a directory that holds another run; its files are deleted first."""
-    checkpoint_every: int | None = Field(default=None, ge=1)
-    """Steps between checkpoints under checkpoints/; None writes only final/."""
+    deterministic: bool = False
+    """Give the same bits again: algorithms without a deterministic form are refused, engines forget every cached key and
+    value before they write. A run that was interrupted then goes on exactly as if it had not been."""
+    checkpoint_every: int | None = Field(default=100, ge=1)
+    """Steps between checkpoints under checkpoints/, from which the run goes on when the same command is given again. None:
+    only when the run is stopped by Ctrl-C or SIGTERM."""
+    checkpoints_kept: int = Field(default=2, ge=1)
+    """The newest so many checkpoints stay."""
     rollouts_every: int = Field(default=20, ge=1)
     """Steps between files under rollouts/ with the prompts and answers of that step, to read."""
     tensorboard: bool = True

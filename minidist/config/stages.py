@@ -6,12 +6,28 @@ from pydantic import Field, model_validator
 
 from minidist.config.base import Section
 from minidist.config.data import DistillDataConfig, EvaluateDataConfig, SftDataConfig
-from minidist.config.learning import LearnerConfig, MeasureConfig, ObjectiveConfig, RolloutConfig
+from minidist.config.learning import (
+    LearnerConfig,
+    MeasureConfig,
+    ObjectiveConfig,
+    PrefixConfig,
+    RolloutConfig,
+    StreamConfig,
+)
 from minidist.config.models import DType, StudentConfig, TeacherConfig
 from minidist.config.run import RunConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig
 
 _RICHNESS = {"sampled": 1, "top_k": 2, "hidden": 3}
+
+
+def _check_learner(learner: LearnerConfig, cluster: ClusterConfig) -> None:
+    if learner.backend == "single" and cluster.learner.ranks > 1:
+        raise ValueError("cluster.learner.ranks above 1 need learner.backend=deepspeed")
+    if learner.offload_parameters and learner.zero_stage != 3:
+        raise ValueError(f"learner.offload_parameters needs learner.zero_stage=3, not {learner.zero_stage}")
+    if learner.offload_optimizer and learner.zero_stage == 0:
+        raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
 
 
 class SftConfig(Section):
@@ -37,6 +53,7 @@ class SftConfig(Section):
             raise ValueError("evaluation.every and evaluation.patience need data.validation: rows for the validation loss")
         if self.evaluation.patience and self.evaluation.every is None:
             raise ValueError("evaluation.patience needs evaluation.every: how many steps apart the evaluations are")
+        _check_learner(self.learner, self.cluster)
         return self
 
 
@@ -49,6 +66,9 @@ class DistillConfig(Section):
     teacher: TeacherConfig
     data: DistillDataConfig
     objective: ObjectiveConfig
+    prefix: PrefixConfig = PrefixConfig()
+    streams: dict[str, StreamConfig] = Field(default={})
+    """Given text beside the main stream, by name."""
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -56,14 +76,23 @@ class DistillConfig(Section):
     canaries: CanaryConfig = CanaryConfig()
 
     @model_validator(mode="after")
+    def _machine_fits(self) -> "DistillConfig":
+        if self.rollout.engine == "hf" and self.cluster.rollout.tensor_parallel > 1:
+            raise ValueError("cluster.rollout.tensor_parallel splits vLLM engines; set rollout.engine=vllm")
+        _check_learner(self.learner, self.cluster)
+        return self
+
+    @model_validator(mode="after")
     def _sections_agree(self) -> "DistillConfig":
         if self.student.model is None:
             raise ValueError("student.architecture cannot be distilled untrained; run minidist sft first, set student.model")
-        if _RICHNESS[self.teacher.payload] < _RICHNESS[self.objective.needs]:
-            raise ValueError(
-                f"teacher.payload {self.teacher.payload} is poorer than objective.type {self.objective.type} needs; "
-                f"set teacher.payload={self.objective.needs}"
-            )
+        self._check_objectives()
+        if self.prefix.student < 1 and self.objective.type == "k2":
+            raise ValueError("objective.type k2 estimates on the student's own samples; set prefix.student=1")
+        if self.objective.type == "supervised" and self.prefix.student > 0:
+            raise ValueError("objective.type supervised would teach the student its own samples; set prefix.student=0")
+        if self.prefix.dataset > 0 and self.data.prompts.answer is None and self.data.prompts.task is None:
+            raise ValueError("prefix.dataset needs data.prompts.answer: the template of the gold answer")
         if self.evaluation.patience is not None:
             raise ValueError("evaluation.patience belongs to sft; distillation runs for run.steps")
         if self.evaluation.every and self.data.validation is None:
@@ -71,6 +100,25 @@ class DistillConfig(Section):
         if self.rollout.temperature == 0 and self.rollout.samples_per_prompt > 1:
             raise ValueError("rollout.temperature 0 writes the same answer each time; set rollout.samples_per_prompt=1")
         return self
+
+    def _check_objectives(self) -> None:
+        """Every objective is served by the teacher's payload."""
+        named = {"objective": self.objective} | {f"streams.{name}.objective": s.objective for name, s in self.streams.items()}
+        for where, objective in named.items():
+            if objective.needs is None:
+                continue
+            if _RICHNESS[self.teacher.payload] < _RICHNESS[objective.needs]:
+                raise ValueError(
+                    f"teacher.payload {self.teacher.payload} is poorer than {where}.type {objective.type} needs; "
+                    f"set teacher.payload={objective.needs}"
+                )
+            temperature = getattr(objective, "temperature", 1.0)
+            if self.teacher.payload != "hidden" and temperature != 1:
+                raise ValueError(
+                    f"{where}.temperature {temperature:g} needs the teacher's whole distribution; set teacher.payload=hidden"
+                )
+            if where != "objective" and objective.type == "k2":
+                raise ValueError(f"{where}.type k2 estimates on the student's own samples, not on given text")
 
 
 class EvaluateConfig(Section):

@@ -3,9 +3,9 @@
 import time
 from typing import Any
 
-from minidist.build import make_plan
 from minidist.cluster import Cluster
 from minidist.config import Config, DistillConfig, SftConfig
+from minidist.plan import make_plan
 from minidist.rundir import RunDirectory
 from minidist.stages.distill import distill
 from minidist.stages.evaluate import evaluate

@@ -3,13 +3,14 @@
 import asyncio
 from typing import Any
 
-from minidist.build import Plan, make_engine, make_learner, make_teacher
+from minidist.build import make_engine, make_learner, make_teacher
 from minidist.canaries import Alarms, check_engine, check_teacher, tolerance
 from minidist.cluster import Cluster
 from minidist.config import DistillConfig
 from minidist.evaluation.student import Examiner
 from minidist.experience import OnPolicy
 from minidist.loop import Run, train
+from minidist.plan import Plan
 from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.rundir import RunDirectory
 from minidist.tracking import Clock, Recorder, log

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minidist.build import Plan, as_model, make_engine, make_learner, make_teacher, same_architecture
+from minidist.build import make_engine, make_learner, make_teacher, same_architecture
 from minidist.canaries import tolerance
 from minidist.cluster import Cluster
 from minidist.config import EvaluateConfig
@@ -14,6 +14,7 @@ from minidist.config.models import StudentConfig
 from minidist.evaluation.student import Examiner
 from minidist.evaluation.table import show
 from minidist.modeling import resolve
+from minidist.plan import Plan, as_model
 from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.rundir import RunDirectory
 from minidist.tracking import log

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from minidist.build import Plan, make_learner
+from minidist.build import make_learner
 from minidist.cluster import Cluster
 from minidist.config import SftConfig
 from minidist.data.batching import collate_examples
 from minidist.experience import Examples
 from minidist.loop import Run, train
+from minidist.plan import Plan
 from minidist.protocols import Learner
 from minidist.rundir import RunDirectory
 from minidist.tracking import Clock, Recorder

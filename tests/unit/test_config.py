@@ -95,10 +95,14 @@ REFUSED = [
     ("distill", ["objective=null"], ["objective is None"]),
     (
         "distill",
-        ["teacher.payload=top_k"],
-        ["teacher.payload top_k", "objective.type reverse_kl", "set teacher.payload=hidden"],
+        ["teacher.payload=top_k", "objective.temperature=2"],
+        ["objective.temperature 2", "set teacher.payload=hidden"],
     ),
-    ("distill", ["teacher.payload=sampled"], ["set teacher.payload=hidden"]),
+    (
+        "distill",
+        ["teacher.payload=sampled"],
+        ["teacher.payload sampled", "objective.type reverse_kl", "set teacher.payload=top_k"],
+    ),
     ("distill", ["teacher.model=null"], ["teacher.model is missing"]),
     ("distill", ["student={architecture: {model_type: gpt2}, tokenizer: t}"], ["run minidist sft first", "student.model"]),
     ("distill", ["evaluation.patience=2"], ["evaluation.patience belongs to sft"]),

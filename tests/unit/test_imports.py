@@ -25,7 +25,7 @@ LAYERS = [
     ("loop",),
     ("cluster",),
     ("teaching", "system2", "pipelines", "jobs", "report"),
-    ("build",),
+    ("build", "plan"),
     ("stages",),
     ("cli",),
 ]

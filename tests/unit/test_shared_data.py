@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from minidist.build import make_plan
 from minidist.config import SftConfig, load
+from minidist.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 HOME = os.environ.get("MINIDIST_DATA")

@@ -1,0 +1,180 @@
+"""What a run will be, from its configuration, tokenizers, shapes and rows: every refusal comes before a model is loaded."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from minidist.cluster import check_gpus
+from minidist.config import Config, DistillConfig, EvaluateConfig, SftConfig
+from minidist.config.data import RenderConfig, SourceConfig
+from minidist.config.learning import RolloutConfig
+from minidist.config.models import ModelConfig, TeacherConfig
+from minidist.data.rendering import Renderer
+from minidist.data.sources import Example, read_examples, read_prompts
+from minidist.errors import ConfigError, ModelError
+from minidist.rundir import RunDirectory
+from minidist.types import PROBE_TOKENS, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass
+class Plan:
+    """Everything a stage needs that can be known without loading a model, checked."""
+
+    renderer: Renderer
+    lines: list[str] = field(default_factory=list)
+    vocabulary: int | None = None
+    prompts: list[Prompt] = field(default_factory=list)
+    validation_prompts: list[Prompt] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
+    validation_examples: list[Example] = field(default_factory=list)
+    max_tokens: int = 0
+
+
+def make_plan(config: Config) -> Plan:
+    """Check a configuration against the disk and the machine; every refusal is a UserError."""
+    RunDirectory(config).check()
+    check_gpus(config.cluster)
+    if isinstance(config, SftConfig):
+        return _plan_sft(config)
+    return _plan_distill(config) if isinstance(config, DistillConfig) else _plan_evaluate(config)
+
+
+def _plan_sft(config: SftConfig) -> Plan:
+    from minidist.modeling import architecture, context_length, load_config, student_tokenizer
+
+    tokenizer = student_tokenizer(config.student)
+    trained = config.student.model is not None
+    model = load_config(config.student, "student.model") if trained else architecture(config.student, tokenizer)
+    plan = Plan(Renderer(tokenizer, config.data))
+    plan.max_tokens = config.data.max_tokens
+    _fits(context_length(model), plan.max_tokens, "data.max_tokens")
+    limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "max_tokens": plan.max_tokens}
+    plan.examples, skipped = read_examples(config.data.train, plan.renderer, **limits)
+    plan.lines += [_shape("student", model), _rows("train", config.data.train, len(plan.examples), skipped)]
+    if config.data.validation is not None:
+        plan.validation_examples, skipped = read_examples(config.data.validation, plan.renderer, **limits)
+        plan.lines.append(_rows("validation", config.data.validation, len(plan.validation_examples), skipped))
+    labels = sum(len(example.tokens) - example.start for example in plan.examples)
+    plan.lines.append(
+        f"{labels:,} labels; {config.run.steps} steps of {config.batch_rows} rows; learner {config.learner.backend}"
+    )
+    return plan
+
+
+def _plan_distill(config: DistillConfig) -> Plan:
+    from minidist.modeling import load_config, student_tokenizer
+
+    tokenizer = student_tokenizer(config.student)
+    student, teacher = load_config(config.student, "student.model"), load_config(config.teacher, "teacher.model")
+    plan = Plan(Renderer(tokenizer, config.data))
+    plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
+    _check_head_size(student, "student.model", config.rollout, config.cluster.gpus)
+    plan.max_tokens = _room((student, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
+    plan.prompts, skipped = read_prompts(config.data.prompts, plan.renderer, max_prompt_tokens=config.data.max_prompt_tokens)
+    plan.lines += [_shape("student", student), _shape("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common"]
+    plan.lines.append(_rows("prompts", config.data.prompts, len(plan.prompts), skipped))
+    if config.rollout.prompts_per_step > len(plan.prompts):
+        raise ConfigError(
+            f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, and {config.data.prompts.path} has "
+            f"{len(plan.prompts)} prompts; lower it, or raise rollout.samples_per_prompt"
+        )
+    if config.data.validation is not None:
+        held_out = _at_most(config.data.validation, config.evaluation.prompts)
+        plan.validation_prompts, skipped = _read_prompts(held_out, plan.renderer, config.data)
+        plan.lines.append(_rows("validation", held_out, len(plan.validation_prompts), skipped))
+    texts = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+    plan.lines.append(
+        f"{config.objective.type} on {texts} texts of up to {config.rollout.max_new_tokens} tokens a step, {config.run.steps} "
+        f"steps; {config.rollout.engine} writes, {config.learner.backend} learns, roles in {config.cluster.roles}"
+    )
+    return plan
+
+
+def _plan_evaluate(config: EvaluateConfig) -> Plan:
+    from minidist.modeling import load_config, load_tokenizer
+
+    teacher = load_config(config.teacher, "teacher.model")
+    plan: Plan | None = None
+    for name, path in config.models.items():
+        where = f"models.{name}"
+        tokenizer = load_tokenizer(path, where, trust_remote_code=config.teacher.trust_remote_code)
+        model = load_config(as_model(config, path), where)
+        plan = plan or Plan(Renderer(tokenizer, config.data))
+        vocabulary = _shared(tokenizer, model, teacher, config.teacher)
+        plan.vocabulary = min(plan.vocabulary or vocabulary, vocabulary)
+        plan.max_tokens = _room((model, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
+        _check_head_size(model, where, config.rollout, config.cluster.gpus)
+        plan.lines.append(_shape(name, model))
+    assert plan is not None
+    plan.prompts, skipped = _read_prompts(config.data.test, plan.renderer, config.data)
+    plan.lines.append(_rows("test", config.data.test, len(plan.prompts), skipped))
+    return plan
+
+
+def as_model(config: EvaluateConfig, path: str) -> ModelConfig:
+    return ModelConfig(model=path, dtype=config.dtype, trust_remote_code=config.teacher.trust_remote_code)
+
+
+def _shared(tokenizer: Any, student: Any, teacher: Any, config: TeacherConfig) -> int:
+    from minidist.canaries import shared_vocabulary
+    from minidist.modeling import load_tokenizer
+    from minidist.teachers.head import vocabulary_size
+
+    theirs = load_tokenizer(config.model or "", "teacher.model", trust_remote_code=config.trust_remote_code)
+    return shared_vocabulary(tokenizer, theirs, vocabulary_size(student), vocabulary_size(teacher))
+
+
+def _room(models: tuple["PretrainedConfig", ...], tokens: int) -> int:
+    """Tokens an engine must hold: a prompt and its answer, and the probe of a weight sync."""
+    from minidist.modeling import context_length
+
+    context = min(context_length(model) for model in models)
+    _fits(context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
+    return max(tokens, min(PROBE_TOKENS + 1, context))
+
+
+# Head sizes that vLLM 0.32's attention on a CPU has kernels for.
+_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
+def _check_head_size(model: "PretrainedConfig", name: str, rollout: RolloutConfig, gpus: int) -> None:
+    """vLLM would refuse it as well, but only once the model is loaded."""
+    shape = model.get_text_config()
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    if rollout.engine == "vllm" and not gpus and size not in _CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, _CPU_HEAD_SIZES))
+        raise ConfigError(f"{name} has attention heads of size {size}; vLLM on a CPU has {sizes}; set rollout.engine=hf")
+
+
+def _fits(context: int, tokens: int, name: str) -> None:
+    if tokens > context:
+        raise ConfigError(f"{name} is {tokens}, more than the model's context of {context} tokens; lower it")
+
+
+def _at_most(source: SourceConfig, rows: int) -> SourceConfig:
+    return source.model_copy(update={"rows": min(rows, source.rows or rows)})
+
+
+def _read_prompts(source: SourceConfig, renderer: Renderer, config: RenderConfig) -> tuple[list[Prompt], int]:
+    return read_prompts(source, renderer, max_prompt_tokens=config.max_prompt_tokens)
+
+
+def _rows(name: str, source: SourceConfig, used: int, skipped: int) -> str:
+    return f"{name}: {used:,} rows of {source.path}" + (f", {skipped:,} left out" if skipped else "")
+
+
+def _shape(name: str, model: "PretrainedConfig") -> str:
+    """A model's size, from its configuration alone."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with init_empty_weights():
+            skeleton = AutoModelForCausalLM.from_config(model)
+    except ValueError as error:
+        raise ModelError(f"{name} is no causal language model: {str(error).splitlines()[0][:200]}") from None
+    skeleton.tie_weights()
+    count = sum(parameter.numel() for parameter in skeleton.parameters())
+    return f"{name}: {model.model_type}, {count / 1e6:,.2f} M parameters, vocabulary {model.get_text_config().vocab_size:,}"
