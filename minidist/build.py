@@ -8,6 +8,7 @@ from minidist.config.learning import LearnerConfig, RolloutConfig
 from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.protocols import Learner, Objective, RolloutEngine, Teacher
+from minidist.types import RankGroup
 
 
 def make_engine(
@@ -29,11 +30,21 @@ def make_engine(
     return VLLMEngine(model, rollout, renderer, max_tokens=max_tokens, seed=seed, vocabulary=vocabulary, gpus=gpus)
 
 
-def make_teacher(config: TeacherConfig, renderer: Renderer, vocabulary: int | None, gpus: int) -> Teacher:
-    """The frozen teacher."""
+def make_teacher(
+    config: TeacherConfig,
+    renderer: Renderer,
+    vocabulary: int | None,
+    gpus: int,
+    shards: int = 1,
+    deterministic: bool = False,
+    group: RankGroup | None = None,
+) -> Teacher:
+    """The frozen teacher of `teacher.backend`, or one rank of it."""
+    from minidist.modeling import repeatable
     from minidist.teachers.hf import HFTeacher
 
-    return HFTeacher(config, renderer, vocabulary=vocabulary, gpus=gpus)
+    repeatable(deterministic)
+    return HFTeacher(config, renderer, vocabulary=vocabulary, gpus=gpus, group=group)
 
 
 def make_learner(
@@ -46,23 +57,27 @@ def make_learner(
     seed: int,
     vocabulary: int | None,
     gpus: int,
+    deterministic: bool = False,
+    group: RankGroup | None = None,
 ) -> Learner:
-    """The learner of `learner.backend`, with the teacher's head when the payload is hidden states."""
+    """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states."""
+    from minidist.group import Alone, Joined
     from minidist.learners.single import SingleLearner
     from minidist.losses.objectives import make_objective
-    from minidist.modeling import build_student
+    from minidist.modeling import build_student, repeatable
     from minidist.teachers.head import load_teacher_head
 
-    kind = SingleLearner
+    repeatable(deterministic)
+    kind, joined = SingleLearner, Alone()
     if config.backend == "deepspeed":
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpus else "cpu")
         from minidist.learners.deepspeed import DeepSpeedLearner
 
-        kind = DeepSpeedLearner
+        kind, joined = DeepSpeedLearner, Joined(group or RankGroup(), "cuda" if gpus else "cpu")
     model = build_student(student, renderer.tokenizer, seed, gpus)
     head = load_teacher_head(teacher, vocabulary) if teacher is not None and teacher.payload == "hidden" else None
     made: dict[str, Objective] = {name: make_objective(**options) for name, options in objectives.items()}
-    return kind(model, renderer, config, made, steps=steps, teacher_head=head)
+    return kind(model, renderer, config, made, steps=steps, teacher_head=head, group=joined)
 
 
 def same_architecture(left: Path, right: Path) -> bool:

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minidist.config.runtime import CanaryConfig
 from minidist.errors import CanaryError, ModelError
 from minidist.tracking import log
-from minidist.types import Measures, Rollout
+from minidist.types import Measures, Rollout, Writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,9 +56,13 @@ def tolerance(configured: float | None, dtypes: Sequence[str], *, exact: float, 
 
 
 def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats: float) -> float:
-    """Mean difference between the engine's log-probabilities of its samples and the learner's of the same tokens, nats."""
-    engine = np.concatenate([rollout.logprobs for rollout in rollouts]).astype(np.float64)
-    differences = np.abs(engine - measures.student_logprob)
+    """Mean difference between the engine's log-probabilities of its samples and the learner's of the same tokens, nats.
+
+    Rollouts that the student did not write do not count; `measures` are of all of them.
+    """
+    own = np.concatenate([np.full(len(rollout.tokens), rollout.writer is Writer.STUDENT) for rollout in rollouts])
+    said = [rollout.logprobs for rollout in rollouts if rollout.writer is Writer.STUDENT and rollout.logprobs is not None]
+    differences = np.abs(np.concatenate(said).astype(np.float64) - measures.student_logprob[own])
     mean, worst = float(differences.mean()), float(differences.max())
     if not mean <= tolerance_nats:
         raise CanaryError(
@@ -101,6 +105,12 @@ class Alarms:
         self._alarm(step, "length collapse", length / self._first_length, self._config.alarm_length, below=True)
         self._alarm(step, "truncated answers", metrics["rollout/truncated_frac"], self._config.alarm_truncated)
         self._alarm(step, "repetition", metrics["rollout/repetition_frac"], self._config.alarm_repetition)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"first_length": self._first_length, "raised": self.raised}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._first_length, self.raised = state["first_length"], state["raised"]
 
     def _alarm(self, step: int, name: str, value: float, limit: float, *, below: bool = False) -> None:
         if (value < limit if below else value > limit) and not any(name in text for text in self.raised):

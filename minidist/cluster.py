@@ -5,34 +5,35 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
-import psutil
-
-from minidist.config.runtime import ClusterConfig
+from minidist.config.runtime import ClusterConfig, RoleConfig
 from minidist.errors import ConfigError
+from minidist.scratch import Scratch
 from minidist.tracking import log
+from minidist.types import RankGroup
+from minidist.worker import together
 
 T = TypeVar("T")
-
-_ROLES = 3  # rollout, teacher, learner share the machine
+Role = Literal["rollout", "teacher", "learner"]
 
 
 class Cluster:
     """Hosts the roles of one run; `async with` ends every process, socket and temporary file it started.
 
-    Roles take turns at staleness 0, so each may use all cores, but none may spin while it waits: a spinning OpenMP pool
-    takes the cores from the role that works.
+    `roles` are those the run will need: room for all their actors is set aside at once, or the run does not start. Roles take
+    turns at staleness 0, so each may use all cores, but none may spin while it waits: a spinning OpenMP pool takes the cores
+    from the role that works.
     """
 
-    def __init__(self, config: ClusterConfig, logs: Path) -> None:
+    def __init__(self, config: ClusterConfig, logs: Path, roles: Sequence[Role] = ("rollout", "teacher", "learner")) -> None:
         self._config, self._logs = config, logs
-        self._actors: list[tuple[Any, Any]] = []
+        self._actors: list[tuple[Any, Any, int]] = []  # the role, its actor, the bundle it sits in
         self._local: list[Any] = []
+        self._bundles: list[Role] = [role for role in roles for _ in range(self._settings(role).processes)]
+        self._placed: Any = None
 
     async def __aenter__(self) -> "Cluster":
         self._scratch = Scratch()
@@ -53,66 +54,129 @@ class Cluster:
         for role in self._local:
             await role.close()
         if self._config.roles == "ray":
-            self._end_ray(failed=kind is not None)
+            failed = kind is not None and kind is not asyncio.CancelledError
+            self._end_ray(failed=failed)
         self._scratch.remove()
 
-    async def host(self, name: str, make: Callable[..., T], **arguments: Any) -> T:
-        """The role that `make(**arguments)` builds, in an actor of its own or here. Its verbs are awaited either way."""
+    async def host(self, role: Role, make: Callable[..., T], **arguments: Any) -> T:
+        """The object that `make(**arguments)` builds, in an actor of its own or here. Its verbs are awaited either way."""
         if self._config.roles == "local":
-            role = make(**arguments)  # one after another: loading a model changes torch for every thread
-            self._local.append(role)
-            return role
-        import ray
-
-        from minidist.remote import Remote
-
-        actor = (
-            ray.remote(_Host)
-            .options(num_cpus=0, num_gpus=self._gpu_share(), runtime_env={"env_vars": self._environment()})
-            .remote()
-        )
-        remote = Remote(name, actor)
-        self._actors.append((remote, actor))
+            made = make(**arguments)  # one after another: loading a model changes torch for every thread
+            self._local.append(made)
+            return made
+        remote = self._seat(role)
         self._scratch.guard()
         await remote.start(make, **arguments)
         return cast(T, remote)
 
-    async def dismiss(self, role: Any) -> None:
-        """End one role before the others."""
-        import ray
+    async def host_group(self, role: Role, make: Callable[..., T], count: int, **arguments: Any) -> list[T]:
+        """`count` ranks that work on one thing together: `make` is also given the `group` each of them joins."""
+        if count == 1:
+            return [await self.host(role, make, **arguments)]
+        seated = [self._seat(role) for _ in range(count)]
+        self._scratch.guard()
+        meeting = f"file://{self._scratch.path}/ranks-{id(seated):x}"
+        if self._config.address is not None:  # the ranks may be on other machines, which do not share a directory
+            meeting = await seated[0].ask(_free_address)
+        groups = [RankGroup(rank, count, meeting) for rank in range(count)]
+        await together(remote.start(make, group=group, **arguments) for remote, group in zip(seated, groups, strict=True))
+        return seated
 
+    async def dismiss(self, role: Any) -> None:
+        """End one role before the others; its place is free again."""
         for entry in [entry for entry in self._actors if entry[0] is role]:
+            import ray
+
             self._actors.remove(entry)
             ray.kill(entry[1])
-        if role in self._local:
+        if any(role is each for each in self._local):
             self._local.remove(role)
             await role.close()
+
+    def _seat(self, role: Role) -> Any:
+        """An empty actor in the next free bundle of its role."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        from minidist.remote import Remote
+
+        taken = {bundle for _, _, bundle in self._actors}
+        bundle = next(i for i, name in enumerate(self._bundles) if name == role and i not in taken)
+        config = self._settings(role)
+        strategy = PlacementGroupSchedulingStrategy(self._placed, placement_group_bundle_index=bundle)
+        actor = (
+            ray.remote(_Host)
+            .options(
+                num_cpus=self._cpus(config),
+                num_gpus=self._config.gpus_of(config),
+                scheduling_strategy=strategy,
+                runtime_env={"env_vars": self._environment(config)},
+            )
+            .remote()
+        )
+        number = sum(name == role for name in self._bundles[:bundle])
+        remote = Remote(f"{role} {number}" if self._bundles.count(role) > 1 else role, actor)
+        self._actors.append((remote, actor, bundle))
+        return remote
+
+    def _settings(self, role: Role) -> RoleConfig:
+        return getattr(self._config, role)
+
+    def _cpus(self, config: RoleConfig) -> float:
+        """CPUs set aside for an actor; on a machine of the run's own the shares add up to its cores."""
+        if config.cpus is not None:
+            return config.cpus
+        return 1.0 if self._config.address is not None else max(0.01, int(100 * cores() / self._config.processes) / 100)
 
     def _start_ray(self) -> None:
         import ray
 
         logging.getLogger("ray").setLevel(logging.ERROR)
-        quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         if self._config.address is not None:
             ray.init(address=self._config.address, **quiet)
-            return
-        os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
-        ray.init(
-            address="local",  # a cluster of this run's own, whatever RAY_ADDRESS says
-            num_cpus=cores(),
-            num_gpus=self._config.gpus,
-            include_dashboard=False,
-            object_store_memory=int(self._config.object_store_gib * 2**30),
-            _temp_dir=str(self._scratch.path),
-            _node_ip_address="127.0.0.1",
-            **quiet,
-        )
+        else:
+            os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
+            ray.init(
+                address="local",  # a cluster of this run's own, whatever RAY_ADDRESS says
+                num_cpus=cores(),
+                num_gpus=self._config.gpus,
+                include_dashboard=False,
+                object_store_memory=int(self._config.object_store_gib * 2**30),
+                _temp_dir=str(self._scratch.path),
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+        self._reserve()
+
+    def _reserve(self) -> None:
+        """Room for every actor of the run at once, or a sentence that says what is lacking."""
+        import ray
+        from ray.util import placement_group
+
+        settings = [self._settings(role) for role in self._bundles]
+        bundles = [{"CPU": self._cpus(each), "GPU": self._config.gpus_of(each)} for each in settings]
+        bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
+        self._placed = placement_group(bundles, strategy=self._config.placement.upper())
+        if not self._placed.wait(self._config.start_timeout_s):
+            wanted = ", ".join(f"{sum(bundle.get(name, 0) for bundle in bundles):g} {name}" for name in ("CPU", "GPU"))
+            there = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+            raise ConfigError(
+                f"no room for the run's {len(bundles)} actors ({wanted}) in {self._config.start_timeout_s:g} s: the cluster "
+                f"has {there} in all; lower the counts or shares under cluster, or set cluster.placement=pack"
+            )
 
     def _end_ray(self, *, failed: bool) -> None:
         import ray
 
-        for _, actor in self._actors:
+        if not ray.is_initialized():
+            return
+        for _, actor, _ in self._actors:
             ray.kill(actor)
+        if self._placed is not None:
+            from ray.util import remove_placement_group
+
+            remove_placement_group(self._placed)
         ray.shutdown()
         if failed:
             self._keep_logs()
@@ -126,15 +190,13 @@ class Cluster:
                 shutil.copy(file, self._logs / file.name)
             log.info("the actors' output is in %s", self._logs)
 
-    def _environment(self) -> dict[str, str]:
-        return thread_environment(self._config.threads) | {
-            "TMPDIR": str(self._scratch.path),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }
-
-    def _gpu_share(self) -> float:
-        """A device of its own where there are enough, else a share of one: Ray never splits a role over two."""
-        return 1.0 if self._config.gpus >= _ROLES else {0: 0.0, 1: 0.33, 2: 0.5}[self._config.gpus]
+    def _environment(self, config: RoleConfig) -> dict[str, str]:
+        # The actors of one role work at the same time, those of different roles take turns.
+        threads = self._config.threads or max(1, cores() // (config.processes * config.devices))
+        variables = thread_environment(threads) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        if self._config.address is None:
+            variables |= {"TMPDIR": str(self._scratch.path), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        return variables
 
 
 class _Host:
@@ -146,66 +208,27 @@ class _Host:
         if verb == "start":
             self._role = arguments[0](**options)
             return None
+        if verb == "ask":
+            return arguments[0](**options)
         return await getattr(self._role, verb)(*arguments, **options)
 
+    async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        """The same, but what it gives stays in the object store: only its reference goes back."""
+        import ray
 
-class Scratch:
-    """A temporary directory that goes when this process does, however it ends.
-
-    A small shell waits on a pipe that only this process holds open. When the pipe closes, it removes the directory; if this
-    process was killed, it first ends the processes that had been started by then.
-    """
-
-    def __init__(self) -> None:
-        parent = tempfile.gettempdir()
-        # Sockets lie in here, and the path of a socket may have 107 characters.
-        self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) <= 25 else "/tmp"))
-        self._before = tempfile.tempdir, os.environ.get("TMPDIR")
-        tempfile.tempdir = os.environ["TMPDIR"] = str(self.path)
-        self._keeper = subprocess.Popen(
-            ["/bin/sh", "-c", _KEEPER, str(self.path)], stdin=subprocess.PIPE, text=True, start_new_session=True
-        )
-
-    def guard(self) -> None:
-        """Tell the keeper of every process that descends from this one."""
-        children = [child.pid for child in psutil.Process().children(recursive=True) if child.pid != self._keeper.pid]
-        self._tell(" ".join(f"{pid}:{start}" for pid in children if (start := _start_time(pid)) is not None))
-
-    def remove(self) -> None:
-        """Remove the directory; the processes have been ended already."""
-        self._tell("")
-        tempfile.tempdir, before = self._before
-        if before is None:
-            os.environ.pop("TMPDIR", None)
-        else:
-            os.environ["TMPDIR"] = before
-        self._keeper.communicate()
-
-    def _tell(self, processes: str) -> None:
-        assert self._keeper.stdin is not None
-        self._keeper.stdin.write(f"{processes}\n")
-        self._keeper.stdin.flush()
+        result = await self.call(verb, *arguments, **options)
+        return None if result is None else ray.put(result)
 
 
-# Each line replaces the list of processes, given as id:start time; an empty one means that all has ended well. The start time
-# tells a process from a later one that was given the same id.
-_KEEPER = """
-while read -r line; do processes=$line; done
-for process in $processes; do
-    stat=$(cat /proc/${process%:*}/stat 2>/dev/null) || continue
-    set -- ${stat##*) }
-    [ "${20}" = "${process#*:}" ] && kill -9 ${process%:*}
-done
-for again in 1 2 3 4 5; do rm -rf "$0" && exit; sleep 1; done
-"""
+def _free_address() -> str:
+    """Where the ranks of a group meet: a port of this node that was free a moment ago."""
+    import socket
 
+    import ray
 
-def _start_time(pid: int) -> str | None:
-    """When a process started, in clock ticks since boot, or None if it has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]
-    except FileNotFoundError:
-        return None
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
 
 
 def cores() -> int:
@@ -219,9 +242,14 @@ def thread_environment(threads: int | None) -> dict[str, str]:
     return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def check_gpus(config: ClusterConfig) -> None:
-    """Raise ConfigError when the configuration asks for GPUs that are not there."""
-    if config.gpus and config.address is None:
+def check_machine(config: ClusterConfig) -> None:
+    """Raise ConfigError when the configuration asks for more CPUs or GPUs than this machine has."""
+    if config.address is not None:
+        return
+    roles: list[RoleConfig] = [config.rollout, config.teacher, config.learner]
+    if (asked := sum((role.cpus or 0) * role.processes for role in roles)) > cores():
+        raise ConfigError(f"the cpus under cluster add up to {asked:g}, and this machine has {cores()}; lower them")
+    if config.gpus:
         import torch
 
         if (there := torch.cuda.device_count()) < config.gpus:

@@ -1,17 +1,19 @@
-"""Where batches come from: the student's own text, scored; or given examples."""
+"""Where batches come from: text of student, teacher or data set, scored, with given text beside it; or given text alone."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from minidist.config.learning import RolloutConfig
-from minidist.data.batching import collate, collate_examples
+from minidist.config.learning import PrefixConfig, RolloutConfig
+from minidist.data.batching import as_rollout, collate, collate_examples
 from minidist.data.sources import Example
 from minidist.evaluation.text import describe_text
 from minidist.protocols import RolloutEngine, Teacher
 from minidist.tracking import Clock
-from minidist.types import Array, Batch, Prompt
+from minidist.types import Array, Batch, Finish, Prompt, Rollout, TeacherScores, Writer
 
 
 def drawn(count: int, size: int, *, step: int, seed: int) -> list[int]:
@@ -31,47 +33,132 @@ def _order(count: int, seed: int, epoch: int) -> Array:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-class OnPolicy:
-    """The student writes on the next prompts, the teacher scores what it wrote."""
+@dataclass(frozen=True)
+class Beside:
+    """Given text that is trained on beside the main stream: `rows` examples a step, with a weight of their own."""
+
+    name: str
+    examples: Sequence[Example]
+    rows: int
+    weight: float
+    scored: bool
+    """Whether its objective asks the teacher."""
+
+
+class Prefixes:
+    """Text on the next prompts, written by student, teacher or data set as the shares say, and scored by the teacher.
+
+    `engine` and `teacher` may be None where nobody writes or scores with them.
+    """
 
     def __init__(
         self,
         prompts: Sequence[Prompt],
-        engine: RolloutEngine,
-        teacher: Teacher,
+        engine: RolloutEngine | None,
+        teacher: Teacher | None,
         config: RolloutConfig,
+        prefix: PrefixConfig,
         *,
+        scored: bool,
+        beside: Sequence[Beside] = (),
         seed: int,
         clock: Clock,
     ) -> None:
         self._prompts, self._engine, self._teacher = prompts, engine, teacher
-        self._config, self._seed, self._clock = config, seed, clock
+        self._config, self._prefix, self._scored, self._beside = config, prefix, scored, beside
+        self._seed, self._clock = seed, clock
 
     async def next(self, step: int) -> Batch:
         """One collection."""
         indices = drawn(len(self._prompts), self._config.prompts_per_step, step=step, seed=self._seed)
         chosen = [self._prompts[index] for index in indices]
         with self._clock.span("generate"):
-            rollouts = await self._engine.generate(
-                chosen,
-                samples=self._config.samples_per_prompt,
-                max_new_tokens=self._config.max_new_tokens,
-                temperature=self._config.temperature,
-                top_p=self._config.top_p,
-                seed=_collection_seed(self._seed, step),
-            )
+            rollouts = await self._write(chosen, writers(self._prefix, len(chosen), step=step, seed=self._seed), step)
+        given = [
+            (stream, [stream.examples[i] for i in drawn(len(stream.examples), stream.rows, step=step, seed=self._seed)])
+            for stream in self._beside
+        ]
         with self._clock.span("score"):
-            scores = await self._teacher.score(rollouts)
-        stream = collate("on_policy", rollouts, scores, objective="on_policy")
+            scores = await self._score(rollouts, [examples for stream, examples in given if stream.scored])
+        streams = [collate("main", rollouts, scores[0], objective="main")]
+        said = iter(scores[1:])
+        for stream, examples in given:
+            name, scored = stream.name, next(said) if stream.scored else None
+            streams.append(collate_examples(name, examples, scored, objective=name, weight=stream.weight))
         figures = {f"rollout/{name}": value for name, value in describe_text(rollouts).items()}
-        return Batch(step, (stream,), tuple(rollouts), figures)
+        return Batch(step, tuple(streams), tuple(rollouts), figures)
 
     def observe(self, evaluation: dict[str, float]) -> None: ...
 
     def state_dict(self) -> dict[str, object]:
+        """Nothing: every draw is a function of the seed and the step."""
         return {}
 
     def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+    async def _write(self, prompts: Sequence[Prompt], by: Sequence[Writer], step: int) -> list[Rollout]:
+        """The rollouts in the prompts' order, whoever wrote them."""
+        sampling: dict[str, Any] = {
+            "samples": self._config.samples_per_prompt,
+            "max_new_tokens": self._config.max_new_tokens,
+            "temperature": self._config.temperature,
+            "top_p": self._config.top_p,
+            "seed": _collection_seed(self._seed, step),
+        }
+        own = {writer: [prompt for prompt, name in zip(prompts, by, strict=True) if name is writer] for writer in Writer}
+        written: dict[Writer, list[Rollout]] = {
+            Writer.DATASET: [_answer(prompt, self._config.max_new_tokens) for prompt in own[Writer.DATASET]]
+        }
+        if own[Writer.STUDENT]:
+            assert self._engine is not None
+            written[Writer.STUDENT] = await self._engine.generate(own[Writer.STUDENT], **sampling)
+        if own[Writer.TEACHER]:
+            assert self._teacher is not None
+            taught = await self._teacher.extend(own[Writer.TEACHER], **sampling)
+            written[Writer.TEACHER] = [replace(rollout, writer=Writer.TEACHER) for rollout in taught]
+        each = {writer: 1 if writer is Writer.DATASET else self._config.samples_per_prompt for writer in Writer}
+        waiting = {writer: iter(rollouts) for writer, rollouts in written.items()}
+        return [next(waiting[writer]) for writer in by for _ in range(each[writer])]
+
+    async def _score(self, rollouts: list[Rollout], given: list[list[Example]]) -> list[list[TeacherScores] | None]:
+        """Scores of the rollouts, if the main objective asks for them, and of each list of examples: one call for all."""
+        texts = [rollouts if self._scored else []] + [[as_rollout(example) for example in examples] for examples in given]
+        flat = [rollout for text in texts for rollout in text]
+        scores: list[TeacherScores] = []
+        if flat:
+            assert self._teacher is not None
+            scores = await self._teacher.score(flat)
+        parts, start = [], 0
+        for text in texts:
+            parts.append(scores[start : start + len(text)])
+            start += len(text)
+        return [parts[0] if self._scored else None, *parts[1:]]
+
+
+def writers(prefix: PrefixConfig, count: int, *, step: int, seed: int) -> list[Writer]:
+    """Who answers each of the step's `count` prompts: every writer within one row of its share, or one for the whole step.
+
+    A function of its arguments alone, and without bias: over many steps each row's writer has the configured shares.
+    """
+    rng = np.random.default_rng([seed, step, 1])
+    shares = np.array([prefix.student, prefix.teacher, prefix.dataset])
+    if prefix.per == "step":
+        return [_WRITERS[int(rng.choice(3, p=shares / shares.sum()))]] * count
+    # One point in each of `count` equal parts of the unit interval, in random order: stratified, so the shares are kept.
+    points = (rng.permutation(count) + rng.random()) / count
+    return [_WRITERS[index] for index in np.searchsorted(np.cumsum(shares)[:-1], points, side="right")]
+
+
+_WRITERS = (Writer.STUDENT, Writer.TEACHER, Writer.DATASET)
+
+
+def _answer(prompt: Prompt, limit: int) -> Rollout:
+    """The gold answer as a rollout; nobody sampled it, so it has no log-probabilities and no version."""
+    assert prompt.gold is not None
+    tokens = prompt.gold[:limit]
+    finish = Finish.STOP if len(tokens) == len(prompt.gold) else Finish.LENGTH
+    versions = np.full(len(tokens), -1, dtype=np.int32)
+    return Rollout(prompt, tokens, None, versions, finish, text=prompt.answer or "", writer=Writer.DATASET)
 
 
 class Examples:

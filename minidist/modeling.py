@@ -205,3 +205,10 @@ def to_array(tensor: Tensor) -> tuple[Array, str]:
 def pick_device(gpus: int) -> torch.device:
     """The device of a role: its GPU when the run has any, else the CPU."""
     return torch.device("cuda", 0) if gpus and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else torch.device("cpu")
+
+
+def repeatable(deterministic: bool) -> None:
+    """Have torch give the same bits again in this process, or refuse an operation that cannot."""
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may choose other sums each time
+        torch.use_deterministic_algorithms(True)

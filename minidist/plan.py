@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from minidist.cluster import check_gpus
+from minidist.cluster import check_machine
 from minidist.config import Config, DistillConfig, EvaluateConfig, SftConfig
 from minidist.config.data import RenderConfig, SourceConfig
 from minidist.config.learning import RolloutConfig
@@ -29,13 +29,14 @@ class Plan:
     validation_prompts: list[Prompt] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     validation_examples: list[Example] = field(default_factory=list)
+    streams: dict[str, list[Example]] = field(default_factory=dict)
     max_tokens: int = 0
 
 
 def make_plan(config: Config) -> Plan:
     """Check a configuration against the disk and the machine; every refusal is a UserError."""
     RunDirectory(config).check()
-    check_gpus(config.cluster)
+    check_machine(config.cluster)
     if isinstance(config, SftConfig):
         return _plan_sft(config)
     return _plan_distill(config) if isinstance(config, DistillConfig) else _plan_evaluate(config)
@@ -64,7 +65,7 @@ def _plan_sft(config: SftConfig) -> Plan:
 
 
 def _plan_distill(config: DistillConfig) -> Plan:
-    from minidist.modeling import load_config, student_tokenizer
+    from minidist.modeling import context_length, load_config, student_tokenizer
 
     tokenizer = student_tokenizer(config.student)
     student, teacher = load_config(config.student, "student.model"), load_config(config.teacher, "teacher.model")
@@ -72,7 +73,12 @@ def _plan_distill(config: DistillConfig) -> Plan:
     plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
     _check_head_size(student, "student.model", config.rollout, config.cluster.gpus)
     plan.max_tokens = _room((student, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
-    plan.prompts, skipped = read_prompts(config.data.prompts, plan.renderer, max_prompt_tokens=config.data.max_prompt_tokens)
+    plan.prompts, skipped = read_prompts(
+        config.data.prompts,
+        plan.renderer,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        gold=config.prefix.dataset > 0,
+    )
     plan.lines += [_shape("student", student), _shape("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common"]
     plan.lines.append(_rows("prompts", config.data.prompts, len(plan.prompts), skipped))
     if config.rollout.prompts_per_step > len(plan.prompts):
@@ -84,12 +90,29 @@ def _plan_distill(config: DistillConfig) -> Plan:
         held_out = _at_most(config.data.validation, config.evaluation.prompts)
         plan.validation_prompts, skipped = _read_prompts(held_out, plan.renderer, config.data)
         plan.lines.append(_rows("validation", held_out, len(plan.validation_prompts), skipped))
+    _plan_streams(config, plan, context_length(student))
     texts = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+    writers = [f"{share:.0%} {name}" for name, share in config.prefix if isinstance(share, float) and share]
     plan.lines.append(
-        f"{config.objective.type} on {texts} texts of up to {config.rollout.max_new_tokens} tokens a step, {config.run.steps} "
-        f"steps; {config.rollout.engine} writes, {config.learner.backend} learns, roles in {config.cluster.roles}"
+        f"{config.objective.type} on {texts} texts of up to {config.rollout.max_new_tokens} tokens a step "
+        f"({', '.join(writers)}), {config.run.steps} steps"
+    )
+    cluster, teacher = config.cluster, config.teacher
+    plan.lines.append(
+        f"{cluster.rollout.actors} x {config.rollout.engine} writes, {cluster.teacher.actors} x {teacher.backend} scores "
+        f"({teacher.payload}), {cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}"
     )
     return plan
+
+
+def _plan_streams(config: DistillConfig, plan: Plan, context: int) -> None:
+    """Examples of the streams beside the main one."""
+    for name, stream in config.streams.items():
+        _fits(context, stream.max_tokens, f"streams.{name}.max_tokens")
+        plan.streams[name], skipped = read_examples(
+            stream.data, plan.renderer, max_prompt_tokens=config.data.max_prompt_tokens, max_tokens=stream.max_tokens
+        )
+        plan.lines.append(_rows(f"streams.{name}", stream.data, len(plan.streams[name]), skipped))
 
 
 def _plan_evaluate(config: EvaluateConfig) -> Plan:

@@ -67,7 +67,9 @@ class Learner(Protocol):
         """Per-token log-probabilities and divergences of a stream, without training."""
         ...
 
-    async def weights(self) -> Weights: ...
+    async def weights(self) -> Weights | None:
+        """The student's weights; None from a rank that only took part in gathering them."""
+        ...
 
     async def probe(self, version: int) -> Probe:
         """Sequences and this learner's log-probabilities of them, other ones for every version."""
@@ -81,6 +83,14 @@ class Learner(Protocol):
 
     async def save(self, path: Path) -> None:
         """Safetensors, configuration and tokenizer: a directory transformers and vLLM load as it is."""
+        ...
+
+    async def save_state(self, path: Path) -> None:
+        """The trained weights and the optimizer's state into the checkpoint at `path`, as safetensors."""
+        ...
+
+    async def resume(self, path: Path) -> None:
+        """Go on from what `save_state` wrote, whatever the number of ranks then and now."""
         ...
 
     async def close(self) -> None: ...

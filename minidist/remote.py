@@ -21,23 +21,25 @@ class Remote:
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
-            pending = self.ref(verb, *arguments, **options)
-            try:
-                return await pending
-            except asyncio.CancelledError:
-                ray.cancel(pending)  # so that the role stops working on what nobody waits for
-                raise
-            except RayTaskError as error:
-                if isinstance(error.cause, MinidistError):
-                    raise error.cause from None
-                raise RoleError(f"the {self._name} failed in {verb}: {type(error.cause).__name__}: {error.cause}") from error
-            except RayActorError as error:
-                reason = str(error).strip().splitlines()[0]
-                raise RoleError(f"the {self._name} died in {verb}: {reason}; its output is in the run's logs/") from error
+            # Spread, not packed in a tuple: Ray resolves references only where they are direct arguments.
+            return await self._await(verb, self._actor.call.remote(verb, *arguments, **options))
 
         return call
 
-    def ref(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        """The result as a Ray reference, to hand on to another actor without passing through this process."""
-        # Spread, not packed in a tuple: Ray resolves references only where they are direct arguments.
-        return self._actor.call.remote(verb, *arguments, **options)
+    async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        """The result as a Ray reference, to hand on to other actors without passing through this process."""
+        return await self._await(verb, self._actor.keep.remote(verb, *arguments, **options))
+
+    async def _await(self, verb: str, pending: Any) -> Any:
+        try:
+            return await pending
+        except asyncio.CancelledError:
+            ray.cancel(pending)  # so that the role stops working on what nobody waits for
+            raise
+        except RayTaskError as error:
+            if isinstance(error.cause, MinidistError):
+                raise error.cause from None
+            raise RoleError(f"the {self._name} failed in {verb}: {type(error.cause).__name__}: {error.cause}") from error
+        except RayActorError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise RoleError(f"the {self._name} died in {verb}: {reason}; its output is in the run's logs/") from error

@@ -1,12 +1,18 @@
-"""A run's directory: new, finished, or refused because it holds another run."""
+"""A run's directory: new, finished, to be gone on with, or refused because it holds another run."""
 
+import fcntl
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+from minidist.checkpoint import Checkpoint, Checkpoints
 from minidist.config import Config, dump
 from minidist.errors import RunDirectoryError
+
+_LOCK = ".lock"
 
 
 class RunDirectory:
@@ -15,7 +21,7 @@ class RunDirectory:
     def __init__(self, config: Config) -> None:
         self.path = config.run.directory
         self._resolved = dump(config)
-        self._overwrite = config.run.overwrite
+        self._overwrite, self._kept = config.run.overwrite, config.run.checkpoints_kept
 
     @property
     def final(self) -> Path:
@@ -33,7 +39,7 @@ class RunDirectory:
             return
         if not self.path.is_dir():
             raise RunDirectoryError(f"run.directory {self.path} is a file; set it to a directory")
-        if not any(self.path.iterdir()):
+        if all(entry.name == _LOCK for entry in self.path.iterdir()):
             return
         resolved = self._there()
         if resolved is None:
@@ -45,11 +51,6 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{self.path} holds another configuration: {key} is {there!r} there and {here!r} here; set another "
                 "run.directory, or run.overwrite=true to delete that run"
-            )
-        if (self.path / "checkpoints").exists() and self.summary is None:
-            raise RunDirectoryError(
-                f"{self.path} holds checkpoints of this run, which did not finish; set run.overwrite=true to delete them and "
-                "start again, or another run.directory"
             )
 
     def _there(self) -> dict[str, Any] | None:
@@ -66,25 +67,68 @@ class RunDirectory:
         self.check()
         return not self._overwrite and self.summary is not None
 
-    def start(self) -> None:
-        """An empty directory with the resolved configuration. What an unfinished run left is deleted."""
+    def start(self) -> Checkpoint | None:
+        """Take the directory: the checkpoint to go on from, or None in a directory that is empty now.
+
+        What an unfinished run left without a checkpoint is deleted. Raises RunDirectoryError when another process runs here.
+        """
         self.check()
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+        self._lock()
+        checkpoint = None if self._overwrite else self.checkpoints.newest()
+        if checkpoint is None:
+            for entry in self.path.iterdir():
+                if entry.name != _LOCK:
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        else:
+            _cut(self.path / "metrics.jsonl", checkpoint)
         (self.path / "config.json").write_text(json.dumps(self._resolved, indent=2) + "\n")
+        return checkpoint
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.path / "checkpoints", self._kept)
+
+    def _lock(self) -> None:
+        """Held until this process ends, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._held = (self.path / _LOCK).open("w")
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._held.close()
+            raise RunDirectoryError(
+                f"another process is running in {self.path}; wait for it to end, or set another run.directory"
+            ) from None
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json: the run is done."""
+        """Write summary.json: the run is done, and the directory free."""
+        self._held.close()
         (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
+# Neither what the machine does nor what is kept changes the numbers beyond rounding: a run may go on with others.
+_FREE = re.compile(
+    r"cluster\..*|run\.(overwrite|checkpoint_every|checkpoints_kept|rollouts_every|tensorboard)"
+    r"|learner\.(backend|zero_stage|offload_\w+|activation_checkpointing|micro_batch_tokens|layout|chunk_tokens)"
+)
+
+
 def _difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two configurations differ; `run.overwrite` does not count."""
+    """The first place where two configurations differ in what a run computes."""
     if isinstance(there, dict) and isinstance(here, dict):
         for name in [*here, *(name for name in there if name not in here)]:
             path = f"{key}.{name}".lstrip(".")
-            if path != "run.overwrite" and (found := _difference(there.get(name), here.get(name), path)):
+            if not _FREE.fullmatch(path) and (found := _difference(there.get(name), here.get(name), path)):
                 return found
         return None
     return None if there == here else (key, there, here)
+
+
+def _cut(metrics: Path, checkpoint: Checkpoint) -> None:
+    """Take back what was measured after the checkpoint: it will be measured again."""
+    length = checkpoint.state["metrics_bytes"]
+    if not metrics.is_file() or metrics.stat().st_size < length:
+        raise RunDirectoryError(
+            f"{metrics} is shorter than when {checkpoint.path.name} was written; set run.overwrite=true to start the run again"
+        )
+    os.truncate(metrics, length)

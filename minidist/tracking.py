@@ -43,10 +43,12 @@ class Clock:
 class Recorder:
     """Writes what a run measures, and shows a progress bar with the figures that matter."""
 
-    def __init__(self, directory: Path, steps: int, *, tensorboard: bool, shown: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self, directory: Path, steps: int, *, tensorboard: bool, shown: Sequence[tuple[str, str]], start: int = 0
+    ) -> None:
         self._directory, self._shown = directory, shown
         self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = _summary_writer(directory / "tensorboard") if tensorboard else None
+        self._board = _summary_writer(directory / "tensorboard", start) if tensorboard else None
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -57,7 +59,7 @@ class Recorder:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(directory.name, total=steps, figures="")
+        self._task = self._bar.add_task(directory.name, total=steps, completed=start, figures="")
         self._bar.start()
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
@@ -87,10 +89,15 @@ class Recorder:
                     "answer": rollout.text,
                     "finish": rollout.finish.value,
                     "tokens": rollout.tokens.tolist(),
-                    "logprobs": [round(float(value), 4) for value in rollout.logprobs],
+                    "logprobs": None if rollout.logprobs is None else [round(float(value), 4) for value in rollout.logprobs],
                     "version": int(rollout.versions[0]) if len(rollout.versions) else None,
                 }
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def position(self) -> int:
+        """Bytes of metrics.jsonl so far."""
+        self._metrics.flush()
+        return self._metrics.tell()
 
     def close(self) -> None:
         self._bar.stop()
@@ -116,7 +123,7 @@ def _plain(stream: TextIO) -> logging.Handler:
     return handler
 
 
-def _summary_writer(directory: Path):  # type: ignore[no-untyped-def] # noqa: ANN202
+def _summary_writer(directory: Path, start: int):  # type: ignore[no-untyped-def] # noqa: ANN202
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(directory))
+    return SummaryWriter(str(directory), purge_step=start or None)

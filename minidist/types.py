@@ -31,34 +31,58 @@ class Finish(StrEnum):
     LENGTH = "length"
 
 
+class Writer(StrEnum):
+    """Whose text a rollout is."""
+
+    STUDENT = "student"
+    TEACHER = "teacher"
+    DATASET = "dataset"
+
+
+@dataclass(frozen=True)
+class RankGroup:
+    """The place of one process among those that share a model: `rank` of `size`, which find each other at `meeting`.
+
+    meeting: an init_method of torch.distributed, file:// on one machine, tcp:// on several.
+    """
+
+    rank: int = 0
+    size: int = 1
+    meeting: str = ""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A question to the student. `tokens` [P] are what the model sees; `text` and `answer` are for people and graders.
 
-    `row` is the row of its data source, and the seed of its samples is derived from it.
+    `row` is the row of its data source, and the seed of its samples is derived from it. `gold` are the tokens of the gold
+    answer, where the run trains on them.
     """
 
     row: int
     tokens: Array
     text: str
     answer: str | None = None
+    gold: Array | None = None
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled answer. Token ids are the truth; `text` is for people.
+    """One answer. Token ids are the truth; `text` is for people.
 
     tokens [T] int32, end-of-sequence token included when it was written. logprobs [T] float32, nats, of the distribution
-    that was sampled (temperature and truncation applied). versions [T] int32, the published weights each token came from.
+    that was sampled (temperature and truncation applied); None when nobody sampled it. versions [T] int32, the published
+    weights each token came from.
     """
 
     prompt: Prompt
     tokens: Array
-    logprobs: Array
+    logprobs: Array | None
     versions: Array
     finish: Finish
     sample: int = 0
     text: str = ""
+    writer: Writer = Writer.STUDENT
 
 
 @dataclass(frozen=True)

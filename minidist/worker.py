@@ -1,12 +1,14 @@
-"""One thread for a role's slow work, so that its verbs are awaitable and its OpenMP pool is made once."""
+"""Slow work, awaited: one thread for each role, and several calls at once of which the first failure ends the rest."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Member = TypeVar("Member")
+Item = TypeVar("Item")
 
 
 class Worker:
@@ -25,3 +27,32 @@ class Worker:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """All results, in order. The first failure cancels the other calls and is raised as itself."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def deal(
+    members: Sequence[Member],
+    items: Sequence[Item],
+    call: Callable[[Member, Sequence[Item]], Awaitable[list[T]]],
+    *,
+    each: int = 1,
+) -> list[T]:
+    """Item i goes to member i modulo their number, in order; `each` results an item come back in the items' order."""
+    count = len(members)
+    done = await together(call(member, items[start::count]) for start, member in enumerate(members))
+    results: list[T] = []
+    for index in range(len(items)):
+        place = index // count * each
+        results += done[index % count][place : place + each]
+    return results

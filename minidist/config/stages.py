@@ -21,13 +21,15 @@ from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfi
 _RICHNESS = {"sampled": 1, "top_k": 2, "hidden": 3}
 
 
-def _check_learner(learner: LearnerConfig, cluster: ClusterConfig) -> None:
+def _check_learner(learner: LearnerConfig, cluster: ClusterConfig, dtype: DType) -> None:
     if learner.backend == "single" and cluster.learner.ranks > 1:
         raise ValueError("cluster.learner.ranks above 1 need learner.backend=deepspeed")
     if learner.offload_parameters and learner.zero_stage != 3:
         raise ValueError(f"learner.offload_parameters needs learner.zero_stage=3, not {learner.zero_stage}")
     if learner.offload_optimizer and learner.zero_stage == 0:
         raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
+    if learner.backend == "deepspeed" and learner.zero_stage == 0 and dtype != "float32":
+        raise ValueError(f"learner.zero_stage 0 keeps no float32 copy of {dtype} weights; set learner.zero_stage=1")
 
 
 class SftConfig(Section):
@@ -53,7 +55,7 @@ class SftConfig(Section):
             raise ValueError("evaluation.every and evaluation.patience need data.validation: rows for the validation loss")
         if self.evaluation.patience and self.evaluation.every is None:
             raise ValueError("evaluation.patience needs evaluation.every: how many steps apart the evaluations are")
-        _check_learner(self.learner, self.cluster)
+        _check_learner(self.learner, self.cluster, self.student.dtype)
         return self
 
 
@@ -79,7 +81,7 @@ class DistillConfig(Section):
     def _machine_fits(self) -> "DistillConfig":
         if self.rollout.engine == "hf" and self.cluster.rollout.tensor_parallel > 1:
             raise ValueError("cluster.rollout.tensor_parallel splits vLLM engines; set rollout.engine=vllm")
-        _check_learner(self.learner, self.cluster)
+        _check_learner(self.learner, self.cluster, self.student.dtype)
         return self
 
     @model_validator(mode="after")

@@ -1,29 +1,44 @@
 """Rollouts and answers to streams, streams to flat micro-batches. The one place where labels are shifted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from minidist.data.sources import Example
-from minidist.types import Array, Rollout, Row, Stream, TeacherScores
+from minidist.types import Array, Finish, Prompt, Rollout, Row, Stream, TeacherScores, Writer
 
 
 def collate(
-    name: str, rollouts: Sequence[Rollout], scores: Sequence[TeacherScores], *, objective: str, weight: float = 1.0
+    name: str, rollouts: Sequence[Rollout], scores: Sequence[TeacherScores] | None, *, objective: str, weight: float = 1.0
 ) -> Stream:
-    """A stream of the rollouts' generated tokens, each with its teacher scores."""
+    """A stream of the rollouts' generated tokens, each with its teacher scores, if it has any."""
     rows = tuple(
         _row(np.concatenate([rollout.prompt.tokens, rollout.tokens]), len(rollout.prompt.tokens), scored, rollout.logprobs)
-        for rollout, scored in zip(rollouts, scores, strict=True)
+        for rollout, scored in zip(rollouts, scores or [None] * len(rollouts), strict=True)
     )
     return Stream(name, rows, objective, sum(len(row.labels) for row in rows), weight)
 
 
-def collate_examples(name: str, examples: Sequence[Example], *, objective: str, weight: float = 1.0) -> Stream:
+def collate_examples(
+    name: str,
+    examples: Sequence[Example],
+    scores: Sequence[TeacherScores] | None = None,
+    *,
+    objective: str,
+    weight: float = 1.0,
+) -> Stream:
     """A stream of given text: answers after their prompts, or plain text."""
-    rows = tuple(_row(example.tokens, example.start) for example in examples)
+    given = scores or [None] * len(examples)
+    rows = tuple(_row(example.tokens, example.start, scored) for example, scored in zip(examples, given, strict=True))
     return Stream(name, rows, objective, sum(len(row.labels) for row in rows), weight)
+
+
+def as_rollout(example: Example) -> Rollout:
+    """Given text in the shape a teacher scores: what is given is the prompt, the labels are the answer."""
+    prompt, labels = Prompt(0, example.tokens[: example.start], ""), example.tokens[example.start :]
+    versions = np.full(len(labels), -1, dtype=np.int32)
+    return Rollout(prompt, labels, None, versions, Finish.STOP, writer=Writer.DATASET)
 
 
 def _row(tokens: Array, start: int, scores: TeacherScores | None = None, logprobs: Array | None = None) -> Row:
@@ -32,6 +47,33 @@ def _row(tokens: Array, start: int, scores: TeacherScores | None = None, logprob
     for values in (logprobs, scores.hidden if scores else None, scores.logprobs if scores else None):
         assert values is None or len(values) == len(labels), "per-token arrays must have one entry a generated token"
     return Row(tokens, np.arange(start - 1, len(tokens) - 1, dtype=np.int64), labels.astype(np.int64), scores, logprobs)
+
+
+def share_out(lengths: Sequence[int], ranks: int) -> list[list[int]]:
+    """Which rows each rank gets, in order: the longest first, each to the rank with the fewest tokens so far.
+
+    >>> share_out([3, 9, 4, 4], 2)
+    [[1], [0, 2, 3]]
+    """
+    tokens, shares = [0] * ranks, [[] for _ in range(ranks)]
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        rank = tokens.index(min(tokens))
+        tokens[rank] += lengths[index]
+        shares[rank].append(index)
+    return [sorted(share) for share in shares]
+
+
+def idle(row: Row) -> Row:
+    """The row's first token without any label: a pass over it computes everything and counts for nothing."""
+    scores = row.scores
+    if scores is not None:
+        cut = {
+            name: value[:0]
+            for name in ("logprobs", "top_ids", "top_logprobs", "hidden")
+            if (value := getattr(scores, name)) is not None
+        }
+        scores = replace(scores, **cut)
+    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], scores)
 
 
 @dataclass(frozen=True)

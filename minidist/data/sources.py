@@ -61,8 +61,13 @@ def _check_columns(source: SourceConfig, columns: list[str]) -> None:
             Template(written, name).check(columns, source.path)
 
 
-def read_prompts(source: SourceConfig, renderer: Renderer, *, max_prompt_tokens: int) -> tuple[list[Prompt], int]:
-    """Prompts of a source, with gold answers where it has them, and the number of rows left out."""
+def read_prompts(
+    source: SourceConfig, renderer: Renderer, *, max_prompt_tokens: int, gold: bool = False
+) -> tuple[list[Prompt], int]:
+    """Prompts of a source, with gold answers where it has them, and the number of rows left out.
+
+    `gold`: the answers are trained on, so they become tokens too, and a row without one cannot be used.
+    """
     answer_from = source.answer or ("{{ answer }}" if source.task is not None else None)
     prompt, answer = Template(source.prompt, "prompt"), Template(answer_from, "answer") if answer_from else None
     bad, found, seen = BadRows(source), [], 0
@@ -77,7 +82,11 @@ def read_prompts(source: SourceConfig, renderer: Renderer, *, max_prompt_tokens:
         elif len(tokens) > max_prompt_tokens:
             bad.add(index, f"the prompt has {len(tokens)} tokens, more than data.max_prompt_tokens = {max_prompt_tokens}")
         else:
-            found.append(Prompt(index, tokens, text, answer.fill(row) if answer else None))
+            said = answer.fill(row) if answer else None
+            if gold and not (said or "").strip():
+                bad.add(index, "the answer is empty")
+                continue
+            found.append(Prompt(index, tokens, text, said, renderer.answer(said or "") if gold else None))
     bad.settle(seen)
     return found, len(bad.reasons)
 

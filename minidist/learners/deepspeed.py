@@ -1,49 +1,57 @@
-"""The learner under DeepSpeed ZeRO: the same gradient as `SingleLearner`, partitioned.
+"""The learner under DeepSpeed ZeRO: the same gradient as `SingleLearner`, its work shared and its tensors partitioned.
 
 DeepSpeed averages gradients over ranks, so each rank's loss is multiplied by their number; the streams' counts are
 already those of all ranks. The caller owns the accumulation boundary, so micro-batches may be as many and as uneven as
-the step needs.
+the step needs, as long as every rank brings equally many.
 """
 
 import logging
 import os
-import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 
+from minidist.config.models import ModelConfig
 from minidist.learners.schedule import make_optimizer
 from minidist.learners.single import SingleLearner
+from minidist.modeling import load_model
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedLearner(SingleLearner):
-    """One rank. On a CPU: gloo, and torch's own AdamW."""
+    """One rank of several, or the only one. On a CPU: gloo, and torch's own AdamW."""
 
     def _prepare(self) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if self._model.device.type == "cuda" else "cpu")
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        _join(self._model.device.type)
         optimizer = make_optimizer(self._config.optimizer, self._model.named_parameters())
         self._engine: Any
         self._zero: Any
         self._engine, self._zero, _, _ = deepspeed.initialize(
             model=self._student, optimizer=optimizer, config=self._settings(), dist_init_required=False
         )
-
-    def _load(self, path: Path) -> None:
-        super()._load(path)
-        self._zero.refresh_fp32_params()  # the optimizer steps from copies of its own
+        self._optimizer = getattr(self._zero, "optimizer", self._zero)  # torch's own, which holds the moments
+        self._partitioned = self._config.zero_stage == 3
 
     def _settings(self) -> dict[str, Any]:
+        zero: dict[str, Any] = {"stage": self._config.zero_stage, "overlap_comm": False}
+        if self._config.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self._model.device.type == "cuda"}
+        if self._config.offload_parameters:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": self._model.device.type == "cuda"}
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,  # every step() is a boundary, however many backwards came before
             "gradient_clipping": self._config.optimizer.grad_clip or 0.0,
-            "zero_optimization": {"stage": self._config.zero_stage, "overlap_comm": False},
+            "zero_optimization": zero,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": str(self._model.dtype) == "torch.bfloat16"},
@@ -51,13 +59,16 @@ class DeepSpeedLearner(SingleLearner):
             "wall_clock_breakdown": False,
         }
 
-    def _forward(self, *arguments: object) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self._engine(*arguments)
+    def _forward(self, *arguments: Any, **options: Any) -> Any:
+        return self._engine(*arguments, **options)
 
     def _backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss * self.ranks)
+        self._engine.backward(loss * self._group.size)
 
     def _apply(self, rate: float) -> float:
+        if self._config.zero_stage == 0:  # plain data parallelism: DeepSpeed's own step would not tell the norm
+            self._engine.allreduce_gradients()
+            return super()._apply(rate)
         for group in self._zero.param_groups:
             group["lr"] = rate
         self._engine.step()
@@ -66,21 +77,80 @@ class DeepSpeedLearner(SingleLearner):
     def _discard(self) -> None:
         self._zero.zero_grad()
 
+    def _state(self) -> dict[str, Tensor]:
+        state = super()._state()
+        if not self._partitioned:
+            return state
+        found: dict[int, Tensor] = {}  # tied names share one tensor here as they do in the model
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            if id(parameter) not in found:
+                found[id(parameter)] = self._whole(parameter)
+            state[name] = found[id(parameter)]
+        return state
 
-def _join(device: str) -> None:
-    """Start the process group of this rank, over a file: no port is opened that another run could want."""
-    import deepspeed.comm
-    import torch.distributed
+    def _whole(self, parameter: Parameter) -> Tensor:
+        """A partitioned parameter, gathered from all ranks; only the first keeps it."""
+        import deepspeed
 
-    if not torch.distributed.is_initialized():
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1")
-        meeting = Path(tempfile.mkdtemp(prefix="minidist-ranks-")) / "store"
-        torch.distributed.init_process_group(
-            "nccl" if device == "cuda" else "gloo", init_method=f"file://{meeting}", rank=0, world_size=1
-        )
-    if not deepspeed.comm.is_initialized():
-        # The shared-memory extension moves data between the ranks of a node. One rank has nothing to move, and compiling
-        # it takes half a minute.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.comm.init_distributed(dist_backend=torch.distributed.get_backend(), dist_init_required=False)
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.data.clone().cpu() if self._group.rank == 0 else torch.empty(0)
+
+    def _load(self, path: Path) -> None:
+        model = load_model(ModelConfig(model=str(path), dtype=str(self._model.dtype).removeprefix("torch.")), "weights")  # type: ignore[arg-type]
+        weights = dict(model.named_parameters())
+        for name, parameter in self._model.named_parameters():
+            self._set_weight(parameter, weights[name].data)
+
+    def _read_out(self, parameter: Parameter) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if not _mapped(parameter):
+            return super()._read_out(parameter)
+        moments = _MOMENTS if self._step and self._config.optimizer.type == "adamw" else ()
+        read: dict[str, Any] = {}
+        for name in moments:
+            read[name] = safe_get_full_optimizer_state(parameter, name)
+        read["weight"] = safe_get_full_fp32_param(parameter)
+        return read
+
+    def _make_room(self) -> None:
+        """The moments of an optimizer that has not stepped, laid out as DeepSpeed would at its first step."""
+        if self._step == 0 or self._config.optimizer.type != "adamw":
+            return
+        for flat in self._flats():
+            moments = {name: torch.zeros_like(flat) for name in _MOMENTS}
+            self._optimizer.state[flat] = {"step": torch.tensor(float(self._step)), **moments}
+        if self._config.zero_stage in (1, 2):
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _flats(self) -> Iterable[Tensor]:
+        """The flat float32 tensors that the optimizer steps, of this rank."""
+        if self._config.zero_stage == 0:
+            return ()
+        return self._zero.fp32_partitioned_groups_flat if self._partitioned else self._zero.single_partition_of_fp32_groups
+
+    def _put_back(self, parameter: Parameter, tensors: dict[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        if not _mapped(parameter):
+            super()._put_back(parameter, tensors)
+            return
+        self._set_weight(parameter, tensors.pop("weight"))
+        for name, value in tensors.items():
+            safe_set_full_optimizer_state(parameter, value.float().to(self._model.device), name)
+
+    def _set_weight(self, parameter: Parameter, value: Tensor) -> None:
+        """In the model and in the copy that the optimizer steps."""
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._partitioned):
+            if not self._partitioned or self._group.rank == 0:
+                parameter.data.copy_(value)
+        if _mapped(parameter):
+            safe_set_full_fp32_param(parameter, value.float().to(self._model.device))
+
+
+def _mapped(parameter: Parameter) -> bool:
+    """Whether DeepSpeed steps a float32 copy of it: all stages but 0."""
+    return parameter.requires_grad and (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"))

@@ -1,6 +1,8 @@
 """The learner in one process and plain torch: the reference that every other learner must equal."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +12,14 @@ from transformers import PreTrainedModel
 
 from minidist.config.learning import LearnerConfig
 from minidist.config.models import ModelConfig
-from minidist.data.batching import pack
+from minidist.data.batching import MicroBatch, collate_examples, idle, pack
 from minidist.data.rendering import Renderer
+from minidist.data.sources import Example
 from minidist.errors import CanaryError, DivergedError
+from minidist.group import Alone
 from minidist.learners.schedule import learning_rate, make_optimizer
-from minidist.learners.student import Student
+from minidist.learners.state import StateReader, StateWriter
+from minidist.learners.student import Student, measured
 from minidist.modeling import context_length, load_model, to_array
 from minidist.protocols import Objective
 from minidist.types import PROBE_TOKENS, Array, Batch, Measures, Probe, Stream, TeacherHead, Update, Weights
@@ -28,8 +33,6 @@ class SingleLearner:
     change how a gradient is formed and applied (`_backward`, `_apply`), never what it is.
     """
 
-    ranks = 1
-
     def __init__(
         self,
         model: PreTrainedModel,
@@ -39,7 +42,9 @@ class SingleLearner:
         *,
         steps: int,
         teacher_head: TeacherHead | None = None,
+        group: Alone | None = None,
     ) -> None:
+        self._group = group or Alone()
         self._config, self._renderer, self._objectives, self._steps = config, renderer, objectives, steps
         self._student = Student(
             model, layout=config.layout, chunk_tokens=config.chunk_tokens, teacher_head=teacher_head
@@ -55,26 +60,34 @@ class SingleLearner:
 
     async def measure(self, stream: Stream) -> Measures:
         """Per-token figures of a stream, without training."""
-        return await self._worker.run(self._student.measure, stream, self._config.micro_batch_tokens)
+        return await self._worker.run(self._measure, stream)
 
-    async def weights(self) -> Weights:
+    async def weights(self) -> Weights | None:
         """Every tensor of the checkpoint, the tied output head too: engines that miss it keep a stale one."""
         return await self._worker.run(self._weights)
 
     async def probe(self, version: int) -> Probe:
-        """Two sequences of 32 random tokens, others for each version, and their log-probabilities."""
+        """Two sequences of 32 random tokens, others for each version, and their log-probabilities over all rows of the head."""
         return await self._worker.run(self._probe, version)
 
     async def load(self, path: Path) -> None:
         """Weights of another checkpoint of the same architecture; the optimizer is left alone."""
         await self._worker.run(self._load, path)
 
+    async def save_state(self, path: Path) -> None:
+        """Trained weights and optimizer state: whole tensors by parameter name."""
+        await self._worker.run(self._save_state, path)
+
+    async def resume(self, path: Path) -> None:
+        """Go on from what `save_state` wrote."""
+        await self._worker.run(self._resume, path)
+
     async def save(self, path: Path) -> None:
         """A directory that transformers and vLLM load as it is."""
         await self._worker.run(self._save, path)
 
     async def describe(self) -> dict[str, object]:
-        return {"class": type(self).__name__, "optimizer_steps": self._step, "ranks": self.ranks}
+        return {"class": type(self).__name__, "optimizer_steps": self._step, "ranks": self._group.size}
 
     async def close(self) -> None:
         self._worker.close()
@@ -86,8 +99,8 @@ class SingleLearner:
     def _prepare(self) -> None:
         self._optimizer = make_optimizer(self._config.optimizer, self._model.named_parameters())
 
-    def _forward(self, *arguments: object) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self._student(*arguments)
+    def _forward(self, *arguments: Any, **options: Any) -> Any:
+        return self._student(*arguments, **options)
 
     def _backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -113,8 +126,7 @@ class SingleLearner:
         try:
             for stream in batch.streams:
                 self._accumulate(stream, metrics)
-            if culprit := self._guard.culprit():
-                raise DivergedError(f"step {batch.step}: the gradient of {culprit} is not finite; nothing was updated")
+            self._check_gradient(batch.step)
         except CanaryError:
             self._discard()
             raise
@@ -123,57 +135,123 @@ class SingleLearner:
         return Update(self._step, metrics)
 
     def _accumulate(self, stream: Stream, metrics: dict[str, float]) -> None:
-        """Add a stream's share of the gradient, micro-batch by micro-batch."""
-        sums, trained = np.zeros(3), 0
+        """Add a stream's share of the gradient, micro-batch by micro-batch, on all ranks in step."""
+        sums = np.zeros(5)  # loss, student's and teacher's log-probability, labels, micro-batches
         objective = self._objectives[stream.objective]
-        for micro in pack(stream.rows, budget=self._config.micro_batch_tokens, padded=self._student.padded):
-            loss, said, taught = self._forward(micro, objective)
-            if not torch.isfinite(loss):
-                raise DivergedError(f"the loss of stream {stream.name} is {float(loss.detach())}; the optimizer did not move")
+        for micro, chunks in self._in_step(stream):
+            loss, said, taught = self._forward(micro, objective, chunks)
+            # A loss that is not finite is found in the sum below, by all ranks alike.
             self._backward(loss * (stream.weight / stream.loss_tokens))
-            sums += [float(loss.detach()), float(said), float("nan") if taught is None else float(taught)]
-            trained += len(micro.labels)
-            metrics["learner/micro_batches"] += 1
+            teacher = float("nan") if taught is None else float(taught)
+            sums += [float(loss.detach()), float(said), teacher, len(micro.labels), 1]
+        loss, said, taught, trained, micro_batches = self._group.total(sums).tolist()
+        if not np.isfinite(loss):
+            raise DivergedError(f"the loss of stream {stream.name} is {loss}; the optimizer did not move")
         if trained != stream.loss_tokens:
             raise CanaryError(
-                f"stream {stream.name}: {stream.loss_tokens} labels were counted and {trained} trained; the loss would be "
+                f"stream {stream.name}: {stream.loss_tokens} labels were counted and {trained:g} trained; the loss would be "
                 "scaled wrongly, so the optimizer did not move"
             )
-        loss, said, taught = (sums / stream.loss_tokens).tolist()
-        metrics["loss/nats_per_token"] += stream.weight * loss
+        metrics["loss/nats_per_token"] += stream.weight * loss / stream.loss_tokens
         metrics["learner/loss_tokens"] += trained
-        metrics[f"{stream.name}/loss_nats_per_token"] = loss
-        metrics[f"{stream.name}/student_logprob_nats"] = said
+        metrics["learner/micro_batches"] += micro_batches
+        metrics[f"{stream.name}/loss_nats_per_token"] = loss / stream.loss_tokens
+        metrics[f"{stream.name}/student_logprob_nats"] = said / stream.loss_tokens
         if taught == taught:
-            metrics[f"{stream.name}/teacher_logprob_nats"] = taught
+            metrics[f"{stream.name}/teacher_logprob_nats"] = taught / stream.loss_tokens
 
-    def _weights(self) -> Weights:
+    def _in_step(self, stream: Stream) -> Iterator[tuple[MicroBatch, int]]:
+        """The stream's micro-batches and into how many chunks each is cut, as many and as often as on any other rank.
+
+        Ranks that share parameters or gradients must run every layer equally often, so one with less to do fills up with
+        micro-batches that have no labels.
+        """
+        budget, padded = self._config.micro_batch_tokens, self._student.padded
+        micros = pack(stream.rows, budget=budget, padded=padded)
+        chunks = self._group.largest([-(-len(micro.labels) // self._config.chunk_tokens) for micro in micros])
+        fill = pack([idle(stream.rows[0])], budget=budget, padded=padded)
+        yield from zip(micros + fill * (len(chunks) - len(micros)), chunks, strict=True)
+
+    def _check_gradient(self, step: int) -> None:
+        culprit = self._guard.culprit()
+        if self._group.largest([culprit is not None])[0]:
+            name = culprit or "a parameter on another rank"
+            raise DivergedError(f"step {step}: the gradient of {name} is not finite; nothing was updated")
+
+    @torch.no_grad()
+    def _measure(self, stream: Stream, *, whole: bool = False) -> Measures:
+        table: dict[int, Tensor] = {}
+        for micro, chunks in self._in_step(stream):
+            lengths = [len(stream.rows[index].labels) for index in micro.rows] if len(micro.labels) else []
+            figures = self._forward(micro, None, chunks, whole=whole)
+            table |= dict(zip(micro.rows, figures.split(lengths), strict=True)) if lengths else {}
+        return measured([table.get(index) for index in range(len(stream.rows))])
+
+    def _weights(self) -> Weights | None:
+        state = self._state()
+        if self._group.rank:
+            return None  # it took part in gathering them
         arrays: dict[str, Array] = {}
         dtypes: dict[str, str] = {}
-        for name, tensor in self._state().items():
+        for name, tensor in state.items():
             arrays[name], dtypes[name] = to_array(tensor)
         return Weights(self._step, arrays, dtypes)
 
     def _state(self) -> dict[str, Tensor]:
-        """The model's whole state on this rank."""
+        """The model's whole state, on the first rank at least."""
         return dict(self._model.state_dict())
 
-    @torch.inference_mode()
     def _probe(self, version: int) -> Probe:
         length = min(PROBE_TOKENS, context_length(self._model.config) - 1)
         tokens = np.random.default_rng(version).integers(0, len(self._renderer.tokenizer), (2, length), dtype=np.int32)
-        ids = torch.as_tensor(tokens.astype(np.int64), device=self._model.device)
-        logprobs = torch.log_softmax(self._model(input_ids=ids, use_cache=False).logits[:, :-1].float(), -1)
-        return Probe(tokens, to_array(logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1))[0])
+        rows = [Example(sequence, 1) for sequence in tokens]
+        measures = self._measure(collate_examples("probe", rows, objective=""), whole=True)
+        return Probe(tokens, measures.student_logprob.astype(np.float32).reshape(2, length - 1))
 
     def _load(self, path: Path) -> None:
         model = load_model(ModelConfig(model=str(path), dtype=str(self._model.dtype).removeprefix("torch.")), "weights")  # type: ignore[arg-type]
         self._model.load_state_dict(model.state_dict())
 
     def _save(self, path: Path) -> None:
+        state = self._state()
+        if self._group.rank:
+            return
         path.mkdir(parents=True, exist_ok=True)
-        self._model.save_pretrained(path, state_dict=self._state())
+        self._model.save_pretrained(path, state_dict=state)
         self._renderer.tokenizer.save_pretrained(path)
+
+    def _trained(self) -> Iterator[tuple[str, Parameter]]:
+        return ((name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad)
+
+    def _save_state(self, path: Path) -> None:
+        writer = StateWriter(path, self._step) if self._group.rank == 0 else None
+        for name, parameter in self._trained():
+            tensors = self._read_out(parameter)  # by all ranks, which may each hold a part
+            if writer is not None:
+                writer.add(name, tensors)
+        if writer is not None:
+            writer.flush()
+
+    def _resume(self, path: Path) -> None:
+        reader = StateReader(path)
+        self._step = reader.steps
+        self._make_room()
+        for name, parameter in self._trained():
+            self._put_back(parameter, reader.tensors(name))
+
+    def _read_out(self, parameter: Parameter) -> dict[str, Tensor]:
+        """The parameter and its moments, whole."""
+        state = self._optimizer.state.get(parameter, {})
+        return {"weight": parameter.data} | {name: value for name, value in state.items() if value.shape == parameter.shape}
+
+    def _make_room(self) -> None:
+        """Before `_put_back`: an optimizer that has not stepped yet holds no moments."""
+
+    def _put_back(self, parameter: Parameter, tensors: dict[str, Tensor]) -> None:
+        parameter.data.copy_(tensors.pop("weight"))
+        if tensors:
+            moments = {name: tensor.to(parameter) for name, tensor in tensors.items()}
+            self._optimizer.state[parameter] = {"step": torch.tensor(float(self._step)), **moments}
 
 
 class FiniteGuard:

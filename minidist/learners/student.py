@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from minidist.data.batching import MicroBatch, pack
+from minidist.data.batching import MicroBatch
 from minidist.losses.chunked import Head, chunked_loss
 from minidist.losses.divergences import forward_kl, reverse_kl
-from minidist.modeling import apply_head, check_head, head_of, hidden_states, padded_layout, to_array, to_tensor
+from minidist.modeling import apply_head, check_head, head_of, hidden_states, padded_layout, to_tensor
 from minidist.protocols import Objective
-from minidist.types import Array, Measures, Stream, TeacherHead
+from minidist.types import Measures, TeacherHead
 
 
 class Student(nn.Module):
@@ -27,41 +28,40 @@ class Student(nn.Module):
         self._chunk = chunk_tokens
         # Both heads end at the shared vocabulary: ids beyond it are padding of one model or the other.
         self._head = head_of(model, teacher_head.vocabulary if teacher_head else None)
+        self._whole_head = head_of(model)
         self._teacher_head = _on_device(teacher_head, model.device) if teacher_head else None
 
-    def forward(self, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Sums over the micro-batch's loss tokens: objective, label log-probability, the teacher's label log-probability."""
+    def forward(
+        self, micro: MicroBatch, objective: Objective | None, chunks: int = 1, *, whole: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None] | Tensor:
+        """Sums over the micro-batch's loss tokens: objective, label log-probability, the teacher's label log-probability.
+
+        Without an objective, figures of each loss token instead, [L, 1 to 4]: label log-probability and, given a teacher,
+        its own, reverse and forward divergence. `chunks`: into how many pieces the head's work is cut at least; every rank of
+        a partitioned model needs the same. `whole`: over all rows of the head, padding too.
+        """
         hidden = hidden_states(self.model, micro, padded=self.padded)
+        labels = torch.as_tensor(micro.labels, device=hidden.device)
+        taught = self._teacher_hidden(micro, hidden.device)
+        if objective is None:
+            head = self._whole_head if whole else self._head
+            count = max(chunks, -(-len(labels) // self._chunk), 1)
+            parts = [slice(at * self._chunk, (at + 1) * self._chunk) for at in range(count)]
+            return torch.cat([self._figures(head(hidden[at]), labels[at], taught, at) for at in parts])
         terms = chunked_loss(
             objective,
             self._head,
             hidden,
-            torch.as_tensor(micro.labels, device=hidden.device),
+            labels,
             teacher_head=self._teacher_head,
-            teacher_hidden_NE=self._teacher_hidden(micro, hidden.device),
+            teacher_hidden_NE=taught,
             chunk_tokens=self._chunk,
+            chunks=chunks,
         )
         return terms.loss, terms.logprob, terms.teacher_logprob
 
-    @torch.no_grad()
-    def measure(self, stream: Stream, budget: int) -> Measures:
-        """Per-token figures of a stream, in row order."""
-        table: dict[int, Tensor] = {}
-        for micro in pack(stream.rows, budget=budget, padded=self.padded):
-            hidden = hidden_states(self.model, micro, padded=self.padded)
-            labels = torch.as_tensor(micro.labels, device=hidden.device)
-            taught = self._teacher_hidden(micro, hidden.device)
-            parts = [self._figures(hidden[at], labels[at], taught, at) for at in _chunks(len(labels), self._chunk)]
-            lengths = [len(stream.rows[index].labels) for index in micro.rows]
-            table |= dict(zip(micro.rows, torch.cat(parts).split(lengths), strict=True))
-        figures = torch.cat([table[index] for index in range(len(stream.rows))]).double().cpu().numpy()
-        rows = [index for index, row in enumerate(stream.rows) for _ in row.labels]
-        columns = [figures[:, column] for column in range(figures.shape[1])]
-        return Measures(_int32(rows), *columns)
-
-    def _figures(self, hidden: Tensor, labels: Tensor, taught: Tensor | None, at: slice) -> Tensor:
-        """[chunk, 1] or [chunk, 4]: student and teacher log-probability, reverse and forward divergence."""
-        student = torch.log_softmax(self._head(hidden), -1)
+    def _figures(self, logits: Tensor, labels: Tensor, taught: Tensor | None, at: slice) -> Tensor:
+        student = torch.log_softmax(logits, -1)
         said = student.gather(-1, labels[:, None])
         if taught is None or self._teacher_head is None:
             return said
@@ -82,9 +82,8 @@ def _on_device(head: TeacherHead, device: torch.device) -> Head:
     return apply_head(head, weight, bias)
 
 
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, count, size)]
-
-
-def _int32(values: Sequence[int]) -> Array:
-    return to_array(torch.tensor(values, dtype=torch.int32))[0]
+def measured(figures: Sequence[Tensor | None]) -> Measures:
+    """The figures of a stream's rows, in their order; None for a row without labels."""
+    table = torch.cat([each for each in figures if each is not None]).double().cpu().numpy()
+    rows = np.repeat(np.arange(len(figures), dtype=np.int32), [0 if each is None else len(each) for each in figures])
+    return Measures(rows, *(table[:, column] for column in range(table.shape[1])))

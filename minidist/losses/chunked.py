@@ -35,6 +35,7 @@ def chunked_loss(
     teacher_head: Head | None = None,
     teacher_hidden_NE: Tensor | None = None,
     chunk_tokens: int = 1024,
+    chunks: int = 1,
 ) -> LossTerms:
     """Sum of `objective` over N loss tokens, `chunk_tokens` at a time.
 
@@ -44,6 +45,7 @@ def chunked_loss(
         labels_N: the token ids predicted there, [N].
         teacher_hidden_NE: the teacher's hidden states at the same tokens, [N, E]; no gradient reaches them.
         chunk_tokens: loss tokens whose [chunk, V] logits exist at one time.
+        chunks: pieces to compute at least, empty ones included: ranks that share the head's weights call it equally often.
     """
 
     def one_chunk(hidden: Tensor, labels: Tensor, teacher_hidden: Tensor | None) -> tuple[Tensor, ...]:
@@ -57,8 +59,9 @@ def chunked_loss(
         return (loss, said) if teacher is None else (loss, said, teacher.gather(-1, labels[:, None]).sum())
 
     sums: list[Tensor] = []
-    whole = len(labels_N) <= chunk_tokens  # one chunk needs no second forward pass
-    for start in range(0, len(labels_N), chunk_tokens):
+    count = max(chunks, -(-len(labels_N) // chunk_tokens), 1)
+    whole = count == 1  # one chunk needs no second forward pass
+    for start in range(0, count * chunk_tokens, chunk_tokens):
         part = slice(start, start + chunk_tokens)
         arguments = (hidden_ND[part], labels_N[part], None if teacher_hidden_NE is None else teacher_hidden_NE[part])
         chunk = one_chunk(*arguments) if whole else checkpoint(one_chunk, *arguments, use_reentrant=False)

@@ -9,6 +9,7 @@ from minidist.plan import make_plan
 from minidist.rundir import RunDirectory
 from minidist.stages.distill import distill
 from minidist.stages.evaluate import evaluate
+from minidist.stages.roles import Roles, needed
 from minidist.stages.sft import sft
 from minidist.tracking import log, start_log
 
@@ -17,18 +18,21 @@ async def run_stage(config: Config) -> dict[str, Any]:
     """Run a stage from its start to its end and return its summary."""
     directory = RunDirectory(config)
     plan = make_plan(config)
-    directory.start()
+    checkpoint = directory.start()
     start_log(directory.path)
     for line in plan.lines:
         log.info("%s", line)
     started = time.time()
-    async with Cluster(config.cluster, directory.path / "logs") as cluster:
+    if checkpoint is not None:
+        log.info("going on from %s", checkpoint.path)
+    async with Cluster(config.cluster, directory.path / "logs", needed(config)) as cluster:
+        roles = Roles(cluster, config, plan)
         if isinstance(config, SftConfig):
-            summary = await sft(config, plan, directory, cluster)
+            summary = await sft(config, plan, directory, roles, checkpoint)
         elif isinstance(config, DistillConfig):
-            summary = await distill(config, plan, directory, cluster)
+            summary = await distill(config, plan, directory, roles, checkpoint)
         else:
-            summary = await evaluate(config, plan, directory, cluster)
+            summary = await evaluate(config, plan, directory, roles)
     summary = {"stage": config.stage, "seconds": round(time.time() - started, 1), **summary}
     directory.finish(summary)
     log.info("%s finished in %.0f s: %s", config.stage, summary["seconds"], directory.path)

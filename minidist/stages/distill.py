@@ -1,95 +1,103 @@
-"""On-policy distillation: the three roles are hosted, the loop runs, and this watches it."""
+"""Distillation: the roles are hosted, the loop runs, and this watches it."""
 
-import asyncio
 from typing import Any
 
-from minidist.build import make_engine, make_learner, make_teacher
 from minidist.canaries import Alarms, check_engine, check_teacher, tolerance
-from minidist.cluster import Cluster
+from minidist.checkpoint import Checkpoint
 from minidist.config import DistillConfig
 from minidist.evaluation.student import Examiner
-from minidist.experience import OnPolicy
+from minidist.experience import Beside, Prefixes
 from minidist.loop import Run, train
 from minidist.plan import Plan
-from minidist.protocols import Learner, RolloutEngine, Teacher
+from minidist.protocols import Learner
+from minidist.rollout.pool import Engines
 from minidist.rundir import RunDirectory
+from minidist.stages.roles import Roles, needed
+from minidist.teachers.pool import Teachers
 from minidist.tracking import Clock, Recorder, log
 from minidist.transfer.object_store import ObjectStoreTransfer
-from minidist.types import Batch, Update
+from minidist.types import Batch, Update, Writer
+from minidist.worker import together
 
 
-async def distill(config: DistillConfig, plan: Plan, directory: RunDirectory, cluster: Cluster) -> dict[str, Any]:
+async def distill(
+    config: DistillConfig, plan: Plan, directory: RunDirectory, roles: Roles, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
     """Host the roles, prove the first sync, run the loop, leave final/."""
-    seed = config.run.seed
-    teacher, learner, engine = await _host(config, plan, cluster)
+    engines, teachers, learner = await _host(config, roles)
     clock = Clock()
     dtypes = (config.student.dtype, config.teacher.dtype)
     transfer = ObjectStoreTransfer(tolerance(config.canaries.sync_tolerance_nats, dtypes, exact=5e-3, rounded=0.5))
-    shown = [
-        ("loss/nats_per_token", config.objective.type),
-        ("rollout/length_mean_tokens", "length"),
-        ("time/generate_s", "generate s"),
-        ("time/update_s", "update s"),
-    ]
-    recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=shown)
-    agreement = tolerance(config.canaries.logprob_tolerance_nats, dtypes, exact=1e-3, rounded=0.05)
-    examiner = Examiner(
-        plan.validation_prompts,
-        teacher,
-        max_new_tokens=config.rollout.max_new_tokens,
-        seed=seed,
-        graded=config.data.validation is not None and config.data.validation.task is not None,
-        tolerance_nats=agreement,
-    )
-    watch = _DistillWatch(config, plan, directory, learner, engine, examiner, recorder, agreement)
+    source = _source(config, plan, engines, teachers, clock)
+    start = 0 if checkpoint is None else checkpoint.step
+    recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=_shown(config), start=start)
+    watch = _DistillWatch(config, plan, directory, learner, engines, teachers, transfer, source, recorder)
+    members = engines.members if engines else []
     try:
-        # The engine is proved before it writes a word, as after every update.
-        await transfer.publish(learner, [engine])
-        await watch.examine(-1)
-        source = OnPolicy(plan.prompts, engine, teacher, config.rollout, seed=seed, clock=clock)
-        steps = await train(
-            Run(config.run.steps, source, learner, [engine], transfer, clock, watch.before_update, watch.after_step)
-        )
+        if checkpoint is not None:
+            await learner.resume(checkpoint.path)
+        if members:
+            await transfer.publish(learner, members)  # the engines are proved before they write a word, as after every update
+        if checkpoint is None:
+            await watch.examine(-1)
+        else:
+            watch.load_state_dict(checkpoint.state)
+        steps = await train(Run(config.run.steps, source, learner, members, transfer, clock, watch, start))
         await learner.save(directory.final)
     finally:
         recorder.close()
     return {
         "steps": steps,
         "model": str(directory.final),
-        "engine": await engine.describe(),
+        **({"engine": await engines.describe()} if engines else {}),
         "learner": await learner.describe(),
-        "teacher": await teacher.describe(),
+        **({"teacher": await teachers.describe()} if teachers else {}),
         "syncs_proved": transfer.proved,
         **watch.summary(),
     }
 
 
-async def _host(config: DistillConfig, plan: Plan, cluster: Cluster) -> tuple[Teacher, Learner, RolloutEngine]:
-    """The three roles, started side by side."""
-    common = {"renderer": plan.renderer, "vocabulary": plan.vocabulary, "gpus": config.cluster.gpus}
-    return await asyncio.gather(
-        cluster.host("teacher", make_teacher, config=config.teacher, **common),
-        cluster.host(
-            "learner",
-            make_learner,
-            student=config.student,
-            teacher=config.teacher,
-            config=config.learner,
-            objectives={"on_policy": config.objective.model_dump()},
-            steps=config.run.steps,
-            seed=config.run.seed,
-            **common,
-        ),
-        cluster.host(
-            "rollout engine",
-            make_engine,
-            model=config.student,
-            rollout=config.rollout,
-            max_tokens=plan.max_tokens,
-            seed=config.run.seed,
-            **common,
-        ),
+async def _host(config: DistillConfig, roles: Roles) -> tuple[Engines | None, Teachers | None, Learner]:
+    """The roles this run needs, started side by side."""
+    wanted = needed(config)
+    objectives = {"main": config.objective.model_dump()}
+    objectives |= {name: stream.objective.model_dump() for name, stream in config.streams.items()}
+    teacher = config.teacher if "teacher" in wanted else None
+    hosting: dict[str, Any] = {"learner": roles.learner(config.student, config.learner, objectives, teacher=teacher)}
+    if "rollout" in wanted:
+        hosting["rollout"] = roles.engines(config.student, config.rollout)
+    if "teacher" in wanted:
+        hosting["teacher"] = roles.teachers(config.teacher)
+    hosted: dict[str, Any] = dict(zip(hosting, await together(hosting.values()), strict=True))
+    return hosted.get("rollout"), hosted.get("teacher"), hosted["learner"]
+
+
+def _source(config: DistillConfig, plan: Plan, engines: Engines | None, teachers: Teachers | None, clock: Clock) -> Prefixes:
+    beside = [
+        Beside(name, plan.streams[name], stream.rows, stream.weight, stream.objective.needs is not None)
+        for name, stream in config.streams.items()
+    ]
+    return Prefixes(
+        plan.prompts,
+        engines,
+        teachers,
+        config.rollout,
+        config.prefix,
+        scored=config.objective.needs is not None,
+        beside=beside,
+        seed=config.run.seed,
+        clock=clock,
     )
+
+
+def _shown(config: DistillConfig) -> list[tuple[str, str]]:
+    """Metrics of the progress line, and what they are called there."""
+    return [
+        ("loss/nats_per_token", config.objective.type),
+        ("rollout/length_mean_tokens", "length"),
+        ("time/generate_s", "generate s"),
+        ("time/update_s", "update s"),
+    ]
 
 
 class _DistillWatch:
@@ -101,15 +109,19 @@ class _DistillWatch:
         plan: Plan,
         directory: RunDirectory,
         learner: Learner,
-        engine: RolloutEngine,
-        examiner: Examiner,
+        engines: Engines | None,
+        teachers: Teachers | None,
+        transfer: ObjectStoreTransfer,
+        source: Prefixes,
         recorder: Recorder,
-        tolerance_nats: float,
     ) -> None:
-        self._config, self._plan, self._directory = config, plan, directory
-        self._learner, self._engine, self._examiner, self._recorder = learner, engine, examiner, recorder
+        self._config, self._plan, self._checkpoints = config, plan, directory.checkpoints
+        self._learner, self._engines, self._transfer = learner, engines, transfer
+        self._source, self._recorder = source, recorder
+        dtypes = (config.student.dtype, config.teacher.dtype)
+        self._tolerance = tolerance(config.canaries.logprob_tolerance_nats, dtypes, exact=1e-3, rounded=0.05)
+        self._examiner = _examiner(config, plan, teachers, self._tolerance)
         self._alarms = Alarms(config.canaries)
-        self._tolerance = tolerance_nats
         self._evaluations: list[tuple[int, dict[str, float]]] = []
         self._worst = 0.0
 
@@ -118,7 +130,8 @@ class _DistillWatch:
         if batch.step % self._config.canaries.every:
             return
         measures = await self._learner.measure(batch.streams[0])
-        if self._config.rollout.temperature == 1 and self._config.rollout.top_p == 1:
+        sampled = self._config.rollout.temperature == 1 and self._config.rollout.top_p == 1
+        if sampled and any(rollout.writer is Writer.STUDENT for rollout in batch.rollouts):
             difference = check_engine(measures, batch.rollouts, self._tolerance)
             batch.metrics["canary/engine_learner_nats_mean"] = difference
             self._worst = max(self._worst, difference)
@@ -127,10 +140,13 @@ class _DistillWatch:
 
     async def after_step(self, step: int, batch: Batch, update: Update, metrics: dict[str, float]) -> bool:
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
-        metrics[f"kl/{self._config.objective.type.removesuffix('_kl')}_nats"] = metrics["on_policy/loss_nats_per_token"]
-        # Optimizer steps between the weights a token was written with and those it is used on: 0, strictly on-policy.
-        metrics["age/updates_max"] = float(update.version - 1 - min(int(r.versions.min()) for r in batch.rollouts))
         metrics["speed/loss_tokens_per_s"] = metrics["learner/loss_tokens"] / seconds
+        if self._config.objective.type.endswith("_kl"):
+            metrics[f"kl/{self._config.objective.type.removesuffix('_kl')}_nats"] = metrics["main/loss_nats_per_token"]
+        own = [int(rollout.versions.min()) for rollout in batch.rollouts if rollout.writer is Writer.STUDENT]
+        if own:
+            # Optimizer steps between the weights a token was written with and those it is used on: 0, strictly on-policy.
+            metrics["age/updates_max"] = float(update.version - 1 - min(own))
         self._alarms.look(step, metrics)
         self._recorder.step(step, metrics)
         last = step + 1 == self._config.run.steps
@@ -140,22 +156,58 @@ class _DistillWatch:
         if every is not None and ((step + 1) % every == 0 or last):
             await self.examine(step)
         if (often := self._config.run.checkpoint_every) and (step + 1) % often == 0:
-            await self._learner.save(self._directory.path / "checkpoints" / f"step_{step + 1:06d}")
+            await self._checkpoints.write(step + 1, self._learner, self.state_dict())
         return False
+
+    async def stopped(self, step: int) -> None:
+        """Ctrl-C or SIGTERM: what was done so far is kept."""
+        await self._checkpoints.write(step, self._learner, self.state_dict())
+        log.info("checkpoint after %d steps written; the same command goes on from there", step)
 
     async def examine(self, step: int) -> None:
         """All figures on the held-out prompts; `step` -1 is before training."""
-        if self._config.evaluation.every is None:
+        if self._examiner is None or self._engines is None:
             return
-        figures = await self._examiner.examine(self._engine, self._learner)
+        figures = await self._examiner.examine(self._engines, self._learner)
         self._evaluations.append((step + 1, figures))
+        self._source.observe(figures)
         self._recorder.write(step, {f"evaluation/{name}": value for name, value in figures.items()})
         shown = {"accuracy": "accuracy", "rouge_l": "ROUGE-L", "reverse_kl": "reverse KL", "forward_kl": "forward KL"}
         text = ", ".join(f"{label} {figures[name]:.4g}" for name, label in shown.items() if name in figures)
         log.info("evaluation after %d steps: %s", step + 1, text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run must know beside the learner."""
+        return {
+            "source": self._source.state_dict(),
+            "evaluations": self._evaluations,
+            "worst": self._worst,
+            "alarms": self._alarms.state_dict(),
+            "syncs_proved": self._transfer.proved,
+            "metrics_bytes": self._recorder.position(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._source.load_state_dict(state["source"])
+        self._evaluations = [(step, figures) for step, figures in state["evaluations"]]
+        self._worst, self._transfer.proved = state["worst"], state["syncs_proved"]
+        self._alarms.load_state_dict(state["alarms"])
 
     def summary(self) -> dict[str, Any]:
         return {
             "canaries": {"engine_learner_nats_mean_worst": self._worst, "alarms": self._alarms.raised},
             "evaluations": [{"step": step, **figures} for step, figures in self._evaluations],
         }
+
+
+def _examiner(config: DistillConfig, plan: Plan, teachers: Teachers | None, tolerance_nats: float) -> Examiner | None:
+    if config.evaluation.every is None or teachers is None:
+        return None
+    return Examiner(
+        plan.validation_prompts,
+        teachers,
+        max_new_tokens=config.rollout.max_new_tokens,
+        seed=config.run.seed,
+        graded=config.data.validation is not None and config.data.validation.task is not None,
+        tolerance_nats=tolerance_nats,
+    )

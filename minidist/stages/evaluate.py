@@ -1,13 +1,11 @@
 """Evaluation of a list of models against one teacher, as one table."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
-from minidist.build import make_engine, make_learner, make_teacher, same_architecture
+from minidist.build import same_architecture
 from minidist.canaries import tolerance
-from minidist.cluster import Cluster
 from minidist.config import EvaluateConfig
 from minidist.config.learning import LearnerConfig
 from minidist.config.models import StudentConfig
@@ -15,21 +13,22 @@ from minidist.evaluation.student import Examiner
 from minidist.evaluation.table import show
 from minidist.modeling import resolve
 from minidist.plan import Plan, as_model
-from minidist.protocols import Learner, RolloutEngine, Teacher
+from minidist.protocols import Learner, Teacher
+from minidist.rollout.pool import Engines
 from minidist.rundir import RunDirectory
+from minidist.stages.roles import Roles
 from minidist.tracking import log
+from minidist.worker import together
 
 
-async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, cluster: Cluster) -> dict[str, Any]:
+async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, roles: Roles) -> dict[str, Any]:
     """Measure each model, write result.json, print the table."""
     teacher_path = resolve(config.teacher.model or "", "teacher.model").resolve()
     paths = {name: resolve(model, f"models.{name}").resolve() for name, model in config.models.items()}
     students = [path for path in paths.values() if path != teacher_path]
-    bench = _Bench(config, plan, cluster)
+    bench = _Bench(config, roles)
     # The teacher and the first student start side by side: most of a start is imports.
-    common = {"renderer": plan.renderer, "vocabulary": plan.vocabulary, "gpus": config.cluster.gpus}
-    hosting = cluster.host("teacher", make_teacher, config=config.teacher, **common)
-    started: list[Any] = await asyncio.gather(hosting, *(bench.seat(path) for path in students[:1]))
+    started: list[Any] = await together([roles.teachers(config.teacher), *(bench.seat(path) for path in students[:1])])
     teacher: Teacher = started[0]
     graded = config.data.test.task is not None
     examiner = Examiner(
@@ -55,11 +54,11 @@ async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, 
 class _Bench:
     """One engine and one learner; the next student of the same architecture takes their place by its weights alone."""
 
-    def __init__(self, config: EvaluateConfig, plan: Plan, cluster: Cluster) -> None:
-        self._config, self._plan, self._cluster = config, plan, cluster
-        self._seated: tuple[Path, RolloutEngine, Learner] | None = None
+    def __init__(self, config: EvaluateConfig, roles: Roles) -> None:
+        self._config, self._roles = config, roles
+        self._seated: tuple[Path, Engines, Learner] | None = None
 
-    async def seat(self, path: Path) -> tuple[RolloutEngine, Learner]:
+    async def seat(self, path: Path) -> tuple[Engines, Learner]:
         """Engine and learner with the weights at `path`."""
         if self._seated is not None and self._seated[0] == path:
             return self._seated[1:]
@@ -69,35 +68,22 @@ class _Bench:
             await learner.load(path)
         else:
             if self._seated is not None:
-                await self._cluster.dismiss(self._seated[1])
-                await self._cluster.dismiss(self._seated[2])
+                await self._roles.dismiss(*self._seated[1:])
             engine, learner = await self._host(path)
         self._seated = path, engine, learner
         return engine, learner
 
-    async def _host(self, path: Path) -> tuple[RolloutEngine, Learner]:
-        config, plan, model = self._config, self._plan, as_model(self._config, str(path))
-        common = {
-            "renderer": plan.renderer,
-            "vocabulary": plan.vocabulary,
-            "gpus": config.cluster.gpus,
-            "seed": config.run.seed,
-        }
-        return await asyncio.gather(
-            self._cluster.host(
-                "rollout engine", make_engine, model=model, rollout=config.rollout, max_tokens=plan.max_tokens, **common
-            ),
-            self._cluster.host(
-                "learner",
-                make_learner,
-                student=StudentConfig(**model.model_dump()),
-                teacher=config.teacher,
-                config=LearnerConfig(backend="single", **config.learner.model_dump()),
-                objectives={},
-                steps=1,
-                **common,
-            ),
+    async def _host(self, path: Path) -> tuple[Engines, Learner]:
+        model = as_model(self._config, str(path))
+        student = StudentConfig(**model.model_dump())
+        learner = LearnerConfig(backend="single", **self._config.learner.model_dump())
+        hosted: list[Any] = await together(
+            [
+                self._roles.engines(model, self._config.rollout),
+                self._roles.learner(student, learner, {}, teacher=self._config.teacher),
+            ]
         )
+        return hosted[0], hosted[1]
 
 
 def _training_facts(path: Path) -> dict[str, Any]:

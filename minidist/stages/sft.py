@@ -1,9 +1,9 @@
 """Supervised fine-tuning: given text through the same loop, with the validation loss as its judge."""
 
+import shutil
 from typing import Any
 
-from minidist.build import make_learner
-from minidist.cluster import Cluster
+from minidist.checkpoint import Checkpoint
 from minidist.config import SftConfig
 from minidist.data.batching import collate_examples
 from minidist.experience import Examples
@@ -11,40 +11,28 @@ from minidist.loop import Run, train
 from minidist.plan import Plan
 from minidist.protocols import Learner
 from minidist.rundir import RunDirectory
-from minidist.tracking import Clock, Recorder
+from minidist.stages.roles import Roles
+from minidist.tracking import Clock, Recorder, log
 from minidist.transfer.object_store import ObjectStoreTransfer
 from minidist.types import Batch, Update
 
 
-async def sft(config: SftConfig, plan: Plan, directory: RunDirectory, cluster: Cluster) -> dict[str, Any]:
+async def sft(
+    config: SftConfig, plan: Plan, directory: RunDirectory, roles: Roles, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
     """Train, watch the validation loss, leave final/."""
-    learner = await cluster.host(
-        "learner",
-        make_learner,
-        student=config.student,
-        teacher=None,
-        renderer=plan.renderer,
-        config=config.learner,
-        objectives={"supervised": {"type": "supervised"}},
-        steps=config.run.steps,
-        seed=config.run.seed,
-        vocabulary=None,
-        gpus=config.cluster.gpus,
-    )
+    learner = await roles.learner(config.student, config.learner, {"supervised": {"type": "supervised"}}, teacher=None)
     shown = [("loss/nats_per_token", "loss"), ("validation/loss_nats_per_token", "validation"), ("time/update_s", "update s")]
-    recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=shown)
+    start = 0 if checkpoint is None else checkpoint.step
+    recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=shown, start=start)
     watch = _SftWatch(config, plan, directory, learner, recorder)
+    source = Examples(plan.examples, rows=config.batch_rows, seed=config.run.seed)
+    run = Run(config.run.steps, source, learner, [], ObjectStoreTransfer(0.0), Clock(), watch, start)
     try:
-        run = Run(
-            config.run.steps,
-            Examples(plan.examples, rows=config.batch_rows, seed=config.run.seed),
-            learner,
-            [],
-            ObjectStoreTransfer(0.0),
-            Clock(),
-            watch.before_update,
-            watch.after_step,
-        )
+        if checkpoint is not None:
+            await learner.resume(checkpoint.path)
+            watch.load_state_dict(checkpoint.state)
+            run.done = watch.patience_lost()
         steps = await train(run)
         await watch.leave_final()
     finally:
@@ -71,12 +59,24 @@ class _SftWatch:
             stop = await self._judge()
         self._recorder.step(step, metrics)
         if (often := self._config.run.checkpoint_every) and (step + 1) % often == 0:
-            await self._learner.save(self._directory.path / "checkpoints" / f"step_{step + 1:06d}")
+            await self._directory.checkpoints.write(step + 1, self._learner, self.state_dict())
         return stop
+
+    async def stopped(self, step: int) -> None:
+        """Ctrl-C or SIGTERM: what was done so far is kept."""
+        await self._directory.checkpoints.write(step, self._learner, self.state_dict())
+        log.info("checkpoint after %d steps written; the same command goes on from there", step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self._losses, "metrics_bytes": self._recorder.position()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._losses = [(step, loss) for step, loss in state["losses"]]
 
     async def leave_final(self) -> None:
         best = self._directory.path / "best"
         if best.exists():
+            shutil.rmtree(self._directory.final, ignore_errors=True)
             best.rename(self._directory.final)
         else:
             await self._learner.save(self._directory.final)
@@ -90,7 +90,7 @@ class _SftWatch:
             "validation": [{"step": at, "loss_nats_per_token": value} for at, value in self._losses],
             "best": {"step": step, "loss_nats_per_token": loss},
             "final_step": final,
-            "stopped_improving": self._since_best() >= (self._config.evaluation.patience or 1 << 30),
+            "stopped_improving": self.patience_lost(),
         }
 
     async def _validate(self) -> float:
@@ -102,7 +102,11 @@ class _SftWatch:
             return False
         if self._since_best() == 0:
             await self._learner.save(self._directory.path / "best")
-        return self._since_best() >= self._config.evaluation.patience
+        return self.patience_lost()
+
+    def patience_lost(self) -> bool:
+        """Whether so many evaluations as `patience` says have brought no better one."""
+        return bool(self._losses) and self._since_best() >= (self._config.evaluation.patience or 1 << 30)
 
     def _since_best(self) -> int:
         values = [loss for _, loss in self._losses]

@@ -1,29 +1,50 @@
 """A teacher in transformers: every payload, from the same forward pass."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from minidist.config.models import TeacherConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.rendering import Renderer
+from minidist.group import Alone, Joined
 from minidist.modeling import check_head, head_of, hidden_states, load_model, padded_layout, to_array
 from minidist.rollout.hf import sample
-from minidist.types import Detail, Prompt, Rollout, TeacherScores
+from minidist.types import Detail, Prompt, RankGroup, Rollout, Row, TeacherScores
 from minidist.worker import Worker
 
 
 class HFTeacher:
-    """Scores rollouts with a frozen transformers model, `batch_tokens` at a time, and writes with the same weights."""
+    """Scores rollouts with a frozen transformers model, `batch_tokens` at a time, and writes with the same weights.
 
-    def __init__(self, config: TeacherConfig, renderer: Renderer, *, vocabulary: int | None, gpus: int = 0) -> None:
+    Given a `group`, this is one rank of several over which ZeRO-3 partitions the model's parameters: all of them take part in
+    every call, each with rollouts of its own.
+    """
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        renderer: Renderer,
+        *,
+        vocabulary: int | None,
+        gpus: int = 0,
+        group: RankGroup | None = None,
+    ) -> None:
         self._config, self._renderer, self._vocabulary = config, renderer, vocabulary
-        self._model = load_model(config, "teacher.model", gpus).requires_grad_(False)
-        check_head(self._model)
-        self._head = head_of(self._model, vocabulary)
-        self._padded = padded_layout("auto", self._model.device)
+        model = load_model(config, "teacher.model", gpus).requires_grad_(False)
+        check_head(model)
+        self._architecture = type(model).__name__
+        self._padded = padded_layout("auto", model.device)
+        self._group = Alone()
+        self._scorer: Any = Scorer(model, vocabulary, hidden=config.payload == "hidden", padded=self._padded)
         self._worker = Worker("teacher")
+        if group is not None and group.size > 1:
+            self._group = Joined(group, model.device.type)
+            self._scorer = self._worker.run_now(_partition, self._scorer, config.dtype)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         """Scores of the rollouts' tokens, in their order."""
@@ -35,7 +56,7 @@ class HFTeacher:
         """The teacher's own samples."""
         return await self._worker.run(
             sample,
-            self._model,
+            self._scorer,
             self._renderer,
             prompts,
             samples=samples,
@@ -49,28 +70,30 @@ class HFTeacher:
 
     async def describe(self) -> dict[str, object]:
         """What scores, and what it says."""
-        return {"class": type(self).__name__, "architecture": type(self._model).__name__, "payload": self._config.payload}
+        return {"class": type(self).__name__, "architecture": self._architecture, "payload": self._config.payload}
 
     async def close(self) -> None:
         self._worker.close()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
-        rows = collate("score", rollouts, [None] * len(rollouts), objective="").rows  # type: ignore[list-item]
+        rows = collate("score", rollouts, None, objective="").rows
         scores: dict[int, TeacherScores] = {}
-        for micro in pack(rows, budget=self._config.batch_tokens, padded=self._padded):
-            hidden = hidden_states(self._model, micro, padded=self._padded)
+        micros = pack(rows, budget=self._config.batch_tokens, padded=self._padded)
+        for micro in micros:
             lengths = [len(rows[index].labels) for index in micro.rows]
-            for index, scored in zip(micro.rows, self._payloads(hidden, micro, lengths), strict=True):
+            for index, scored in zip(micro.rows, self._payloads(self._scorer(micro), micro, lengths), strict=True):
                 scores[index] = scored
+        for _ in range(self._group.largest([len(micros)])[0] - len(micros)):
+            self._scorer(pack([_IDLE], budget=1, padded=self._padded)[0])  # the other ranks need this one's parameters
         return [scores[index] for index in range(len(rows))]
 
-    def _payloads(self, hidden: Tensor, micro: MicroBatch, lengths: list[int]) -> list[TeacherScores]:
+    def _payloads(self, said_of: Tensor, micro: MicroBatch, lengths: list[int]) -> list[TeacherScores]:
+        """What the scorer gave, row by row."""
         if self._config.payload == "hidden":
-            split = [to_array(part) for part in hidden.split(lengths)]
+            split = [to_array(part) for part in said_of.split(lengths)]
             return [TeacherScores(Detail.HIDDEN, hidden=array, hidden_dtype=dtype) for array, dtype in split]
-        logprobs = torch.log_softmax(self._head(hidden), -1)
-        labels = torch.as_tensor(micro.labels, device=hidden.device)
+        logprobs, labels = said_of, torch.as_tensor(micro.labels, device=said_of.device)
         said = [to_array(part)[0] for part in logprobs.gather(-1, labels[:, None]).squeeze(-1).split(lengths)]
         if self._config.payload == "sampled":
             return [TeacherScores(Detail.SAMPLED, logprobs=array) for array in said]
@@ -80,3 +103,39 @@ class HFTeacher:
             TeacherScores(Detail.TOP_K, logprobs=own, top_ids=to_array(id_)[0], top_logprobs=to_array(value)[0])
             for own, id_, value in zip(said, ids, values, strict=True)
         ]
+
+
+class Scorer(nn.Module):
+    """The model as the teacher runs it: a micro-batch to hidden states [L, D] or log-probabilities [L, V] at its loss tokens,
+    or, given the model's own arguments, its own output."""
+
+    def __init__(self, model: PreTrainedModel, vocabulary: int | None, *, hidden: bool, padded: bool) -> None:
+        super().__init__()
+        self.model, self._hidden, self._padded = model, hidden, padded
+        self._head = head_of(model, vocabulary)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def forward(self, micro: MicroBatch | None = None, **inputs: Any) -> Any:
+        if micro is None:
+            return self.model(**inputs)
+        hidden = hidden_states(self.model, micro, padded=self._padded)
+        return hidden if self._hidden else torch.log_softmax(self._head(hidden), -1)
+
+
+_IDLE = Row(np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+
+
+def _partition(scorer: Scorer, dtype: str) -> Any:
+    """The scorer under ZeRO-3 without an optimizer: each rank keeps its part of every tensor and fetches the rest as needed."""
+    import deepspeed
+
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3, "overlap_comm": False},
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "steps_per_print": 1 << 60,
+    }
+    return deepspeed.initialize(model=scorer, config=settings, dist_init_required=False)[0].eval()

@@ -1,13 +1,12 @@
 """Weights through Ray's object store: the learner puts them there once, every engine on a node reads the same copy."""
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
 
 from minidist.errors import CanaryError
 from minidist.protocols import Learner, RolloutEngine
-from minidist.remote import Remote
+from minidist.worker import together
 
 
 class ObjectStoreTransfer:
@@ -23,11 +22,13 @@ class ObjectStoreTransfer:
 
     async def publish(self, learner: Learner, engines: Sequence[RolloutEngine]) -> float:
         """Largest difference of any engine, nats. Raises CanaryError beyond the tolerance."""
-        weights = learner.ref("weights") if isinstance(learner, Remote) else await learner.weights()
-        await asyncio.gather(*(engine.load(weights) for engine in engines))
+        keep = getattr(learner, "keep", None)  # a learner in actors leaves its weights in the object store
+        weights = await (learner.weights() if keep is None else keep("weights"))
+        assert weights is not None, "the first rank gives the weights"
+        await together(engine.load(weights) for engine in engines)
         self.proved += 1
         probe = await learner.probe(self.proved)
-        scored = await asyncio.gather(*(engine.score(probe.tokens.tolist()) for engine in engines))
+        scored = await together(engine.score(probe.tokens.tolist()) for engine in engines)
         worst = float(np.max([np.abs(probe.logprobs - rows).max() for rows in scored])) if scored else 0.0
         if not worst <= self._tolerance:
             raise CanaryError(

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minidist.config.learning import RolloutConfig
+from minidist.config.learning import PrefixConfig, RolloutConfig
 from minidist.data.sources import Example
 from minidist.errors import CanaryError
-from minidist.experience import Examples, OnPolicy, drawn
+from minidist.experience import Examples, Prefixes, drawn
 from minidist.loop import Run, train
 from minidist.tracking import Clock
 from minidist.transfer.object_store import ObjectStoreTransfer
@@ -50,9 +50,14 @@ def test_examples_are_batched_in_drawn_order() -> None:
     assert (batch.step, batch.streams[0].objective, batch.streams[0].loss_tokens) == (3, "supervised", 8)
 
 
-def on_policy(seed: int = 0) -> tuple[OnPolicy, TableEngine, Clock]:
+def prefixes(engine: Any, teacher: Any, clock: Clock, seed: int = 0, **shares: Any) -> Prefixes:
+    """The source of a run; on-policy unless `shares` say otherwise."""
+    return Prefixes(prompts(), engine, teacher, ROLLOUT, PrefixConfig(**shares), scored=True, seed=seed, clock=clock)
+
+
+def on_policy(seed: int = 0) -> tuple[Prefixes, TableEngine, Clock]:
     engine, clock = TableEngine(STUDENT), Clock()
-    return OnPolicy(prompts(), engine, TableTeacher(TEACHER), ROLLOUT, seed=seed, clock=clock), engine, clock
+    return prefixes(engine, TableTeacher(TEACHER), clock, seed), engine, clock
 
 
 def test_student_writes_and_teacher_scores_the_same_tokens() -> None:
@@ -96,11 +101,15 @@ class Journal:
         self.engine = TableEngine(STUDENT, self.calls)
         self.learner = TableLearner(STUDENT, self.calls)
         clock = Clock()
-        source = OnPolicy(prompts(), self.engine, TableTeacher(TEACHER, self.calls), ROLLOUT, seed=0, clock=clock)
+        source = prefixes(self.engine, TableTeacher(TEACHER, self.calls), clock)
         transfer = ObjectStoreTransfer(1e-9)
-        before, after = hooks.get("before", self.before), hooks.get("after", self.after)
+        self.before_update = hooks.get("before", self.before)
+        self.after_step = hooks.get("after", self.after)
         engines = hooks.get("engines", [self.engine])
-        self.run = Run(hooks.get("steps", 2), source, self.learner, engines, transfer, clock, before, after)
+        self.run = Run(hooks.get("steps", 2), source, self.learner, engines, transfer, clock, self)
+
+    async def stopped(self, step: int) -> None:
+        self.calls.append(f"stopped before step {step}")
 
     async def before(self, batch: Batch) -> None:
         self.calls.append("check")

@@ -1,0 +1,93 @@
+"""The learner's ranks behind the face of one learner: rows are dealt to them, what all of them hold is read off the first."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minidist.data.batching import idle, share_out
+from minidist.protocols import Learner
+from minidist.types import Array, Batch, Measures, Probe, Stream, Update, Weights
+from minidist.worker import together
+
+
+class LearnerRanks:
+    """Each rank gets its share of every stream's rows; the streams' counts stay those of all ranks.
+
+    Verbs are sent to all ranks at once, since each may need the others' parameters. The first failure ends the others' calls.
+    """
+
+    def __init__(self, members: Sequence[Learner]) -> None:
+        self.members = list(members)
+
+    async def update(self, batch: Batch) -> Update:
+        """One optimizer step of all ranks on the whole batch."""
+        shares = [
+            [self._share(stream, rows, rank) for rank, rows in enumerate(self._dealt(stream))] for stream in batch.streams
+        ]
+        parts = [Batch(batch.step, tuple(streams)) for streams in zip(*shares, strict=True)]
+        updates = await together(rank.update(part) for rank, part in zip(self.members, parts, strict=True))
+        return updates[0]
+
+    async def measure(self, stream: Stream) -> Measures:
+        """Per-token figures of a stream, in row order."""
+        dealt = self._dealt(stream)
+        shares = [self._share(stream, rows, rank) for rank, rows in enumerate(dealt)]
+        parts = await together(rank.measure(share) for rank, share in zip(self.members, shares, strict=True))
+        return _in_order(parts, dealt)
+
+    async def weights(self) -> Weights | None:
+        return await self._first("weights")
+
+    async def keep(self, verb: str) -> Any:
+        """What the first rank gives, as a reference to the object store; the others take part and give nothing."""
+        return await self._first("keep", verb)
+
+    async def probe(self, version: int) -> Probe:
+        return await self._first("probe", version)
+
+    async def load(self, path: Path) -> None:
+        await self._first("load", path)
+
+    async def describe(self) -> dict[str, object]:
+        return await self._first("describe")
+
+    async def save(self, path: Path) -> None:
+        await self._first("save", path)
+
+    async def save_state(self, path: Path) -> None:
+        await self._first("save_state", path)
+
+    async def resume(self, path: Path) -> None:
+        await self._first("resume", path)
+
+    async def close(self) -> None:
+        await self._first("close")
+
+    def _dealt(self, stream: Stream) -> list[list[int]]:
+        return share_out([len(row.tokens) for row in stream.rows], len(self.members))
+
+    def _share(self, stream: Stream, rows: list[int], rank: int) -> Stream:
+        """A rank without rows gets one without labels: it takes part in every pass, and learns nothing from it."""
+        return replace(stream, rows=tuple(stream.rows[index] for index in rows) or (idle(stream.rows[0]),))
+
+    async def _first(self, verb: str, *arguments: Any) -> Any:
+        return (await together(getattr(rank, verb)(*arguments) for rank in self.members))[0]
+
+
+def _in_order(parts: Sequence[Measures], dealt: Sequence[Sequence[int]]) -> Measures:
+    """The ranks' figures as one table in the order of the stream's rows."""
+    # A rank that was dealt no row measured an idle one, which has no labels.
+    rows = np.concatenate([np.asarray(own, dtype=np.int32)[part.row] for part, own in zip(parts, dealt, strict=True) if own])
+    order = np.argsort(rows, kind="stable")
+
+    def column(name: str) -> Array | None:
+        values = [getattr(part, name) for part, own in zip(parts, dealt, strict=True) if own]
+        return None if any(value is None for value in values) else np.concatenate(values)[order]
+
+    names = ("teacher_logprob", "reverse_kl", "forward_kl")
+    said = column("student_logprob")
+    assert said is not None
+    return Measures(rows[order], said, *(column(name) for name in names))

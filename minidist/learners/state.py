@@ -1,0 +1,57 @@
+"""A learner's training state on disk: tensors by name in safetensors files of bounded size."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+_FILE_BYTES = 4 << 30
+_STEPS = "optimizer_steps"
+
+
+class StateWriter:
+    """Collects tensors and writes training-00001.safetensors and so on, so that at most one file is held in memory."""
+
+    def __init__(self, path: Path, steps: int) -> None:
+        self._path, self._files, self._bytes = path, 0, 0
+        self._held: dict[str, Tensor] = {_STEPS: torch.tensor([steps])}
+
+    def add(self, parameter: str, tensors: Mapping[str, Tensor]) -> None:
+        """`weight`, and the optimizer's moments by their names."""
+        for name, tensor in tensors.items():
+            self._held[f"{parameter}|{name}"] = tensor.detach().cpu().contiguous().clone()
+            self._bytes += tensor.numel() * tensor.element_size()
+        if self._bytes >= _FILE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        if self._held:
+            self._files += 1
+            save_file(self._held, self._path / f"training-{self._files:05d}.safetensors")
+            self._held, self._bytes = {}, 0
+
+
+class StateReader:
+    """Reads what `StateWriter` wrote, tensor by tensor."""
+
+    def __init__(self, path: Path) -> None:
+        self._files: dict[str, Path] = {}
+        for file in sorted(path.glob("training-*.safetensors")):
+            with safe_open(file, framework="pt") as tensors:
+                self._files |= dict.fromkeys(tensors.keys(), file)
+        self.steps = int(self._read(_STEPS))
+
+    def tensors(self, parameter: str) -> dict[str, Tensor]:
+        """`weight` and moments of a parameter; KeyError if it was not trained then."""
+        keys = [key for key in self._files if key.rpartition("|")[0] == parameter]
+        if not keys:
+            raise KeyError(parameter)
+        return {key.rpartition("|")[2]: self._read(key) for key in keys}
+
+    def _read(self, key: str) -> Tensor:
+        with safe_open(self._files[key], framework="pt") as tensors:
+            return tensors.get_tensor(key)

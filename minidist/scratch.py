@@ -1,0 +1,67 @@
+"""A temporary directory for one run, and a keeper that clears up after it however it ends."""
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import psutil
+
+
+class Scratch:
+    """A temporary directory that goes when this process does, however it ends.
+
+    A small shell waits on a pipe that only this process holds open. When the pipe closes, it removes the directory; if this
+    process was killed, it first ends the processes that had been started by then.
+    """
+
+    def __init__(self) -> None:
+        parent = tempfile.gettempdir()
+        # Sockets lie in here, and the path of a socket may have 107 characters.
+        self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) <= 25 else "/tmp"))
+        self._before = tempfile.tempdir, os.environ.get("TMPDIR")
+        tempfile.tempdir = os.environ["TMPDIR"] = str(self.path)
+        self._keeper = subprocess.Popen(
+            ["/bin/sh", "-c", _KEEPER, str(self.path)], stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def guard(self) -> None:
+        """Tell the keeper of every process that descends from this one."""
+        children = [child.pid for child in psutil.Process().children(recursive=True) if child.pid != self._keeper.pid]
+        self._tell(" ".join(f"{pid}:{start}" for pid in children if (start := _start_time(pid)) is not None))
+
+    def remove(self) -> None:
+        """Remove the directory; the processes have been ended already."""
+        self._tell("")
+        tempfile.tempdir, before = self._before
+        if before is None:
+            os.environ.pop("TMPDIR", None)
+        else:
+            os.environ["TMPDIR"] = before
+        self._keeper.communicate()
+
+    def _tell(self, processes: str) -> None:
+        assert self._keeper.stdin is not None
+        self._keeper.stdin.write(f"{processes}\n")
+        self._keeper.stdin.flush()
+
+
+# Each line replaces the list of processes, given as id:start time; an empty one means that all has ended well. The start time
+# tells a process from a later one that was given the same id.
+_KEEPER = """
+while read -r line; do processes=$line; done
+for process in $processes; do
+    stat=$(cat /proc/${process%:*}/stat 2>/dev/null) || continue
+    set -- ${stat##*) }
+    [ "${20}" = "${process#*:}" ] && kill -9 ${process%:*}
+done
+for again in 1 2 3 4 5; do rm -rf "$0" && exit; sleep 1; done
+"""
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, in clock ticks since boot, or None if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]
+    except FileNotFoundError:
+        return None

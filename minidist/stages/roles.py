@@ -1,0 +1,108 @@
+"""The roles of a stage, as many of each as the configuration says, each behind the face of one."""
+
+from typing import Any
+
+from minidist.build import make_engine, make_learner, make_teacher
+from minidist.cluster import Cluster, Role
+from minidist.config import Config, EvaluateConfig, SftConfig
+from minidist.config.learning import LearnerConfig, RolloutConfig
+from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
+from minidist.config.runtime import RoleConfig
+from minidist.learners.ranks import LearnerRanks
+from minidist.plan import Plan
+from minidist.protocols import Learner, Teacher
+from minidist.rollout.pool import Engines
+from minidist.teachers.pool import Shards, Teachers
+from minidist.worker import together
+
+
+class Roles:
+    """Hosts what a stage asks for."""
+
+    def __init__(self, cluster: Cluster, config: Config, plan: Plan) -> None:
+        self._cluster, self._config, self._plan = cluster, config, plan
+        self._deterministic = config.run.deterministic
+
+    async def engines(self, model: ModelConfig, rollout: RolloutConfig) -> Engines:
+        """cluster.rollout.actors engines that hold `model`."""
+        role = self._config.cluster.rollout
+        hosting = [
+            self._cluster.host(
+                "rollout",
+                make_engine,
+                model=model,
+                rollout=rollout,
+                max_tokens=self._plan.max_tokens,
+                tensor_parallel=role.tensor_parallel,
+                seed=self._config.run.seed,
+                deterministic=self._deterministic,
+                **self._common(role),
+            )
+            for _ in range(role.actors)
+        ]
+        return Engines(await together(hosting))
+
+    async def teachers(self, config: TeacherConfig) -> Teachers:
+        """cluster.teacher.actors teachers, each in as many shards as it needs."""
+        role = self._config.cluster.teacher
+        return Teachers(await together(self._teacher(config) for _ in range(role.actors)))
+
+    async def learner(
+        self,
+        student: StudentConfig,
+        config: LearnerConfig,
+        objectives: dict[str, dict[str, Any]],
+        *,
+        teacher: TeacherConfig | None,
+    ) -> Learner:
+        """The learner's ranks, as one learner. Without objectives it only measures, and is one."""
+        role = self._config.cluster.learner
+        members = await self._cluster.host_group(
+            "learner",
+            make_learner,
+            role.ranks if objectives else 1,
+            student=student,
+            teacher=teacher,
+            config=config,
+            objectives=objectives,
+            steps=self._config.run.steps,
+            seed=self._config.run.seed,
+            deterministic=self._deterministic,
+            **self._common(role),
+        )
+        return members[0] if len(members) == 1 else LearnerRanks(members)
+
+    async def dismiss(self, *roles: Any) -> None:
+        """End them and free their places."""
+        for role in roles:
+            if isinstance(role, Engines | Teachers | LearnerRanks):
+                await self.dismiss(*role.members)
+            else:
+                await self._cluster.dismiss(role)
+
+    async def _teacher(self, config: TeacherConfig) -> Teacher:
+        role = self._config.cluster.teacher
+        arguments = {"config": config, "deterministic": self._deterministic, "shards": role.shards, **self._common(role)}
+        if config.backend == "hf" and role.shards > 1:
+            return Shards(await self._cluster.host_group("teacher", make_teacher, role.shards, **arguments))
+        return await self._cluster.host("teacher", make_teacher, **arguments)
+
+    def _common(self, role: RoleConfig) -> dict[str, Any]:
+        return {
+            "renderer": self._plan.renderer,
+            "vocabulary": self._plan.vocabulary,
+            "gpus": self._config.cluster.gpus_of(role) > 0,
+        }
+
+
+def needed(config: Config) -> tuple[Role, ...]:
+    """The roles a stage hosts."""
+    if isinstance(config, SftConfig):
+        return ("learner",)
+    if isinstance(config, EvaluateConfig):
+        return ("rollout", "teacher", "learner")
+    writes = config.prefix.student > 0 or config.evaluation.every is not None
+    asked = [config.objective, *(stream.objective for stream in config.streams.values())]
+    scores = config.prefix.teacher > 0 or config.evaluation.every is not None or any(each.needs for each in asked)
+    roles: list[tuple[Role, bool]] = [("rollout", writes), ("teacher", scores), ("learner", True)]
+    return tuple(role for role, wanted in roles if wanted)

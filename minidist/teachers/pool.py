@@ -1,0 +1,41 @@
+"""Several teachers behind the face of one, and the shards of one that is too large for a device."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from minidist.protocols import Teacher
+from minidist.types import Prompt, Rollout, TeacherScores
+from minidist.worker import deal, together
+
+
+class Teachers:
+    """Rollout i of a call is scored by teacher i modulo their number; prompts are dealt in the same way."""
+
+    def __init__(self, members: Sequence[Teacher]) -> None:
+        self.members = list(members)
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+        """Scores of the rollouts' tokens, in their order."""
+        return await deal(self.members, rollouts, lambda teacher, part: teacher.score(part))
+
+    async def extend(self, prompts: Sequence[Prompt], *, samples: int, **sampling: Any) -> list[Rollout]:
+        """The teachers' own samples, in the prompts' order."""
+        return await deal(
+            self.members, prompts, lambda teacher, part: teacher.extend(part, samples=samples, **sampling), each=samples
+        )
+
+    async def describe(self) -> dict[str, object]:
+        """The first teacher, and how many they are."""
+        return await self.members[0].describe() | {"actors": len(self.members)}
+
+    async def close(self) -> None:
+        await together(teacher.close() for teacher in self.members)
+
+
+class Shards(Teachers):
+    """The ranks of one partitioned model, which all take part in every call."""
+
+    async def extend(self, prompts: Sequence[Prompt], *, samples: int, **sampling: Any) -> list[Rollout]:
+        """Every rank writes the same text, since each token needs all of the model."""
+        written = await together(rank.extend(prompts, samples=samples, **sampling) for rank in self.members)
+        return written[0]
