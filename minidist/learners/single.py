@@ -24,8 +24,9 @@ from minidist.worker import Worker
 class SingleLearner:
     """Sums each stream's loss over its tokens, divides once by its count, and steps.
 
-    `objectives` gives each stream's objective by name; `steps` is the length of the run, for the schedule. Subclasses
-    change how a gradient is formed and applied (`_backward`, `_apply`), never what it is.
+    `objectives` gives each stream's objective by name; `steps` is the length of the run, for the schedule;
+    `vocabulary` is the width of the softmax that student and teacher share (None: all of the student's). Subclasses change
+    how a gradient is formed and applied (`_backward`, `_apply`), never what it is.
     """
 
     ranks = 1
@@ -39,10 +40,11 @@ class SingleLearner:
         *,
         steps: int,
         teacher_head: TeacherHead | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         self._config, self._renderer, self._objectives, self._steps = config, renderer, objectives, steps
         self._student = Student(
-            model, layout=config.layout, chunk_tokens=config.chunk_tokens, teacher_head=teacher_head
+            model, layout=config.layout, chunk_tokens=config.chunk_tokens, teacher_head=teacher_head, vocabulary=vocabulary
         ).eval()  # evaluation mode: no dropout, so that the log-probabilities are those of the engine
         self._guard = FiniteGuard(model)
         self._step = 0

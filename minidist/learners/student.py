@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minidist.data.batching import MicroBatch, pack
-from minidist.losses.chunked import Head, chunked_loss
+from minidist.losses.chunked import Head, chunked_loss, complete
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.modeling import apply_head, check_head, head_of, hidden_states, padded_layout, to_array, to_tensor
-from minidist.protocols import Objective
+from minidist.protocols import Objective, TokenTargets
 from minidist.types import Array, Measures, Stream, TeacherHead
 
 
@@ -18,28 +18,40 @@ class Student(nn.Module):
     """The model, its output head, and the teacher's head. A forward pass ends in sums over loss tokens."""
 
     def __init__(
-        self, model: PreTrainedModel, *, layout: str, chunk_tokens: int, teacher_head: TeacherHead | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        layout: str,
+        chunk_tokens: int,
+        teacher_head: TeacherHead | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         super().__init__()
         check_head(model)
         self.model = model
         self.padded = padded_layout(layout, model.device)
         self._chunk = chunk_tokens
-        # Both heads end at the shared vocabulary: ids beyond it are padding of one model or the other.
-        self._head = head_of(model, teacher_head.vocabulary if teacher_head else None)
+        # Both models' softmax ends at the shared vocabulary: ids beyond it are padding of one or the other.
+        self._head = head_of(model, vocabulary)
         self._teacher_head = _on_device(teacher_head, model.device) if teacher_head else None
 
-    def forward(self, micro: MicroBatch, objective: Objective) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Sums over the micro-batch's loss tokens: objective, label log-probability, the teacher's label log-probability."""
+    def forward(
+        self, micro: MicroBatch, objective: Objective, chunks: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sums over the micro-batch's loss tokens: objective, label log-probability, the teacher's label log-probability.
+
+        `chunks`: call the output head at least so often (`losses.chunked_loss`).
+        """
         hidden = hidden_states(self.model, micro, padded=self.padded)
         terms = chunked_loss(
             objective,
             self._head,
             hidden,
-            torch.as_tensor(micro.labels, device=hidden.device),
+            _targets(micro, hidden.device),
             teacher_head=self._teacher_head,
-            teacher_hidden_NE=self._teacher_hidden(micro, hidden.device),
+            teacher_hidden_NE=_teacher_hidden(micro, hidden.device),
             chunk_tokens=self._chunk,
+            chunks=chunks,
         )
         return terms.loss, terms.logprob, terms.teacher_logprob
 
@@ -49,9 +61,11 @@ class Student(nn.Module):
         table: dict[int, Tensor] = {}
         for micro in pack(stream.rows, budget=budget, padded=self.padded):
             hidden = hidden_states(self.model, micro, padded=self.padded)
-            labels = torch.as_tensor(micro.labels, device=hidden.device)
-            taught = self._teacher_hidden(micro, hidden.device)
-            parts = [self._figures(hidden[at], labels[at], taught, at) for at in _chunks(len(labels), self._chunk)]
+            targets, taught = _targets(micro, hidden.device), _teacher_hidden(micro, hidden.device)
+            parts = [
+                self._figures(hidden[at], targets.at(at), None if taught is None else taught[at])
+                for at in _chunks(len(micro.labels), self._chunk)
+            ]
             lengths = [len(stream.rows[index].labels) for index in micro.rows]
             table |= dict(zip(micro.rows, torch.cat(parts).split(lengths), strict=True))
         figures = torch.cat([table[index] for index in range(len(stream.rows))]).double().cpu().numpy()
@@ -59,20 +73,39 @@ class Student(nn.Module):
         columns = [figures[:, column] for column in range(figures.shape[1])]
         return Measures(_int32(rows), *columns)
 
-    def _figures(self, hidden: Tensor, labels: Tensor, taught: Tensor | None, at: slice) -> Tensor:
-        """[chunk, 1] or [chunk, 4]: student and teacher log-probability, reverse and forward divergence."""
+    def _figures(self, hidden: Tensor, targets: TokenTargets, taught: Tensor | None) -> Tensor:
+        """[chunk, 1], [chunk, 2] or [chunk, 4]: student and teacher log-probability, reverse and forward divergence."""
         student = torch.log_softmax(self._head(hidden), -1)
-        said = student.gather(-1, labels[:, None])
-        if taught is None or self._teacher_head is None:
-            return said
-        teacher = torch.log_softmax(self._teacher_head(taught[at]), -1)
-        divergences = [reverse_kl(student, teacher)[:, None], forward_kl(student, teacher)[:, None]]
-        return torch.cat([said, teacher.gather(-1, labels[:, None]), *divergences], -1)
+        targets = complete(targets, self._teacher_head, taught, temperature=1.0)
+        columns = [student.gather(-1, targets.labels_N[:, None]).squeeze(-1)]
+        if targets.teacher_logprob_N is not None:
+            columns.append(targets.teacher_logprob_N)
+        if targets.teacher_NV is not None:
+            columns += [reverse_kl(student, targets.teacher_NV), forward_kl(student, targets.teacher_NV)]
+        return torch.stack(columns, -1)
 
-    def _teacher_hidden(self, micro: MicroBatch, device: torch.device) -> Tensor | None:
-        if micro.teacher_hidden is None:
-            return None
-        return to_tensor(micro.teacher_hidden, micro.teacher_hidden_dtype).to(device)
+
+def _targets(micro: MicroBatch, device: torch.device) -> TokenTargets:
+    labels, scores = torch.as_tensor(micro.labels, device=device), micro.scores
+    if scores is None:
+        return TokenTargets(labels)
+
+    def tensor(array: Array | None) -> Tensor | None:
+        return None if array is None else to_tensor(array, str(array.dtype)).to(device)
+
+    ids = tensor(scores.top_ids)
+    return TokenTargets(
+        labels,
+        top_ids_NK=None if ids is None else ids.long(),
+        top_logprobs_NK=tensor(scores.top_logprobs),
+        teacher_logprob_N=tensor(scores.logprobs),
+    )
+
+
+def _teacher_hidden(micro: MicroBatch, device: torch.device) -> Tensor | None:
+    if micro.scores is None or micro.scores.hidden is None:
+        return None
+    return to_tensor(micro.scores.hidden, micro.scores.hidden_dtype).to(device)
 
 
 def _on_device(head: TeacherHead, device: torch.device) -> Head:
