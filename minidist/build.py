@@ -77,7 +77,7 @@ def make_learner(
     model = build_student(student, renderer.tokenizer, seed, gpus)
     head = load_teacher_head(teacher, vocabulary) if teacher is not None and teacher.payload == "hidden" else None
     made: dict[str, Objective] = {name: make_objective(**options) for name, options in objectives.items()}
-    return kind(model, renderer, config, made, steps=steps, teacher_head=head, group=joined)
+    return kind(model, renderer, config, made, steps=steps, teacher_head=head, vocabulary=vocabulary, group=joined)
 
 
 def same_architecture(left: Path, right: Path) -> bool:

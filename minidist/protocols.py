@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from minidist.types import Batch, Detail, Measures, Probe, Prompt, Rollout, Stream, TeacherScores, Update, Weights
+from minidist.types import Batch, Measures, Probe, Prompt, Rollout, Stream, TeacherScores, Update, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,14 +123,36 @@ class Divergence(Protocol):
     def __call__(self, student_NC: Tensor, teacher_NC: Tensor) -> Tensor: ...
 
 
-class Objective(Protocol):
-    """Loss of each of the N tokens that count. No mask and no mean: the learner selects, sums and divides."""
+@dataclass(frozen=True)
+class TokenTargets:
+    """What N loss tokens are trained towards. A field is None where the teacher's payload does not hold it.
 
-    needs: ClassVar[Detail | None]
+    labels_N: the token ids, int64. teacher_NV: the teacher's log-probabilities over the full vocabulary, at the objective's
+    temperature. top_ids_NK, top_logprobs_NK: the K tokens it finds likeliest, int64, and their log-probabilities.
+    teacher_logprob_N: its log-probabilities of the labels. All in nats; no gradient reaches any of them.
+    """
+
+    labels_N: Tensor
+    teacher_NV: Tensor | None = None
+    top_ids_NK: Tensor | None = None
+    top_logprobs_NK: Tensor | None = None
+    teacher_logprob_N: Tensor | None = None
+
+    def at(self, part: slice) -> TokenTargets:
+        """Those of some of the tokens."""
+        taught = (self.teacher_NV, self.top_ids_NK, self.top_logprobs_NK, self.teacher_logprob_N)
+        return TokenTargets(self.labels_N[part], *(None if values is None else values[part] for values in taught))
+
+
+class Objective(Protocol):
+    """Loss of each of the N tokens that count. No mask and no mean: the learner selects, sums and divides.
+
+    What payload it needs of the teacher is a field of its configuration, which is checked before a run starts.
+    """
 
     @property
     def temperature(self) -> float:
         """Divides both models' logits before the softmax."""
         ...
 
-    def __call__(self, student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Tensor: ...
+    def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor: ...

@@ -169,8 +169,9 @@ class Update:
 class Measures:
     """Per-token figures of the rows of one stream, without training on them; L loss tokens in row order.
 
-    row [L] int32: index of the row. student_logprob, teacher_logprob, reverse_kl, forward_kl [L] float64, nats. The last
-    three are None when the stream carries no hidden-state scores.
+    row [L] int32: index of the row. student_logprob, teacher_logprob, reverse_kl, forward_kl [L] float64, nats.
+    teacher_logprob is None when no teacher scored the stream; the divergences are None unless it gave hidden states, from
+    which alone they are exact.
     """
 
     row: Array

@@ -44,7 +44,8 @@ def as_rollout(example: Example) -> Rollout:
 def _row(tokens: Array, start: int, scores: TeacherScores | None = None, logprobs: Array | None = None) -> Row:
     """The shift: the output at position s - 1 predicts the token at position s, for every s from `start` on."""
     labels = tokens[start:]
-    for values in (logprobs, scores.hidden if scores else None, scores.logprobs if scores else None):
+    taught = (scores.logprobs, scores.top_ids, scores.top_logprobs, scores.hidden) if scores else ()
+    for values in (logprobs, *taught):
         assert values is None or len(values) == len(labels), "per-token arrays must have one entry a generated token"
     return Row(tokens, np.arange(start - 1, len(tokens) - 1, dtype=np.int64), labels.astype(np.int64), scores, logprobs)
 
@@ -81,7 +82,8 @@ class MicroBatch:
     """Several rows laid end to end; N tokens in all, L loss tokens.
 
     tokens, positions, sequence [N]: id, place in its row, index of its row. outputs [L]: flat index of the token whose
-    output predicts labels [L]. rows: the rows of the stream it holds, by index.
+    output predicts labels [L]. rows: the rows of the stream it holds, by index. scores: the teacher's scores of the L labels,
+    in their order; None when no teacher was asked.
     """
 
     tokens: Array
@@ -90,8 +92,7 @@ class MicroBatch:
     outputs: Array
     labels: Array
     rows: tuple[int, ...]
-    teacher_hidden: Array | None = None
-    teacher_hidden_dtype: str = "float32"
+    scores: TeacherScores | None = None
 
 
 def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
@@ -117,8 +118,6 @@ def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
 def _micro_batch(rows: Sequence[Row], group: list[int]) -> MicroBatch:
     lengths = [len(rows[index].tokens) for index in group]
     starts = np.cumsum([0, *lengths[:-1]])
-    hidden = [scores.hidden for index in group if (scores := rows[index].scores) is not None and scores.hidden is not None]
-    first = rows[group[0]].scores
     return MicroBatch(
         tokens=np.concatenate([rows[index].tokens for index in group]).astype(np.int64),
         positions=np.concatenate([np.arange(length) for length in lengths]),
@@ -126,6 +125,28 @@ def _micro_batch(rows: Sequence[Row], group: list[int]) -> MicroBatch:
         outputs=np.concatenate([rows[index].outputs + start for index, start in zip(group, starts, strict=True)]),
         labels=np.concatenate([rows[index].labels for index in group]),
         rows=tuple(group),
-        teacher_hidden=np.concatenate(hidden) if hidden else None,
-        teacher_hidden_dtype=first.hidden_dtype if first else "float32",
+        scores=_joined([rows[index].scores for index in group]),
+    )
+
+
+def _joined(scores: Sequence[TeacherScores | None]) -> TeacherScores | None:
+    """The rows' scores laid end to end."""
+    given = [each for each in scores if each is not None]
+    if not given:
+        return None
+    assert len(given) == len(scores), "a teacher scores all rows of a stream or none"
+    assert len({(each.detail, each.hidden_dtype) for each in given}) == 1, "one stream, one payload"
+
+    def joined(arrays: Sequence[Array | None]) -> Array | None:
+        held = [array for array in arrays if array is not None]
+        assert len(held) in (0, len(arrays)), "one stream, one payload"
+        return np.concatenate(held) if held else None
+
+    return TeacherScores(
+        given[0].detail,
+        logprobs=joined([each.logprobs for each in given]),
+        top_ids=joined([each.top_ids for each in given]),
+        top_logprobs=joined([each.top_logprobs for each in given]),
+        hidden=joined([each.hidden for each in given]),
+        hidden_dtype=given[0].hidden_dtype,
     )

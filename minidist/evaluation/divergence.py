@@ -7,15 +7,19 @@ from minidist.types import Array, Measures
 
 
 def reverse(measures: Measures) -> dict[str, float]:
-    """Reverse KL: mean of the exact KL(student || teacher) per token and per sequence, on the student's own samples."""
-    assert measures.reverse_kl is not None
-    return _means("reverse_kl", measures.row, measures.reverse_kl)
+    """Reverse KL: mean of the exact KL(student || teacher) per token and per sequence, on the student's own samples.
+
+    Nothing where the teacher's payload does not hold the full vocabulary.
+    """
+    return {} if measures.reverse_kl is None else _means("reverse_kl", measures.row, measures.reverse_kl)
 
 
 def forward(measures: Measures) -> dict[str, float]:
-    """Forward KL: mean of the exact KL(teacher || student) per token and per sequence, on the teacher's samples."""
-    assert measures.forward_kl is not None
-    return _means("forward_kl", measures.row, measures.forward_kl)
+    """Forward KL: mean of the exact KL(teacher || student) per token and per sequence, on the teacher's samples.
+
+    Nothing where the teacher's payload does not hold the full vocabulary.
+    """
+    return {} if measures.forward_kl is None else _means("forward_kl", measures.row, measures.forward_kl)
 
 
 def _means(name: str, rows: Array, values: Array) -> dict[str, float]:

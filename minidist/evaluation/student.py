@@ -35,13 +35,17 @@ class Examiner:
         self.teacher_rollouts: list[Rollout] = []
 
     async def examine(self, engine: RolloutEngine, learner: Learner) -> dict[str, float]:
-        """Figures of the student that `engine` writes with and `learner` holds; samples at temperature 1."""
+        """Figures of the student that `engine` writes with and `learner` holds; samples at temperature 1.
+
+        Exact divergences where the teacher gives hidden states; other payloads leave them out.
+        """
         rollouts = await engine.generate(self._prompts, **self._sampling())
         own = collate("own", rollouts, await self._teacher.score(rollouts), objective="")
         measures = await learner.measure(own)
         check_engine(measures, rollouts, self._tolerance)  # the two must hold the same weights
         figures = divergence.reverse(measures)
-        figures |= divergence.forward(await learner.measure(await self._teacher_text()))
+        if figures:  # else the teacher does not give full distributions: its samples would measure nothing
+            figures |= divergence.forward(await learner.measure(await self._teacher_text()))
         return figures | describe_text(rollouts) | self._graded_figures(rollouts)
 
     async def examine_teacher(self) -> dict[str, float]:

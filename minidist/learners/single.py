@@ -29,8 +29,9 @@ from minidist.worker import Worker
 class SingleLearner:
     """Sums each stream's loss over its tokens, divides once by its count, and steps.
 
-    `objectives` gives each stream's objective by name; `steps` is the length of the run, for the schedule. Subclasses
-    change how a gradient is formed and applied (`_backward`, `_apply`), never what it is.
+    `objectives` gives each stream's objective by name; `steps` is the length of the run, for the schedule;
+    `vocabulary` is the width of the softmax that student and teacher share (None: all of the student's). Subclasses change
+    how a gradient is formed and applied (`_backward`, `_apply`), never what it is.
     """
 
     def __init__(
@@ -42,12 +43,13 @@ class SingleLearner:
         *,
         steps: int,
         teacher_head: TeacherHead | None = None,
+        vocabulary: int | None = None,
         group: Alone | None = None,
     ) -> None:
         self._group = group or Alone()
         self._config, self._renderer, self._objectives, self._steps = config, renderer, objectives, steps
         self._student = Student(
-            model, layout=config.layout, chunk_tokens=config.chunk_tokens, teacher_head=teacher_head
+            model, layout=config.layout, chunk_tokens=config.chunk_tokens, teacher_head=teacher_head, vocabulary=vocabulary
         ).eval()  # evaluation mode: no dropout, so that the log-probabilities are those of the engine
         self._guard = FiniteGuard(model)
         self._step = 0

@@ -8,51 +8,55 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minidist.data.batching import MicroBatch
-from minidist.losses.chunked import Head, chunked_loss
+from minidist.losses.chunked import Head, chunked_loss, complete
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.modeling import apply_head, check_head, head_of, hidden_states, padded_layout, to_tensor
-from minidist.protocols import Objective
-from minidist.types import Measures, TeacherHead
+from minidist.protocols import Objective, TokenTargets
+from minidist.types import Array, Measures, TeacherHead
 
 
 class Student(nn.Module):
     """The model, its output head, and the teacher's head. A forward pass ends in sums over loss tokens."""
 
     def __init__(
-        self, model: PreTrainedModel, *, layout: str, chunk_tokens: int, teacher_head: TeacherHead | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        layout: str,
+        chunk_tokens: int,
+        teacher_head: TeacherHead | None = None,
+        vocabulary: int | None = None,
     ) -> None:
         super().__init__()
         check_head(model)
         self.model = model
         self.padded = padded_layout(layout, model.device)
         self._chunk = chunk_tokens
-        # Both heads end at the shared vocabulary: ids beyond it are padding of one model or the other.
-        self._head = head_of(model, teacher_head.vocabulary if teacher_head else None)
+        # Both models' softmax ends at the shared vocabulary: ids beyond it are padding of one or the other.
+        self._head = head_of(model, vocabulary)
         self._whole_head = head_of(model)
         self._teacher_head = _on_device(teacher_head, model.device) if teacher_head else None
 
     def forward(
-        self, micro: MicroBatch, objective: Objective | None, chunks: int = 1, *, whole: bool = False
+        self, micro: MicroBatch, objective: Objective | None, chunks: int | None = None, *, whole: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None] | Tensor:
         """Sums over the micro-batch's loss tokens: objective, label log-probability, the teacher's label log-probability.
 
-        Without an objective, figures of each loss token instead, [L, 1 to 4]: label log-probability and, given a teacher,
-        its own, reverse and forward divergence. `chunks`: into how many pieces the head's work is cut at least; every rank of
-        a partitioned model needs the same. `whole`: over all rows of the head, padding too.
+        Without an objective, figures of each loss token instead, as `_figures` gives them. `chunks`: call the output head at
+        least so often (`losses.chunked_loss`). `whole`: over all rows of the head, padding too.
         """
         hidden = hidden_states(self.model, micro, padded=self.padded)
-        labels = torch.as_tensor(micro.labels, device=hidden.device)
-        taught = self._teacher_hidden(micro, hidden.device)
+        targets, taught = _targets(micro, hidden.device), _teacher_hidden(micro, hidden.device)
         if objective is None:
             head = self._whole_head if whole else self._head
-            count = max(chunks, -(-len(labels) // self._chunk), 1)
-            parts = [slice(at * self._chunk, (at + 1) * self._chunk) for at in range(count)]
-            return torch.cat([self._figures(head(hidden[at]), labels[at], taught, at) for at in parts])
+            parts = _chunks(max(len(micro.labels), (chunks or 1) * self._chunk - self._chunk + 1), self._chunk)
+            figures = [self._figures(head(hidden[at]), targets.at(at), None if taught is None else taught[at]) for at in parts]
+            return torch.cat(figures)
         terms = chunked_loss(
             objective,
             self._head,
             hidden,
-            labels,
+            targets,
             teacher_head=self._teacher_head,
             teacher_hidden_NE=taught,
             chunk_tokens=self._chunk,
@@ -60,19 +64,39 @@ class Student(nn.Module):
         )
         return terms.loss, terms.logprob, terms.teacher_logprob
 
-    def _figures(self, logits: Tensor, labels: Tensor, taught: Tensor | None, at: slice) -> Tensor:
+    def _figures(self, logits: Tensor, targets: TokenTargets, taught: Tensor | None) -> Tensor:
+        """[chunk, 1], [chunk, 2] or [chunk, 4]: student and teacher log-probability, reverse and forward divergence."""
         student = torch.log_softmax(logits, -1)
-        said = student.gather(-1, labels[:, None])
-        if taught is None or self._teacher_head is None:
-            return said
-        teacher = torch.log_softmax(self._teacher_head(taught[at]), -1)
-        divergences = [reverse_kl(student, teacher)[:, None], forward_kl(student, teacher)[:, None]]
-        return torch.cat([said, teacher.gather(-1, labels[:, None]), *divergences], -1)
+        targets = complete(targets, self._teacher_head, taught, temperature=1.0)
+        columns = [student.gather(-1, targets.labels_N[:, None]).squeeze(-1)]
+        if targets.teacher_logprob_N is not None:
+            columns.append(targets.teacher_logprob_N)
+        if targets.teacher_NV is not None:
+            columns += [reverse_kl(student, targets.teacher_NV), forward_kl(student, targets.teacher_NV)]
+        return torch.stack(columns, -1)
 
-    def _teacher_hidden(self, micro: MicroBatch, device: torch.device) -> Tensor | None:
-        if micro.teacher_hidden is None:
-            return None
-        return to_tensor(micro.teacher_hidden, micro.teacher_hidden_dtype).to(device)
+
+def _targets(micro: MicroBatch, device: torch.device) -> TokenTargets:
+    labels, scores = torch.as_tensor(micro.labels, device=device), micro.scores
+    if scores is None:
+        return TokenTargets(labels)
+
+    def tensor(array: Array | None) -> Tensor | None:
+        return None if array is None else to_tensor(array, str(array.dtype)).to(device)
+
+    ids = tensor(scores.top_ids)
+    return TokenTargets(
+        labels,
+        top_ids_NK=None if ids is None else ids.long(),
+        top_logprobs_NK=tensor(scores.top_logprobs),
+        teacher_logprob_N=tensor(scores.logprobs),
+    )
+
+
+def _teacher_hidden(micro: MicroBatch, device: torch.device) -> Tensor | None:
+    if micro.scores is None or micro.scores.hidden is None:
+        return None
+    return to_tensor(micro.scores.hidden, micro.scores.hidden_dtype).to(device)
 
 
 def _on_device(head: TeacherHead, device: torch.device) -> Head:
@@ -80,6 +104,10 @@ def _on_device(head: TeacherHead, device: torch.device) -> Head:
     weight = to_tensor(head.weight, tagged).to(device)
     bias = None if head.bias is None else to_tensor(head.bias, tagged).to(device)
     return apply_head(head, weight, bias)
+
+
+def _chunks(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 def measured(figures: Sequence[Tensor | None]) -> Measures:

@@ -2,6 +2,8 @@
 
 from minidist.losses.chunked import LossTerms, chunked_loss
 from minidist.losses.divergences import forward_kl, reverse_kl
-from minidist.losses.objectives import Match, Supervised
+from minidist.losses.estimators import k2
+from minidist.losses.objectives import K2, Match, Supervised
+from minidist.losses.support import top_k_and_tail
 
-__all__ = ["LossTerms", "Match", "Supervised", "chunked_loss", "forward_kl", "reverse_kl"]
+__all__ = ["K2", "LossTerms", "Match", "Supervised", "chunked_loss", "forward_kl", "k2", "reverse_kl", "top_k_and_tail"]

@@ -3,14 +3,15 @@
 Equal to the unchunked result: the chunks' sums are added, and each chunk's logits are formed again in the backward pass.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from minidist.protocols import Objective
+from minidist.protocols import Objective, TokenTargets
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states [N, D] to logits [N, V] in float32, vocabulary already sliced."""
@@ -30,40 +31,56 @@ def chunked_loss(
     objective: Objective,
     student_head: Head,
     hidden_ND: Tensor,
-    labels_N: Tensor,
+    targets: TokenTargets,
     *,
     teacher_head: Head | None = None,
     teacher_hidden_NE: Tensor | None = None,
     chunk_tokens: int = 1024,
-    chunks: int = 1,
+    chunks: int | None = None,
 ) -> LossTerms:
-    """Sum of `objective` over N loss tokens, `chunk_tokens` at a time.
+    """Sum of `objective` over N loss tokens, `chunk_tokens` at a time. N may be 0: a loss of zero that touches the head.
 
     Args:
         student_head, teacher_head: hidden states to logits. The student's is trained.
         hidden_ND: the student's hidden states at the loss tokens, [N, D].
-        labels_N: the token ids predicted there, [N].
-        teacher_hidden_NE: the teacher's hidden states at the same tokens, [N, E]; no gradient reaches them.
+        targets: the token ids predicted there, and what the teacher says of them.
+        teacher_hidden_NE: the teacher's hidden states at the same tokens, [N, E], from which `teacher_head` forms the full
+            vocabulary of `targets`; no gradient reaches them.
         chunk_tokens: loss tokens whose [chunk, V] logits exist at one time.
-        chunks: pieces to compute at least, empty ones included: ranks that share the head's weights call it equally often.
+        chunks: call the student's head at least so often, on no tokens at last: the ranks of a sharded head must call it
+            equally often, forward and backward. None: as often as the tokens need.
     """
 
-    def one_chunk(hidden: Tensor, labels: Tensor, teacher_hidden: Tensor | None) -> tuple[Tensor, ...]:
+    def one_chunk(hidden: Tensor, targets: TokenTargets, teacher_hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         student = torch.log_softmax(student_head(hidden) / objective.temperature, -1)
-        teacher = None
-        if teacher_hidden is not None and teacher_head is not None:
-            with torch.no_grad():
-                teacher = torch.log_softmax(teacher_head(teacher_hidden) / objective.temperature, -1)
-        loss = objective(student, labels, teacher).sum()
-        said = student.detach().gather(-1, labels[:, None]).sum()
-        return (loss, said) if teacher is None else (loss, said, teacher.gather(-1, labels[:, None]).sum())
+        if not len(hidden):
+            return student.sum(), student.detach().sum(), student.detach().sum()
+        targets = complete(targets, teacher_head, teacher_hidden, objective.temperature)
+        said = student.detach().gather(-1, targets.labels_N[:, None]).sum()
+        taught = targets.teacher_logprob_N
+        return objective(student, targets).sum(), said, None if taught is None else taught.sum()
 
-    sums: list[Tensor] = []
-    count = max(chunks, -(-len(labels_N) // chunk_tokens), 1)
-    whole = count == 1  # one chunk needs no second forward pass
-    for start in range(0, count * chunk_tokens, chunk_tokens):
+    pieces = max(math.ceil(len(hidden_ND) / chunk_tokens), chunks or 1)
+    parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    for start in range(0, pieces * chunk_tokens, chunk_tokens):
         part = slice(start, start + chunk_tokens)
-        arguments = (hidden_ND[part], labels_N[part], None if teacher_hidden_NE is None else teacher_hidden_NE[part])
-        chunk = one_chunk(*arguments) if whole else checkpoint(one_chunk, *arguments, use_reentrant=False)
-        sums = list(chunk) if not sums else [total + term for total, term in zip(sums, chunk, strict=True)]
-    return LossTerms(sums[0], len(labels_N), sums[1], sums[2] if len(sums) > 2 else None)
+        arguments = (hidden_ND[part], targets.at(part), None if teacher_hidden_NE is None else teacher_hidden_NE[part])
+        # One piece needs no second forward pass.
+        parts.append(one_chunk(*arguments) if pieces == 1 else checkpoint(one_chunk, *arguments, use_reentrant=False))
+    loss, said = (torch.stack(sums).sum() for sums in ([part[0] for part in parts], [part[1] for part in parts]))
+    taught = [part[2] for part in parts if part[2] is not None]
+    return LossTerms(loss, len(hidden_ND), said, torch.stack(taught).sum() if len(taught) == pieces else None)
+
+
+@torch.no_grad()
+def complete(
+    targets: TokenTargets, teacher_head: Head | None, teacher_hidden_NE: Tensor | None, temperature: float
+) -> TokenTargets:
+    """`targets` with the full vocabulary that the teacher's head makes of its hidden states, where there are any, and with
+    the labels' log-probabilities taken from it where the teacher did not give them."""
+    if teacher_head is not None and teacher_hidden_NE is not None:
+        targets = replace(targets, teacher_NV=torch.log_softmax(teacher_head(teacher_hidden_NE) / temperature, -1))
+    if targets.teacher_logprob_N is None and targets.teacher_NV is not None:
+        said = targets.teacher_NV.gather(-1, targets.labels_N[:, None]).squeeze(-1)
+        targets = replace(targets, teacher_logprob_N=said)
+    return targets

@@ -114,6 +114,6 @@ def test_teacher_states_stay_with_their_rows(padded: bool) -> None:
         for row, rollout in enumerate(rollouts)
     ]
     for micro in pack(collate("x", rollouts, scores, objective="").rows, budget=16, padded=padded):
-        assert micro.teacher_hidden is not None
+        assert micro.scores is not None and micro.scores.hidden is not None
         owners = [row for row in micro.rows for _ in rollouts[row].tokens]
-        assert micro.teacher_hidden[:, 0].tolist() == owners
+        assert micro.scores.hidden[:, 0].tolist() == owners

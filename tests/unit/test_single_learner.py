@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +23,8 @@ from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.single import SingleLearner
 from minidist.losses import Match, Supervised, forward_kl, reverse_kl
 from minidist.modeling import load_model, to_tensor
-from minidist.protocols import Objective
-from minidist.types import Batch, Detail, Stream, TeacherHead
+from minidist.protocols import Objective, TokenTargets
+from minidist.types import Batch, Stream, TeacherHead
 from tests.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)]
@@ -173,7 +173,7 @@ def test_shared_vocabulary_is_sliced_before_the_softmax(make: MakeLearner) -> No
     model, teacher, stream = tiny_model(vocabulary=20), tiny_model(seed=1), own_text(tiny_model(seed=1), "forward")
     head = TeacherHead(teacher.lm_head.weight.detach().numpy(), vocabulary=VOCABULARY)
     config = LearnerConfig(backend="single", optimizer=SGD)
-    learner = SingleLearner(model, tiny_renderer(), config, OBJECTIVES, steps=1, teacher_head=head)
+    learner = SingleLearner(model, tiny_renderer(), config, OBJECTIVES, steps=1, teacher_head=head, vocabulary=VOCABULARY)
     values = []
     with torch.no_grad():
         for row in stream.rows:
@@ -186,17 +186,16 @@ def test_shared_vocabulary_is_sliced_before_the_softmax(make: MakeLearner) -> No
 class Infinite:
     """A loss that is not finite."""
 
-    needs: ClassVar[Detail | None] = None
     temperature = 1.0
 
-    def __call__(self, student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Tensor:
+    def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         return student_NV[:, 0] * math.inf
 
 
 class NoSlope(Infinite):
     """A finite loss whose gradient is nan: the root has no slope at zero."""
 
-    def __call__(self, student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Tensor:
+    def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         return (student_NV[:, 0] * 0).abs().sqrt()
 
 
@@ -233,9 +232,9 @@ class NoSlopeAtFirst(NoSlope):
 
     calls = 0
 
-    def __call__(self, student_NV: Tensor, labels_N: Tensor, teacher_NV: Tensor | None) -> Tensor:
+    def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         self.calls += 1
-        return super().__call__(student_NV, labels_N, teacher_NV) if self.calls == 1 else -student_NV[:, 0]
+        return super().__call__(student_NV, targets) if self.calls == 1 else -student_NV[:, 0]
 
 
 def test_gradient_that_is_nan_in_one_micro_batch_stops_the_step(make: MakeLearner) -> None:
