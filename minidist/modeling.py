@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from minidist.config.models import ModelConfig, StudentConfig
 from minidist.data.batching import MicroBatch
@@ -205,6 +206,19 @@ def to_array(tensor: Tensor) -> tuple[Array, str]:
 def pick_device(gpus: int) -> torch.device:
     """The device of a role: its GPU when the run has any, else the CPU."""
     return torch.device("cuda", 0) if gpus and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else torch.device("cpu")
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Keep only each layer's input for the backward pass, and compute the layer again there.
+
+    transformers does so only in training mode. The layers alone are put into it, not what is in them: dropout stays off.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ModelError(f"{type(model).__name__} knows no activation checkpointing; set learner.activation_checkpointing=false")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 def repeatable(deterministic: bool) -> None:

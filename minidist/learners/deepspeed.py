@@ -67,7 +67,7 @@ class DeepSpeedLearner(SingleLearner):
 
     def _apply(self, rate: float) -> float:
         if self._config.zero_stage == 0:  # plain data parallelism: DeepSpeed's own step would not tell the norm
-            self._engine.allreduce_gradients()
+            self._engine.buffered_allreduce_fallback()
             return super()._apply(rate)
         for group in self._zero.param_groups:
             group["lr"] = rate

@@ -20,7 +20,7 @@ from minidist.group import Alone
 from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.state import StateReader, StateWriter
 from minidist.learners.student import Student, measured
-from minidist.modeling import context_length, load_model, to_array
+from minidist.modeling import checkpoint_activations, context_length, load_model, to_array
 from minidist.protocols import Objective
 from minidist.types import PROBE_TOKENS, Array, Batch, Measures, Probe, Stream, TeacherHead, Update, Weights
 from minidist.worker import Worker
@@ -51,6 +51,8 @@ class SingleLearner:
         self._student = Student(
             model, layout=config.layout, chunk_tokens=config.chunk_tokens, teacher_head=teacher_head, vocabulary=vocabulary
         ).eval()  # evaluation mode: no dropout, so that the log-probabilities are those of the engine
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
         self._guard = FiniteGuard(model)
         self._step = 0
         self._worker = Worker("learner")

@@ -112,6 +112,7 @@ def _chunks(count: int, size: int) -> list[slice]:
 
 def measured(figures: Sequence[Tensor | None]) -> Measures:
     """The figures of a stream's rows, in their order; None for a row without labels."""
-    table = torch.cat([each for each in figures if each is not None]).double().cpu().numpy()
+    there = [each for each in figures if each is not None]
+    table = torch.cat(there or [torch.zeros(0, 1)]).double().cpu().numpy()
     rows = np.repeat(np.arange(len(figures), dtype=np.int32), [0 if each is None else len(each) for each in figures])
     return Measures(rows, *(table[:, column] for column in range(table.shape[1])))

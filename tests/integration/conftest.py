@@ -1,4 +1,4 @@
-"""One Ray cluster with one vLLM engine, one teacher and one DeepSpeed learner, shared by the whole test run."""
+"""One Ray cluster with two vLLM engines, two teachers, a learner and a pair of ranks, shared by the whole test run."""
 
 import asyncio
 from collections.abc import Awaitable, Iterator
@@ -15,11 +15,15 @@ from minidist.cluster import Cluster
 from minidist.config.data import RenderConfig
 from minidist.config.learning import LearnerConfig, OptimizerConfig, RolloutConfig
 from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
-from minidist.config.runtime import ClusterConfig
+from minidist.config.runtime import ClusterConfig, LearnerRoleConfig, RolloutRoleConfig, TeacherRoleConfig
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.data.tasks import find
+from minidist.learners.ranks import LearnerRanks
 from minidist.modeling import build_student
-from minidist.types import Prompt
+from minidist.rollout.pool import Engines
+from minidist.teachers.pool import Shards, Teachers
+from minidist.types import Prompt, RankGroup
+from minidist.worker import together
 
 SHAPE: dict[str, Any] = {
     "model_type": "llama",
@@ -33,6 +37,7 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 MAX_TOKENS = 48
+OBJECTIVES = {"main": "reverse_kl", "supervised": "supervised"}
 
 
 def save_model(path: Path, shape: dict[str, Any], seed: int) -> PreTrainedModel:
@@ -56,16 +61,26 @@ def settings(**changes: Any) -> LearnerConfig:
 
 @dataclass
 class Stack:
-    """The running roles, and what they were made from."""
+    """The running roles, and what they were made from. `engine` and `teacher` are the first of two."""
 
     runner: asyncio.Runner
     cluster: Cluster
     renderer: Renderer
     student: Path
     teacher_path: Path
-    engine: Any
-    teacher: Any
+    engines: Any
+    teachers: Any
     learner: Any
+    pair: list[Any]
+    """Two actors of one process group: learner ranks, or shards of a teacher, as a test makes them."""
+
+    @property
+    def engine(self) -> Any:
+        return self.engines.members[0]
+
+    @property
+    def teacher(self) -> Any:
+        return self.teachers.members[0]
 
     def run(self, call: Awaitable[Any]) -> Any:
         async def awaited() -> Any:
@@ -76,13 +91,28 @@ class Stack:
     def prompts(self, texts: list[str]) -> list[Prompt]:
         return [Prompt(row, self.renderer.prompt(text), text) for row, text in enumerate(texts)]
 
+    def ranks(self, config: LearnerConfig, **changes: Any) -> LearnerRanks:
+        """A learner of two ranks on the same student and teacher; it takes the place of the last one."""
+        self.run(self._start(make_learner, learner_arguments(self, config) | changes))
+        return LearnerRanks(self.pair)
+
+    def shards(self, config: TeacherConfig) -> Shards:
+        """A teacher partitioned over two ranks, in the place of the last one."""
+        self.run(self._start(make_teacher, {"config": config, "renderer": self.renderer, "vocabulary": None, "gpus": 0}))
+        return Shards(self.pair)
+
+    async def _start(self, make: Any, arguments: dict[str, Any]) -> None:
+        # The ranks have met already, so where they would is not asked again.
+        groups = [RankGroup(rank, 2, "met") for rank in range(2)]
+        await together(actor.start(make, group=group, **arguments) for actor, group in zip(self.pair, groups, strict=True))
+
     def host_learner(self, config: LearnerConfig) -> Any:
         """Another learner on the same student and teacher, in an actor of its own."""
         return self.run(self.cluster.host("learner", make_learner, **learner_arguments(self, config)))
 
     def host_engine(self, model: Path) -> Any:
         """Another vLLM engine, in an actor of its own."""
-        return self.run(self.cluster.host("rollout engine", make_engine, **engine_arguments(self, model)))
+        return self.run(self.cluster.host("rollout", make_engine, **engine_arguments(self, model)))
 
     def dismiss(self, role: Any) -> None:
         self.run(self.cluster.dismiss(role))
@@ -94,7 +124,7 @@ def learner_arguments(stack: Stack, config: LearnerConfig) -> dict[str, Any]:
         "teacher": TeacherConfig(model=str(stack.teacher_path)),
         "renderer": stack.renderer,
         "config": config,
-        "objectives": {"on_policy": {"type": "reverse_kl"}, "supervised": {"type": "supervised"}},
+        "objectives": {name: {"type": kind} for name, kind in OBJECTIVES.items()},
         "steps": 100,
         "seed": 0,
         "vocabulary": None,
@@ -121,20 +151,32 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     save_model(root / "teacher", SHAPE | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}, 2)
     renderer = Renderer(character_tokenizer(find("sort").alphabet), RenderConfig())
     with asyncio.Runner() as runner:
-        cluster = Cluster(ClusterConfig(), root / "logs")
+        cluster = Cluster(_ROOM, root / "logs")
         runner.run(cluster.__aenter__())
-        stack = Stack(runner, cluster, renderer, root / "student", root / "teacher", None, None, None)
+        stack = Stack(runner, cluster, renderer, root / "student", root / "teacher", None, None, None, [])
         try:
-            stack.engine, stack.teacher, stack.learner = stack.run(_host(stack))
+            stack.run(_host(stack))
             yield stack
         finally:
             runner.run(cluster.__aexit__(None, None, None))
 
 
-async def _host(stack: Stack) -> tuple[Any, Any, Any]:
+# Places for what the session holds all the time, and for what a test hosts beside it.
+_ROOM = ClusterConfig(
+    rollout=RolloutRoleConfig(actors=3), teacher=TeacherRoleConfig(actors=3), learner=LearnerRoleConfig(ranks=4), threads=2
+)
+
+
+async def _host(stack: Stack) -> None:
     host, teacher = stack.cluster.host, TeacherConfig(model=str(stack.teacher_path))
-    return await asyncio.gather(
-        host("rollout engine", make_engine, **engine_arguments(stack, stack.student)),
-        host("teacher", make_teacher, config=teacher, renderer=stack.renderer, vocabulary=None, gpus=0),
-        host("learner", make_learner, **learner_arguments(stack, settings(lr=0.5))),
+    scoring = {"config": teacher, "renderer": stack.renderer, "vocabulary": None, "gpus": 0}
+    learning = learner_arguments(stack, settings(lr=0.5))
+    engines, teachers, stack.learner, stack.pair = await together(
+        [
+            together(host("rollout", make_engine, **engine_arguments(stack, stack.student)) for _ in range(2)),
+            together(host("teacher", make_teacher, **scoring) for _ in range(2)),
+            host("learner", make_learner, **learning),
+            stack.cluster.host_group("learner", make_learner, 2, **learning),
+        ]
     )
+    stack.engines, stack.teachers = Engines(engines), Teachers(teachers)

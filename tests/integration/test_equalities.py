@@ -17,11 +17,12 @@ from minidist.errors import CanaryError
 from minidist.learners.single import SingleLearner
 from minidist.losses.objectives import make_objective
 from minidist.modeling import build_student, load_model
+from minidist.protocols import Objective
 from minidist.rollout.hf import HFEngine
 from minidist.teachers.head import load_teacher_head
 from minidist.transfer.object_store import ObjectStoreTransfer
 from minidist.types import Batch, Rollout, Weights
-from tests.integration.conftest import SHAPE, Stack, save_model, settings
+from tests.integration.conftest import OBJECTIVES, SHAPE, Stack, save_model, settings
 
 SAMPLING: dict[str, Any] = {"samples": 1, "max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "seed": 3}
 GREEDY = SAMPLING | {"temperature": 0.0}
@@ -44,7 +45,7 @@ def on_policy_batch(stack: Stack, rollouts: list[Rollout]) -> Batch:
     prompts = [stack.renderer.prompt(row["prompt"]) for row in rows]
     examples = [Example(np.concatenate([p, a]), len(p)) for p, a in zip(prompts, answers, strict=True)]
     regulariser = collate_examples("sft", examples, objective="supervised", weight=0.3)
-    return Batch(0, (collate("on_policy", rollouts, scores, objective="on_policy"), regulariser))
+    return Batch(0, (collate("main", rollouts, scores, objective="main"), regulariser))
 
 
 def test_engine_gives_the_learners_log_probabilities_of_its_samples(stack: Stack) -> None:
@@ -181,7 +182,7 @@ def plain_learner(stack: Stack) -> SingleLearner:
 
     model = build_student(StudentConfig(model=str(stack.student)), stack.renderer.tokenizer, 0)
     head = load_teacher_head(TeacherConfig(model=str(stack.teacher_path)), None)
-    objectives = {"on_policy": make_objective("reverse_kl"), "supervised": make_objective("supervised")}
+    objectives: dict[str, Objective] = {name: make_objective(kind) for name, kind in OBJECTIVES.items()}
     return SingleLearner(model, stack.renderer, settings(), objectives, steps=100, teacher_head=head)
 
 
