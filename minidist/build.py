@@ -49,6 +49,7 @@ def make_learner(
 ) -> Learner:
     """The learner of `learner.backend`, with the teacher's head when the payload is hidden states."""
     from minidist.learners.single import SingleLearner
+    from minidist.lora import inject
     from minidist.losses.objectives import make_objective
     from minidist.modeling import build_student
     from minidist.teachers.head import load_teacher_head
@@ -60,9 +61,10 @@ def make_learner(
 
         kind = DeepSpeedLearner
     model = build_student(student, renderer.tokenizer, seed, gpus)
+    adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=seed)
     head = load_teacher_head(teacher, vocabulary) if teacher is not None and teacher.payload == "hidden" else None
     made: dict[str, Objective] = {name: make_objective(**options) for name, options in objectives.items()}
-    return kind(model, renderer, config, made, steps=steps, teacher_head=head)
+    return kind(model, renderer, config, made, steps=steps, teacher_head=head, adapters=adapters)
 
 
 def same_architecture(left: Path, right: Path) -> bool:

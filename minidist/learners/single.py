@@ -1,5 +1,6 @@
 """The learner in one process and plain torch: the reference that every other learner must equal."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from minidist.data.rendering import Renderer
 from minidist.errors import CanaryError, DivergedError
 from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.student import Student
+from minidist.lora import Adapters, is_adapter, merged, read_adapters, rebased, save_adapters
 from minidist.modeling import context_length, load_model, to_array
 from minidist.protocols import Objective
 from minidist.types import PROBE_TOKENS, Array, Batch, Measures, Probe, Stream, TeacherHead, Update, Weights
@@ -24,7 +26,8 @@ from minidist.worker import Worker
 class SingleLearner:
     """Sums each stream's loss over its tokens, divides once by its count, and steps.
 
-    `objectives` gives each stream's objective by name; `steps` is the length of the run, for the schedule. Subclasses
+    `objectives` gives each stream's objective by name; `steps` is the length of the run, for the schedule; `adapters` are
+    those that `lora.inject` put into the model. Subclasses
     change how a gradient is formed and applied (`_backward`, `_apply`), never what it is.
     """
 
@@ -39,7 +42,9 @@ class SingleLearner:
         *,
         steps: int,
         teacher_head: TeacherHead | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
+        self._adapters = adapters
         self._config, self._renderer, self._objectives, self._steps = config, renderer, objectives, steps
         self._student = Student(
             model, layout=config.layout, chunk_tokens=config.chunk_tokens, teacher_head=teacher_head
@@ -155,7 +160,12 @@ class SingleLearner:
         return Weights(self._step, arrays, dtypes)
 
     def _state(self) -> dict[str, Tensor]:
-        """The model's whole state on this rank."""
+        """The checkpoint's whole state on this rank, adapters added in."""
+        state, adapters = self._tensors(), self._adapters
+        return state if adapters is None else merged(state, scale=adapters.scale, transposed=adapters.transposed)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the model under its own name, whole, on this rank."""
         return dict(self._model.state_dict())
 
     @torch.inference_mode()
@@ -167,12 +177,21 @@ class SingleLearner:
         return Probe(tokens, to_array(logprobs.gather(-1, ids[:, 1:, None]).squeeze(-1))[0])
 
     def _load(self, path: Path) -> None:
+        if self._adapters is not None and is_adapter(path):
+            self._model.load_state_dict(read_adapters(path, self._adapters, self._tensors()), strict=False)
+            return
         model = load_model(ModelConfig(model=str(path), dtype=str(self._model.dtype).removeprefix("torch.")), "weights")  # type: ignore[arg-type]
-        self._model.load_state_dict(model.state_dict())
+        state = dict(model.state_dict())
+        if self._adapters is not None:
+            state, self._adapters = rebased(state, self._tensors()), replace(self._adapters, base=str(path.resolve()))
+        self._model.load_state_dict(state)
 
     def _save(self, path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        self._model.save_pretrained(path, state_dict=self._state())
+        if self._adapters is not None and self._adapters.saved_alone:
+            save_adapters(path, self._adapters, self._tensors())
+        else:
+            self._model.save_pretrained(path, state_dict=self._state())
         self._renderer.tokenizer.save_pretrained(path)
 
 

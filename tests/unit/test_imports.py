@@ -18,6 +18,7 @@ LAYERS = [
     ("protocols",),
     ("config",),
     ("worker", "remote", "losses", "data", "tracking", "rundir"),
+    ("lora",),
     ("modeling", "canaries"),
     ("rollout",),
     ("teachers", "learners", "transfer", "evaluation"),
