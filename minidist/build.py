@@ -63,6 +63,7 @@ def make_learner(
     """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states."""
     from minidist.group import Alone, Joined
     from minidist.learners.single import SingleLearner
+    from minidist.lora import inject
     from minidist.losses.objectives import make_objective
     from minidist.modeling import build_student, repeatable
     from minidist.teachers.head import load_teacher_head
@@ -75,9 +76,11 @@ def make_learner(
 
         kind, joined = DeepSpeedLearner, Joined(group or RankGroup(), "cuda" if gpus else "cpu")
     model = build_student(student, renderer.tokenizer, seed, gpus)
+    adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=seed)
     head = load_teacher_head(teacher, vocabulary) if teacher is not None and teacher.payload == "hidden" else None
     made: dict[str, Objective] = {name: make_objective(**options) for name, options in objectives.items()}
-    return kind(model, renderer, config, made, steps=steps, teacher_head=head, vocabulary=vocabulary, group=joined)
+    options: dict[str, Any] = {"steps": steps, "teacher_head": head, "vocabulary": vocabulary, "adapters": adapters}
+    return kind(model, renderer, config, made, group=joined, **options)
 
 
 def same_architecture(left: Path, right: Path) -> bool:

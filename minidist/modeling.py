@@ -23,6 +23,7 @@ from minidist.data.batching import MicroBatch
 from minidist.data.rendering import character_tokenizer
 from minidist.data.tasks import find
 from minidist.errors import ModelError
+from minidist.lora import is_adapter
 from minidist.losses.chunked import Head
 from minidist.types import Array, TeacherHead
 
@@ -45,11 +46,21 @@ def resolve(name: str, where: str, *, weights: bool = True) -> Path:
 
 def load_config(config: ModelConfig, where: str) -> PretrainedConfig:
     """Configuration of a checkpoint, without its weights."""
-    path = resolve(config.model or "", where, weights=False)
+    path = _whole(resolve(config.model or "", where, weights=False), where)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: {path} holds no usable config.json: {str(error).splitlines()[0]}") from None
+
+
+def _whole(path: Path, where: str) -> Path:
+    """The same path. Raises ModelError where it holds adapters alone: vLLM, and a teacher's head, need the whole model."""
+    if is_adapter(path):
+        raise ModelError(
+            f"{where}: {path} holds a LoRA adapter, and a whole model is needed; train with student.lora.save=merged, or "
+            "merge it with PEFT's merge_and_unload"
+        )
+    return path
 
 
 def load_tokenizer(name: str, where: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -102,7 +113,7 @@ def build_student(config: StudentConfig, tokenizer: PreTrainedTokenizerBase, see
 
 def load_model(config: ModelConfig, where: str, gpus: int = 0) -> PreTrainedModel:
     """A checkpoint's model in evaluation mode (no dropout), from safetensors only, on the role's device."""
-    path = resolve(config.model or "", where)
+    path = _whole(resolve(config.model or "", where), where)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code, use_safetensors=True
@@ -214,7 +225,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     transformers does so only in training mode. The layers alone are put into it, not what is in them: dropout stays off.
     """
     if not model.supports_gradient_checkpointing:
-        raise ModelError(f"{type(model).__name__} knows no activation checkpointing; set learner.activation_checkpointing=false")
+        raise ModelError(f"{type(model).__name__} has no activation checkpointing; set learner.activation_checkpointing=false")
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):

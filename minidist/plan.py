@@ -7,7 +7,7 @@ from minidist.cluster import check_machine
 from minidist.config import Config, DistillConfig, EvaluateConfig, SftConfig
 from minidist.config.data import RenderConfig, SourceConfig
 from minidist.config.learning import RolloutConfig
-from minidist.config.models import ModelConfig, TeacherConfig
+from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, read_examples, read_prompts
 from minidist.errors import ConfigError, ModelError
@@ -15,7 +15,7 @@ from minidist.rundir import RunDirectory
 from minidist.types import PROBE_TOKENS, Prompt
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass
@@ -53,7 +53,7 @@ def _plan_sft(config: SftConfig) -> Plan:
     _fits(context_length(model), plan.max_tokens, "data.max_tokens")
     limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "max_tokens": plan.max_tokens}
     plan.examples, skipped = read_examples(config.data.train, plan.renderer, **limits)
-    plan.lines += [_shape("student", model), _rows("train", config.data.train, len(plan.examples), skipped)]
+    plan.lines += [*_student(config.student, model), _rows("train", config.data.train, len(plan.examples), skipped)]
     if config.data.validation is not None:
         plan.validation_examples, skipped = read_examples(config.data.validation, plan.renderer, **limits)
         plan.lines.append(_rows("validation", config.data.validation, len(plan.validation_examples), skipped))
@@ -79,7 +79,7 @@ def _plan_distill(config: DistillConfig) -> Plan:
         max_prompt_tokens=config.data.max_prompt_tokens,
         gold=config.prefix.dataset > 0,
     )
-    plan.lines += [_shape("student", student), _shape("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common"]
+    plan.lines += [*_student(config.student, student), _shape("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common"]
     plan.lines.append(_rows("prompts", config.data.prompts, len(plan.prompts), skipped))
     if config.rollout.prompts_per_step > len(plan.prompts):
         raise ConfigError(
@@ -188,8 +188,31 @@ def _rows(name: str, source: SourceConfig, used: int, skipped: int) -> str:
     return f"{name}: {used:,} rows of {source.path}" + (f", {skipped:,} left out" if skipped else "")
 
 
+def _student(config: StudentConfig, model: "PretrainedConfig") -> list[str]:
+    """The student's size, and what adapters there will be."""
+    if config.lora is None:
+        return [_shape("student", model)]
+    from minidist.lora import inject
+
+    skeleton = _skeleton("student", model)
+    line = _size("student", skeleton)
+    adapters = inject(skeleton, config.lora, config.model or "", seed=0)
+    trained = sum(parameter.numel() for parameter in skeleton.parameters() if parameter.requires_grad)
+    kinds = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in adapters.layers))
+    return [
+        line,
+        f"LoRA: rank {config.lora.rank} in {len(adapters.layers)} layers ({kinds}), {trained:,} parameters are trained; final/ "
+        f"holds {'the adapters alone' if adapters.saved_alone else 'the whole model, merged'}",
+    ]
+
+
 def _shape(name: str, model: "PretrainedConfig") -> str:
     """A model's size, from its configuration alone."""
+    return _size(name, _skeleton(name, model))
+
+
+def _skeleton(name: str, model: "PretrainedConfig") -> "PreTrainedModel":
+    """The model on the meta device: shapes, no weights."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -199,5 +222,10 @@ def _shape(name: str, model: "PretrainedConfig") -> str:
     except ValueError as error:
         raise ModelError(f"{name} is no causal language model: {str(error).splitlines()[0][:200]}") from None
     skeleton.tie_weights()
+    return skeleton
+
+
+def _size(name: str, skeleton: "PreTrainedModel") -> str:
+    model = skeleton.config
     count = sum(parameter.numel() for parameter in skeleton.parameters())
     return f"{name}: {model.model_type}, {count / 1e6:,.2f} M parameters, vocabulary {model.get_text_config().vocab_size:,}"

@@ -77,8 +77,8 @@ class DeepSpeedLearner(SingleLearner):
     def _discard(self) -> None:
         self._zero.zero_grad()
 
-    def _state(self) -> dict[str, Tensor]:
-        state = super()._state()
+    def _tensors(self) -> dict[str, Tensor]:
+        state = super()._tensors()
         if not self._partitioned:
             return state
         found: dict[int, Tensor] = {}  # tied names share one tensor here as they do in the model

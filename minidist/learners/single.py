@@ -1,6 +1,7 @@
 """The learner in one process and plain torch: the reference that every other learner must equal."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from minidist.group import Alone
 from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.state import StateReader, StateWriter
 from minidist.learners.student import Student, measured
+from minidist.lora import Adapters, is_adapter, merged, read_adapters, rebased, save_adapters
 from minidist.modeling import checkpoint_activations, context_length, load_model, to_array
 from minidist.protocols import Objective
 from minidist.types import PROBE_TOKENS, Array, Batch, Measures, Probe, Stream, TeacherHead, Update, Weights
@@ -30,8 +32,9 @@ class SingleLearner:
     """Sums each stream's loss over its tokens, divides once by its count, and steps.
 
     `objectives` gives each stream's objective by name; `steps` is the length of the run, for the schedule;
-    `vocabulary` is the width of the softmax that student and teacher share (None: all of the student's). Subclasses change
-    how a gradient is formed and applied (`_backward`, `_apply`), never what it is.
+    `vocabulary` is the width of the softmax that student and teacher share (None: all of the student's); `adapters` are those
+    that `lora.inject` put into the model; `group` are the ranks that share the work. Subclasses change how a gradient is
+    formed and applied (`_backward`, `_apply`), never what it is.
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class SingleLearner:
         steps: int,
         teacher_head: TeacherHead | None = None,
         vocabulary: int | None = None,
+        adapters: Adapters | None = None,
         group: Alone | None = None,
     ) -> None:
-        self._group = group or Alone()
+        self._group, self._adapters = group or Alone(), adapters
         self._config, self._renderer, self._objectives, self._steps = config, renderer, objectives, steps
         self._student = Student(
             model, layout=config.layout, chunk_tokens=config.chunk_tokens, teacher_head=teacher_head, vocabulary=vocabulary
@@ -192,17 +196,22 @@ class SingleLearner:
         return measured([table.get(index) for index in range(len(stream.rows))])
 
     def _weights(self) -> Weights | None:
-        state = self._state()
+        tensors = self._tensors()
         if self._group.rank:
             return None  # it took part in gathering them
         arrays: dict[str, Array] = {}
         dtypes: dict[str, str] = {}
-        for name, tensor in state.items():
+        for name, tensor in self._merged(tensors).items():
             arrays[name], dtypes[name] = to_array(tensor)
         return Weights(self._step, arrays, dtypes)
 
-    def _state(self) -> dict[str, Tensor]:
-        """The model's whole state, on the first rank at least."""
+    def _merged(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The checkpoint's tensors: adapters added in."""
+        adapters = self._adapters
+        return state if adapters is None else merged(state, scale=adapters.scale, transposed=adapters.transposed)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the model under its own name, whole, on the first rank at least."""
         return dict(self._model.state_dict())
 
     def _probe(self, version: int) -> Probe:
@@ -213,15 +222,24 @@ class SingleLearner:
         return Probe(tokens, measures.student_logprob.astype(np.float32).reshape(2, length - 1))
 
     def _load(self, path: Path) -> None:
+        if self._adapters is not None and is_adapter(path):
+            self._model.load_state_dict(read_adapters(path, self._adapters, self._tensors()), strict=False)
+            return
         model = load_model(ModelConfig(model=str(path), dtype=str(self._model.dtype).removeprefix("torch.")), "weights")  # type: ignore[arg-type]
-        self._model.load_state_dict(model.state_dict())
+        state = dict(model.state_dict())
+        if self._adapters is not None:
+            state, self._adapters = rebased(state, self._tensors()), replace(self._adapters, base=str(path.resolve()))
+        self._model.load_state_dict(state)
 
     def _save(self, path: Path) -> None:
-        state = self._state()
+        tensors = self._tensors()
         if self._group.rank:
             return
         path.mkdir(parents=True, exist_ok=True)
-        self._model.save_pretrained(path, state_dict=state)
+        if self._adapters is not None and self._adapters.saved_alone:
+            save_adapters(path, self._adapters, tensors)
+        else:
+            self._model.save_pretrained(path, state_dict=self._merged(tensors))
         self._renderer.tokenizer.save_pretrained(path)
 
     def _trained(self) -> Iterator[tuple[str, Parameter]]:

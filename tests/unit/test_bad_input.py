@@ -57,6 +57,7 @@ CASES = {
     "student.model={home}/narrow": "attention heads of size 8; vLLM on a CPU has 32,",
     "rollout.prompts_per_step=2": "rollout.prompts_per_step is 2, and {home}/good.jsonl has 1 prompts; lower it",
     "run.directory={home}": "holds files but no run",
+    "student.lora.targets=[c_attn]": "student.lora.targets: c_attn names no linear layer of LlamaForCausalLM that can be",
 }
 
 
@@ -106,3 +107,17 @@ def test_skipped_rows_are_counted(home: Path, monkeypatch: pytest.MonkeyPatch, c
     assert caught.value.code == 0
     assert "1 rows of" in (shown := capsys.readouterr().out) and "2 left out" in shown
     assert not (home / "skipped").exists()
+
+
+def test_adapters_are_planned(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    config = home / "lora.yaml"
+    config.write_text(yaml.safe_dump(distill(home)))
+    monkeypatch.setattr("sys.argv", ["minidist", "check", str(config), "student.lora.rank=4", "student.lora.save=adapter"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0
+    # Seven square layers of width 32, each with A and B.
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "LoRA: rank 4 in 7 layers (q_proj, k_proj, v_proj," in shown and f"{7 * 2 * 4 * 32:,} parameters are trained" in shown
+    )

@@ -20,6 +20,7 @@ LAYERS = [
     ("worker", "remote", "losses", "data", "tracking", "scratch"),
     ("checkpoint",),
     ("rundir",),
+    ("lora",),
     ("modeling", "canaries", "group"),
     ("rollout",),
     ("teachers", "learners", "transfer", "evaluation"),

@@ -1,0 +1,189 @@
+"""Low-rank adapters in a student, through PEFT: put in, added into plain weights, saved alone, read back.
+
+An adapted layer computes W x + scale * B (A x), with A [R, in], B [out, R] and scale = alpha / R. Adapters are put into the
+model in place, so it stays the PreTrainedModel it was, and only A and B are trained. PEFT holds W as `layer.base_layer.weight`
+and the adapters as `layer.lora_A.default.weight` and `layer.lora_B.default.weight`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from minidist.config.models import LoraConfig
+from minidist.errors import ModelError
+
+_BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+_SAVED_PREFIX, _SAVED_WEIGHTS, _SAVED_CONFIG = "base_model.model.", "adapter_model.safetensors", "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters of one model: their layers by full name, and the checkpoint `base` that they adapt.
+
+    `transposed`: checkpoint names of the weights that are held as [in, out] (GPT-2's Conv1D).
+    """
+
+    config: LoraConfig
+    base: str
+    layers: tuple[str, ...]
+    transposed: frozenset[str]
+
+    @property
+    def scale(self) -> float:
+        return self.config.alpha / self.config.rank
+
+    @property
+    def saved_alone(self) -> bool:
+        return self.config.save == "adapter"
+
+    def peft(self) -> Any:
+        """The same as PEFT writes it down."""
+        import peft
+
+        return peft.LoraConfig(
+            r=self.config.rank,
+            lora_alpha=self.config.alpha,  # type: ignore[arg-type]  # a float is right as well
+            target_modules=list(self.layers),
+            fan_in_fan_out=bool(self.transposed),
+            base_model_name_or_path=self.base,
+            task_type=peft.TaskType.CAUSAL_LM,
+        )
+
+
+def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) -> Adapters:
+    """Put adapters into `model` in place and freeze everything else. B is zero, so its output stays what it was.
+
+    `base`: the directory or hub name of the model's checkpoint. A is random, from `seed`. Adapters are float32, whatever the
+    model is. The model may be a skeleton on the meta device. Raises ModelError for a target that names no linear layer.
+    """
+    from accelerate import init_empty_weights
+    from peft import inject_adapter_in_model
+
+    linear = linear_layers(model)
+    layers = _chosen(config.targets, tuple(linear), type(model).__name__)
+    transposed = frozenset(f"{name}.weight" for name in layers if isinstance(linear[name], Conv1D))
+    adapters = Adapters(config, _location(base), layers, transposed)
+    torch.manual_seed(seed)
+    skeleton = next(model.parameters()).is_meta
+    try:
+        with init_empty_weights() if skeleton else nullcontext():
+            inject_adapter_in_model(adapters.peft(), model)
+    except ValueError as error:
+        raise ModelError(f"student.lora: PEFT does not adapt {type(model).__name__}: {str(error).splitlines()[0]}") from None
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # a 16-bit adapter would round its small steps away
+    model.eval()
+    return adapters
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Every linear layer by its full name, without the output head."""
+    head = model.get_output_embeddings()
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+
+
+def _chosen(targets: list[str], layers: tuple[str, ...], model: str) -> tuple[str, ...]:
+    if "all-linear" in targets:
+        return layers
+    for target in targets:
+        if not any(_named(layer, target) for layer in layers):
+            known = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
+            raise ModelError(
+                f"student.lora.targets: {target} names no linear layer of {model} that can be adapted; it has {known}; "
+                "all-linear means all of these (the output head takes no adapter)"
+            )
+    return tuple(layer for layer in layers if any(_named(layer, target) for target in targets))
+
+
+def _named(layer: str, target: str) -> bool:
+    """A target is a layer's full name, or the end of it from a dot on."""
+    return layer == target or layer.endswith(f".{target}")
+
+
+def _location(base: str) -> str:
+    """A directory by its absolute path, so that an adapter finds it from anywhere; a hub name as it is."""
+    path = Path(base).expanduser()
+    return str(path.resolve()) if path.is_dir() else base
+
+
+@torch.no_grad()
+def merged(state: Mapping[str, Tensor], *, scale: float, transposed: Iterable[str]) -> dict[str, Tensor]:
+    """An adapted model's state as the plain checkpoint's: every adapted weight is W + scale * B A, the others are as they were.
+
+    Args:
+        state: PEFT's names to whole tensors: W [out, in], A [R, in], B [out, R]. It is not changed.
+        scale: alpha / R.
+        transposed: checkpoint names of the weights held as [in, out].
+
+    The sum is taken in float32 and rounded once, to the dtype of W.
+    """
+    turned, plain = frozenset(transposed), {}
+    for name, tensor in state.items():
+        if name.endswith((_A, _B)):
+            continue
+        layer, found, rest = name.partition(_BASE)
+        own = f"{layer}.{rest}" if found else name
+        if found and rest == "weight":
+            change = scale * (state[layer + _B].float() @ state[layer + _A].float())
+            tensor = (tensor.float() + (change.T if own in turned else change)).to(tensor.dtype)
+        plain[own] = tensor
+    return plain
+
+
+def adapters_only(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A and B of an adapted model's state, under its own names."""
+    return {name: tensor for name, tensor in state.items() if name.endswith((_A, _B))}
+
+
+def rebased(checkpoint: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An adapted model's state that computes what a plain checkpoint does: its weights as W, A as in `state`, and B zero."""
+    own = {name: torch.zeros_like(tensor) if name.endswith(_B) else tensor for name, tensor in adapters_only(state).items()}
+    return own | {name: checkpoint[name.replace(_BASE, ".")] for name in state if name not in own}
+
+
+def save_adapters(path: Path, adapters: Adapters, state: Mapping[str, Tensor]) -> None:
+    """A directory that PEFT and transformers load: A and B out of an adapted model's state, and what they adapt."""
+    path.mkdir(parents=True, exist_ok=True)
+    written = adapters.peft()
+    written.inference_mode = True
+    written.save_pretrained(str(path))
+    tensors = {_saved_name(name): tensor.detach().cpu().contiguous() for name, tensor in adapters_only(state).items()}
+    save_file(tensors, path / _SAVED_WEIGHTS, metadata={"format": "pt"})
+
+
+def read_adapters(path: Path, adapters: Adapters, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A and B that `save_adapters` wrote, under the names of an adapted model's state. Raises ModelError unless they fit it."""
+    there = json.loads((path / _SAVED_CONFIG).read_text())
+    for key, here in (
+        ("base_model_name_or_path", adapters.base),
+        ("r", adapters.config.rank),
+        ("lora_alpha", adapters.config.alpha),
+    ):
+        if there.get(key) != here:
+            raise ModelError(f"weights: the adapter in {path} has {key} {there.get(key)!r}, and this student has {here!r}")
+    found, names = load_file(path / _SAVED_WEIGHTS), {_saved_name(name): name for name in adapters_only(state)}
+    if found.keys() != names.keys():
+        name = min(found.keys() ^ names.keys())
+        raise ModelError(
+            f"weights: the adapter in {path} is for other layers than this student's: {name} is in one of them only"
+        )
+    return {names[name]: tensor for name, tensor in found.items()}
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether transformers would read this directory as adapters on another model."""
+    return (path / _SAVED_CONFIG).is_file()
+
+
+def _saved_name(name: str) -> str:
+    return _SAVED_PREFIX + name.replace(".default.", ".")
