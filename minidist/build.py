@@ -19,6 +19,8 @@ def make_engine(
     seed: int,
     vocabulary: int | None,
     gpus: int,
+    tensor_parallel: int = 1,
+    deterministic: bool = False,
 ) -> RolloutEngine:
     """The rollout engine of `rollout.engine`."""
     if rollout.engine == "hf":

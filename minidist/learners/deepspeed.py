@@ -120,7 +120,16 @@ class DeepSpeedLearner(SingleLearner):
         for flat in self._flats():
             moments = {name: torch.zeros_like(flat) for name in _MOMENTS}
             self._optimizer.state[flat] = {"step": torch.tensor(float(self._step)), **moments}
-        if self._config.zero_stage in (1, 2):
+        self._link()
+
+    def _save_state(self, path: Path) -> None:
+        self._link()
+        super()._save_state(path)
+
+    def _link(self) -> None:
+        """Tell each parameter where its moments lie. ZeRO 1 and 2 do so once, before all parameter groups have stepped."""
+        if self._config.zero_stage in (1, 2) and self._step:
+            self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
 
     def _flats(self) -> Iterable[Tensor]:
