@@ -21,7 +21,7 @@ def k2(student_N: Tensor, teacher_N: Tensor) -> Tensor:
         [N], squared nats, not negative.
 
     Example:
-        >>> k2(torch.tensor([-1.0]), torch.tensor([-3.0])).item()
+        >>> k2(Tensor([-1.0]), Tensor([-3.0])).item()
         2.0
 
     Source: Schulman, Approximating KL divergence (2020), http://joschu.net/blog/kl-approx.html; as a loss, Xu et al., KDRL,

@@ -1,7 +1,9 @@
 """Figures of text and of divergence, against naive computations."""
 
+import asyncio
 import doctest
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ from rouge_score.rouge_scorer import RougeScorer
 
 import minidist.evaluation.text as text_module
 from minidist.evaluation import divergence
+from minidist.evaluation.student import Examiner
 from minidist.evaluation.text import accuracy, describe_text, repetition, rouge_l
-from minidist.types import Finish, Measures, Prompt, Rollout
+from minidist.types import Detail, Finish, Measures, Prompt, Rollout, Stream, TeacherScores
 from tests.tiny import random_rollouts
 
 
@@ -106,3 +109,37 @@ def test_one_sequence_has_no_error_of_its_mean() -> None:
     got = divergence.reverse(table)
     assert got["reverse_kl"] == pytest.approx(parts[0].mean())
     assert not [name for name in got if name.endswith("_se")]
+
+
+class Measuring:
+    """A learner that measures what it is told, and a teacher that scores nothing and counts what it writes."""
+
+    def __init__(self, exact: bool) -> None:
+        self.exact, self.written = exact, 0
+
+    async def measure(self, stream: Stream) -> Measures:
+        row = np.repeat(np.arange(len(stream.rows)), [len(each.labels) for each in stream.rows]).astype(np.int32)
+        said = np.zeros(len(row))
+        return Measures(row, said, said - 1, *([said + 2, said + 3] if self.exact else []))
+
+    async def score(self, rollouts: list[Rollout]) -> list[TeacherScores]:
+        return [TeacherScores(Detail.SAMPLED, logprobs=np.zeros(len(rollout.tokens))) for rollout in rollouts]
+
+    async def extend(self, prompts: list[Prompt], **options: Any) -> list[Rollout]:
+        self.written += len(prompts)
+        return random_rollouts([(2, 3), (4, 5)])
+
+    generate = extend
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_divergences_are_left_out_where_the_payload_does_not_hold_them(exact: bool) -> None:
+    rollouts = random_rollouts([(2, 3), (4, 5)])
+    teacher, student, options = Measuring(exact), Measuring(exact), {"max_new_tokens": 5, "seed": 0, "graded": False}
+    examiner = Examiner([rollout.prompt for rollout in rollouts], teacher, tolerance_nats=1.0, **options)
+    figures = asyncio.run(examiner.examine(student, student))
+    assert {name: figures.get(name) for name in ("reverse_kl", "forward_kl")} == (
+        {"reverse_kl": 2.0, "forward_kl": 3.0} if exact else {"reverse_kl": None, "forward_kl": None}
+    )
+    assert figures["length_mean_tokens"] == 4.0
+    assert teacher.written == (2 if exact else 0), "samples of the teacher that would measure nothing"
