@@ -22,14 +22,24 @@ def make_engine(
     tensor_parallel: int = 1,
     deterministic: bool = False,
 ) -> RolloutEngine:
-    """The rollout engine of `rollout.engine`."""
+    """The rollout engine of `rollout.engine`, its model split over `tensor_parallel` devices."""
     if rollout.engine == "hf":
         from minidist.rollout.hf import HFEngine
 
         return HFEngine(model, renderer, vocabulary=vocabulary, gpus=gpus)
     from minidist.rollout.vllm import VLLMEngine
 
-    return VLLMEngine(model, rollout, renderer, max_tokens=max_tokens, seed=seed, vocabulary=vocabulary, gpus=gpus)
+    return VLLMEngine(
+        model,
+        rollout,
+        renderer,
+        max_tokens=max_tokens,
+        seed=seed,
+        vocabulary=vocabulary,
+        gpus=gpus,
+        tensor_parallel=tensor_parallel,
+        deterministic=deterministic,
+    )
 
 
 def make_teacher(
@@ -38,10 +48,20 @@ def make_teacher(
     vocabulary: int | None,
     gpus: int,
     shards: int = 1,
+    max_tokens: int | None = None,
     deterministic: bool = False,
     group: RankGroup | None = None,
 ) -> Teacher:
-    """The frozen teacher of `teacher.backend`, or one rank of it."""
+    """The frozen teacher of `teacher.backend`, or one rank of it; `max_tokens` is the longest sequence it will see, None the
+    model's context."""
+    if config.backend == "vllm":
+        from minidist.teachers.vllm import VLLMTeacher
+
+        return VLLMTeacher(config, renderer, vocabulary=vocabulary, gpus=gpus, shards=shards, max_tokens=max_tokens)
+    if config.backend == "server":
+        from minidist.teachers.http import ServerTeacher
+
+        return ServerTeacher(config, renderer, vocabulary=vocabulary)
     from minidist.modeling import repeatable
     from minidist.teachers.hf import HFTeacher
 

@@ -72,6 +72,7 @@ def _plan_distill(config: DistillConfig) -> Plan:
     plan = Plan(Renderer(tokenizer, config.data))
     plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
     _check_head_size(student, "student.model", config.rollout, config.cluster.gpus)
+    _check_split(student, "student.model", config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
     plan.max_tokens = _room((student, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
     plan.prompts, skipped = read_prompts(
         config.data.prompts,
@@ -81,6 +82,7 @@ def _plan_distill(config: DistillConfig) -> Plan:
     )
     plan.lines += [*_student(config.student, student), _shape("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common"]
     plan.lines.append(_rows("prompts", config.data.prompts, len(plan.prompts), skipped))
+    plan.lines += _plan_teacher(config, plan, teacher)
     if config.rollout.prompts_per_step > len(plan.prompts):
         raise ConfigError(
             f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, and {config.data.prompts.path} has "
@@ -113,6 +115,37 @@ def _plan_streams(config: DistillConfig, plan: Plan, context: int) -> None:
             stream.data, plan.renderer, max_prompt_tokens=config.data.max_prompt_tokens, max_tokens=stream.max_tokens
         )
         plan.lines.append(_rows(f"streams.{name}", stream.data, len(plan.streams[name]), skipped))
+
+
+def _plan_teacher(config: DistillConfig, plan: Plan, model: "PretrainedConfig") -> list[str]:
+    """Lines on a teacher that transformers does not run, checked."""
+    from minidist.teachers.head import vocabulary_size
+
+    backend, shards, vocabulary = config.teacher.backend, config.cluster.teacher.shards, plan.vocabulary or 0
+    if backend == "hf":
+        return []
+    lines: list[str] = []
+    if backend == "vllm":
+        _check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "teacher.backend=hf")
+        _check_split(model, "teacher.model", shards, "cluster.teacher.shards")
+    else:
+        from minidist.teachers.probe import check_server
+
+        if shards > 1:
+            raise ConfigError(
+                f"cluster.teacher.shards is {shards}, and a server splits its model itself (--tensor-parallel-size); set "
+                "cluster.teacher.shards=1"
+            )
+        width, tokens = vocabulary_size(model), plan.max_tokens
+        lines = check_server(
+            config.teacher, plan.renderer, prompt=plan.prompts[0], tokens=tokens, width=width, vocabulary=vocabulary
+        )
+    if (padded := vocabulary_size(model) - vocabulary) > 0:
+        lines.append(
+            f"teacher's log-probabilities hold the share of {padded:,} padded ids, which vLLM cannot slice off "
+            "(teacher.backend=hf can)"
+        )
+    return lines
 
 
 def _plan_evaluate(config: EvaluateConfig) -> Plan:
@@ -163,12 +196,29 @@ _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def _check_head_size(model: "PretrainedConfig", name: str, rollout: RolloutConfig, gpus: int) -> None:
+    if rollout.engine == "vllm":
+        _check_heads_on_cpu(model, name, gpus, "rollout.engine=hf")
+
+
+def _check_heads_on_cpu(model: "PretrainedConfig", name: str, gpus: int, cure: str) -> None:
     """vLLM would refuse it as well, but only once the model is loaded."""
     shape = model.get_text_config()
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    if rollout.engine == "vllm" and not gpus and size not in _CPU_HEAD_SIZES:
+    if not gpus and size not in _CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, _CPU_HEAD_SIZES))
-        raise ConfigError(f"{name} has attention heads of size {size}; vLLM on a CPU has {sizes}; set rollout.engine=hf")
+        raise ConfigError(f"{name} has attention heads of size {size}; vLLM on a CPU has {sizes}; set {cure}")
+
+
+def _check_split(model: "PretrainedConfig", name: str, parts: int, key: str) -> None:
+    """Tensor parallelism deals whole attention heads out."""
+    shape = model.get_text_config()
+    heads = shape.num_attention_heads
+    groups = getattr(shape, "num_key_value_heads", None) or heads
+    if heads % parts or (groups % parts and parts % groups):
+        raise ConfigError(
+            f"{key} is {parts}, and {name} has {heads} attention heads ({groups} for keys and values), which cannot be dealt "
+            "out evenly; set it to a number that divides them"
+        )
 
 
 def _fits(context: int, tokens: int, name: str) -> None:

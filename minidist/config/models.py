@@ -80,15 +80,15 @@ class TeacherConfig(ModelConfig):
     """The frozen model that scores."""
 
     backend: Literal["hf", "vllm", "server"] = "hf"
-    """Who runs it: transformers (every payload), vLLM (sampled and top_k), or a server over HTTP (sampled, and top_k up to the
-    server's limit). `model` names its tokenizer and shape in every case."""
+    """Who runs it: transformers (every payload), vLLM (sampled and top_k), or a server over HTTP (sampled, and top_k up to its
+    --max-logprobs). `model` names its tokenizer and shape in every case; the last two take padded ids into the softmax."""
     server: ServerConfig | None = None
     """Of backend server."""
     payload: Payload = "hidden"
     """What it says of each token: `sampled` (one log-probability), `top_k` (K of them and the tail), `hidden` (hidden
     states, from which the learner forms the exact full vocabulary)."""
     top_k: int = Field(default=64, ge=1)
-    """K of the `top_k` payload, in classes."""
+    """K of the `top_k` payload, in classes; a vocabulary with fewer gives them all."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens per forward pass; bounds its memory."""
     kv_cache_gib: float = Field(default=0.25, gt=0)

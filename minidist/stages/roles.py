@@ -82,10 +82,21 @@ class Roles:
 
     async def _teacher(self, config: TeacherConfig) -> Teacher:
         role = self._config.cluster.teacher
-        arguments = {"config": config, "deterministic": self._deterministic, "shards": role.shards, **self._common(role)}
+        arguments = {
+            "config": config,
+            "max_tokens": self._longest(),
+            "shards": role.shards,
+            "deterministic": self._deterministic,
+            **self._common(role),
+        }
         if config.backend == "hf" and role.shards > 1:
             return Shards(await self._cluster.host_group("teacher", make_teacher, role.shards, **arguments))
         return await self._cluster.host("teacher", make_teacher, **arguments)
+
+    def _longest(self) -> int:
+        """The longest sequence a teacher sees: a rollout, or a row of a stream beside the main one."""
+        rows = (len(example.tokens) for examples in self._plan.streams.values() for example in examples)
+        return max(self._plan.max_tokens, *rows, 0)
 
     def _common(self, role: RoleConfig) -> dict[str, Any]:
         return {

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from minidist import cli
 from minidist.cluster import Cluster
+from minidist.config import DistillConfig
 from minidist.data.rendering import character_tokenizer
+from minidist.plan import make_plan
 
 ROWS = [{"question": "ab=", "answer": "ab"}, {"question": "", "answer": "x"}, {"question": "ba=" * 30, "answer": "ab"}]
 
@@ -55,6 +57,8 @@ CASES = {
     "cluster.gpus=64": "cluster.gpus is 64, and this machine has",
     "student.model={home}/short": "is 32, more than the model's context of 16 tokens",
     "student.model={home}/narrow": "attention heads of size 8; vLLM on a CPU has 32,",
+    "cluster.rollout.tensor_parallel=2": "cluster.rollout.tensor_parallel is 2, and student.model has 1 attention heads",
+    "teacher.backend=vllm": "teacher.backend vllm gives no hidden states; set teacher.payload=top_k or sampled",
     "rollout.prompts_per_step=2": "rollout.prompts_per_step is 2, and {home}/good.jsonl has 1 prompts; lower it",
     "run.directory={home}": "holds files but no run",
     "student.lora.targets=[c_attn]": "student.lora.targets: c_attn names no linear layer of LlamaForCausalLM that can be",
@@ -66,6 +70,34 @@ def test_bad_input_is_one_sentence_and_code_2(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str
 ) -> None:
     assert refused(home, monkeypatch, capsys, override.format(home=home)).find(CASES[override].format(home=home)) >= 0
+
+
+VLLM = ["teacher.backend=vllm", "teacher.payload=top_k", "rollout.engine=hf"]
+SERVER = ["teacher.backend=server", "teacher.payload=top_k", "teacher.server.url=http://127.0.0.1:1"]
+TEACHERS = {
+    "cluster.teacher.shards=2": (VLLM, "cluster.teacher.shards is 2, and teacher.model has 1 attention heads"),
+    "teacher.model={home}/narrow": (VLLM, "teacher.model has attention heads of size 8; vLLM on a CPU has"),
+    "run.seed=1": (SERVER, "teacher.server.url: no server answers at http://127.0.0.1:1 (ConnectError"),
+    "cluster.teacher.shards=3": (SERVER, "a server splits its model itself (--tensor-parallel-size)"),
+}
+
+
+@pytest.mark.parametrize("override", TEACHERS)
+def test_a_teacher_that_cannot_run_is_one_sentence(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], override: str
+) -> None:
+    common, sentence = TEACHERS[override]
+    assert sentence in refused(home, monkeypatch, capsys, *common, override.format(home=home))
+
+
+def test_padded_ids_of_a_vllm_teacher_are_a_line_of_the_plan(home: Path) -> None:
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=8, max_position_embeddings=64, hidden_size=32, intermediate_size=32, num_attention_heads=1)
+    ).save_pretrained(home / "padded")
+    character_tokenizer("ab=").save_pretrained(home / "padded")
+    settings = distill(home) | {"teacher": {"model": str(home / "padded"), "backend": "vllm", "payload": "top_k"}}
+    plan = make_plan(DistillConfig.model_validate(settings))
+    assert any("hold the share of 3 padded ids" in line for line in plan.lines)
 
 
 def refused(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *overrides: str) -> str:

@@ -1,0 +1,81 @@
+"""A teacher in vLLM: log-probabilities of the given tokens, alone or with the K likeliest classes."""
+
+from collections.abc import Sequence
+
+from minidist.config.models import TeacherConfig
+from minidist.data.rendering import Renderer
+from minidist.modeling import context_length, load_config, resolve
+from minidist.rollout.core import VLLMCore, VLLMSettings
+from minidist.teachers.head import vocabulary_size
+from minidist.teachers.payload import classes_asked, to_scores
+from minidist.types import Prompt, Rollout, TeacherScores
+
+
+class VLLMTeacher:
+    """Scores with vLLM and writes with the same weights. `max_tokens` is the longest sequence, None the model's context.
+
+    vLLM's softmax runs over every row of the head, so where padding has widened it beyond `vocabulary`, log-probabilities
+    are below those of a sliced softmax by what the padded ids get.
+    """
+
+    def __init__(
+        self,
+        config: TeacherConfig,
+        renderer: Renderer,
+        *,
+        vocabulary: int | None,
+        gpus: int = 0,
+        shards: int = 1,
+        max_tokens: int | None = None,
+    ) -> None:
+        model = load_config(config, "teacher.model")
+        self._config, self._vocabulary = config, vocabulary
+        self._classes = classes_asked(config, vocabulary_size(model), vocabulary)
+        settings = VLLMSettings(
+            model=resolve(config.model or "", "teacher.model"),
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            # To score a sequence, vLLM wants room for one more token.
+            max_tokens=(max_tokens or context_length(model)) + 1,
+            max_sequences=config.max_sequences,
+            kv_cache_gib=config.kv_cache_gib,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            gpus=gpus,
+            tensor_parallel=shards,
+            batch_tokens=max(config.batch_tokens, config.max_sequences),
+            max_logprobs=max(self._classes, 1),
+            prefix_caching=False,
+        )
+        self._core = VLLMCore(settings, renderer, name="teacher", vocabulary=vocabulary)
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+        """Scores of the rollouts' tokens, in their order. Cancelling it aborts the requests."""
+        sequences = [[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()] for rollout in rollouts]
+        tables = await self._core.logprobs(sequences, self._classes)
+        scores = []
+        for rollout, (ids, logprobs) in zip(rollouts, tables, strict=True):
+            ids, logprobs = ids[-len(rollout.tokens) :], logprobs[-len(rollout.tokens) :]
+            scores.append(to_scores(logprobs[:, 0], ids[:, 1:], logprobs[:, 1:], self._config, self._vocabulary))
+        return scores
+
+    async def extend(
+        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
+    ) -> list[Rollout]:
+        """The teacher's own samples. Cancelling it aborts the requests."""
+        return await self._core.write(
+            prompts,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            version=0,
+        )
+
+    async def describe(self) -> dict[str, object]:
+        """What scores, and what it says."""
+        facts = self._core.facts()
+        return {**facts, "class": f"{type(self).__name__}, {facts['class']}", "payload": self._config.payload}
+
+    async def close(self) -> None:
+        await self._core.close()
