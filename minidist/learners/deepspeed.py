@@ -76,6 +76,10 @@ class DeepSpeedLearner(SingleLearner):
 
     def _discard(self) -> None:
         self._zero.zero_grad()
+        if self._config.zero_stage in (1, 2):  # what earlier micro-batches left is forgotten only by a step
+            for kept in (self._zero.averaged_gradients, self._zero.all_grad_tensors):
+                kept.update(dict.fromkeys(kept))
+            self._zero.micro_step_id = -1
 
     def _tensors(self) -> dict[str, Tensor]:
         state = super()._tensors()

@@ -138,4 +138,4 @@ def _partition(scorer: Scorer, dtype: str) -> Any:
         "bf16": {"enabled": dtype == "bfloat16"},
         "steps_per_print": 1 << 60,
     }
-    return deepspeed.initialize(model=scorer, config=settings, dist_init_required=False)[0].eval()
+    return deepspeed.initialize(model=scorer, config=settings, dist_init_required=False)[0]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from minidist.config.learning import LearnerConfig
 from minidist.config.models import ModelConfig
 from minidist.data.batching import collate, collate_examples
 from minidist.data.sources import Example
@@ -177,13 +178,13 @@ def test_deepspeed_equals_the_plain_learner_with_uneven_micro_batches(stack: Sta
     assert update.metrics["learner/grad_norm"] == pytest.approx(whole.metrics["learner/grad_norm"], rel=1e-4)
 
 
-def plain_learner(stack: Stack) -> SingleLearner:
+def plain_learner(stack: Stack, config: LearnerConfig | None = None) -> SingleLearner:
     from minidist.config.models import StudentConfig, TeacherConfig
 
     model = build_student(StudentConfig(model=str(stack.student)), stack.renderer.tokenizer, 0)
     head = load_teacher_head(TeacherConfig(model=str(stack.teacher_path)), None)
     objectives: dict[str, Objective] = {name: make_objective(kind) for name, kind in OBJECTIVES.items()}
-    return SingleLearner(model, stack.renderer, settings(), objectives, steps=100, teacher_head=head)
+    return SingleLearner(model, stack.renderer, config or settings(), objectives, steps=100, teacher_head=head)
 
 
 def test_a_cancelled_generation_is_aborted(stack: Stack) -> None:

@@ -1,21 +1,37 @@
 """Many of each role give the numbers of one: engines, teachers, learner ranks, shards of a teacher."""
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from minidist.types import Batch
+from minidist.config.models import LoraConfig, StudentConfig, TeacherConfig
+from minidist.data.batching import collate
+from minidist.errors import DivergedError
+from minidist.learners.single import SingleLearner
+from minidist.rollout.pool import Engines
+from minidist.transfer.object_store import ObjectStoreTransfer
+from minidist.types import Batch, Rollout, TeacherScores, Weights
 from tests.integration.conftest import Stack, settings
-from tests.integration.test_equalities import on_policy_batch, plain_learner, written
+from tests.integration.test_equalities import EXACT, GREEDY, SAMPLING, on_policy_batch, plain_learner, texts, written
 
-STAGES = [0, 1, 2, 3]
+UNEVEN: dict[str, Any] = {"micro_batch_tokens": 90, "chunk_tokens": 40}  # many micro-batches, more than one chunk in some
+WAYS: dict[str, dict[str, Any]] = {
+    "ZeRO-0": {"zero_stage": 0},
+    "ZeRO-1": {"zero_stage": 1},
+    "ZeRO-2": {"zero_stage": 2},
+    "ZeRO-3": {"zero_stage": 3},
+    "offload": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
+    "checkpointing": {"zero_stage": 3, "activation_checkpointing": True},
+}
 
 
 @pytest.fixture(scope="module")
 def batch(stack: Stack) -> Batch:
-    """Rollouts of uneven length, scored, with a second stream that has fewer rows."""
+    """Rollouts of uneven length, scored, and a second stream that has fewer rows."""
     return on_policy_batch(stack, written(stack, count=25, seed=5))
 
 
@@ -24,20 +40,189 @@ def expected(stack: Stack, batch: Batch) -> tuple[dict[str, np.ndarray], dict[st
     """Weights and metrics of the plain learner in one process after a step of gradient descent at rate 1."""
     single = plain_learner(stack)
     update = asyncio.run(single.update(batch))
-    weights = asyncio.run(single.weights())
-    assert weights is not None
-    return weights.arrays, update.metrics
+    return weights_of(single), update.metrics
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_ranks_give_the_gradient_of_one(stack: Stack, batch: Batch, expected: Any, stage: int) -> None:
-    learner = stack.ranks(settings(micro_batch_tokens=90, chunk_tokens=40, zero_stage=stage))
+def weights_of(learner: Any, stack: Stack | None = None) -> dict[str, np.ndarray]:
+    weights: Weights = asyncio.run(learner.weights()) if stack is None else stack.run(learner.weights())
+    return {name: array.copy() for name, array in weights.arrays.items()}
+
+
+def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], atol: float = 3e-6) -> None:
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_allclose(found[name], array, atol=atol, err_msg=name)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_give_the_gradient_of_one(stack: Stack, batch: Batch, expected: Any, way: str) -> None:
+    learner = stack.ranks(settings(**UNEVEN, **WAYS[way]))
     update = stack.run(learner.update(batch))
-    arrays, metrics = expected
-    weights = stack.run(learner.weights())
-    assert weights.arrays.keys() == arrays.keys()
-    for name, array in arrays.items():
-        np.testing.assert_allclose(weights.arrays[name], array, atol=3e-6, err_msg=name)
-    for name in ("loss/nats_per_token", "main/student_logprob_nats", "supervised/loss_nats_per_token", "learner/loss_tokens"):
-        assert update.metrics[name] == pytest.approx(metrics[name], rel=1e-5), name
-    assert update.metrics["learner/grad_norm"] == pytest.approx(metrics["learner/grad_norm"], rel=1e-4)
+    wanted, metrics = expected
+    assert_same(weights_of(learner, stack), wanted)
+    for name in ("loss/nats_per_token", "main/teacher_logprob_nats", "sft/loss_nats_per_token", "learner/grad_norm"):
+        assert update.metrics[name] == pytest.approx(metrics[name], rel=1e-4), name
+    assert update.metrics["learner/loss_tokens"] == metrics["learner/loss_tokens"]
+    assert stack.run(learner.describe())["ranks"] == 2
+
+
+def test_two_engines_and_two_teachers_give_what_one_gives(stack: Stack, expected: Any, batch: Batch) -> None:
+    """2 rollout actors x 2 teacher actors x 2 ranks under ZeRO-3, against 1 x 1 x 1."""
+    prompts, one = stack.prompts(texts(25)), stack.engine
+    for sampling in (GREEDY, SAMPLING | {"seed": 5}):
+        alone = stack.run(one.generate(prompts, **sampling))
+        both = stack.run(stack.engines.generate(prompts, **sampling))
+        assert [r.tokens.tolist() for r in both] == [r.tokens.tolist() for r in alone]
+        assert [r.prompt.row for r in both] == [r.prompt.row for r in alone]
+        assert max(np.abs(a.logprobs - b.logprobs).max() for a, b in zip(alone, both, strict=True)) < EXACT
+    three = stack.run(stack.engines.generate(prompts[:3], **(SAMPLING | {"samples": 3})))
+    assert [(r.prompt.row, r.sample) for r in three] == [(row, sample) for row in range(3) for sample in range(3)]
+    scores = stack.run(stack.teachers.score(both))
+    for own, other in zip(stack.run(stack.teacher.score(both)), scores, strict=True):
+        assert np.abs(own.hidden - other.hidden).max() < 1e-5
+    dealt = replace(batch, streams=(collate("main", both, scores, objective="main"), batch.streams[1]))
+    learner = stack.ranks(settings(**UNEVEN, zero_stage=3))
+    stack.run(learner.update(dealt))
+    assert_same(weights_of(learner, stack), expected[0], atol=1e-5)
+
+
+def test_partitioned_weights_reach_every_engine(stack: Stack, batch: Batch) -> None:
+    learner, transfer = stack.ranks(settings(zero_stage=3)), ObjectStoreTransfer(tolerance_nats=5e-3)
+    stack.run(learner.update(batch))
+    assert stack.run(transfer.publish(learner, stack.engines.members)) < EXACT
+    sequences = [[2, 5, 9, 4, 11, 3], [7, 7, 20, 6, 2, 15, 8]]
+    said = [stack.run(engine.score(sequences)) for engine in stack.engines.members]
+    for left, right in zip(*said, strict=True):
+        assert left == pytest.approx(right, abs=1e-6)
+    stack.run(transfer.publish(stack.learner, stack.engines.members))  # as the other tests expect them
+
+
+def test_two_ranks_measure_what_one_measures(stack: Stack, batch: Batch) -> None:
+    learner, single = stack.ranks(settings(**UNEVEN, zero_stage=3)), plain_learner(stack)
+    for stream in (*batch.streams, one_row(batch).streams[0]):
+        ours, theirs = stack.run(learner.measure(stream)), asyncio.run(single.measure(stream))
+        assert ours.row.tolist() == theirs.row.tolist()
+        assert np.abs(ours.student_logprob - theirs.student_logprob).max() < EXACT
+        if theirs.reverse_kl is not None:
+            assert ours.reverse_kl is not None and np.abs(ours.reverse_kl - theirs.reverse_kl).max() < EXACT
+
+
+def one_row(batch: Batch) -> Batch:
+    """Fewer rows than ranks: one of them has nothing to learn from."""
+    stream = batch.streams[0]
+    return replace(batch, streams=(replace(stream, rows=stream.rows[:1], loss_tokens=len(stream.rows[0].labels)),))
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_rank_without_rows_keeps_step(stack: Stack, batch: Batch, stage: int) -> None:
+    learner, single = stack.ranks(settings(zero_stage=stage)), plain_learner(stack)
+    asyncio.run(single.update(one_row(batch)))
+    stack.run(learner.update(one_row(batch)))
+    assert_same(weights_of(learner, stack), weights_of(single))
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_loss_that_is_not_finite_on_one_rank_stops_all(stack: Stack, batch: Batch, expected: Any, stage: int) -> None:
+    learner = stack.ranks(settings(**UNEVEN, zero_stage=stage))
+    before = weights_of(learner, stack)
+    with pytest.raises(DivergedError, match="the loss of stream main"):
+        stack.run(learner.update(poisoned(batch)))
+    assert_same(weights_of(learner, stack), before, atol=0)
+    stack.run(learner.update(batch))  # and nothing of the bad step is left in the gradient
+    assert_same(weights_of(learner, stack), expected[0])
+
+
+def poisoned(batch: Batch) -> Batch:
+    """One row's teacher says something that is no number."""
+    stream = batch.streams[0]
+    row = stream.rows[3]
+    assert row.scores is not None and row.scores.hidden is not None
+    bad: TeacherScores = replace(row.scores, hidden=np.full_like(row.scores.hidden, np.nan))
+    rows = (*stream.rows[:3], replace(row, scores=bad), *stream.rows[4:])
+    return replace(batch, streams=(replace(stream, rows=rows), *batch.streams[1:]))
+
+
+ADAM = {"type": "adamw", "lr": 1e-2, "grad_clip": 0.5, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_training_goes_on_with_another_number_of_ranks(stack: Stack, batch: Batch, tmp_path: Path, stage: int) -> None:
+    """Two steps with two ranks, one more with one, one more with two again; against four steps with one."""
+    config = adam(zero_stage=stage)
+    undisturbed = adam_learner(stack)
+    for _ in range(4):
+        asyncio.run(undisturbed.update(batch))
+    two = stack.ranks(config)
+    for _ in range(2):
+        stack.run(two.update(batch))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    stack.run(two.save_state(tmp_path / "a"))
+    one = adam_learner(stack)
+    asyncio.run(one.resume(tmp_path / "a"))
+    asyncio.run(one.update(batch))
+    asyncio.run(one.save_state(tmp_path / "b"))
+    two = stack.ranks(config)
+    stack.run(two.resume(tmp_path / "b"))
+    update = stack.run(two.update(batch))
+    assert update.version == 4
+    assert_same(weights_of(two, stack), weights_of(undisturbed), atol=2e-5)
+
+
+def adam(**changes: Any) -> Any:
+    config = settings(**changes)
+    return config.model_copy(update={"optimizer": config.optimizer.model_copy(update=ADAM)})
+
+
+def adam_learner(stack: Stack) -> SingleLearner:
+    return plain_learner(stack, adam(backend="single"))
+
+
+def test_adapters_of_a_partitioned_student_are_published_merged(stack: Stack, batch: Batch) -> None:
+    student = StudentConfig(model=str(stack.student), lora=LoraConfig(rank=4, alpha=8))
+    learner = stack.ranks(settings(zero_stage=3), student=student)
+    before = weights_of(learner, stack)
+    for _ in range(2):
+        stack.run(learner.update(batch))
+    after = weights_of(learner, stack)
+    assert before.keys() == after.keys() and not any("lora" in name for name in after)
+    moved = {name for name in before if np.abs(before[name] - after[name]).max() > 1e-6}
+    assert moved and all(name.endswith("_proj.weight") for name in moved)
+    transfer = ObjectStoreTransfer(tolerance_nats=5e-3)
+    assert stack.run(transfer.publish(learner, stack.engines.members)) < EXACT
+    stack.run(transfer.publish(stack.learner, stack.engines.members))
+
+
+@pytest.mark.parametrize("payload", ["hidden", "top_k"])
+def test_a_teacher_in_two_shards_equals_the_whole_one(stack: Stack, payload: Any) -> None:
+    rollouts = written(stack, count=9)
+    config = TeacherConfig(model=str(stack.teacher_path), payload=payload, top_k=5, batch_tokens=64)
+    shards = stack.shards(config)
+    for some in (rollouts, rollouts[:1]):  # the second time one of them has nothing to score
+        whole = stack.run(stack.teachers.score(some))
+        for own, other in zip(stack.run(shards.score(some)), whole, strict=True):
+            if payload == "hidden":
+                assert np.abs(own.hidden - other.hidden).max() < 1e-4
+            else:
+                assert own.top_logprobs.shape == (len(own.logprobs), 5)
+    prompts = stack.prompts(texts(5))
+    assert told(stack.run(shards.extend(prompts, **SAMPLING))) == told(stack.run(stack.teacher.extend(prompts, **SAMPLING)))
+
+
+def told(rollouts: list[Rollout]) -> list[list[int]]:
+    return [rollout.tokens.tolist() for rollout in rollouts]
+
+
+def test_engines_deal_prompts_in_turn() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.rows: list[int] = []
+
+        async def generate(self, prompts: Any, **options: Any) -> list[Any]:
+            self.rows += list(prompts)
+            return [(prompt, sample) for prompt in prompts for sample in range(options["samples"])]
+
+    members: list[Any] = [Recorder(), Recorder(), Recorder()]
+    done = asyncio.run(Engines(members).generate(list(range(7)), samples=2))  # type: ignore[arg-type]
+    assert [member.rows for member in members] == [[0, 3, 6], [1, 4], [2, 5]]
+    assert done == [(row, sample) for row in range(7) for sample in range(2)]
