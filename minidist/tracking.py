@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from minidist.types import Rollout
+from minidist.types import Array, Rollout
 
 log = logging.getLogger("minidist")
 console = Console(stderr=True)
@@ -41,10 +41,21 @@ class Clock:
 
 
 class Recorder:
-    """Writes what a run measures, and shows a progress bar with the figures that matter."""
+    """Writes what a run measures, and shows a progress bar with the figures that matter.
 
-    def __init__(self, directory: Path, steps: int, *, tensorboard: bool, shown: Sequence[tuple[str, str]]) -> None:
-        self._directory, self._shown = directory, shown
+    `pieces` gives the text of each token of an answer, for people to read; None leaves it out of the files.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        steps: int,
+        *,
+        tensorboard: bool,
+        shown: Sequence[tuple[str, str]],
+        pieces: Callable[[Array], list[str]] | None = None,
+    ) -> None:
+        self._directory, self._shown, self._pieces = directory, shown, pieces
         self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = _summary_writer(directory / "tensorboard") if tensorboard else None
         self._bar = Progress(
@@ -76,21 +87,29 @@ class Recorder:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
 
-    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        """rollouts/step_000020.jsonl: prompts and answers, to read."""
+    def rollouts(self, step: int, rollouts: Sequence[Rollout], teacher_logprobs: Sequence[Array | None] | None = None) -> None:
+        """rollouts/step_000020.jsonl: prompts and answers, to read.
+
+        `teacher_logprobs` [T] of each rollout are the teacher's of the same tokens, nats; None where it was not asked.
+        """
         folder = self._directory / "rollouts"
         folder.mkdir(exist_ok=True)
+        taught = [None] * len(rollouts) if teacher_logprobs is None else teacher_logprobs
         with (folder / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as file:
-            for rollout in rollouts:
-                row = {
-                    "prompt": rollout.prompt.text,
-                    "answer": rollout.text,
-                    "finish": rollout.finish.value,
-                    "tokens": rollout.tokens.tolist(),
-                    "logprobs": [round(float(value), 4) for value in rollout.logprobs],
-                    "version": int(rollout.versions[0]) if len(rollout.versions) else None,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            for rollout, given in zip(rollouts, taught, strict=True):
+                file.write(json.dumps(self._row(rollout, given), ensure_ascii=False) + "\n")
+
+    def _row(self, rollout: Rollout, teacher_logprobs: Array | None) -> dict[str, object]:
+        row: dict[str, object] = {
+            "prompt": rollout.prompt.text,
+            "answer": rollout.text,
+            "finish": rollout.finish.value,
+            "tokens": rollout.tokens.tolist(),
+            "logprobs": _rounded(rollout.logprobs),
+            "teacher_logprobs": _rounded(teacher_logprobs),
+            "version": int(rollout.versions[0]) if len(rollout.versions) else None,
+        }
+        return row if self._pieces is None else row | {"pieces": self._pieces(rollout.tokens)}
 
     def close(self) -> None:
         self._bar.stop()
@@ -108,6 +127,10 @@ def start_log(directory: Path | None) -> None:
     log.propagate = False
     if directory is not None:
         log.addHandler(_plain((directory / "log.txt").open("a", encoding="utf-8")))
+
+
+def _rounded(logprobs: Array | None) -> list[float] | None:
+    return None if logprobs is None else [round(float(value), 4) for value in logprobs]
 
 
 def _plain(stream: TextIO) -> logging.Handler:

@@ -17,7 +17,7 @@ LAYERS = [
     ("errors", "types"),
     ("protocols",),
     ("config",),
-    ("worker", "remote", "losses", "data", "tracking", "rundir"),
+    ("worker", "remote", "losses", "data", "tracking", "rundir", "samples", "machine"),
     ("modeling", "canaries"),
     ("rollout",),
     ("teachers", "learners", "transfer", "evaluation"),
@@ -25,7 +25,7 @@ LAYERS = [
     ("loop",),
     ("cluster",),
     ("teaching", "system2", "pipelines", "jobs", "report"),
-    ("build", "plan"),
+    ("build", "plan", "doctor"),
     ("stages",),
     ("cli",),
 ]
