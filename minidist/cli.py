@@ -46,6 +46,32 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     _run(None, config, overrides)
 
 
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="What it would use is shown too.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look at what is installed and at the machine; name each fault with its cure. Code 1 when there is one."""
+    from minidist.config import load
+    from minidist.doctor import examine
+
+    faults = examine(load(config, overrides or ()) if config is not None else None)
+    raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def sample(
+    directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="A run's directory.")],
+    step: Annotated[int | None, typer.Option(help="Step of the answers; the last one recorded when left out.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="How many answers.")] = 8,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Leave the same as a page there.")] = None,
+) -> None:
+    """Show a run's prompts and answers, each token coloured by how student and teacher differ about it."""
+    from minidist.samples import show
+
+    show(directory, step=step, rows=rows, html=html)
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:

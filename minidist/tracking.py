@@ -4,16 +4,18 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from minidist.types import Rollout
+from minidist.types import Array, Measures, Rollout
 
 log = logging.getLogger("minidist")
 console = Console(stderr=True)
@@ -41,12 +43,23 @@ class Clock:
 
 
 class Recorder:
-    """Writes what a run measures, and shows a progress bar with the figures that matter."""
+    """Writes what a run measures, and shows a progress bar with the figures that matter.
+
+    `pieces` gives the text of each token of an answer, for people to read; None leaves it out of the files. `start` is the
+    step from which a resumed run goes on.
+    """
 
     def __init__(
-        self, directory: Path, steps: int, *, tensorboard: bool, shown: Sequence[tuple[str, str]], start: int = 0
+        self,
+        directory: Path,
+        steps: int,
+        *,
+        tensorboard: bool,
+        shown: Sequence[tuple[str, str]],
+        pieces: Callable[[Array], list[str]] | None = None,
+        start: int = 0,
     ) -> None:
-        self._directory, self._shown = directory, shown
+        self._directory, self._shown, self._pieces = directory, shown, pieces
         self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = _summary_writer(directory / "tensorboard", start) if tensorboard else None
         self._bar = Progress(
@@ -78,21 +91,31 @@ class Recorder:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
 
-    def rollouts(self, step: int, rollouts: Sequence[Rollout]) -> None:
-        """rollouts/step_000020.jsonl: prompts and answers, to read."""
+    def rollouts(self, step: int, rollouts: Sequence[Rollout], measures: Measures | None = None) -> None:
+        """rollouts/step_000020.jsonl: prompts and answers, to read. `measures` are of these rollouts, in their order."""
         folder = self._directory / "rollouts"
         folder.mkdir(exist_ok=True)
+        borders = np.cumsum([len(rollout.tokens) for rollout in rollouts])[:-1]
+        said = _split(measures and measures.student_logprob, borders)
+        taught = _split(measures and measures.teacher_logprob, borders)
         with (folder / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as file:
-            for rollout in rollouts:
-                row = {
-                    "prompt": rollout.prompt.text,
-                    "answer": rollout.text,
-                    "finish": rollout.finish.value,
-                    "tokens": rollout.tokens.tolist(),
-                    "logprobs": None if rollout.logprobs is None else [round(float(value), 4) for value in rollout.logprobs],
-                    "version": int(rollout.versions[0]) if len(rollout.versions) else None,
-                }
+            for row in map(self._row, rollouts, said, taught):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def _row(self, rollout: Rollout, said: Array | None, taught: Array | None) -> dict[str, object]:
+        """`logprobs` are of the distribution that was sampled, the other two of the whole one at temperature 1, nats."""
+        row: dict[str, object] = {
+            "prompt": rollout.prompt.text,
+            "answer": rollout.text,
+            "finish": rollout.finish.value,
+            "tokens": rollout.tokens.tolist(),
+            "logprobs": _rounded(rollout.logprobs),
+            "student_logprobs": _rounded(said),
+            "teacher_logprobs": _rounded(taught),
+            "writer": rollout.writer.value,
+            "version": int(rollout.versions[0]) if len(rollout.versions) else None,
+        }
+        return row if self._pieces is None else row | {"pieces": self._pieces(rollout.tokens)}
 
     def position(self) -> int:
         """Bytes of metrics.jsonl so far."""
@@ -115,6 +138,15 @@ def start_log(directory: Path | None) -> None:
     log.propagate = False
     if directory is not None:
         log.addHandler(_plain((directory / "log.txt").open("a", encoding="utf-8")))
+
+
+def _split(values: Array | None, borders: Array) -> Iterable[Array | None]:
+    """Per rollout what stands end to end; None for each, without end, where there is nothing."""
+    return repeat(None) if values is None else np.split(values, borders)
+
+
+def _rounded(logprobs: Array | None) -> list[float] | None:
+    return None if logprobs is None else [round(float(value), 4) for value in logprobs]
 
 
 def _plain(stream: TextIO) -> logging.Handler:

@@ -91,6 +91,8 @@ class DistillConfig(Section):
         self._check_objectives()
         if self.prefix.student < 1 and self.objective.type == "k2":
             raise ValueError("objective.type k2 estimates on the student's own samples; set prefix.student=1")
+        if self.objective.type == "k2" and (self.rollout.temperature != 1 or self.rollout.top_p != 1):
+            raise ValueError("objective.type k2 estimates on samples at rollout.temperature=1 and rollout.top_p=1; set both")
         if self.objective.type == "supervised" and self.prefix.student > 0:
             raise ValueError("objective.type supervised would teach the student its own samples; set prefix.student=0")
         if self.prefix.dataset > 0 and self.data.prompts.answer is None and self.data.prompts.task is None:

@@ -13,6 +13,7 @@ from minidist.types import Array
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_INCOMPLETE = "\ufffd"  # how tokenizers decode the first bytes of a character whose last are missing
 _JINJA = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
 
 
@@ -74,7 +75,28 @@ class Renderer:
     def decode(self, tokens: Array) -> str:
         """Text of an answer, without its end-of-sequence token."""
         ids = tokens.tolist()
-        return str(self.tokenizer.decode(ids[:-1] if ids and ids[-1] == self.eos else ids, skip_special_tokens=False))
+        return self._text(ids[:-1] if ids and ids[-1] == self.eos else ids)
+
+    def pieces(self, tokens: Array) -> list[str]:
+        """The text of each token, as it stands in the text of all of them: joined, they are that text.
+
+        The one exception is a character that is spread over several tokens: it stands at its last, and the replacement
+        character at the ones before. Special tokens show as their names.
+        """
+        ids, pieces = tokens.tolist(), []
+        # A token is decoded behind the ones before it, back to the last border between characters but one: some tokenizers
+        # strip the blank a text begins with, and a token alone would lose its own.
+        context, border, shown = 0, 0, ""
+        for end in range(1, len(ids) + 1):
+            text = self._text(ids[context:end])[len(self._text(ids[context:border])) :]
+            cut = text.endswith(_INCOMPLETE)
+            piece = text.removeprefix(shown if text.startswith(shown) else shown.rstrip(_INCOMPLETE))
+            pieces.append(piece or (_INCOMPLETE if cut else ""))
+            context, border, shown = (context, border, text) if cut else (border, end, "")
+        return pieces
+
+    def _text(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
     def _ids(self, text: str) -> Array:
         return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)

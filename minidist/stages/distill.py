@@ -16,7 +16,7 @@ from minidist.stages.roles import Roles, needed
 from minidist.teachers.pool import Teachers
 from minidist.tracking import Clock, Recorder, log
 from minidist.transfer.object_store import ObjectStoreTransfer
-from minidist.types import Batch, Update, Writer
+from minidist.types import Batch, Measures, Update, Writer
 from minidist.worker import together
 
 
@@ -123,13 +123,17 @@ class _DistillWatch:
         self._examiner = _examiner(config, plan, teachers, self._tolerance)
         self._alarms = Alarms(config.canaries)
         self._evaluations: list[tuple[int, dict[str, float]]] = []
+        self._measured: Measures | None = None
         self._worst = 0.0
 
     async def before_update(self, batch: Batch) -> None:
         """Compare engine, learner and teacher on the first batch and every so often."""
-        if batch.step % self._config.canaries.every:
-            return
-        measures = await self._learner.measure(batch.streams[0])
+        checked = batch.step % self._config.canaries.every == 0
+        self._measured = await self._learner.measure(batch.streams[0]) if checked or self._shows(batch.step) else None
+        if checked and self._measured is not None:
+            self._check(batch, self._measured)
+
+    def _check(self, batch: Batch, measures: Measures) -> None:
         sampled = self._config.rollout.temperature == 1 and self._config.rollout.top_p == 1
         if sampled and any(rollout.writer is Writer.STUDENT for rollout in batch.rollouts):
             difference = check_engine(measures, batch.rollouts, self._tolerance)
@@ -149,15 +153,19 @@ class _DistillWatch:
             metrics["age/updates_max"] = float(update.version - 1 - min(own))
         self._alarms.look(step, metrics)
         self._recorder.step(step, metrics)
+        if self._shows(step):
+            self._recorder.rollouts(step + 1, batch.rollouts, self._measured)
         last = step + 1 == self._config.run.steps
-        if (step + 1) % self._config.run.rollouts_every == 0 or last or step == 0:
-            self._recorder.rollouts(step + 1, batch.rollouts)
         every = self._config.evaluation.every
         if every is not None and ((step + 1) % every == 0 or last):
             await self.examine(step)
         if (often := self._config.run.checkpoint_every) and (step + 1) % often == 0:
             await self._checkpoints.write(step + 1, self._learner, self.state_dict())
         return False
+
+    def _shows(self, step: int) -> bool:
+        """Whether the step's rollouts are written down."""
+        return step == 0 or (step + 1) % self._config.run.rollouts_every == 0 or step + 1 == self._config.run.steps
 
     async def stopped(self, step: int) -> None:
         """Ctrl-C or SIGTERM: what was done so far is kept."""

@@ -22,7 +22,7 @@ def test_version_and_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert capsys.readouterr().out == f"minidist {__version__}\n"
     assert left_with(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    assert [verb for verb in ("sft", "distill", "evaluate", "check") if verb not in shown] == []
+    assert [verb for verb in ("sft", "distill", "evaluate", "check", "doctor", "sample") if verb not in shown] == []
 
 
 @pytest.mark.parametrize("verb", ["sft", "distill", "evaluate", "check"])
@@ -47,3 +47,10 @@ def test_error_decides_the_code(
     monkeypatch.setattr(cli, "_run", fail)
     assert left_with(monkeypatch, "sft", "any.yaml") == code
     assert capsys.readouterr().err == "minidist: it happened\n"
+
+
+def test_sample_of_nothing_is_one_line_and_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert left_with(monkeypatch, "sample", str(tmp_path / "none")) == 2
+    assert capsys.readouterr().err == f"minidist: no run directory at {tmp_path / 'none'}\n"

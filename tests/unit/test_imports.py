@@ -17,7 +17,7 @@ LAYERS = [
     ("errors", "types"),
     ("protocols",),
     ("config",),
-    ("worker", "remote", "losses", "data", "tracking", "scratch"),
+    ("worker", "remote", "losses", "data", "tracking", "scratch", "samples", "machine"),
     ("checkpoint",),
     ("rundir",),
     ("lora",),
@@ -28,7 +28,7 @@ LAYERS = [
     ("loop",),
     ("cluster",),
     ("teaching", "system2", "pipelines", "jobs", "report"),
-    ("build", "plan"),
+    ("build", "plan", "doctor"),
     ("stages",),
     ("cli",),
 ]

@@ -1,0 +1,122 @@
+"""What this machine has: cores, memory, shared memory, GPUs. Read without torch, and within the limits of a container."""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+GIB = 2**30
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU; memory in GiB."""
+
+    name: str
+    gib: float
+    free_gib: float
+
+
+@dataclass(frozen=True)
+class Space:
+    """Memory or disk: how much in all, and how much is free, GiB."""
+
+    gib: float
+    free_gib: float
+
+
+def usable_cores() -> float:
+    """Cores this process may use: its affinity, or less where its cgroup has a quota."""
+    cores = float(len(os.sched_getaffinity(0)))
+    for group in _groups("cpu"):
+        quota, _, period = _read(group / "cpu.max").partition(" ")
+        if not quota:
+            quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit():
+            cores = min(cores, int(quota) / int(period))
+    return cores
+
+
+def host_memory() -> Space:
+    """Memory of the host, or of the cgroup this process is in where that allows less."""
+    there = psutil.virtual_memory()
+    total, free = float(there.total), float(there.available)
+    for group in _groups("memory"):
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            if (most := _read(group / limit)).isdigit() and int(most) < there.total:
+                total = min(total, int(most))
+                free = min(free, int(most) - int(_read(group / used) or 0) + _reclaimable(group))
+    return Space(total / GIB, max(0.0, free) / GIB)
+
+
+def disk(path: Path) -> Space:
+    """The disk a path is on, or will be once it is made."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    usage = shutil.disk_usage(path)
+    return Space(usage.total / GIB, usage.free / GIB)
+
+
+def gpus() -> list[Gpu]:
+    """GPUs by nvidia-smi, those that CUDA_VISIBLE_DEVICES hides left out. Touches no device."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    if shutil.which(command[0]) is None:
+        return []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (subprocess.SubprocessError, OSError):
+        return []
+    found = []
+    for line in done.stdout.splitlines():
+        name, total, free = (part.strip() for part in line.rsplit(",", 2))
+        found.append(Gpu(name, _mib(total), _mib(free)))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    listed = [part.strip() for part in visible.split(",") if part.strip()]
+    if all(part.isdigit() for part in listed):
+        return [found[int(part)] for part in listed if int(part) < len(found)]
+    return found[: len(listed)]  # by UUID; the devices of one machine are alike
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of the CPU, as Linux names them; empty where it does not say."""
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return set(match[1].split()) if match else set()
+
+
+def _mib(text: str) -> float:
+    """A figure of nvidia-smi in GiB; devices that share the host's memory give none."""
+    return float(text) / 1024 if text.replace(".", "").isdigit() else math.nan
+
+
+def _groups(controller: str) -> list[Path]:
+    """This process's cgroup and those above it, of version 2 and of version 1's `controller`."""
+    found = []
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        number, controllers, place = line.split(":", 2)
+        if number == "0" or controller in controllers.split(","):
+            root = _CGROUPS if number == "0" else _CGROUPS / controller
+            own = root / place.strip("/")
+            # A container sees its own group as the root, under whatever name the host has for it.
+            found += [group for group in (own, *own.parents) if group == root or root in group.parents]
+    return found
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of file cache, which count as used and are given back on demand."""
+    match = re.search(r"^inactive_file (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
+    return int(match[1]) if match else 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
