@@ -139,6 +139,8 @@ def _until_done(config: Any) -> None:
         task = asyncio.ensure_future(run_stage(config))
 
         def stop(number: int) -> None:
+            if not received:
+                log.info("stopping after this step; a second %s stops at once", signal.Signals(number).name)
             received.append(number)
             task.cancel()
 

@@ -5,7 +5,8 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -137,16 +138,17 @@ class Cluster:
             ray.init(address=self._config.address, **quiet)
         else:
             os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
-            ray.init(
-                address="local",  # a cluster of this run's own, whatever RAY_ADDRESS says
-                num_cpus=cores(),
-                num_gpus=self._config.gpus,
-                include_dashboard=False,
-                object_store_memory=int(self._config.object_store_gib * 2**30),
-                _temp_dir=str(self._scratch.path),
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
+            with _own_group():
+                ray.init(
+                    address="local",  # a cluster of this run's own, whatever RAY_ADDRESS says
+                    num_cpus=cores(),
+                    num_gpus=self._config.gpus,
+                    include_dashboard=False,
+                    object_store_memory=int(self._config.object_store_gib * 2**30),
+                    _temp_dir=str(self._scratch.path),
+                    _node_ip_address="127.0.0.1",
+                    **quiet,
+                )
         self._reserve()
 
     def _reserve(self) -> None:
@@ -197,6 +199,24 @@ class Cluster:
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch.path), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         return variables
+
+
+@contextmanager
+def _own_group() -> Iterator[None]:
+    """What is started inside gets a process group of its own.
+
+    A signal to a job's whole group (a scheduler's, or that of `timeout`) would else end Ray before the last checkpoint is
+    written.
+    """
+    ours = os.getpgrp()
+    if os.getpid() == os.getsid(0):  # the leader of a session cannot leave its group, and need not: it has no terminal
+        yield
+        return
+    os.setpgid(0, 0)
+    try:
+        yield
+    finally:
+        os.setpgid(0, ours)
 
 
 class _Host:
