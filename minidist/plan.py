@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from minidist.budget import memory_lines
 from minidist.cluster import check_gpus
 from minidist.config import Config, DistillConfig, EvaluateConfig, SftConfig
 from minidist.config.data import RenderConfig, SourceConfig
@@ -60,6 +61,7 @@ def _plan_sft(config: SftConfig) -> Plan:
     plan.lines.append(
         f"{labels:,} labels; {config.run.steps} steps of {config.batch_rows} rows; learner {config.learner.backend}"
     )
+    plan.lines += memory_lines(config, model, longest=plan.max_tokens)
     return plan
 
 
@@ -89,6 +91,7 @@ def _plan_distill(config: DistillConfig) -> Plan:
         f"{config.objective.type} on {texts} texts of up to {config.rollout.max_new_tokens} tokens a step, {config.run.steps} "
         f"steps; {config.rollout.engine} writes, {config.learner.backend} learns, roles in {config.cluster.roles}"
     )
+    plan.lines += memory_lines(config, student, teacher, longest=plan.max_tokens)
     return plan
 
 
