@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from minidist.budget import memory_lines
 from minidist.cluster import check_machine
 from minidist.config import Config, DistillConfig, EvaluateConfig, SftConfig
 from minidist.config.data import RenderConfig, SourceConfig
@@ -61,6 +62,7 @@ def _plan_sft(config: SftConfig) -> Plan:
     plan.lines.append(
         f"{labels:,} labels; {config.run.steps} steps of {config.batch_rows} rows; learner {config.learner.backend}"
     )
+    plan.lines += memory_lines(config, model, longest=plan.max_tokens)
     return plan
 
 
@@ -104,6 +106,7 @@ def _plan_distill(config: DistillConfig) -> Plan:
         f"{cluster.rollout.actors} x {config.rollout.engine} writes, {cluster.teacher.actors} x {teacher.backend} scores "
         f"({teacher.payload}), {cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}"
     )
+    plan.lines += memory_lines(config, student, teacher, longest=plan.max_tokens)
     return plan
 
 

@@ -82,6 +82,8 @@ class ClusterConfig(Section):
     gpus: int = Field(default=0, ge=0)
     """GPUs of this run; 0 runs everything on the CPU. Each actor gets whole devices where there are enough for all, else an
     equal share of one."""
+    gpu_gib: float | None = Field(default=None, gt=0)
+    """Memory of one GPU, GiB, for the plan of a run on GPUs that this machine does not have. None: what is there."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of an actor while it works. None: the cores divided by the actors of its role, since roles take turns at
     staleness 0 and the actors of one role do not."""
