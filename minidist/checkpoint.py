@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,15 +41,21 @@ class Checkpoints:
     async def write(self, step: int, learner: Learner, state: dict[str, Any]) -> None:
         """Under another name first: only a whole checkpoint is ever called step_*."""
         path, partial = self._directory / f"step_{step:06d}", self._directory / f".step_{step:06d}"
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in self._directory.glob(".step_*"):  # by a run that was killed while it wrote
+            shutil.rmtree(left)
         partial.mkdir(parents=True)
         await learner.save(partial)
         await learner.save_state(partial)
         (partial / "state.json").write_text(json.dumps({"step": step, **state}) + "\n")
         await asyncio.to_thread(_seal, partial)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():  # out of the way first: to delete it takes time, in which there would be neither
+            path.rename(self._directory / f".step_{step:06d}.old")
         partial.rename(path)
-        for old in self._there()[: -self._kept]:
+        _sync(self._directory)
+        there = self._there()
+        place = there.index(path)
+        # Later ones were passed over as damaged, and this run has taken another way since.
+        for old in [*there[: max(0, place + 1 - self._kept)], *there[place + 1 :], *self._directory.glob(".step_*")]:
             shutil.rmtree(old)
 
     def newest(self) -> Checkpoint | None:
@@ -66,25 +73,31 @@ class Checkpoints:
         return None
 
     def _there(self) -> list[Path]:
-        return sorted(self._directory.glob("step_*"))
+        found = [path for path in self._directory.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def _seal(path: Path) -> None:
     """Write the sums of all files, and have everything on disk before the directory gets its name."""
-    sums = {file.name: _sum(file) for file in sorted(path.iterdir())}
+    # A tokenizer of several chat templates has a folder of its own for them.
+    sums = {str(file.relative_to(path)): _sum(file) for file in sorted(path.rglob("*")) if file.is_file()}
     (path / _SUMS).write_text(json.dumps(sums, indent=2) + "\n")
-    for file in [*path.iterdir(), path]:
-        handle = os.open(file, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
+    for file in [*path.rglob("*"), path]:
+        _sync(file)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
 
 
 def _damage(path: Path) -> str | None:
     """The first thing wrong with a checkpoint, or None."""
     try:
         sums: dict[str, str] = json.loads((path / _SUMS).read_text())
-    except (OSError, json.JSONDecodeError):
-        return f"no {_SUMS}"
+    except (OSError, ValueError):
+        return f"no {_SUMS} that can be read"
     for name, expected in sums.items():
         if not (path / name).is_file():
             return f"{name} is missing"

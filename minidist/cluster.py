@@ -127,7 +127,7 @@ class Cluster:
         """CPUs set aside for an actor; on a machine of the run's own the shares add up to its cores."""
         if config.cpus is not None:
             return config.cpus
-        return 1.0 if self._config.address is not None else max(0.01, int(100 * cores() / self._config.processes) / 100)
+        return 1.0 if self._config.address is not None else _share(self._config)
 
     def _start_ray(self) -> None:
         import ray
@@ -262,6 +262,14 @@ def thread_environment(threads: int | None) -> dict[str, str]:
     return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def _share(config: ClusterConfig) -> float:
+    """CPUs of an actor without `cpus` on a machine of the run's own: what the others leave, in equal parts, rounded down."""
+    roles: list[RoleConfig] = [config.rollout, config.teacher, config.learner]
+    left = cores() - sum((role.cpus or 0) * role.processes for role in roles)
+    waiting = sum(role.processes for role in roles if role.cpus is None)
+    return int(100 * left / waiting) / 100 if waiting else 1.0
+
+
 def check_machine(config: ClusterConfig) -> None:
     """Raise ConfigError when the configuration asks for more CPUs or GPUs than this machine has."""
     if config.address is not None:
@@ -269,6 +277,11 @@ def check_machine(config: ClusterConfig) -> None:
     roles: list[RoleConfig] = [config.rollout, config.teacher, config.learner]
     if (asked := sum((role.cpus or 0) * role.processes for role in roles)) > cores():
         raise ConfigError(f"the cpus under cluster add up to {asked:g}, and this machine has {cores()}; lower them")
+    if _share(config) < 0.01:
+        raise ConfigError(
+            f"this machine has {cores()} CPUs, and {cores() - asked:g} of them are left for the actors without cpus of their "
+            "own under cluster; lower the cpus, or the number of actors"
+        )
     if config.gpus:
         import torch
 

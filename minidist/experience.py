@@ -141,15 +141,13 @@ def writers(prefix: PrefixConfig, count: int, *, step: int, seed: int) -> list[W
     A function of its arguments alone, and without bias: over many steps each row's writer has the configured shares.
     """
     rng = np.random.default_rng([seed, step, 1])
-    shares = np.array([prefix.student, prefix.teacher, prefix.dataset])
-    if prefix.per == "step":
-        return [_WRITERS[int(rng.choice(3, p=shares / shares.sum()))]] * count
+    shares = {Writer.STUDENT: prefix.student, Writer.TEACHER: prefix.teacher, Writer.DATASET: prefix.dataset}
+    # Who has no share stays out of it: shares that add up to a little less than 1 would leave it a row now and then.
+    names = [writer for writer, share in shares.items() if share]
+    ends = np.cumsum([shares[writer] for writer in names])[:-1]
     # One point in each of `count` equal parts of the unit interval, in random order: stratified, so the shares are kept.
-    points = (rng.permutation(count) + rng.random()) / count
-    return [_WRITERS[index] for index in np.searchsorted(np.cumsum(shares)[:-1], points, side="right")]
-
-
-_WRITERS = (Writer.STUDENT, Writer.TEACHER, Writer.DATASET)
+    points = [rng.random()] * count if prefix.per == "step" else (rng.permutation(count) + rng.random()) / count
+    return [names[index] for index in np.searchsorted(ends, points, side="right")]
 
 
 def _answer(prompt: Prompt, limit: int) -> Rollout:

@@ -37,6 +37,8 @@ class Run:
     watch: Watch
     step: int = 0
     done: bool = False
+    updating: bool = False
+    """An update is under way: learner and engines may hold different weights."""
 
 
 async def train(run: Run) -> int:
@@ -51,13 +53,15 @@ async def train(run: Run) -> int:
                 await run.watch.before_update(batch)
             await _whole(_learn(run, batch))
     except asyncio.CancelledError:
-        await run.watch.stopped(run.step)
+        if not run.updating:  # else it was cancelled twice: the learner is half way, and what it holds is no step's
+            await run.watch.stopped(run.step)
         raise
     return run.step
 
 
 async def _learn(run: Run, batch: Batch) -> None:
     """Update, publish, and look at what came of it."""
+    run.updating = True
     with run.clock.span("update"):
         update = await run.learner.update(batch)
     with run.clock.span("publish"):
@@ -67,6 +71,7 @@ async def _learn(run: Run, batch: Batch) -> None:
         metrics["canary/sync_nats_max"] = difference
     run.step += 1
     run.done = await run.watch.after_step(run.step - 1, batch, update, metrics)
+    run.updating = False
 
 
 async def _whole(work: Coroutine[Any, Any, None]) -> None:

@@ -76,7 +76,8 @@ class RunDirectory:
         self._lock()
         checkpoint = None if self._overwrite else self.checkpoints.newest()
         if checkpoint is None:
-            for entry in self.path.iterdir():
+            # config.json last: when this is interrupted, what is left is still known for a run.
+            for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.json"):
                 if entry.name != _LOCK:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         else:
@@ -102,13 +103,13 @@ class RunDirectory:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json: the run is done, and the directory free."""
-        self._held.close()
         (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        self._held.close()
 
 
-# Neither what the machine does nor what is kept changes the numbers beyond rounding: a run may go on with others.
+# Neither what the machine does, nor what is kept, nor where, changes the numbers beyond rounding: a run may go on with others.
 _FREE = re.compile(
-    r"cluster\..*|run\.(overwrite|checkpoint_every|checkpoints_kept|rollouts_every|tensorboard)"
+    r"cluster\..*|run\.(directory|overwrite|checkpoint_every|checkpoints_kept|rollouts_every|tensorboard)"
     r"|learner\.(backend|zero_stage|offload_\w+|activation_checkpointing|micro_batch_tokens|layout|chunk_tokens)"
 )
 

@@ -12,7 +12,7 @@ class RunConfig(Section):
 
     directory: Path
     """Where everything of the run goes. A finished run of the same configuration is left as it is."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Source of every random number of the run: weights, data order, sampling."""
     steps: int = Field(default=100, ge=1)
     """Collections, each followed by one optimizer step and one publication."""

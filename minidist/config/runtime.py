@@ -107,6 +107,11 @@ class ClusterConfig(Section):
                 raise ValueError(f"cluster.{name}.gpus is {role.gpus}: a share below 1, or whole devices")
             if role.devices > 1 and role.gpus is not None and 0 < role.gpus < role.devices:
                 raise ValueError(f"cluster.{name}.gpus is {role.gpus}, and each actor needs {role.devices} whole devices")
+            if self.gpus and role.gpus is None and role.devices > 1 and self.gpus_of(role) < role.devices:
+                raise ValueError(
+                    f"cluster.gpus is {self.gpus}, too few for whole devices, of which each actor of cluster.{name} needs "
+                    f"{role.devices}; raise cluster.gpus, or set cluster.{name}.gpus={role.devices} and the others' shares"
+                )
         return self
 
     @property

@@ -106,7 +106,9 @@ class DistillConfig(Section):
         return self
 
     def _check_objectives(self) -> None:
-        """Every objective is served by the teacher's payload."""
+        """Every objective has a name of its own and is served by the teacher's payload."""
+        if "main" in self.streams:
+            raise ValueError("streams.main: main is the name of the text the student is distilled on; give it another name")
         named = {"objective": self.objective} | {f"streams.{name}.objective": s.objective for name, s in self.streams.items()}
         for where, objective in named.items():
             if objective.needs is None:

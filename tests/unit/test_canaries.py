@@ -1,6 +1,7 @@
 """Each canary on the healthy case and on the fault it is there for."""
 
 import asyncio
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from minidist.data.rendering import character_tokenizer
 from minidist.errors import CanaryError, ModelError
 from minidist.learners.single import SingleLearner
 from minidist.rollout.hf import sample
-from minidist.types import Measures, Rollout
+from minidist.types import Measures, Rollout, Writer
 from tests.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
 DIGITS = character_tokenizer("0123")
@@ -120,6 +121,20 @@ def test_differences_that_cancel_are_noticed(writer: PreTrainedModel, rollouts: 
         check_engine(replace(measures, student_logprob=measures.student_logprob + signs), rollouts, 0.05)
 
 
+def test_text_that_the_student_did_not_write_does_not_count(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    """Nobody sampled the data set's answers, and the teacher's samples have its own log-probabilities."""
+    taught = [replace(r, writer=Writer.TEACHER, logprobs=np.full(len(r.tokens), -9.0)) for r in rollouts[::2]]
+    given = [replace(r, writer=Writer.DATASET, logprobs=None) for r in rollouts[:2]]
+    mixed = [given[0], *rollouts[:3], taught[0], given[1], *rollouts[3:], *taught[1:]]
+    measures = measured(writer, mixed)
+    assert check_engine(measures, mixed, 1e-3) < 1e-5
+    own = np.concatenate([np.full(len(r.tokens), r.writer is Writer.STUDENT) for r in mixed])
+    off = replace(measures, student_logprob=measures.student_logprob + np.where(own, 0.25, -70.0))
+    assert check_engine(off, mixed, 0.5) == pytest.approx(0.25, abs=1e-4), "the mean is over the student's tokens alone"
+    with pytest.raises(CanaryError, match="engine and learner disagree"):
+        check_engine(off, mixed, 0.2)
+
+
 def taught(*logprobs: float) -> Measures:
     return Measures(np.zeros(len(logprobs)), np.zeros(len(logprobs)), np.array(logprobs))
 
@@ -169,6 +184,21 @@ def test_each_alarm_is_raised_once(bad: tuple[float, float, float], text: str) -
 def test_all_alarms_at_once() -> None:
     *_, raised = looks((20, 0, 0), (1, 1, 1))
     assert len(raised) == 3
+
+
+def test_alarms_go_on_from_their_state() -> None:
+    """The length that others are measured by is the run's first, and what was raised is not raised again."""
+    names = ("rollout/length_mean_tokens", "rollout/truncated_frac", "rollout/repetition_frac")
+    first, second = Alarms(CanaryConfig()), Alarms(CanaryConfig())
+    for step, values in enumerate([(20.0, 0.0, 0.0), (20.0, 0.9, 0.0)]):
+        first.look(step, dict(zip(names, values, strict=True)))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.look(2, dict(zip(names, (9.0, 0.9, 0.0), strict=True)))
+    assert [text.partition(" at ")[0] for text in second.raised] == ["truncated answers", "length collapse"]
+    fresh = Alarms(CanaryConfig())
+    fresh.load_state_dict(json.loads(json.dumps(Alarms(CanaryConfig()).state_dict())))
+    fresh.look(0, dict(zip(names, (9.0, 0.0, 0.0), strict=True)))
+    assert fresh.raised == []
 
 
 def test_supervised_steps_have_no_text_to_look_at() -> None:

@@ -113,6 +113,83 @@ REFUSED = [
     ("evaluate", ["rollout.temperature=0.7"], ["rollout.temperature=1", "rollout.top_p=1"]),
     ("evaluate", ["rollout.top_p=0.9"], ["rollout.temperature=1", "rollout.top_p=1"]),
     ("evaluate", ["models={}"], ["models is {}", "at least 1"]),
+    ("sft", ["run.seed=-1"], ["run.seed is -1", "greater than or equal to 0"]),
+    (
+        "sft",
+        ["learner.backend=single", "cluster.learner.ranks=2"],
+        ["cluster.learner.ranks above 1", "learner.backend=deepspeed"],
+    ),
+    ("sft", ["learner.offload_parameters=true"], ["learner.offload_parameters", "learner.zero_stage=3, not 2"]),
+    (
+        "distill",
+        ["learner.offload_optimizer=true", "learner.zero_stage=0"],
+        ["learner.offload_optimizer", "learner.zero_stage 1, 2 or 3"],
+    ),
+    (
+        "distill",
+        ["learner.zero_stage=0", "student.dtype=bfloat16"],
+        ["learner.zero_stage 0", "bfloat16 weights", "set learner.zero_stage=1"],
+    ),
+    (
+        "distill",
+        ["rollout.engine=hf", "cluster.rollout.tensor_parallel=2"],
+        ["cluster.rollout.tensor_parallel", "set rollout.engine=vllm"],
+    ),
+    ("distill", ["objective.type=k2", "prefix={student: 0.5, dataset: 0.5}"], ["objective.type k2", "set prefix.student=1"]),
+    ("distill", ["objective.type=supervised"], ["objective.type supervised", "its own samples", "set prefix.student=0"]),
+    (
+        "distill",
+        ["objective.type=supervised", "prefix={student: 0.1, teacher: 0.9}"],
+        ["objective.type supervised", "set prefix.student=0"],
+    ),
+    (
+        "distill",
+        ["prefix={student: 0, dataset: 1}", "data.prompts.path=a.jsonl"],
+        ["prefix.dataset needs data.prompts.answer"],
+    ),
+    ("distill", ["prefix.teacher=0.5"], ["prefix.student + prefix.teacher + prefix.dataset is 1.5", "add up to 1"]),
+    ("distill", ["prefix={student: 0.9}"], ["prefix.student + prefix.teacher + prefix.dataset is 0.9", "add up to 1"]),
+    ("distill", ["prefix={student: 2, teacher: -1}"], ["prefix.student is 2", "less than or equal to 1"]),
+    ("distill", ["prefix.per=token"], ["prefix.per is 'token'", "'row' or 'step'"]),
+    ("distill", ["streams.main.data.path=task:sort"], ["streams.main", "main is the name", "give it another name"]),
+    ("distill", ["streams.sft.data.path=a.jsonl"], ["data of a stream needs answer", "or text"]),
+    ("distill", ["streams.sft={data: {path: task:sort}, weight: -1}"], ["weight is -1", "greater than or equal to 0"]),
+    (
+        "distill",
+        ["streams.old={data: {path: task:sort}, objective: {type: k2}}"],
+        ["streams.old.objective.type k2", "the student's own samples", "not on given text"],
+    ),
+    (
+        "distill",
+        [
+            "objective.type=k2",
+            "teacher.payload=sampled",
+            "streams.old={data: {path: task:sort}, objective: {type: forward_kl}}",
+        ],
+        ["teacher.payload sampled", "streams.old.objective.type forward_kl", "set teacher.payload=top_k"],
+    ),
+    (
+        "distill",
+        ["teacher.payload=top_k", "streams.old={data: {path: task:sort}, objective: {type: forward_kl, temperature: 2}}"],
+        ["streams.old.objective.temperature 2", "set teacher.payload=hidden"],
+    ),
+    ("sft", ["evaluation.patience=3", "data.validation=null"], ["evaluation.patience need data.validation"]),
+    (
+        "distill",
+        ["cluster.roles=local", "cluster.rollout.actors=2"],
+        ["cluster.roles local has one actor of each role", "set cluster.roles=ray"],
+    ),
+    ("distill", ["cluster.teacher.gpus=1.5", "cluster.gpus=4"], ["cluster.teacher.gpus is 1.5", "or whole devices"]),
+    (
+        "distill",
+        ["cluster.rollout={tensor_parallel: 2, gpus: 1}", "cluster.gpus=4"],
+        ["cluster.rollout.gpus is 1.0", "needs 2 whole devices"],
+    ),
+    (
+        "distill",
+        ["cluster.rollout.tensor_parallel=2", "cluster.gpus=3"],
+        ["cluster.gpus is 3", "each actor of cluster.rollout needs 2", "set cluster.rollout.gpus=2"],
+    ),
     ("sft", ["run.steps"], ["override 'run.steps'", "section.key=value"]),
     ("sft", ["=3"], ["override '=3'", "section.key=value"]),
     ("sft", ["run.steps.x=3", "run.steps.y=3"], ["run.steps"]),
@@ -132,6 +209,26 @@ def test_refused_in_one_sentence(
     monkeypatch.delenv("MINIDIST_NOWHERE", raising=False)
     sentence = refusal(write(stage), *overrides)
     assert [part for part in parts if part not in sentence] == [], sentence
+
+
+ALLOWED = [
+    ["objective.type=k2", "teacher.payload=sampled"],
+    ["objective.type=supervised", "prefix={student: 0, dataset: 1}", "data.prompts={path: a.jsonl, answer: '{{ a }}'}"],
+    ["objective.type=forward_kl", "prefix={student: 0.5, dataset: 0.5, per: step}"],
+    ["prefix={student: 0.3333333, teacher: 0.3333333, dataset: 0.3333334}"],
+    ["teacher.payload=sampled", "objective.type=k2", "streams.sft.data.path=task:sort"],
+    ["objective.temperature=2", "streams.old={data: {path: a.txt, text: '{{ text }}'}, objective: {type: reverse_kl}}"],
+    ["learner={zero_stage: 3, offload_optimizer: true, offload_parameters: true}", "student.dtype=bfloat16"],
+    ["learner={backend: single, zero_stage: 0}", "student.dtype=bfloat16"],
+    ["cluster.rollout.tensor_parallel=2", "cluster.gpus=4"],
+    ["cluster.rollout={tensor_parallel: 2, gpus: 2}", "cluster.gpus=2"],
+    ["rollout.temperature=0"],
+]
+
+
+@pytest.mark.parametrize("overrides", ALLOWED, ids=" ".join)
+def test_sections_that_agree_are_not_refused(write: Write, overrides: list[str]) -> None:
+    load(write("distill"), overrides)
 
 
 def test_suggestion_is_not_of_another_section(write: Write) -> None:
