@@ -101,10 +101,10 @@ def _plan_distill(config: DistillConfig) -> Plan:
         f"{config.objective.type} on {texts} texts of up to {config.rollout.max_new_tokens} tokens a step "
         f"({', '.join(writers)}), {config.run.steps} steps"
     )
-    cluster, teacher = config.cluster, config.teacher
+    cluster, scorer = config.cluster, config.teacher
     plan.lines.append(
-        f"{cluster.rollout.actors} x {config.rollout.engine} writes, {cluster.teacher.actors} x {teacher.backend} scores "
-        f"({teacher.payload}), {cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}"
+        f"{cluster.rollout.actors} x {config.rollout.engine} writes, {cluster.teacher.actors} x {scorer.backend} scores "
+        f"({scorer.payload}), {cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}"
     )
     plan.lines += memory_lines(config, student, teacher, longest=plan.max_tokens)
     return plan
