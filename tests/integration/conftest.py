@@ -138,3 +138,7 @@ async def _host(stack: Stack) -> tuple[Any, Any, Any]:
         host("teacher", make_teacher, config=teacher, renderer=stack.renderer, vocabulary=None, gpus=0),
         host("learner", make_learner, **learner_arguments(stack, settings(lr=0.5))),
     )
+
+
+# At the end, since it needs what stands above.
+from tests.integration.live_server import server, starting  # noqa: E402, F401
