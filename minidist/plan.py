@@ -139,7 +139,8 @@ def _plan_teacher(config: DistillConfig, plan: Plan, model: "PretrainedConfig") 
                 f"cluster.teacher.shards is {shards}, and a server splits its model itself (--tensor-parallel-size); set "
                 "cluster.teacher.shards=1"
             )
-        width, tokens = vocabulary_size(model), plan.max_tokens
+        width, scored = vocabulary_size(model), [stream for stream in config.streams.values() if stream.objective.needs]
+        tokens = max([plan.max_tokens, *(stream.max_tokens for stream in scored)])
         lines = check_server(
             config.teacher, plan.renderer, prompt=plan.prompts[0], tokens=tokens, width=width, vocabulary=vocabulary
         )

@@ -43,9 +43,9 @@ class ServerTeacher:
         self._client = httpx.AsyncClient(
             base_url=address(self._server),
             headers=headers(self._server),
-            # Requests wait for a slot here and not for a connection, which would count against their time.
-            timeout=httpx.Timeout(self._server.timeout_s, pool=None),
-            limits=httpx.Limits(max_connections=self._server.requests, max_keepalive_connections=self._server.requests),
+            timeout=self._server.timeout_s,
+            # Requests wait for a slot and never for a connection, which would count against their time.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self._server.requests),
         )
         self._model = self._server.model
         self._answers = self._retries = 0

@@ -180,3 +180,7 @@ async def _host(stack: Stack) -> None:
         ]
     )
     stack.engines, stack.teachers = Engines(engines), Teachers(teachers)
+
+
+# At the end, since it needs what stands above.
+from tests.integration.live_server import server, starting  # noqa: E402, F401

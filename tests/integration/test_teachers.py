@@ -1,0 +1,200 @@
+"""Teachers that transformers does not run say what transformers says: vLLM in two processes, and a vLLM server."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from minidist.config.models import ServerConfig, TeacherConfig
+from minidist.errors import ConfigError, RoleError
+from minidist.teachers.hf import HFTeacher
+from minidist.teachers.http import ServerTeacher
+from minidist.teachers.payload import classes_asked
+from minidist.teachers.probe import check_server
+from minidist.teachers.vllm import VLLMTeacher
+from minidist.types import Rollout, TeacherScores
+from tests.integration.conftest import MAX_TOKENS, SHAPE, Stack, save_model
+from tests.integration.live_server import LOGPROBS, Live
+from tests.tiny import random_rollouts
+
+EXACT = 2e-4  # nats; float32, two implementations of the same arithmetic
+SAMPLING: dict[str, Any] = {"samples": 2, "max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "seed": 3}
+VOCABULARY = 29
+ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 40), (8, 40), (47, 1)], vocabulary=VOCABULARY)
+T = TypeVar("T")
+
+
+class Adjustable(VLLMTeacher):
+    """A vLLM teacher whose payload and weights a test may change, since a start takes long."""
+
+    async def adjust(self, config: TeacherConfig, vocabulary: int | None) -> None:
+        self._config, self._vocabulary = config, vocabulary
+        self._classes = classes_asked(config, VOCABULARY, vocabulary)
+
+    async def swap(self, weights: dict[str, np.ndarray]) -> None:
+        await self._core.reload([(name, torch.tensor(array)) for name, array in weights.items()])
+
+    async def processes(self) -> list[int]:
+        return [os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))]
+
+
+def config(path: Path, **fields: Any) -> TeacherConfig:
+    return TeacherConfig(model=str(path), **({"payload": "top_k", "top_k": 99} | fields))
+
+
+def local(stack: Stack, path: Path) -> list[TeacherScores]:
+    """What transformers says, of every class."""
+    teacher = HFTeacher(config(path), stack.renderer, vocabulary=None)
+    return asyncio.run(teacher.score(ROLLOUTS))
+
+
+def same(found: list[TeacherScores], reference: list[TeacherScores], classes: int, vocabulary: int = VOCABULARY) -> None:
+    """The tokens' own log-probabilities, and the likeliest `classes` below `vocabulary`, are the reference's."""
+    for ours, theirs in zip(found, reference, strict=True):
+        assert ours.logprobs is not None and theirs.top_ids is not None and theirs.top_logprobs is not None
+        assert np.abs(ours.logprobs - theirs.logprobs).max() < EXACT
+        if not classes:
+            assert ours.top_ids is None
+            continue
+        real = np.argsort(theirs.top_ids >= vocabulary, axis=1, kind="stable")[:, :classes]
+        assert ours.top_ids is not None and (ours.top_ids == np.take_along_axis(theirs.top_ids, real, 1)).all()
+        assert np.abs(ours.top_logprobs - np.take_along_axis(theirs.top_logprobs, real, 1)).max() < EXACT
+
+
+@pytest.fixture(scope="module")
+def reference(stack: Stack) -> list[TeacherScores]:
+    scores = local(stack, stack.student)
+    assert np.std(np.concatenate([scored.logprobs for scored in scores])) > 0.3  # no uniform model, on which anything agrees
+    return scores
+
+
+@pytest.fixture(scope="module")
+def split(stack: Stack) -> Iterator[Any]:
+    """The student as teacher, its model split over two processes."""
+    settings = config(stack.student, backend="vllm")
+    options: dict[str, Any] = {"vocabulary": None, "shards": 2, "max_tokens": MAX_TOKENS}
+    teacher = stack.run(stack.cluster.host("teacher", Adjustable, config=settings, renderer=stack.renderer, **options))
+    yield teacher
+    stack.dismiss(teacher)
+
+
+CASES = [("sampled", 1, None), ("top_k", 5, None), ("top_k", 99, None), ("top_k", 5, 20), ("top_k", 99, 20)]
+
+
+@pytest.mark.parametrize(("payload", "top_k", "vocabulary"), CASES)
+def test_a_split_vllm_teacher_says_what_transformers_says(
+    stack: Stack, split: Any, reference: list[TeacherScores], payload: str, top_k: int, vocabulary: int | None
+) -> None:
+    settings = config(stack.student, backend="vllm", payload=payload, top_k=top_k)
+    stack.run(split.adjust(settings, vocabulary))
+    found = stack.run(split.score(ROLLOUTS))
+    width = vocabulary or VOCABULARY
+    same(found, reference, min(top_k, width) if payload == "top_k" else 0, width)
+
+
+def test_a_split_model_writes_what_the_whole_one_writes(stack: Stack, split: Any) -> None:
+    stack.run(stack.engine.load(stack.student))
+    stack.run(split.adjust(config(stack.student, backend="vllm", payload="sampled"), None))
+    prompts = stack.prompts(["abc", "zyxw", "q", "hello"])
+    whole, parts = stack.run(stack.engine.generate(prompts, **SAMPLING)), stack.run(split.extend(prompts, **SAMPLING))
+    assert [list(rollout.tokens) for rollout in whole] == [list(rollout.tokens) for rollout in parts]
+    scores = stack.run(split.score(parts))
+    for one, two, scored in zip(whole, parts, scores, strict=True):
+        assert np.abs(one.logprobs - two.logprobs).max() < EXACT
+        assert np.abs(two.logprobs - scored.logprobs).max() < EXACT
+
+
+def test_new_weights_reach_every_part(stack: Stack, split: Any, reference: list[TeacherScores], tmp_path: Path) -> None:
+    def weights(model: Any) -> dict[str, np.ndarray]:
+        return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+    stack.run(split.adjust(config(stack.student, backend="vllm"), None))
+    other = save_model(tmp_path / "other", SHAPE, 9)
+    stack.run(split.swap(weights(other)))
+    same(stack.run(split.score(ROLLOUTS)), local(stack, tmp_path / "other"), VOCABULARY)
+    stack.run(split.swap(weights(save_model(tmp_path / "again", SHAPE, 1))))
+    same(stack.run(split.score(ROLLOUTS)), reference, VOCABULARY)
+
+
+def test_the_processes_of_a_killed_teacher_end_and_leave_nothing(stack: Stack, split: Any) -> None:
+    actor, *others = stack.run(split.processes())
+    assert len(others) >= 2
+    mapped = {line.split()[4] for pid in others for line in maps(pid) if "/dev/shm/" in line}
+    assert mapped  # they talk through shared memory
+    os.kill(actor, signal.SIGKILL)
+    until = time.monotonic() + 20
+    while any(alive(pid) for pid in others):
+        assert time.monotonic() < until, "a process outlived its teacher"
+        time.sleep(0.1)
+    assert not mapped & {str(path.stat().st_ino) for path in Path("/dev/shm").iterdir()}
+    with pytest.raises(RoleError, match="died"):
+        stack.run(split.score(ROLLOUTS))
+
+
+def maps(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/maps").read_text().splitlines()
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def ask(stack: Stack, server: Live, call: Callable[[ServerTeacher], Awaitable[T]], **fields: Any) -> T:
+    async def run() -> T:
+        teacher = ServerTeacher(served(server, **fields), stack.renderer, vocabulary=None)
+        try:
+            return await call(teacher)
+        finally:
+            await teacher.close()
+
+    return asyncio.run(run())
+
+
+def served(server: Live, **fields: Any) -> TeacherConfig:
+    return config(server.model, backend="server", server=ServerConfig(url=server.url, requests=8), **fields)
+
+
+@pytest.mark.parametrize(("payload", "top_k"), [("sampled", 1), ("top_k", 5), ("top_k", 99)])
+def test_a_server_says_what_transformers_says(
+    stack: Stack, server: Live, reference: list[TeacherScores], payload: str, top_k: int
+) -> None:
+    found = ask(stack, server, lambda teacher: teacher.score(ROLLOUTS), payload=payload, top_k=top_k)
+    same(found, reference, min(top_k, VOCABULARY) if payload == "top_k" else 0)
+
+
+def test_what_a_server_writes_it_scores_the_same(stack: Stack, server: Live) -> None:
+    async def write(teacher: ServerTeacher) -> tuple[list[Rollout], list[Rollout], list[TeacherScores]]:
+        prompts = stack.prompts(["abc", "zyxw", "q", "hello"])
+        written = await teacher.extend(prompts, **SAMPLING)
+        return written, await teacher.extend(prompts, **SAMPLING), await teacher.score(written)
+
+    written, again, scores = ask(stack, server, write, payload="sampled")
+    assert [(rollout.prompt.row, rollout.sample) for rollout in written] == [(row, n) for row in range(4) for n in range(2)]
+    assert [list(rollout.tokens) for rollout in written] == [list(rollout.tokens) for rollout in again]
+    assert len({tuple(rollout.tokens) for rollout in written}) == 8
+    for rollout, scored in zip(written, scores, strict=True):
+        assert len(rollout.tokens) == 16 or rollout.tokens[-1] == stack.renderer.eos
+        assert scored.logprobs is not None and np.abs(rollout.logprobs - scored.logprobs).max() < EXACT
+
+
+def test_a_server_is_looked_at_before_a_run(stack: Stack, server: Live) -> None:
+    options: dict[str, Any] = {"prompt": stack.prompts(["abc"])[0], "width": VOCABULARY, "vocabulary": VOCABULARY}
+    assert check_server(served(server), stack.renderer, tokens=MAX_TOKENS, **options) == [
+        f"teacher served as teacher at {server.url}"
+    ]
+    with pytest.raises(ConfigError, match=f"takes {MAX_TOKENS + 1} tokens"):
+        check_server(served(server), stack.renderer, tokens=MAX_TOKENS + 1, **options)
+    wide = options | {"width": VOCABULARY + 9, "vocabulary": VOCABULARY + 9}
+    with pytest.raises(ConfigError, match=f"gives at most {LOGPROBS} .* --max-logprobs 30, or set teacher.top_k={LOGPROBS} "):
+        check_server(served(server, top_k=30), stack.renderer, tokens=MAX_TOKENS, **wide)
