@@ -1,6 +1,8 @@
 # make quickstart   set up .venv and run the whole example on this machine
 # make test         set up .venv and run every test
 # make check        lint, types, fast tests
+# make soak         slow tests: two Ray nodes on this machine
+# make bench        measurements: memory of an update against what minidist check says
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -9,7 +11,7 @@ READY_DEV := $(VENV)/.ready-dev
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile
 SEED ?= 0
 
-.PHONY: quickstart test check setup clean
+.PHONY: quickstart test check soak bench setup clean
 
 quickstart: $(READY)
 	launch/quickstart.sh $(SEED)
@@ -22,6 +24,12 @@ check: $(READY_DEV)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 	$(VENV)/bin/python -m pytest tests/unit
+
+soak: $(READY_DEV)
+	$(VENV)/bin/python -m pytest tests/soak
+
+bench: $(READY_DEV)
+	$(VENV)/bin/python -m tests.benchmarks.memory
 
 setup: $(READY_DEV)
 
