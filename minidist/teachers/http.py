@@ -2,10 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import numpy as np
@@ -19,8 +19,7 @@ from minidist.teachers.head import vocabulary_size
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.teachers.server import COMPLETIONS, address, headers, read_scores, refusal, scoring, words
 from minidist.types import Finish, Prompt, Rollout, TeacherScores
-
-T = TypeVar("T")
+from minidist.worker import together
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
@@ -53,18 +52,18 @@ class ServerTeacher:
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         """Scores of the rollouts' tokens, in their order."""
         model = await self._name()
-        return await _all([self._score(model, rollout) for rollout in rollouts])
+        return await together([self._score(model, rollout) for rollout in rollouts])
 
     async def extend(
         self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
     ) -> list[Rollout]:
-        """The teacher's own samples. Log-probabilities are nan where the server's may be of another distribution."""
+        """The teacher's own samples. Without log-probabilities where the server's may be of another distribution."""
         settings = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         # Servers give them before temperature and truncation, unless they were started otherwise.
         plain = top_p == 1 and temperature in (0, 1) and self._allowed is None
         model = await self._name()
         jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
-        return await _all([self._write(model, *job, settings, seed, plain=plain) for job in jobs])
+        return await together([self._write(model, *job, settings, seed, plain=plain) for job in jobs])
 
     async def describe(self) -> dict[str, object]:
         """What scores, and what it says."""
@@ -114,7 +113,7 @@ class ServerTeacher:
         return Rollout(
             prompt=prompt,
             tokens=tokens,
-            logprobs=logprobs if plain else np.full(len(tokens), np.nan, dtype=np.float32),
+            logprobs=logprobs if plain else None,
             versions=np.zeros(len(tokens), dtype=np.int32),
             finish=Finish.STOP if stopped else Finish.LENGTH,
             sample=number,
@@ -152,16 +151,6 @@ class ServerTeacher:
             return answer.json()
         except ValueError:
             raise RoleError(f"the server at {address(self._server)} gives no JSON: {answer.text[:100]!r}") from None
-
-
-async def _all(calls: list[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in order; the first error ends the rest."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(call) for call in calls]
-    except ExceptionGroup as failed:
-        raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _retry_after(answer: httpx.Response) -> float | None:
