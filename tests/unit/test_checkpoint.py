@@ -131,8 +131,8 @@ def test_the_newest_few_stay(tmp_path: Path, kept: int) -> None:
 
 
 def test_steps_are_numbers(tmp_path: Path) -> None:
-    write(tmp_path, 999_999, 1_000_000, kept=1)
-    assert names(tmp_path) == ["step_1000000"]
+    write(tmp_path, 999_998, 999_999, 1_000_000, kept=2)
+    assert newest(tmp_path).step == 1_000_000 and names(tmp_path) == ["step_1000000", "step_999999"]
     write(tmp_path, 1_000_001, kept=2)
     assert newest(tmp_path).step == 1_000_001 and names(tmp_path) == ["step_1000000", "step_1000001"]
 
@@ -190,11 +190,11 @@ def tensors(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     return {name: torch.randn(4, 3).to(dtype) for name in ("weight", "exp_avg", "exp_avg_sq")}
 
 
-@pytest.mark.parametrize(("limit", "files"), [(1 << 30, 1), (145, 2), (144, 3), (1, 3)])
+@pytest.mark.parametrize(("limit", "files"), [(1 << 30, 1), (145, 2), (144, 4), (1, 4)])
 def test_state_in_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, files: int) -> None:
     monkeypatch.setattr(module, "_FILE_BYTES", limit)
     writer = StateWriter(tmp_path, 7)
-    given = {"model.layers.0.weight": tensors(0), "lm_head": tensors(1), "odd|name": tensors(2)}
+    given = {"model.layers.0.weight": tensors(0), "lm_head": tensors(1), "odd|name": tensors(2), "norm": tensors(3)}
     for name, parts in given.items():
         writer.add(name, parts)
     writer.flush()

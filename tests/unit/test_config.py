@@ -219,6 +219,7 @@ ALLOWED = [
     ["teacher.payload=sampled", "objective.type=k2", "streams.sft.data.path=task:sort"],
     ["objective.temperature=2", "streams.old={data: {path: a.txt, text: '{{ text }}'}, objective: {type: reverse_kl}}"],
     ["learner={zero_stage: 3, offload_optimizer: true, offload_parameters: true}", "student.dtype=bfloat16"],
+    ["learner={zero_stage: 1}", "student.dtype=bfloat16"],
     ["learner={backend: single, zero_stage: 0}", "student.dtype=bfloat16"],
     ["cluster.rollout.tensor_parallel=2", "cluster.gpus=4"],
     ["cluster.rollout={tensor_parallel: 2, gpus: 2}", "cluster.gpus=2"],
