@@ -82,7 +82,8 @@ def role_needs(
 
 def _teacher_needs(config: DistillConfig, shape: Shape, longest: int, gpu: int | None) -> list[Need]:
     teacher, role = config.teacher, config.cluster.teacher
-    common = {"role": "teacher", "dtype": teacher.dtype, "devices": role.actors * role.shards, "split": role.shards}
+    split = role.shards * role.tensor_parallel
+    common = {"role": "teacher", "dtype": teacher.dtype, "devices": role.actors * split, "split": split}
     if teacher.backend == "server":
         return []  # its memory is somebody else's
     if teacher.backend == "vllm":
@@ -200,8 +201,8 @@ def _fix(config: SftConfig | DistillConfig, need: Need) -> str:
     if need.role == "learner":
         return _fix_learner(config.learner, config.cluster, widest)
     if need.role == "rollout" or (isinstance(config, DistillConfig) and config.teacher.backend == "vllm"):
-        split = "rollout.tensor_parallel" if need.role == "rollout" else "teacher.shards"
-        return f"raise {need.role}.gpu_memory_utilization or cluster.{split}, or lower {need.role}.max_sequences"
+        split = f"cluster.{need.role}.tensor_parallel"
+        return f"raise {need.role}.gpu_memory_utilization or {split}, or lower {need.role}.max_sequences"
     if widest in ("activations", "logits"):
         return "lower teacher.batch_tokens"
     return "raise cluster.teacher.shards, or set teacher.dtype=bfloat16"

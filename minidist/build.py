@@ -47,7 +47,7 @@ def make_teacher(
     renderer: Renderer,
     vocabulary: int | None,
     gpus: int,
-    shards: int = 1,
+    tensor_parallel: int = 1,
     max_tokens: int | None = None,
     deterministic: bool = False,
     group: RankGroup | None = None,
@@ -57,7 +57,8 @@ def make_teacher(
     if config.backend == "vllm":
         from minidist.teachers.vllm import VLLMTeacher
 
-        return VLLMTeacher(config, renderer, vocabulary=vocabulary, gpus=gpus, shards=shards, max_tokens=max_tokens)
+        split = {"gpus": gpus, "tensor_parallel": tensor_parallel}
+        return VLLMTeacher(config, renderer, vocabulary=vocabulary, max_tokens=max_tokens, **split)
     if config.backend == "server":
         from minidist.teachers.http import ServerTeacher
 

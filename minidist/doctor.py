@@ -220,7 +220,7 @@ def uses(config: Config | None) -> Iterator[Finding]:
     over = _over(cluster.rollout.tensor_parallel)
     yield Finding("rollout", f"{cluster.rollout.actors} × {rollout.engine}, {dtype}{over}")
     teacher = config.teacher if config else TeacherConfig(model="teacher")
-    over = _over(cluster.teacher.shards)
+    over = _over(cluster.teacher.shards * cluster.teacher.tensor_parallel)
     yield Finding("teacher", f"{cluster.teacher.actors} × {teacher.backend}, {teacher.payload}, {teacher.dtype}{over}")
 
 

@@ -1,5 +1,6 @@
 """Where batches come from: text of student, teacher or data set, scored, with given text beside it; or given text alone."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -44,6 +45,11 @@ class Beside:
     scored: bool
     """Whether its objective asks the teacher."""
 
+    def draw(self, step: int, seed: int) -> list[Example]:
+        """The step's rows; with a seed of the stream's own, so that two sources of equal length are not drawn alike."""
+        own = seed ^ zlib.crc32(self.name.encode())
+        return [self.examples[index] for index in drawn(len(self.examples), self.rows, step=step, seed=own)]
+
 
 class Prefixes:
     """Text on the next prompts, written by student, teacher or data set as the shares say, and scored by the teacher.
@@ -74,10 +80,7 @@ class Prefixes:
         chosen = [self._prompts[index] for index in indices]
         with self._clock.span("generate"):
             rollouts = await self._write(chosen, writers(self._prefix, len(chosen), step=step, seed=self._seed), step)
-        given = [
-            (stream, [stream.examples[i] for i in drawn(len(stream.examples), stream.rows, step=step, seed=self._seed)])
-            for stream in self._beside
-        ]
+        given = [(stream, stream.draw(step, self._seed)) for stream in self._beside]
         with self._clock.span("score"):
             scores = await self._score(rollouts, [examples for stream, examples in given if stream.scored])
         streams = [collate("main", rollouts, scores[0], objective="main")]

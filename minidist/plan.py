@@ -124,21 +124,16 @@ def _plan_teacher(config: DistillConfig, plan: Plan, model: "PretrainedConfig") 
     """Lines on a teacher that transformers does not run, checked."""
     from minidist.teachers.head import vocabulary_size
 
-    backend, shards, vocabulary = config.teacher.backend, config.cluster.teacher.shards, plan.vocabulary or 0
+    backend, vocabulary = config.teacher.backend, plan.vocabulary or 0
     if backend == "hf":
         return []
     lines: list[str] = []
     if backend == "vllm":
         _check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "teacher.backend=hf")
-        _check_split(model, "teacher.model", shards, "cluster.teacher.shards")
+        _check_split(model, "teacher.model", config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
     else:
         from minidist.teachers.probe import check_server
 
-        if shards > 1:
-            raise ConfigError(
-                f"cluster.teacher.shards is {shards}, and a server splits its model itself (--tensor-parallel-size); set "
-                "cluster.teacher.shards=1"
-            )
         width, scored = vocabulary_size(model), [stream for stream in config.streams.values() if stream.objective.needs]
         tokens = max([plan.max_tokens, *(stream.max_tokens for stream in scored)])
         lines = check_server(

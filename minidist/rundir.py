@@ -82,7 +82,7 @@ class RunDirectory:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         else:
             _cut(self.path / "metrics.jsonl", checkpoint)
-        (self.path / "config.json").write_text(json.dumps(self._resolved, indent=2) + "\n")
+        _write(self.path / "config.json", self._resolved)
         return checkpoint
 
     @property
@@ -103,7 +103,7 @@ class RunDirectory:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json: the run is done, and the directory free."""
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        _write(self.path / "summary.json", summary)
         self._held.close()
 
 
@@ -123,6 +123,13 @@ def _difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | 
                 return found
         return None
     return None if there == here else (key, there, here)
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    """Whole or not at all, whenever the process ends."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial.replace(file)
 
 
 def _cut(metrics: Path, checkpoint: Checkpoint) -> None:

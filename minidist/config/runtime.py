@@ -52,13 +52,18 @@ class TeacherRoleConfig(RoleConfig):
 
     actors: int = Field(default=1, ge=1)
     """Teachers that score side by side."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """teacher.backend vllm: devices (processes, on a CPU) over which vLLM splits each teacher that is larger than one."""
     shards: int = Field(default=1, ge=1)
-    """Devices (processes, on a CPU) over which each teacher's model is split when it is larger than one: tensor parallel
-    with teacher.backend vllm, parameters partitioned by ZeRO-3 with hf."""
+    """teacher.backend hf: processes, each on a device of its own, over which ZeRO-3 partitions each teacher's parameters."""
 
     @property
     def processes(self) -> int:
-        return self.actors
+        return self.actors * self.shards
+
+    @property
+    def devices(self) -> int:
+        return self.tensor_parallel
 
 
 class LearnerRoleConfig(RoleConfig):

@@ -81,6 +81,12 @@ class DistillConfig(Section):
     def _machine_fits(self) -> "DistillConfig":
         if self.rollout.engine == "hf" and self.cluster.rollout.tensor_parallel > 1:
             raise ValueError("cluster.rollout.tensor_parallel splits vLLM engines; set rollout.engine=vllm")
+        for name, backend in (("tensor_parallel", "vllm"), ("shards", "hf")):
+            if getattr(self.cluster.teacher, name) > 1 and self.teacher.backend != backend:
+                raise ValueError(
+                    f"cluster.teacher.{name} splits a teacher of backend {backend}, not of {self.teacher.backend}; set it to "
+                    f"1, or teacher.backend={backend}"
+                )
         _check_learner(self.learner, self.cluster, self.student.dtype)
         return self
 

@@ -85,11 +85,11 @@ class Roles:
         arguments = {
             "config": config,
             "max_tokens": self._longest(),
-            "shards": role.shards,
+            "tensor_parallel": role.tensor_parallel,
             "deterministic": self._deterministic,
             **self._common(role),
         }
-        if config.backend == "hf" and role.shards > 1:
+        if role.shards > 1:
             return Shards(await self._cluster.host_group("teacher", make_teacher, role.shards, **arguments))
         return await self._cluster.host("teacher", make_teacher, **arguments)
 

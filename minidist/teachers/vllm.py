@@ -25,7 +25,7 @@ class VLLMTeacher:
         *,
         vocabulary: int | None,
         gpus: int = 0,
-        shards: int = 1,
+        tensor_parallel: int = 1,
         max_tokens: int | None = None,
     ) -> None:
         model = load_config(config, "teacher.model")
@@ -41,7 +41,7 @@ class VLLMTeacher:
             kv_cache_gib=config.kv_cache_gib,
             gpu_memory_utilization=config.gpu_memory_utilization,
             gpus=gpus,
-            tensor_parallel=shards,
+            tensor_parallel=tensor_parallel,
             batch_tokens=max(config.batch_tokens, config.max_sequences),
             max_logprobs=max(self._classes, 1),
             prefix_caching=False,

@@ -80,7 +80,7 @@ def reference(stack: Stack) -> list[TeacherScores]:
 def split(stack: Stack) -> Iterator[Any]:
     """The student as teacher, its model split over two processes."""
     settings = config(stack.student, backend="vllm")
-    options: dict[str, Any] = {"vocabulary": None, "shards": 2, "max_tokens": MAX_TOKENS}
+    options: dict[str, Any] = {"vocabulary": None, "tensor_parallel": 2, "max_tokens": MAX_TOKENS}
     teacher = stack.run(stack.cluster.host("teacher", Adjustable, config=settings, renderer=stack.renderer, **options))
     yield teacher
     stack.dismiss(teacher)

@@ -75,10 +75,10 @@ def test_bad_input_is_one_sentence_and_code_2(
 VLLM = ["teacher.backend=vllm", "teacher.payload=top_k", "rollout.engine=hf"]
 SERVER = ["teacher.backend=server", "teacher.payload=top_k", "teacher.server.url=http://127.0.0.1:1"]
 TEACHERS = {
-    "cluster.teacher.shards=2": (VLLM, "cluster.teacher.shards is 2, and teacher.model has 1 attention heads"),
+    "cluster.teacher.tensor_parallel=2": (VLLM, "cluster.teacher.tensor_parallel is 2, and teacher.model has 1 attention"),
     "teacher.model={home}/narrow": (VLLM, "teacher.model has attention heads of size 8; vLLM on a CPU has"),
     "run.seed=1": (SERVER, "teacher.server.url: no server answers at http://127.0.0.1:1 (ConnectError"),
-    "cluster.teacher.shards=3": (SERVER, "a server splits its model itself (--tensor-parallel-size)"),
+    "cluster.teacher.shards=3": (SERVER, "cluster.teacher.shards splits a teacher of backend hf, not of server"),
 }
 
 

@@ -200,7 +200,7 @@ def test_recipe_is_checked_offline_without_weights(
 
 
 MISFITS = {
-    "the learner does not fit.* set learner.zero_stage=3": ["learner.zero_stage=0"],
+    "the learner does not fit.* set learner.zero_stage=3": ["learner.zero_stage=1", "cluster.learner.ranks=2"],
     "the learner does not fit.* set learner.activation_checkpointing=true": [
         "learner.activation_checkpointing=false",
         "learner.micro_batch_tokens=32768",
@@ -213,18 +213,23 @@ MISFITS = {
     "the learner does not fit.* raise cluster.learner.ranks above 1, or set learner.offload_optimizer": [
         "cluster.learner.ranks=1"
     ],
-    "the teacher does not fit.* cluster.teacher.shards": ["cluster.teacher.shards=2"],
+    "the teacher does not fit.* cluster.teacher.tensor_parallel": ["cluster.teacher.tensor_parallel=2"],
     "the rollout does not fit.* raise rollout.gpu_memory_utilization": ["rollout.gpu_memory_utilization=0.1"],
     "the teacher does not fit.* raise cluster.teacher.shards, or set teacher.dtype": [
         "teacher.backend=hf",
-        "cluster.teacher.shards=1",
+        "cluster.teacher.tensor_parallel=1",
     ],
     "the teacher does not fit.* lower teacher.batch_tokens": [
         "teacher.backend=hf",
+        "cluster.teacher.tensor_parallel=1",
         "cluster.teacher.shards=8",
         "teacher.batch_tokens=100000",
     ],
-    "roles share GPUs .* set cluster.gpus to 16": ["cluster.gpus=8"],
+    "roles share GPUs .* set cluster.gpus to 7": [
+        "cluster.rollout.tensor_parallel=1",
+        "cluster.teacher.tensor_parallel=1",
+        "cluster.gpus=4",
+    ],
     "set cluster.gpu_gib to the memory": ["cluster.gpu_gib=null"],
     "more than cluster.object_store_gib = 0.5.* set cluster.object_store_gib=16": ["cluster.address=null"],
 }
