@@ -44,9 +44,10 @@ def shown(directory: Path, *, colours: bool = False, rows: int = 8, html: Path |
 
 
 def byte_renderer() -> Renderer:
-    """One token a byte: every letter beyond ASCII is spread over several."""
+    """One token a byte, and one of a blank and the first byte of €: letters beyond ASCII are spread over several."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate([*alphabet, "<eos>"])}, []))
+    vocabulary = {letter: index for index, letter in enumerate([*alphabet, "Ġâ", "<eos>"])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("Ġ", "â")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     return Renderer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"), RenderConfig())
@@ -69,6 +70,7 @@ def test_pieces_are_the_text() -> None:
 def test_a_letter_over_several_tokens_stands_at_its_last() -> None:
     renderer = byte_renderer()
     assert renderer.pieces(renderer.prompt("a é€b")) == ["a", " ", "\ufffd", "é", "\ufffd", "\ufffd", "€", "b"]
+    assert renderer.pieces(renderer.prompt(" €b")) == [" \ufffd", "\ufffd", "€", "b"]
     assert renderer.pieces(renderer.prompt("€")[:2]) == ["\ufffd", "\ufffd"]
 
 
