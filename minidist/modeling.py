@@ -238,4 +238,4 @@ def repeatable(deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may choose other sums each time
         torch.use_deterministic_algorithms(True)
         # It would also fill every new tensor, DeepSpeed's buckets of a gigabyte among them, at each step.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

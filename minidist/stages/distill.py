@@ -30,7 +30,14 @@ async def distill(
     transfer = ObjectStoreTransfer(tolerance(config.canaries.sync_tolerance_nats, dtypes, exact=5e-3, rounded=0.5))
     source = _source(config, plan, engines, teachers, clock)
     start = 0 if checkpoint is None else checkpoint.step
-    recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=_shown(config), start=start)
+    recorder = Recorder(
+        directory.path,
+        config.run.steps,
+        tensorboard=config.run.tensorboard,
+        shown=_shown(config),
+        pieces=plan.renderer.pieces,
+        start=start,
+    )
     watch = _DistillWatch(config, plan, directory, learner, engines, teachers, transfer, source, recorder)
     members = engines.members if engines else []
     try:

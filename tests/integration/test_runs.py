@@ -142,7 +142,12 @@ def test_distillation_brings_the_student_closer_and_leaves_its_files(models: Pat
     }
     assert needed <= steps[-1].keys()
     assert (directory / "checkpoints" / "step_000040" / "model.safetensors").is_file()
-    assert json.loads((directory / "rollouts" / "step_000005.jsonl").read_text().splitlines()[0])["prompt"]
+    rollout = json.loads((directory / "rollouts" / "step_000005.jsonl").read_text().splitlines()[0])
+    assert rollout["prompt"] and "".join(rollout["pieces"]).startswith(rollout["answer"])
+    assert rollout["student_logprobs"] == pytest.approx(rollout["logprobs"], abs=1e-3)  # sampled at temperature 1
+    assert len(rollout["teacher_logprobs"]) == len(rollout["tokens"])
+    shown = subprocess.run([*command("sample", directory), "--rows", "2"], capture_output=True, text=True, timeout=LIMIT)
+    assert shown.returncode == 0 and "mean difference" in shown.stdout, shown.stderr
     assert list((directory / "tensorboard").glob("events*")) and (directory / "log.txt").stat().st_size
 
 
