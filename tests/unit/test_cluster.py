@@ -115,3 +115,11 @@ def test_alone_each_is_what_it_was() -> None:
     assert (Alone().rank, Alone().size) == (0, 1)
     assert Alone().largest([3, 1, 2]) == [3, 1, 2]
     assert Alone().total([0.5]) == [0.5]  # type: ignore[arg-type, comparison-overlap]
+
+
+def test_every_shard_of_a_teacher_has_a_place() -> None:
+    sharded = ClusterConfig.model_validate({"teacher": {"actors": 2, "shards": 3}})
+    assert Cluster(sharded, Path("logs"), ["teacher"])._bundles == ["teacher"] * 6
+    split = ClusterConfig.model_validate({"gpus": 10, "teacher": {"actors": 2, "tensor_parallel": 4}})
+    assert Cluster(split, Path("logs"), ["teacher"])._bundles == ["teacher"] * 2
+    assert split.gpus_of(split.teacher) == 4  # one process that holds four devices
