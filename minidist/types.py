@@ -72,7 +72,8 @@ class Rollout:
 
     tokens [T] int32, end-of-sequence token included when it was written. logprobs [T] float32, nats, of the distribution
     that was sampled (temperature and truncation applied); None when nobody sampled it. versions [T] int32, the published
-    weights each token came from.
+    weights each token came from. coins [T] bool, in teacher-mixed sampling: whether the teacher chose the token; `logprobs`
+    are then the student's of its own tokens, and NaN at the teacher's.
     """
 
     prompt: Prompt
@@ -83,6 +84,7 @@ class Rollout:
     sample: int = 0
     text: str = ""
     writer: Writer = Writer.STUDENT
+    coins: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -119,18 +121,32 @@ class TeacherHead:
 
 
 @dataclass(frozen=True)
+class Credit:
+    """What a policy gradient holds fixed while it learns from a collection, for each of L loss tokens; all [L] float32.
+
+    old_logprob: nats, of the student that wrote. advantage: what the token earned. weight: its importance weight, the student's
+    probability of it over the one it was sampled with. reach: that of the prefix before it, where prefixes are weighed, else 1.
+    """
+
+    old_logprob: Array
+    advantage: Array
+    weight: Array
+    reach: Array
+
+
+@dataclass(frozen=True)
 class Row:
     """One sequence of a stream, already shifted by `data.batching.collate`.
 
     tokens [S]: what the model reads. outputs [L]: the positions whose output predicts labels [L], so
-    outputs[l] + 1 is where labels[l] stands. scores and sampled_logprobs describe the same L tokens.
+    outputs[l] + 1 is where labels[l] stands. scores and credit describe the same L tokens.
     """
 
     tokens: Array
     outputs: Array
     labels: Array
     scores: TeacherScores | None = None
-    sampled_logprobs: Array | None = None
+    credit: Credit | None = None
 
 
 @dataclass(frozen=True)
@@ -149,12 +165,23 @@ class Stream:
 
 @dataclass(frozen=True)
 class Batch:
-    """All streams of one update, and the rollouts they came from, for people to read."""
+    """All streams of one update, and the rollouts they came from, for people to read.
+
+    minibatches: the streams of each optimizer step, in order, where the update takes more than one. measures: the figures of
+    the first stream under the student that wrote it, where its objective asked for them.
+    """
 
     step: int
     streams: tuple[Stream, ...]
     rollouts: tuple[Rollout, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
+    minibatches: tuple[tuple[Stream, ...], ...] = ()
+    measures: "Measures | None" = None
+
+    @property
+    def steps(self) -> tuple[tuple[Stream, ...], ...]:
+        """The streams of each optimizer step."""
+        return self.minibatches or (self.streams,)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""`learner`, `objective`, `rollout`: how the student learns, from what loss, and how it writes."""
+"""`learner`, `prefix`, `rollout`, `streams`: how the student learns, from whose text, and how it writes."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from minidist.config.base import Section
 from minidist.config.data import SourceConfig
-from minidist.config.models import Payload
+from minidist.config.objectives import ObjectiveConfig, SupervisedConfig
 
 
 class OptimizerConfig(Section):
@@ -91,64 +91,17 @@ class RolloutConfig(Section):
     temperature: float = Field(default=1.0, ge=0)
     """0 is greedy. Divergences use the untruncated distributions at objective.temperature all the same."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    teacher_mix: float | None = Field(default=None, ge=0, le=1)
+    """Teacher-mixed sampling (Gu et al., arXiv:2306.08543, equation 4): each token of the student's share is drawn from
+    teacher_mix * p + (1 - teacher_mix) * q, p the teacher and q the student, temperature and top_p applied to each before.
+    vLLM engines of both take turns at a sequence; engine hf decodes both in step. 0 is the student alone. None: 0.2 with
+    objective minillm, else 0."""
     kv_cache_gib: float = Field(default=0.25, gt=0)
     """Memory of vLLM's key-value cache on CPU, GiB."""
     gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
     """Share of a GPU's memory vLLM may take."""
     max_sequences: int = Field(default=256, ge=1)
     """Sequences decoded at one time."""
-
-
-class ReverseKLConfig(Section):
-    """KL(student || teacher) at each token: exact over the full vocabulary, or over the teacher's top K and their tail."""
-
-    type: Literal["reverse_kl"] = "reverse_kl"
-    temperature: float = Field(default=1.0, gt=0)
-    """Divides both models' logits."""
-
-    @property
-    def needs(self) -> Payload:
-        """The poorest payload that serves."""
-        return "top_k"
-
-
-class ForwardKLConfig(Section):
-    """KL(teacher || student) at each token: exact over the full vocabulary, or over the teacher's top K and their tail."""
-
-    type: Literal["forward_kl"] = "forward_kl"
-    temperature: float = Field(default=1.0, gt=0)
-    """Divides both models' logits."""
-
-    @property
-    def needs(self) -> Payload:
-        """The poorest payload that serves."""
-        return "top_k"
-
-
-class K2Config(Section):
-    """Half the squared log-ratio of student and teacher at the sampled token: its gradient is that of the reverse KL in
-    expectation over the student's own samples, from one log-probability a token."""
-
-    type: Literal["k2"] = "k2"
-
-    @property
-    def needs(self) -> Payload:
-        """The poorest payload that serves."""
-        return "sampled"
-
-
-class SupervisedConfig(Section):
-    """Cross-entropy on the tokens of the text itself; no teacher is asked."""
-
-    type: Literal["supervised"] = "supervised"
-
-    @property
-    def needs(self) -> Payload | None:
-        """The poorest payload that serves; None: no teacher."""
-        return None
-
-
-ObjectiveConfig = Annotated[ReverseKLConfig | ForwardKLConfig | K2Config | SupervisedConfig, Field(discriminator="type")]
 
 
 class StreamConfig(Section):

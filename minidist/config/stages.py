@@ -9,12 +9,12 @@ from minidist.config.data import DistillDataConfig, EvaluateDataConfig, SftDataC
 from minidist.config.learning import (
     LearnerConfig,
     MeasureConfig,
-    ObjectiveConfig,
     PrefixConfig,
     RolloutConfig,
     StreamConfig,
 )
 from minidist.config.models import DType, StudentConfig, TeacherConfig
+from minidist.config.objectives import MiniLLMConfig, ObjectiveConfig
 from minidist.config.run import RunConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig
 
@@ -99,8 +99,13 @@ class DistillConfig(Section):
             raise ValueError("objective.type k2 estimates on the student's own samples; set prefix.student=1")
         if self.objective.type == "k2" and (self.rollout.temperature != 1 or self.rollout.top_p != 1):
             raise ValueError("objective.type k2 estimates on samples at rollout.temperature=1 and rollout.top_p=1; set both")
-        if self.objective.type == "supervised" and self.prefix.student > 0:
-            raise ValueError("objective.type supervised would teach the student its own samples; set prefix.student=0")
+        if self.objective.type in ("supervised", "kd") and self.prefix.student > 0:
+            raise ValueError(
+                f"objective.type {self.objective.type} would teach the student its own samples; set prefix.student=0"
+            )
+        if isinstance(self.objective, MiniLLMConfig):
+            self._check_policy(self.objective)
+        self._check_mixture()
         if self.prefix.dataset > 0 and self.data.prompts.answer is None and self.data.prompts.task is None:
             raise ValueError("prefix.dataset needs data.prompts.answer: the template of the gold answer")
         if self.evaluation.patience is not None:
@@ -110,6 +115,62 @@ class DistillConfig(Section):
         if self.rollout.temperature == 0 and self.rollout.samples_per_prompt > 1:
             raise ValueError("rollout.temperature 0 writes the same answer each time; set rollout.samples_per_prompt=1")
         return self
+
+    @property
+    def teacher_mix(self) -> float:
+        """Share of the teacher in the distribution that the student's text is sampled from."""
+        if self.rollout.teacher_mix is not None:
+            return self.rollout.teacher_mix
+        return 0.2 if self.objective.type == "minillm" else 0.0
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps on one collection."""
+        return self.objective.updates if isinstance(self.objective, MiniLLMConfig) else 1
+
+    def _check_policy(self, objective: MiniLLMConfig) -> None:
+        """A policy gradient knows the probability of every token it learns from."""
+        if self.prefix.student < 1:
+            raise ValueError("objective.type minillm learns from the student's (or teacher-mixed) samples; set prefix.student=1")
+        if self.rollout.top_p != 1:
+            raise ValueError(
+                "objective.type minillm weighs tokens by their whole probability, which sampling with rollout.top_p below 1 "
+                "does not follow; set rollout.top_p=1"
+            )
+        if self.rollout.temperature != objective.temperature:
+            raise ValueError(
+                f"rollout.temperature {self.rollout.temperature:g} and objective.temperature {objective.temperature:g} differ: "
+                "minillm's ratios are those of the distribution that was sampled; set them equal"
+            )
+        rows = self.rollout.prompts_per_step * self.rollout.samples_per_prompt
+        if objective.minibatches > rows:
+            raise ValueError(
+                f"objective.minibatches {objective.minibatches} is more than the {rows} rollouts of a step; lower it, or raise "
+                "rollout.prompts_per_step"
+            )
+
+    def _check_mixture(self) -> None:
+        """What is drawn is exactly the mixture, or the run is refused."""
+        if not self.teacher_mix:
+            return
+        if self.rollout.temperature == 0:
+            raise ValueError(
+                "rollout.teacher_mix mixes distributions, and at rollout.temperature 0 there are none; set rollout.temperature "
+                "above 0, or rollout.teacher_mix=0"
+            )
+        if self.objective.type == "k2":
+            raise ValueError("objective.type k2 estimates on the student's own samples; set rollout.teacher_mix=0")
+        if self.prefix.student == 0:
+            raise ValueError("rollout.teacher_mix mixes into the student's share of the text, which prefix.student says is 0")
+        if self.teacher.backend == "server":
+            raise ValueError(
+                "rollout.teacher_mix needs the teacher token by token; set teacher.backend=hf or vllm, or rollout.teacher_mix=0"
+            )
+        if self.rollout.engine == "vllm" and self.cluster.teacher.shards > 1:
+            raise ValueError(
+                "rollout.teacher_mix takes turns with a teacher in vLLM, and cluster.teacher.shards splits one of transformers; "
+                "set teacher.backend=vllm with cluster.teacher.tensor_parallel, or rollout.teacher_mix=0"
+            )
 
     def _check_objectives(self) -> None:
         """Every objective has a name of its own and is served by the teacher's payload."""
@@ -129,8 +190,8 @@ class DistillConfig(Section):
                 raise ValueError(
                     f"{where}.temperature {temperature:g} needs the teacher's whole distribution; set teacher.payload=hidden"
                 )
-            if where != "objective" and objective.type == "k2":
-                raise ValueError(f"{where}.type k2 estimates on the student's own samples, not on given text")
+            if where != "objective" and objective.type in ("k2", "minillm"):
+                raise ValueError(f"{where}.type {objective.type} learns from the student's own samples, not from given text")
 
 
 class EvaluateConfig(Section):

@@ -14,7 +14,7 @@ def collate(
 ) -> Stream:
     """A stream of the rollouts' generated tokens, each with its teacher scores, if it has any."""
     rows = tuple(
-        _row(np.concatenate([rollout.prompt.tokens, rollout.tokens]), len(rollout.prompt.tokens), scored, rollout.logprobs)
+        _row(np.concatenate([rollout.prompt.tokens, rollout.tokens]), len(rollout.prompt.tokens), scored)
         for rollout, scored in zip(rollouts, scores or [None] * len(rollouts), strict=True)
     )
     return Stream(name, rows, objective, sum(len(row.labels) for row in rows), weight)
@@ -41,13 +41,13 @@ def as_rollout(example: Example) -> Rollout:
     return Rollout(prompt, labels, None, versions, Finish.STOP, writer=Writer.DATASET)
 
 
-def _row(tokens: Array, start: int, scores: TeacherScores | None = None, logprobs: Array | None = None) -> Row:
+def _row(tokens: Array, start: int, scores: TeacherScores | None = None) -> Row:
     """The shift: the output at position s - 1 predicts the token at position s, for every s from `start` on."""
     labels = tokens[start:]
     taught = (scores.logprobs, scores.top_ids, scores.top_logprobs, scores.hidden) if scores else ()
-    for values in (logprobs, *taught):
+    for values in taught:
         assert values is None or len(values) == len(labels), "per-token arrays must have one entry a generated token"
-    return Row(tokens, np.arange(start - 1, len(tokens) - 1, dtype=np.int64), labels.astype(np.int64), scores, logprobs)
+    return Row(tokens, np.arange(start - 1, len(tokens) - 1, dtype=np.int64), labels.astype(np.int64), scores)
 
 
 def share_out(lengths: Sequence[int], ranks: int) -> list[list[int]]:

@@ -57,7 +57,7 @@ def test_an_idle_row_has_no_label_and_packs_with_its_kind(scores: TeacherScores 
     row = collate("x", random_rollouts([(3, 4)]), None if scores is None else [scores], objective="").rows[0]
     still = idle(row)
     assert still.tokens.tolist() == row.tokens[:1].tolist()
-    assert len(still.labels) == len(still.outputs) == 0 and still.sampled_logprobs is None
+    assert len(still.labels) == len(still.outputs) == 0 and still.credit is None
     (micro,) = pack([row, still], budget=99, padded=False)
     assert (len(micro.tokens), len(micro.labels)) == (8, 4)
     (alone,) = pack([still], budget=99, padded=False)
