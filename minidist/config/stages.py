@@ -131,7 +131,7 @@ class DistillConfig(Section):
     def _check_policy(self, objective: MiniLLMConfig) -> None:
         """A policy gradient knows the probability of every token it learns from."""
         if self.prefix.student < 1:
-            raise ValueError("objective.type minillm learns from the student's (or teacher-mixed) samples; set prefix.student=1")
+            raise ValueError("objective.type minillm learns from the student's or mixed samples; set prefix.student=1")
         if self.rollout.top_p != 1:
             raise ValueError(
                 "objective.type minillm weighs tokens by their whole probability, which sampling with rollout.top_p below 1 "
@@ -168,7 +168,7 @@ class DistillConfig(Section):
             )
         if self.rollout.engine == "vllm" and self.cluster.teacher.shards > 1:
             raise ValueError(
-                "rollout.teacher_mix takes turns with a teacher in vLLM, and cluster.teacher.shards splits one of transformers; "
+                "rollout.teacher_mix takes turns with a teacher in vLLM; cluster.teacher.shards splits one in transformers: "
                 "set teacher.backend=vllm with cluster.teacher.tensor_parallel, or rollout.teacher_mix=0"
             )
 
@@ -191,7 +191,7 @@ class DistillConfig(Section):
                     f"{where}.temperature {temperature:g} needs the teacher's whole distribution; set teacher.payload=hidden"
                 )
             if where != "objective" and objective.type in ("k2", "minillm"):
-                raise ValueError(f"{where}.type {objective.type} learns from the student's own samples, not from given text")
+                raise ValueError(f"{where}.type {objective.type} learns on the student's own samples, not on given text")
 
 
 class EvaluateConfig(Section):
