@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from minidist.config.learning import PrefixConfig, RolloutConfig
-from minidist.data.batching import as_rollout, collate, collate_examples
+from minidist.credit import Policy
+from minidist.data.batching import as_rollout, collate, collate_examples, in_minibatches, in_turn
 from minidist.data.sources import Example
 from minidist.evaluation.text import describe_text
 from minidist.protocols import RolloutEngine, Teacher
@@ -45,16 +46,18 @@ class Beside:
     scored: bool
     """Whether its objective asks the teacher."""
 
-    def draw(self, step: int, seed: int) -> list[Example]:
-        """The step's rows; with a seed of the stream's own, so that two sources of equal length are not drawn alike."""
+    def draw(self, step: int, seed: int, updates: int = 1) -> list[Example]:
+        """The rows of all the step's updates; with a seed of the stream's own, so that two sources of equal length are not
+        drawn alike."""
         own = seed ^ zlib.crc32(self.name.encode())
-        return [self.examples[index] for index in drawn(len(self.examples), self.rows, step=step, seed=own)]
+        return [self.examples[index] for index in drawn(len(self.examples), self.rows * updates, step=step, seed=own)]
 
 
 class Prefixes:
     """Text on the next prompts, written by student, teacher or data set as the shares say, and scored by the teacher.
 
-    `engine` and `teacher` may be None where nobody writes or scores with them.
+    `engine` and `teacher` may be None where nobody writes or scores with them. `policy` credits the text where its objective
+    is a policy gradient, and says on how many optimizer steps it is learned from.
     """
 
     def __init__(
@@ -67,12 +70,13 @@ class Prefixes:
         *,
         scored: bool,
         beside: Sequence[Beside] = (),
+        policy: Policy | None = None,
         seed: int,
         clock: Clock,
     ) -> None:
         self._prompts, self._engine, self._teacher = prompts, engine, teacher
         self._config, self._prefix, self._scored, self._beside = config, prefix, scored, beside
-        self._seed, self._clock = seed, clock
+        self._policy, self._seed, self._clock = policy, seed, clock
 
     async def next(self, step: int) -> Batch:
         """One collection."""
@@ -80,7 +84,7 @@ class Prefixes:
         chosen = [self._prompts[index] for index in indices]
         with self._clock.span("generate"):
             rollouts = await self._write(chosen, writers(self._prefix, len(chosen), step=step, seed=self._seed), step)
-        given = [(stream, stream.draw(step, self._seed)) for stream in self._beside]
+        given = [(stream, stream.draw(step, self._seed, self._updates)) for stream in self._beside]
         with self._clock.span("score"):
             scores = await self._score(rollouts, [examples for stream, examples in given if stream.scored])
         streams = [collate("main", rollouts, scores[0], objective="main")]
@@ -89,7 +93,8 @@ class Prefixes:
             name, scored = stream.name, next(said) if stream.scored else None
             streams.append(collate_examples(name, examples, scored, objective=name, weight=stream.weight))
         figures = {f"rollout/{name}": value for name, value in describe_text(rollouts).items()}
-        return Batch(step, tuple(streams), tuple(rollouts), figures)
+        batch = Batch(step, tuple(streams), tuple(rollouts), figures)
+        return batch if self._policy is None else await self._credited(batch, self._policy)
 
     def observe(self, evaluation: dict[str, float]) -> None: ...
 
@@ -98,6 +103,24 @@ class Prefixes:
         return {}
 
     def load_state_dict(self, state: dict[str, object]) -> None: ...
+
+    @property
+    def _updates(self) -> int:
+        return 1 if self._policy is None else self._policy.settings.updates
+
+    async def _credited(self, batch: Batch, policy: Policy) -> Batch:
+        """The batch with the credit of its main stream, cut into its optimizer steps."""
+        main, *beside = batch.streams
+        with self._clock.span("credit"):
+            main, measures, figures = await policy.credit(main)
+        batch = replace(batch, streams=(main, *beside), metrics=batch.metrics | figures, measures=measures)
+        if self._updates == 1:
+            return batch
+        settings, seed = policy.settings, (self._seed, batch.step)
+        steps = in_minibatches(main, settings.minibatches, settings.inner_epochs, seed=seed)
+        # Given text is drawn for each optimizer step: its rows follow one another.
+        given = [in_turn(stream, len(steps)) for stream in beside]
+        return replace(batch, minibatches=tuple(zip(steps, *given, strict=True)))
 
     async def _write(self, prompts: Sequence[Prompt], by: Sequence[Writer], step: int) -> list[Rollout]:
         """The rollouts in the prompts' order, whoever wrote them."""

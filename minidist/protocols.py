@@ -61,11 +61,11 @@ class Learner(Protocol):
     """Owns the student's weights, its optimizer, and the arithmetic of the step."""
 
     async def update(self, batch: Batch) -> Update:
-        """One optimizer step on the whole batch. Raises DivergedError before the optimizer moves."""
+        """The batch's optimizer steps. Raises DivergedError before the optimizer moves."""
         ...
 
-    async def measure(self, stream: Stream) -> Measures:
-        """Per-token log-probabilities and divergences of a stream, without training."""
+    async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
+        """Per-token log-probabilities and divergences of a stream, without training; `temperature` divides the logits."""
         ...
 
     async def weights(self) -> Weights | None:
@@ -124,12 +124,27 @@ class Divergence(Protocol):
 
 
 @dataclass(frozen=True)
+class TokenCredit:
+    """`types.Credit` of N loss tokens, [N] each; no gradient reaches any of it."""
+
+    old_logprob_N: Tensor
+    advantage_N: Tensor
+    weight_N: Tensor
+    reach_N: Tensor
+
+    def at(self, part: slice) -> TokenCredit:
+        """That of some of the tokens."""
+        return TokenCredit(self.old_logprob_N[part], self.advantage_N[part], self.weight_N[part], self.reach_N[part])
+
+
+@dataclass(frozen=True)
 class TokenTargets:
     """What N loss tokens are trained towards. A field is None where the teacher's payload does not hold it.
 
     labels_N: the token ids, int64. teacher_NV: the teacher's log-probabilities over the full vocabulary, at the objective's
     temperature. top_ids_NK, top_logprobs_NK: the K tokens it finds likeliest, int64, and their log-probabilities.
-    teacher_logprob_N: its log-probabilities of the labels. All in nats; no gradient reaches any of them.
+    teacher_logprob_N: its log-probabilities of the labels. All in nats; no gradient reaches any of them. credit: what the
+    tokens earned, for a policy gradient.
     """
 
     labels_N: Tensor
@@ -137,11 +152,22 @@ class TokenTargets:
     top_ids_NK: Tensor | None = None
     top_logprobs_NK: Tensor | None = None
     teacher_logprob_N: Tensor | None = None
+    credit: TokenCredit | None = None
 
     def at(self, part: slice) -> TokenTargets:
         """Those of some of the tokens."""
-        taught = (self.teacher_NV, self.top_ids_NK, self.top_logprobs_NK, self.teacher_logprob_N)
-        return TokenTargets(self.labels_N[part], *(None if values is None else values[part] for values in taught))
+
+        def cut(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[part]
+
+        return TokenTargets(
+            self.labels_N[part],
+            cut(self.teacher_NV),
+            cut(self.top_ids_NK),
+            cut(self.top_logprobs_NK),
+            cut(self.teacher_logprob_N),
+            self.credit and self.credit.at(part),
+        )
 
 
 class Objective(Protocol):
@@ -155,4 +181,13 @@ class Objective(Protocol):
         """Divides both models' logits before the softmax."""
         ...
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Names of what `explain` tells, as metrics of the run; their sums over tokens become means."""
+        ...
+
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor: ...
+
+    def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+        """[N, F]: figures of each token, without gradient."""
+        ...

@@ -1,12 +1,12 @@
 """Rollouts and answers to streams, streams to flat micro-batches. The one place where labels are shifted."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from minidist.data.sources import Example
-from minidist.types import Array, Finish, Prompt, Rollout, Row, Stream, TeacherScores, Writer
+from minidist.types import Array, Credit, Finish, Prompt, Rollout, Row, Stream, TeacherScores, Writer
 
 
 def collate(
@@ -74,7 +74,31 @@ def idle(row: Row) -> Row:
             if (value := getattr(scores, name)) is not None
         }
         scores = replace(scores, **cut)
-    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], scores)
+    credit = row.credit and Credit(*(getattr(row.credit, field.name)[:0] for field in fields(Credit)))
+    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], scores, credit)
+
+
+def in_minibatches(stream: Stream, parts: int, passes: int, *, seed: Sequence[int]) -> list[Stream]:
+    """The stream's rows in `parts` streams of like size, each with its own count, drawn anew for each of `passes`.
+
+    >>> stream = Stream("main", tuple(Row(np.zeros(2), np.zeros(n), np.zeros(n)) for n in (1, 2, 3)), "", 6)
+    >>> sorted(part.loss_tokens for part in in_minibatches(stream, 3, 1, seed=[0]))
+    [1, 2, 3]
+    """
+    drawn: list[Stream] = []
+    for number in range(passes):
+        order = np.random.default_rng([*seed, number]).permutation(len(stream.rows))
+        for share in np.array_split(order, parts):
+            rows = tuple(stream.rows[index] for index in sorted(share))
+            drawn.append(replace(stream, rows=rows, loss_tokens=sum(len(row.labels) for row in rows)))
+    return drawn
+
+
+def in_turn(stream: Stream, parts: int) -> list[Stream]:
+    """The stream's rows in `parts` streams of as many rows, in their order."""
+    size = len(stream.rows) // parts
+    shares = [stream.rows[start : start + size] for start in range(0, len(stream.rows), size)]
+    return [replace(stream, rows=rows, loss_tokens=sum(len(row.labels) for row in rows)) for rows in shares]
 
 
 @dataclass(frozen=True)
@@ -83,7 +107,7 @@ class MicroBatch:
 
     tokens, positions, sequence [N]: id, place in its row, index of its row. outputs [L]: flat index of the token whose
     output predicts labels [L]. rows: the rows of the stream it holds, by index. scores: the teacher's scores of the L labels,
-    in their order; None when no teacher was asked.
+    in their order; None when no teacher was asked. credit: what they earned, for a policy gradient.
     """
 
     tokens: Array
@@ -93,6 +117,7 @@ class MicroBatch:
     labels: Array
     rows: tuple[int, ...]
     scores: TeacherScores | None = None
+    credit: Credit | None = None
 
 
 def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
@@ -126,7 +151,14 @@ def _micro_batch(rows: Sequence[Row], group: list[int]) -> MicroBatch:
         labels=np.concatenate([rows[index].labels for index in group]),
         rows=tuple(group),
         scores=_joined([rows[index].scores for index in group]),
+        credit=_joined_credit([rows[index].credit for index in group]),
     )
+
+
+def _joined_credit(credits: Sequence[Credit | None]) -> Credit | None:
+    given = [each for each in credits if each is not None]
+    assert len(given) in (0, len(credits)), "all rows of a stream have earned credit or none"
+    return Credit(*(np.concatenate([getattr(each, f.name) for each in given]) for f in fields(Credit))) if given else None
 
 
 def _joined(scores: Sequence[TeacherScores | None]) -> TeacherScores | None:

@@ -23,20 +23,18 @@ class LearnerRanks:
         self.members = list(members)
 
     async def update(self, batch: Batch) -> Update:
-        """One optimizer step of all ranks on the whole batch."""
-        shares = [
-            [self._share(stream, rows, rank) for rank, rows in enumerate(self._dealt(stream))] for stream in batch.streams
-        ]
-        parts = [Batch(batch.step, tuple(streams)) for streams in zip(*shares, strict=True)]
+        """The batch's optimizer steps, each of all ranks on all its rows."""
+        steps = [list(zip(*(self._shares(stream) for stream in streams), strict=True)) for streams in batch.steps]
+        own = [tuple(streams) for streams in zip(*steps, strict=True)]
+        parts = [Batch(batch.step, streams[0], minibatches=streams if batch.minibatches else ()) for streams in own]
         updates = await together(rank.update(part) for rank, part in zip(self.members, parts, strict=True))
         return updates[0]
 
-    async def measure(self, stream: Stream) -> Measures:
+    async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
         """Per-token figures of a stream, in row order."""
-        dealt = self._dealt(stream)
-        shares = [self._share(stream, rows, rank) for rank, rows in enumerate(dealt)]
-        parts = await together(rank.measure(share) for rank, share in zip(self.members, shares, strict=True))
-        return _in_order(parts, dealt)
+        shares = self._shares(stream)
+        parts = await together(rank.measure(share, temperature) for rank, share in zip(self.members, shares, strict=True))
+        return _in_order(parts, self._dealt(stream))
 
     async def weights(self) -> Weights | None:
         return await self._first("weights")
@@ -69,9 +67,10 @@ class LearnerRanks:
     def _dealt(self, stream: Stream) -> list[list[int]]:
         return share_out([len(row.tokens) for row in stream.rows], len(self.members))
 
-    def _share(self, stream: Stream, rows: list[int], rank: int) -> Stream:
+    def _shares(self, stream: Stream) -> list[Stream]:
         """A rank without rows gets one without labels: it takes part in every pass, and learns nothing from it."""
-        return replace(stream, rows=tuple(stream.rows[index] for index in rows) or (idle(stream.rows[0]),))
+        given = [tuple(stream.rows[index] for index in rows) for rows in self._dealt(stream)]
+        return [replace(stream, rows=rows or (idle(stream.rows[0]),)) for rows in given]
 
     async def _first(self, verb: str, *arguments: Any) -> Any:
         return (await together(getattr(rank, verb)(*arguments) for rank in self.members))[0]

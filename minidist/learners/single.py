@@ -1,6 +1,6 @@
 """The learner in one process and plain torch: the reference that every other learner must equal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,12 @@ class SingleLearner:
         self._worker.run_now(self._prepare)
 
     async def update(self, batch: Batch) -> Update:
-        """One optimizer step on all streams of the batch."""
+        """The batch's optimizer steps: one on all its streams, or one on each of its minibatches."""
         return await self._worker.run(self._update, batch)
 
-    async def measure(self, stream: Stream) -> Measures:
+    async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
         """Per-token figures of a stream, without training."""
-        return await self._worker.run(self._measure, stream)
+        return await self._worker.run(self._measure, stream, temperature=temperature)
 
     async def weights(self) -> Weights | None:
         """Every tensor of the checkpoint, the tied output head too: engines that miss it keep a stale one."""
@@ -128,31 +128,39 @@ class SingleLearner:
         self._optimizer.zero_grad(set_to_none=True)
 
     def _update(self, batch: Batch) -> Update:
+        taken = [self._take_step(batch.step, streams) for streams in batch.steps]
+        counts = ("learner/loss_tokens", "learner/micro_batches")
+        metrics = {name: sum(step[name] for step in taken) / (1 if name in counts else len(taken)) for name in taken[0]}
+        return Update(self._step, metrics | {"learner/lr": taken[-1]["learner/lr"]})
+
+    def _take_step(self, number: int, streams: Sequence[Stream]) -> dict[str, float]:
+        """One optimizer step on all of `streams`; returns its figures."""
         rate = learning_rate(self._config.optimizer, self._step, self._steps)
         self._guard.reset()
         metrics: dict[str, float] = {"loss/nats_per_token": 0.0, "learner/loss_tokens": 0.0, "learner/micro_batches": 0.0}
         try:
-            for stream in batch.streams:
+            for stream in streams:
                 self._accumulate(stream, metrics)
-            self._check_gradient(batch.step)
+            self._check_gradient(number)
         except CanaryError:
             self._discard()
             raise
         metrics["learner/grad_norm"], metrics["learner/lr"] = self._apply(rate), rate
         self._step += 1
-        return Update(self._step, metrics)
+        return metrics
 
     def _accumulate(self, stream: Stream, metrics: dict[str, float]) -> None:
         """Add a stream's share of the gradient, micro-batch by micro-batch, on all ranks in step."""
-        sums = np.zeros(5)  # loss, student's and teacher's log-probability, labels, micro-batches
         objective = self._objectives[stream.objective]
+        # Loss, student's and teacher's log-probability, labels, micro-batches, and the objective's own figures.
+        sums = np.zeros(5 + len(objective.figures))
         for micro, chunks in self._in_step(stream):
-            loss, said, taught = self._forward(micro, objective, chunks)
+            loss, said, taught, told = self._forward(micro, objective, chunks)
             # A loss that is not finite is found in the sum below, by all ranks alike.
             self._backward(loss * (stream.weight / stream.loss_tokens))
             teacher = float("nan") if taught is None else float(taught)
-            sums += [float(loss.detach()), float(said), teacher, len(micro.labels), 1]
-        loss, said, taught, trained, micro_batches = self._group.total(sums).tolist()
+            sums += [float(loss.detach()), float(said), teacher, len(micro.labels), 1, *told.tolist()]
+        loss, said, taught, trained, micro_batches, *told = self._group.total(sums).tolist()
         if not np.isfinite(loss):
             raise DivergedError(f"the loss of stream {stream.name} is {loss}; the optimizer did not move")
         if trained != stream.loss_tokens:
@@ -167,6 +175,7 @@ class SingleLearner:
         metrics[f"{stream.name}/student_logprob_nats"] = said / stream.loss_tokens
         if taught == taught:
             metrics[f"{stream.name}/teacher_logprob_nats"] = taught / stream.loss_tokens
+        metrics |= {name: value / stream.loss_tokens for name, value in zip(objective.figures, told, strict=True)}
 
     def _in_step(self, stream: Stream) -> Iterator[tuple[MicroBatch, int]]:
         """The stream's micro-batches and into how many chunks each is cut, as many and as often as on any other rank.
@@ -187,11 +196,11 @@ class SingleLearner:
             raise DivergedError(f"step {step}: the gradient of {name} is not finite; nothing was updated")
 
     @torch.no_grad()
-    def _measure(self, stream: Stream, *, whole: bool = False) -> Measures:
+    def _measure(self, stream: Stream, *, temperature: float = 1.0, whole: bool = False) -> Measures:
         table: dict[int, Tensor] = {}
         for micro, chunks in self._in_step(stream):
             lengths = [len(stream.rows[index].labels) for index in micro.rows] if len(micro.labels) else []
-            figures = self._forward(micro, None, chunks, whole=whole)
+            figures = self._forward(micro, None, chunks, temperature=temperature, whole=whole)
             table |= dict(zip(micro.rows, figures.split(lengths), strict=True)) if lengths else {}
         return measured([table.get(index) for index in range(len(stream.rows))])
 

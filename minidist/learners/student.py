@@ -1,6 +1,7 @@
 """The student as a learner runs it: flat micro-batches in, loss sums and per-token figures out."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from minidist.data.batching import MicroBatch
 from minidist.losses.chunked import Head, chunked_loss, complete
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.modeling import apply_head, check_head, head_of, hidden_states, padded_layout, to_tensor
-from minidist.protocols import Objective, TokenTargets
-from minidist.types import Array, Measures, TeacherHead
+from minidist.protocols import Objective, TokenCredit, TokenTargets
+from minidist.types import Array, Detail, Measures, TeacherHead, TeacherScores
 
 
 class Student(nn.Module):
@@ -38,20 +39,28 @@ class Student(nn.Module):
         self._teacher_head = _on_device(teacher_head, model.device) if teacher_head else None
 
     def forward(
-        self, micro: MicroBatch, objective: Objective | None, chunks: int | None = None, *, whole: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None] | Tensor:
-        """Sums over the micro-batch's loss tokens: objective, label log-probability, the teacher's label log-probability.
+        self,
+        micro: MicroBatch,
+        objective: Objective | None,
+        chunks: int | None = None,
+        *,
+        temperature: float = 1.0,
+        whole: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | Tensor:
+        """Sums over the micro-batch's loss tokens: objective, label log-probability, the teacher's label log-probability, and
+        the objective's own figures.
 
-        Without an objective, figures of each loss token instead, as `_figures` gives them. `chunks`: call the output head at
-        least so often (`losses.chunked_loss`). `whole`: over all rows of the head, padding too.
+        Without an objective, figures of each loss token instead, as `_figures` gives them, logits divided by `temperature`.
+        `chunks`: call the output head at least so often (`losses.chunked_loss`). `whole`: over all rows of the head, padding
+        too.
         """
         hidden = hidden_states(self.model, micro, padded=self.padded)
         targets, taught = _targets(micro, hidden.device), _teacher_hidden(micro, hidden.device)
         if objective is None:
             head = self._whole_head if whole else self._head
             parts = _chunks(max(len(micro.labels), (chunks or 1) * self._chunk - self._chunk + 1), self._chunk)
-            figures = [self._figures(head(hidden[at]), targets.at(at), None if taught is None else taught[at]) for at in parts]
-            return torch.cat(figures)
+            given = ((head(hidden[at]) / temperature, targets.at(at), None if taught is None else taught[at]) for at in parts)
+            return torch.cat([self._figures(*each, temperature) for each in given])
         terms = chunked_loss(
             objective,
             self._head,
@@ -62,12 +71,12 @@ class Student(nn.Module):
             chunk_tokens=self._chunk,
             chunks=chunks,
         )
-        return terms.loss, terms.logprob, terms.teacher_logprob
+        return terms.loss, terms.logprob, terms.teacher_logprob, terms.figures
 
-    def _figures(self, logits: Tensor, targets: TokenTargets, taught: Tensor | None) -> Tensor:
+    def _figures(self, logits: Tensor, targets: TokenTargets, taught: Tensor | None, temperature: float) -> Tensor:
         """[chunk, 1], [chunk, 2] or [chunk, 4]: student and teacher log-probability, reverse and forward divergence."""
         student = torch.log_softmax(logits, -1)
-        targets = complete(targets, self._teacher_head, taught, temperature=1.0)
+        targets = complete(targets, self._teacher_head, taught, temperature)
         columns = [student.gather(-1, targets.labels_N[:, None]).squeeze(-1)]
         if targets.teacher_logprob_N is not None:
             columns.append(targets.teacher_logprob_N)
@@ -77,19 +86,18 @@ class Student(nn.Module):
 
 
 def _targets(micro: MicroBatch, device: torch.device) -> TokenTargets:
-    labels, scores = torch.as_tensor(micro.labels, device=device), micro.scores
-    if scores is None:
-        return TokenTargets(labels)
+    labels, scores = torch.as_tensor(micro.labels, device=device), micro.scores or TeacherScores(Detail.SAMPLED)
 
     def tensor(array: Array | None) -> Tensor | None:
         return None if array is None else to_tensor(array, str(array.dtype)).to(device)
 
-    ids = tensor(scores.top_ids)
+    ids, earned = tensor(scores.top_ids), micro.credit
     return TokenTargets(
         labels,
         top_ids_NK=None if ids is None else ids.long(),
         top_logprobs_NK=tensor(scores.top_logprobs),
         teacher_logprob_N=tensor(scores.logprobs),
+        credit=earned and TokenCredit(*(torch.as_tensor(getattr(earned, f.name), device=device) for f in fields(earned))),
     )
 
 

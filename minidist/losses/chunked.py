@@ -15,16 +15,19 @@ from minidist.protocols import Objective, TokenTargets
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states [N, D] to logits [N, V] in float32, vocabulary already sliced."""
+_Sums = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """Sums over loss tokens: `loss` carries the gradient; `logprob` and `teacher_logprob` of the labels do not."""
+    """Sums over loss tokens: `loss` carries the gradient; `logprob` and `teacher_logprob` of the labels do not, nor the
+    objective's `figures` [F]."""
 
     loss: Tensor
     tokens: int
     logprob: Tensor
     teacher_logprob: Tensor | None
+    figures: Tensor
 
 
 def chunked_loss(
@@ -51,25 +54,26 @@ def chunked_loss(
             equally often, forward and backward. None: as often as the tokens need.
     """
 
-    def one_chunk(hidden: Tensor, targets: TokenTargets, teacher_hidden: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def one_chunk(hidden: Tensor, targets: TokenTargets, teacher_hidden: Tensor | None) -> _Sums:
         student = torch.log_softmax(student_head(hidden) / objective.temperature, -1)
         if not len(hidden):
-            return student.sum(), student.detach().sum(), student.detach().sum()
+            nothing = student.detach().sum()
+            return student.sum(), nothing, nothing, nothing.expand(len(objective.figures))
         targets = complete(targets, teacher_head, teacher_hidden, objective.temperature)
         said = student.detach().gather(-1, targets.labels_N[:, None]).sum()
-        taught = targets.teacher_logprob_N
-        return objective(student, targets).sum(), said, None if taught is None else taught.sum()
+        taught, told = targets.teacher_logprob_N, objective.explain(student.detach(), targets).sum(0)
+        return objective(student, targets).sum(), said, None if taught is None else taught.sum(), told
 
     pieces = max(math.ceil(len(hidden_ND) / chunk_tokens), chunks or 1)
-    parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
+    parts: list[_Sums] = []
     for start in range(0, pieces * chunk_tokens, chunk_tokens):
         part = slice(start, start + chunk_tokens)
         arguments = (hidden_ND[part], targets.at(part), None if teacher_hidden_NE is None else teacher_hidden_NE[part])
         # One piece needs no second forward pass.
         parts.append(one_chunk(*arguments) if pieces == 1 else checkpoint(one_chunk, *arguments, use_reentrant=False))
-    loss, said = (torch.stack(sums).sum() for sums in ([part[0] for part in parts], [part[1] for part in parts]))
+    loss, said, told = (torch.stack([part[place] for part in parts]).sum(0) for place in (0, 1, 3))  # type: ignore[misc]
     taught = [part[2] for part in parts if part[2] is not None]
-    return LossTerms(loss, len(hidden_ND), said, torch.stack(taught).sum() if len(taught) == pieces else None)
+    return LossTerms(loss, len(hidden_ND), said, torch.stack(taught).sum() if len(taught) == pieces else None, told)
 
 
 @torch.no_grad()

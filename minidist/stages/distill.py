@@ -5,6 +5,8 @@ from typing import Any
 from minidist.canaries import Alarms, check_engine, check_teacher, tolerance
 from minidist.checkpoint import Checkpoint
 from minidist.config import DistillConfig
+from minidist.config.objectives import MiniLLMConfig
+from minidist.credit import Policy
 from minidist.evaluation.student import Examiner
 from minidist.experience import Beside, Prefixes
 from minidist.loop import Run, train
@@ -28,7 +30,7 @@ async def distill(
     clock = Clock()
     dtypes = (config.student.dtype, config.teacher.dtype)
     transfer = ObjectStoreTransfer(tolerance(config.canaries.sync_tolerance_nats, dtypes, exact=5e-3, rounded=0.5))
-    source = _source(config, plan, engines, teachers, clock)
+    source = _source(config, plan, engines, teachers, learner, clock)
     start = 0 if checkpoint is None else checkpoint.step
     recorder = Recorder(
         directory.path,
@@ -79,11 +81,16 @@ async def _host(config: DistillConfig, roles: Roles) -> tuple[Engines | None, Te
     return hosted.get("rollout"), hosted.get("teacher"), hosted["learner"]
 
 
-def _source(config: DistillConfig, plan: Plan, engines: Engines | None, teachers: Teachers | None, clock: Clock) -> Prefixes:
+def _source(
+    config: DistillConfig, plan: Plan, engines: Engines | None, teachers: Teachers | None, learner: Learner, clock: Clock
+) -> Prefixes:
     beside = [
         Beside(name, plan.streams[name], stream.rows, stream.weight, stream.objective.needs is not None)
         for name, stream in config.streams.items()
     ]
+    policy = None
+    if isinstance(config.objective, MiniLLMConfig):
+        policy = Policy(learner, config.objective, config.teacher_mix, config.rollout.max_new_tokens)
     return Prefixes(
         plan.prompts,
         engines,
@@ -92,6 +99,7 @@ def _source(config: DistillConfig, plan: Plan, engines: Engines | None, teachers
         config.prefix,
         scored=config.objective.needs is not None,
         beside=beside,
+        policy=policy,
         seed=config.run.seed,
         clock=clock,
     )
@@ -136,7 +144,10 @@ class _DistillWatch:
     async def before_update(self, batch: Batch) -> None:
         """Compare engine, learner and teacher on the first batch and every so often."""
         checked = batch.step % self._config.canaries.every == 0
-        self._measured = await self._learner.measure(batch.streams[0]) if checked or self._shows(batch.step) else None
+        # What is checked and written down is at temperature 1.
+        self._measured = batch.measures if getattr(self._config.objective, "temperature", 1.0) == 1 else None
+        if self._measured is None and (checked or self._shows(batch.step)):
+            self._measured = await self._learner.measure(batch.streams[0])
         if checked and self._measured is not None:
             self._check(batch, self._measured)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from minidist.build import make_engine, make_learner, make_teacher
 from minidist.cluster import Cluster, Role
-from minidist.config import Config, EvaluateConfig, SftConfig
+from minidist.config import Config, DistillConfig, EvaluateConfig, SftConfig
 from minidist.config.learning import LearnerConfig, RolloutConfig
 from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
 from minidist.config.runtime import RoleConfig
@@ -65,7 +65,7 @@ class Roles:
             teacher=teacher,
             config=config,
             objectives=objectives,
-            steps=self._config.run.steps,
+            steps=self._config.run.steps * (self._config.updates if isinstance(self._config, DistillConfig) else 1),
             seed=self._config.run.seed,
             deterministic=self._deterministic,
             **self._common(role),

@@ -82,7 +82,7 @@ class Rank:
         await self._work(batch)
         return Update(1, {"rank": float(self.number)})
 
-    async def measure(self, stream: Stream) -> Measures:
+    async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
         await self._work(stream)
         lengths = [len(row.labels) for row in stream.rows]
         labels = np.concatenate([row.labels for row in stream.rows]).astype(np.float64)

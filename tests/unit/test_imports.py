@@ -24,7 +24,7 @@ LAYERS = [
     ("modeling", "canaries", "group", "memory"),
     ("budget",),
     ("rollout",),
-    ("teachers", "learners", "transfer", "evaluation"),
+    ("teachers", "learners", "transfer", "evaluation", "credit"),
     ("experience",),
     ("loop",),
     ("cluster",),

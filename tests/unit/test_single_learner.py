@@ -22,6 +22,7 @@ from minidist.errors import CanaryError, DivergedError
 from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.single import SingleLearner
 from minidist.losses import Match, Supervised, forward_kl, reverse_kl
+from minidist.losses.objectives import Plain
 from minidist.modeling import load_model, to_tensor
 from minidist.protocols import Objective, TokenTargets
 from minidist.types import Batch, Stream, TeacherHead
@@ -183,7 +184,7 @@ def test_shared_vocabulary_is_sliced_before_the_softmax(make: MakeLearner) -> No
     asyncio.run(learner.close())
 
 
-class Infinite:
+class Infinite(Plain):
     """A loss that is not finite."""
 
     temperature = 1.0

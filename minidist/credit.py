@@ -1,0 +1,75 @@
+"""What a collection earned: the old student is asked once, and rewards, returns and weights are fixed for all steps on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minidist.config.objectives import MiniLLMConfig
+from minidist.losses.minillm import CreditTable, credit_table, mask_of
+from minidist.protocols import Learner
+from minidist.types import Array, Credit, Measures, Stream
+
+DISLIKED = 1 / 6
+"""Tokens with p / q below this are past the clip of 0.2 at the first step when 0.2 of the mixture is the teacher's: q over the
+mixture is then above 1.2."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the main stream's tokens are credited, and by which student: the one that wrote them.
+
+    `teacher_mix` is the teacher's share of the distribution that was sampled, `width` the longest answer allowed.
+    """
+
+    learner: Learner
+    settings: MiniLLMConfig
+    teacher_mix: float
+    width: int
+
+    async def credit(self, stream: Stream) -> tuple[Stream, Measures, dict[str, float]]:
+        """The stream with its rows' credit, the old student's figures it came from, and a summary."""
+        measures = await self.learner.measure(stream, self.settings.temperature)
+        assert measures.teacher_logprob is not None, "the teacher scores what a policy gradient learns from"
+        lengths = [len(row.labels) for row in stream.rows]
+        table = credit_table(
+            _padded(measures.student_logprob, lengths),
+            _padded(measures.teacher_logprob, lengths),
+            torch.tensor(lengths),
+            self.settings,
+            teacher_mix=self.teacher_mix,
+            width=self.width,
+        )
+        rows = tuple(replace(row, credit=credit) for row, credit in zip(stream.rows, _rows(table, lengths), strict=True))
+        return replace(stream, rows=rows), measures, _summary(table, measures, lengths)
+
+
+def _padded(values: Array, lengths: Sequence[int]) -> Tensor:
+    """[L] end to end to [B, T], zeros beyond the lengths; float64."""
+    parts = [torch.as_tensor(part, dtype=torch.float64) for part in np.split(values, np.cumsum(lengths)[:-1])]
+    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+
+
+def _rows(table: CreditTable, lengths: Sequence[int]) -> list[Credit]:
+    columns = (table.old_logprob_BT, table.advantage_BT, table.weight_BT, table.reach_BT)
+    tables = [column.float().numpy() for column in columns]
+    return [Credit(*(values[row, :length] for values in tables)) for row, length in enumerate(lengths)]
+
+
+def _summary(table: CreditTable, measures: Measures, lengths: Sequence[int]) -> dict[str, float]:
+    """Metrics of the policy gradient; rewards before scale and clip, in nats."""
+    assert measures.teacher_logprob is not None
+    mask = mask_of(torch.tensor(lengths), table.ratio_BT.shape[1])
+    ratio, advantage = table.ratio_BT[mask], table.advantage_BT[mask]
+    liked = measures.teacher_logprob - measures.student_logprob
+    return {
+        "policy/reward_mean_nats": float(liked.mean()),
+        "policy/disliked_frac": float((liked < np.log(DISLIKED)).mean()),
+        "policy/weight_max": float(ratio.max()),
+        "policy/weight_min": float(ratio.min()),
+        "policy/reach_max": float(table.reach_BT[mask].max()),
+        "policy/advantage_mean": float(advantage.mean()),
+        "policy/advantage_sd": float(advantage.std(correction=0)),
+    }

@@ -1,0 +1,248 @@
+"""MiniLLM: what each token earned, how it is weighed, and the loss of a whole batch written out plainly.
+
+Tables are [B, T]: B answers, T generated tokens, of which the first lengths_B count; what stands beyond is never read. p is the
+teacher, q the student, log-probabilities in nats. Source: Gu, Dong, Wei & Huang, MiniLLM, arXiv:2306.08543.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from minidist.config.objectives import MiniLLMConfig
+from minidist.losses.divergences import reverse_kl
+
+
+def mask_of(lengths_B: Tensor, width: int) -> Tensor:
+    """[B, T] bool: the tokens that count, the end-of-sequence token among them."""
+    return torch.arange(width, device=lengths_B.device) < lengths_B[:, None]
+
+
+def rewards(
+    student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, *, scale: float = 1.0, clip: float | None = None
+) -> Tensor:
+    """(log p - log q) / scale of each token that was written, cut at +-clip; 0 beyond the lengths. [B, T] nats.
+
+    Example:
+        >>> rewards(torch.tensor([[-2.0, -1.0]]), torch.tensor([[-1.0, -9.0]]), torch.tensor([2]), clip=4.0).tolist()
+        [[1.0, -4.0]]
+
+    Source: equation 2, with the scale and clip of the original code.
+    """
+    mask = mask_of(lengths_B, student_BT.shape[1])
+    scaled = (torch.where(mask, teacher_BT, 0) - torch.where(mask, student_BT, 0)) / scale
+    return scaled if clip is None else scaled.clamp(-clip, clip)
+
+
+def returns(
+    rewards_BT: Tensor,
+    lengths_B: Tensor,
+    *,
+    gamma: float = 1.0,
+    credit: Literal["next", "own"] = "next",
+    length_norm: bool = True,
+) -> Tensor:
+    """Sum of the rewards that follow each token, discounted by distance, over their number if `length_norm`. [B, T] nats.
+
+    `credit` next counts from the token after on: R(t+1) = r(t+1) + gamma r(t+2) + ...; own counts the token's reward too. A
+    return of no rewards, the last token's under next, is 0; so is all beyond the lengths.
+
+    Example:
+        >>> returns(torch.tensor([[1.0, 2.0, 4.0, 9.0]]), torch.tensor([3])).tolist()
+        [[3.0, 4.0, 0.0, 0.0]]
+
+    Source: equations 3 and 6. The paper's divisor is one too small as printed; here it is the number of rewards summed.
+    """
+    width = rewards_BT.shape[1]
+    given = torch.where(mask_of(lengths_B, width), rewards_BT, 0)
+    sums, ahead = torch.zeros_like(given), torch.zeros_like(given[:, 0])
+    for place in reversed(range(width)):
+        own = given[:, place] + gamma * ahead
+        sums[:, place] = own if credit == "own" else ahead
+        ahead = own
+    if not length_norm:
+        return torch.where(mask_of(lengths_B, width), sums, 0)
+    first = torch.arange(width, device=given.device) + (credit == "next")
+    return torch.where(mask_of(lengths_B, width), sums, 0) / (lengths_B[:, None] - first).clamp(min=1)
+
+
+def importance(student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, *, teacher_mix: float) -> Tensor:
+    """q / (teacher_mix p + (1 - teacher_mix) q) of each token: at most 1 / (1 - teacher_mix), 1 beyond the lengths. [B, T].
+
+    Example:
+        >>> weights = importance(torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log(), torch.tensor([1]), teacher_mix=0.2)
+        >>> round(weights.item(), 4)
+        1.1111
+
+    Source: equation 5 and the approximation after it.
+    """
+    ratio = torch.where(mask_of(lengths_B, student_BT.shape[1]), teacher_BT - student_BT, 0).exp()
+    return 1 / ((1 - teacher_mix) + teacher_mix * ratio) if teacher_mix else torch.ones_like(ratio)
+
+
+def whiten(values_BT: Tensor, lengths_B: Tensor, *, how: Literal["none", "masked", "padded"], width: int) -> Tensor:
+    """Values less their mean, over their standard deviation. [B, T]; beyond the lengths anything.
+
+    The statistics are of the tokens that count (masked), or of a table B x width with zeros beyond the lengths (padded), as in
+    the original code, where they depend on the longest answer allowed.
+
+    Example:
+        >>> whiten(torch.tensor([[1.0, 3.0]]), torch.tensor([2]), how="masked", width=2).tolist()
+        [[-1.0, 1.0]]
+    """
+    if how == "none":
+        return values_BT
+    mask = mask_of(lengths_B, values_BT.shape[1])
+    counted = int(mask.sum()) if how == "masked" else len(lengths_B) * width
+    mean = values_BT[mask].sum() / counted
+    squares = (values_BT[mask] - mean).square().sum() + (counted - int(mask.sum())) * mean.square()
+    return (values_BT - mean) / (squares / counted + 1e-8).sqrt()
+
+
+def surrogate(logprob_N: Tensor, old_N: Tensor, advantage_N: Tensor, weight_N: Tensor, *, clip: float | None) -> Tensor:
+    """-advantage * ratio of each token, ratio = weight * q / q_old; its gradient is -advantage * ratio * d log q. [N].
+
+    With `clip` the larger of that and the same with the ratio held within 1 - clip and 1 + clip: no gradient where the ratio
+    has already gone that far in the advantage's direction. The weight is inside the bound, as in the original code.
+
+    Example:
+        >>> surrogate(*(torch.tensor([value]) for value in (-1.0, -1.0, 2.0, 1.25)), clip=0.2).tolist()
+        [-2.4000000953674316]
+
+    Source: Schulman et al., PPO, arXiv:1707.06347, equation 7, on the ratio of arXiv:2306.08543, section 2.3.
+    """
+    ratio_N = (logprob_N - old_N).exp() * weight_N
+    loss_N = -advantage_N * ratio_N
+    return loss_N if clip is None else torch.maximum(loss_N, -advantage_N * ratio_N.clamp(1 - clip, 1 + clip))
+
+
+@dataclass(frozen=True)
+class CreditTable:
+    """`types.Credit` of B answers: [B, T] each, with the rewards it came from and the one-step ratios."""
+
+    old_logprob_BT: Tensor
+    advantage_BT: Tensor
+    weight_BT: Tensor
+    reach_BT: Tensor
+    reward_BT: Tensor
+    ratio_BT: Tensor
+
+
+@torch.no_grad()
+def credit_table(
+    student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, settings: MiniLLMConfig, *, teacher_mix: float, width: int
+) -> CreditTable:
+    """What a collection earned, held fixed while it is learned from.
+
+    Args:
+        student_BT, teacher_BT: log-probabilities of the tokens written, of the student that wrote and of the teacher, nats.
+        lengths_B: how many tokens of each answer count.
+        teacher_mix: the teacher's share of the distribution that was sampled.
+        width: the longest answer allowed, for whitening over the padded table.
+    """
+    student_BT = torch.where(mask_of(lengths_B, student_BT.shape[1]), student_BT, 0)
+    reward = rewards(student_BT, teacher_BT, lengths_B, scale=settings.reward_scale, clip=settings.reward_clip)
+    ratio = importance(student_BT, teacher_BT, lengths_B, teacher_mix=teacher_mix)
+    weight = reach = torch.ones_like(ratio)
+    counted = reward
+    if settings.importance == "one_step":
+        weight = ratio
+    elif settings.importance == "per_decision":
+        trail = ratio.cumprod(1)
+        reach = torch.cat([torch.ones_like(trail[:, :1]), trail[:, :-1]], 1)
+        counted = reward * trail
+    advantage = returns(counted, lengths_B, gamma=settings.gamma, credit=settings.credit, length_norm=settings.length_norm)
+    advantage = whiten(advantage, lengths_B, how=settings.whitening, width=width)
+    return CreditTable(student_BT, advantage, weight, reach, reward, ratio)
+
+
+def minillm_loss(
+    student_logits_BTV: Tensor,
+    teacher_logits_BTV: Tensor,
+    tokens_BT: Tensor,
+    lengths_B: Tensor,
+    *,
+    preset: Literal["paper", "lmops"] = "paper",
+    old_logprobs_BT: Tensor | None = None,
+    teacher_mix: float = 0.0,
+    length_norm: bool = True,
+    **options: Any,
+) -> Tensor:
+    """MiniLLM's loss of each answer: the reference that the learner's chunked, batched and sharded form must equal.
+
+    sum over t of reach(t) KL(q_t || p_t) - advantage(t) weight(t) q(y_t) / q_old(y_t), with `clip` PPO's bound on the second
+    term. Its gradient is what matters; the second term's value is no divergence. Nothing but the student's logits gets one.
+
+    Args:
+        student_logits_BTV, teacher_logits_BTV: logits that predict token t, [B, T, V]. A vocabulary wider than the other by
+            padding is cut before the softmax.
+        tokens_BT: the tokens written, [B, T]. lengths_B: how many of them count, the end-of-sequence token among them.
+        preset: the paper's equations, or what the original code does.
+        old_logprobs_BT: log q of the tokens under the student that sampled them, never of the mixture; None: this student.
+        teacher_mix: share of the teacher in the distribution that was sampled; the weights are formed here.
+        length_norm: divide each return by the number of its rewards.
+        options: any other field of `config.objectives.MiniLLMConfig`. Whitening is off unless asked for, since its groups are
+            whole collections; inner_epochs and minibatches say nothing here.
+
+    Returns:
+        [B], nats, summed over each answer's own tokens.
+
+    Raises:
+        ValueError: shapes that do not belong together, a length outside 0..T, teacher_mix outside [0, 1], an unknown option.
+
+    Example: equal models have nothing to learn.
+        >>> logits = torch.tensor([[[1.0, 2.0], [0.0, 3.0]]])
+        >>> minillm_loss(logits, logits, torch.tensor([[0, 1]]), torch.tensor([2])).tolist()
+        [0.0]
+
+    Source: Gu, Dong, Wei & Huang, arXiv:2306.08543, equations 3 to 7; microsoft/LMOps for the preset lmops.
+    """
+    settings = MiniLLMConfig(**({"preset": preset, "length_norm": length_norm, "whitening": "none"} | options))
+    _check(student_logits_BTV, teacher_logits_BTV, tokens_BT, lengths_B, old_logprobs_BT, teacher_mix)
+    width, vocabulary = tokens_BT.shape[1], min(student_logits_BTV.shape[-1], teacher_logits_BTV.shape[-1])
+    mask = mask_of(lengths_B, width)
+    student_NV, teacher_NV = (
+        torch.log_softmax(_exact(logits[mask][:, :vocabulary]) / settings.temperature, -1)
+        for logits in (student_logits_BTV, teacher_logits_BTV.detach())
+    )
+    labels_N1 = tokens_BT[mask][:, None].long()
+    said_N, taught_N = student_NV.gather(-1, labels_N1)[:, 0], teacher_NV.gather(-1, labels_N1)[:, 0]
+    old_N = said_N.detach() if old_logprobs_BT is None else _exact(old_logprobs_BT.detach()[mask])
+    table = credit_table(
+        _spread(old_N, mask), _spread(taught_N, mask), lengths_B, settings, teacher_mix=teacher_mix, width=width
+    )
+    loss_N = torch.zeros_like(said_N)
+    if settings.single_step:
+        loss_N = loss_N + table.reach_BT[mask] * reverse_kl(student_NV, teacher_NV)
+    if settings.long_term:
+        earned = (table.advantage_BT[mask], table.weight_BT[mask])
+        loss_N = loss_N + surrogate(said_N, old_N, *earned, clip=settings.clip)
+    return _spread(loss_N, mask).sum(1)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Half precision is too coarse for log-probabilities: 0.015 nats at 19."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """[N] back into a table, zeros elsewhere; keeps the gradient."""
+    return torch.zeros(mask_BT.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(mask_BT, values_N)
+
+
+def _check(
+    student_BTV: Tensor, teacher_BTV: Tensor, tokens_BT: Tensor, lengths_B: Tensor, old_BT: Tensor | None, teacher_mix: float
+) -> None:
+    shape = tuple(tokens_BT.shape)
+    tables = {"student_logits_BTV": student_BTV.shape[:2], "teacher_logits_BTV": teacher_BTV.shape[:2]}
+    tables |= {} if old_BT is None else {"old_logprobs_BT": old_BT.shape}
+    for name, found in tables.items():
+        if tuple(found) != shape:
+            raise ValueError(
+                f"{name} is {tuple(found)} where tokens_BT is {shape}: index t of each describes token t; align them"
+            )
+    if tuple(lengths_B.shape) != shape[:1] or bool(((lengths_B < 0) | (lengths_B > shape[1])).any()):
+        raise ValueError(f"lengths_B must hold {shape[0]} numbers from 0 to {shape[1]}, the tokens of each answer that count")
+    if not 0 <= teacher_mix <= 1:
+        raise ValueError(f"teacher_mix is {teacher_mix}, and a share lies between 0 and 1")
