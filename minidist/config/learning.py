@@ -1,6 +1,6 @@
 """`learner`, `prefix`, `rollout`, `streams`: how the student learns, from whose text, and how it writes."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -116,6 +116,16 @@ class StreamConfig(Section):
     """Factor of this stream's mean loss per token in the step's loss; the main stream has 1."""
     max_tokens: int = Field(default=512, ge=2)
     """Longest sequence, prompt and answer together; plain text is cut into pieces of this length."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_data(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.get("data"):
+            raise ValueError(
+                "a stream beside the main one has no data to train on: give it data: {path: ..., answer or text: a template of "
+                "its columns}, or leave the stream out"
+            )
+        return given
 
     @model_validator(mode="after")
     def _has_labels(self) -> "StreamConfig":

@@ -114,11 +114,13 @@ def _sentence(error: ValidationError, model: type[BaseModel]) -> str:
 
 def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """A near miss among the fields that stand at the unknown key's place."""
-    here: Any = model
+    here, choice = model, model
     for part in location[:-1]:
         if part in here.model_fields:
-            here = _section(here.model_fields[part].annotation) or here
-        # else: the tag of a union, which pydantic puts into the location and nobody writes
+            choice = here.model_fields[str(part)].annotation
+            here = _section(choice) or here
+        else:  # the tag of a union, which pydantic puts into the location and nobody writes
+            here = _tagged(choice, str(part)) or here
     return _did_you_mean(difflib.get_close_matches(str(location[-1]), list(here.model_fields), n=1))
 
 
@@ -127,6 +129,13 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((found for part in get_args(annotation) if (found := _section(part))), None)
+
+
+def _tagged(annotation: Any, tag: str) -> type[BaseModel] | None:
+    """The member of a union of sections whose `type` is `tag`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation if "type" in annotation.model_fields and annotation.model_fields["type"].default == tag else None
+    return next((found for part in get_args(annotation) if (found := _tagged(part, tag))), None)
 
 
 def _key(location: tuple[int | str, ...], model: type[BaseModel]) -> str:

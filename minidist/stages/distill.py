@@ -165,6 +165,9 @@ class _DistillWatch:
         metrics["speed/loss_tokens_per_s"] = metrics["learner/loss_tokens"] / seconds
         if self._config.objective.type.endswith("_kl"):
             metrics[f"kl/{self._config.objective.type.removesuffix('_kl')}_nats"] = metrics["main/loss_nats_per_token"]
+        elif batch.measures is not None and batch.measures.reverse_kl is not None:
+            # Of the student that wrote, at every token of the text it is learned from: exact, and of no extra cost.
+            metrics["kl/reverse_nats"] = float(batch.measures.reverse_kl.mean())
         own = [int(rollout.versions.min()) for rollout in batch.rollouts if rollout.writer is Writer.STUDENT]
         if own:
             # Optimizer steps between the weights a token was written with and those it is used on: 0, strictly on-policy.

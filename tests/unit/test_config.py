@@ -173,6 +173,39 @@ REFUSED = [
         ["teacher.payload=top_k", "streams.old={data: {path: task:sort}, objective: {type: forward_kl, temperature: 2}}"],
         ["streams.old.objective.temperature 2", "set teacher.payload=hidden"],
     ),
+    *(
+        ("distill", ["objective.type=minillm", *changes], parts)
+        for changes, parts in [
+            (["rollout.teacher_mix=1.2"], ["rollout.teacher_mix is 1.2", "less than or equal to 1"]),
+            (["rollout.teacher_mix=-0.1"], ["rollout.teacher_mix is -0.1", "greater than or equal to 0"]),
+            (["rollout.top_p=0.9"], ["rollout.top_p below 1", "set rollout.top_p=1"]),
+            (["rollout.temperature=0.7"], ["rollout.temperature 0.7", "objective.temperature 1", "set them equal"]),
+            (["prefix={student: 0.5, dataset: 0.5}"], ["objective.type minillm", "set prefix.student=1"]),
+            (["objective.inner_epochs=4", "objective.importance=none"], ["objective.inner_epochs 4", "set objective.clip=0.2"]),
+            (["objective.minibatches=65"], ["objective.minibatches 65", "the 64 rollouts", "raise rollout.prompts_per_step"]),
+            (["objective.single_step=false", "objective.long_term=false"], ["nothing to learn", "set one of them"]),
+            (["objective.preset=lmop"], ["objective.preset is 'lmop'", "'paper' or 'lmops'"]),
+            (["objective.gama=0.9"], ["unknown key objective.gama", "did you mean gamma?"]),
+            (["objective.gamma=0"], ["objective.gamma is 0", "greater than 0"]),
+            (["objective.clip=1"], ["objective.clip is 1", "less than 1"]),
+            (["teacher.payload=sampled"], ["teacher.payload sampled", "objective.type minillm", "set teacher.payload=top_k"]),
+            (
+                ["teacher={model: t, backend: server, payload: top_k, server: {url: http://a}}"],
+                ["set teacher.backend=hf or vllm"],
+            ),
+            (["cluster.teacher.shards=2"], ["cluster.teacher.shards", "set teacher.backend=vllm"]),
+            (["streams.lm.weight=0.5"], ["no data to train on", "leave the stream out"]),
+            (["streams.lm={data: {path: task:sort}, objective: {type: minillm}}"], ["streams.lm.objective.type minillm"]),
+        ]
+    ),
+    ("distill", ["rollout.teacher_mix=0.2", "rollout.temperature=0"], ["rollout.temperature 0", "rollout.teacher_mix=0"]),
+    ("distill", ["rollout.teacher_mix=0.2", "objective.type=k2"], ["objective.type k2", "set rollout.teacher_mix=0"]),
+    (
+        "distill",
+        ["rollout.teacher_mix=0.2", "prefix={student: 0, dataset: 1}", "data.prompts.answer=x"],
+        ["rollout.teacher_mix mixes into the student's share", "prefix.student"],
+    ),
+    ("distill", ["objective.type=kd"], ["objective.type kd", "its own samples", "set prefix.student=0"]),
     ("sft", ["evaluation.patience=3", "data.validation=null"], ["evaluation.patience need data.validation"]),
     (
         "distill",
@@ -296,4 +329,5 @@ def test_configuration_does_not_change_once_read(write: Write) -> None:
 @pytest.mark.parametrize("path", CONFIG_FILES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_shipped_configuration_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINIDIST_DATA", str(tmp_path))
+    monkeypatch.setenv("MINIDIST_TEXT", str(tmp_path / "text.jsonl"))
     load(path)
