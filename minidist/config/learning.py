@@ -22,7 +22,7 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps of linear warm-up from zero."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After warm-up: constant, or down to zero at run.steps."""
+    """After warm-up: constant, or down to zero at the end of the run."""
     grad_clip: float | None = Field(default=1.0, gt=0)
     """Largest global gradient norm; None: no clipping."""
 

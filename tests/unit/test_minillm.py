@@ -299,6 +299,15 @@ def test_per_decision_weights_have_no_bias(world: World, mix: float) -> None:
     same(gradient(world, (world.probability(mix) * ratios.prod(1) * losses).sum()), whole, 1e-12)
 
 
+def test_a_prefix_is_weighed_by_the_tokens_before_it(world: World) -> None:
+    said, taught = (world.said(logits).detach() for logits in world.logits())
+    settings = MiniLLMConfig(importance="per_decision", length_norm=False)
+    table = credit_table(said, taught, world.lengths, settings, teacher_mix=0.2, width=3)
+    ratio = importance(said, taught, world.lengths, teacher_mix=0.2)
+    same(table.reach_BT, torch.stack([torch.ones(15).double(), ratio[:, 0], ratio[:, 0] * ratio[:, 1]], 1), 1e-15)
+    assert (table.weight_BT == 1).all()
+
+
 def test_prefix_products_are_exact_for_the_single_step_alone(world: World) -> None:
     student, teacher = world.logits()
     said, taught = world.said(student), world.said(teacher)
