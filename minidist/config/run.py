@@ -15,7 +15,7 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0)
     """Source of every random number of the run: weights, data order, sampling."""
     steps: int = Field(default=100, ge=1)
-    """Collections, each followed by its optimizer step (several with minillm's minibatches and inner epochs) and one publication."""
+    """Collections, each followed by its optimizer step (several in minillm's inner epochs) and one publication."""
     overwrite: bool = False
     """Start again in a directory that holds another run; its files are deleted first."""
     deterministic: bool = False
