@@ -45,7 +45,10 @@ class SourceConfig(Section):
 
 
 class QuestionsConfig(SourceConfig):
-    """Questions with a fixed set of answers, for accuracy and calibration."""
+    """Questions with a fixed set of answers, for accuracy and calibration.
+
+    `answer` gives the right one's text or, where it is none of the texts, its number from 0.
+    """
 
     choices: list[str] | str
     """The texts to choose from, as they follow the prompt (a blank that begins them is part of them): a list that serves every
