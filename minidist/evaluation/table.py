@@ -32,7 +32,8 @@ def _table(result: dict[str, Any]) -> Table:
     asked = [name.removesuffix("_ece") for name in named if name.endswith("_ece")]
     columns = {name: text for name, text in _COLUMNS.items() if name in named}
     columns |= {f"{name}_{figure}": f"{name} {text}" for name in asked for figure, text in _ASKED.items()}
-    spread = "standard deviation over seeds" if any(name.endswith("_sd") for name in named) else "standard error"
+    seeds = any(name.endswith("_sd") for name in named)
+    spread = "standard deviation over seeds (of questions the standard error)" if seeds else "standard error"
     caption = f"divergences in nats a token, lengths in tokens, exposure bias in percent; ± {spread}"
     table = Table("", *columns.values(), box=box.SIMPLE, caption=caption)
     for model, figures in result.items():
