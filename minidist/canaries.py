@@ -2,13 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minidist.config.runtime import CanaryConfig
 from minidist.errors import CanaryError, ModelError
-from minidist.tracking import log
 from minidist.types import Measures, Rollout, Writer
 
 if TYPE_CHECKING:
@@ -85,35 +83,3 @@ def check_teacher(measures: Measures, vocabulary: int, margin: float) -> float |
             f"{uniform:.3f}: the teacher is untrained, or its weights or head were not loaded"
         )
     return mean
-
-
-class Alarms:
-    """Raises an alarm in the log, once each, when answers collapse in length, repeat, or are mostly truncated."""
-
-    def __init__(self, config: CanaryConfig) -> None:
-        self._config = config
-        self._first_length: float | None = None
-        self.raised: list[str] = []
-
-    def look(self, step: int, metrics: dict[str, float]) -> None:
-        """`metrics` hold rollout/length_mean_tokens, rollout/truncated_frac, rollout/repetition_frac."""
-        length = metrics.get("rollout/length_mean_tokens")
-        if length is None:
-            return
-        if self._first_length is None:
-            self._first_length = length
-        self._alarm(step, "length collapse", length / self._first_length, self._config.alarm_length, below=True)
-        self._alarm(step, "truncated answers", metrics["rollout/truncated_frac"], self._config.alarm_truncated)
-        self._alarm(step, "repetition", metrics["rollout/repetition_frac"], self._config.alarm_repetition)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"first_length": self._first_length, "raised": self.raised}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._first_length, self.raised = state["first_length"], state["raised"]
-
-    def _alarm(self, step: int, name: str, value: float, limit: float, *, below: bool = False) -> None:
-        if (value < limit if below else value > limit) and not any(name in text for text in self.raised):
-            text = f"{name} at step {step}: {value:.2f} is {'below' if below else 'above'} {limit:g}"
-            self.raised.append(text)
-            log.warning("ALARM %s", text)

@@ -42,5 +42,9 @@ class DivergedError(CanaryError):
     """Loss or gradient is not finite. Raised before the optimizer moves, so the weights are still good."""
 
 
+class AlarmError(MinidistError):
+    """A run ended by an alarm that its configuration names. Its checkpoint is written, and it can be gone on with."""
+
+
 class RoleError(MinidistError):
     """A rollout engine, teacher or learner failed or died."""

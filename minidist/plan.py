@@ -9,6 +9,7 @@ from minidist.config import Config, DistillConfig, EvaluateConfig, SftConfig
 from minidist.config.data import RenderConfig, SourceConfig
 from minidist.config.learning import RolloutConfig
 from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
+from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, read_examples, read_prompts
 from minidist.errors import ConfigError, ModelError
@@ -31,6 +32,7 @@ class Plan:
     examples: list[Example] = field(default_factory=list)
     validation_examples: list[Example] = field(default_factory=list)
     streams: dict[str, list[Example]] = field(default_factory=dict)
+    questions: dict[str, list[Question]] = field(default_factory=dict)
     max_tokens: int = 0
 
 
@@ -165,6 +167,10 @@ def _plan_evaluate(config: EvaluateConfig) -> Plan:
     assert plan is not None
     plan.prompts, skipped = _read_prompts(config.data.test, plan.renderer, config.data)
     plan.lines.append(_rows("test", config.data.test, len(plan.prompts), skipped))
+    limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "max_tokens": plan.max_tokens}
+    for name, source in config.data.questions.items():
+        plan.questions[name], skipped = read_questions(source, plan.renderer, **limits)
+        plan.lines.append(_rows(f"questions.{name}", source, len(plan.questions[name]), skipped))
     return plan
 
 

@@ -107,9 +107,11 @@ class RunDirectory:
         self._held.close()
 
 
-# Neither what the machine does, nor what is kept, nor where, changes the numbers beyond rounding: a run may go on with others.
+# Neither what the machine does, nor what is kept, nor where, nor what raises an alarm, changes the numbers beyond rounding: a
+# run may go on with others.
 _FREE = re.compile(
     r"cluster\..*|run\.(directory|overwrite|checkpoint_every|checkpoints_kept|rollouts_every|tensorboard)"
+    r"|canaries\.(alarm_\w+|stop_on)"
     r"|learner\.(backend|zero_stage|offload_\w+|activation_checkpointing|micro_batch_tokens|layout|chunk_tokens)"
 )
 

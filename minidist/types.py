@@ -56,7 +56,8 @@ class Prompt:
     """A question to the student. `tokens` [P] are what the model sees; `text` and `answer` are for people and graders.
 
     `row` is the row of its data source, and the seed of its samples is derived from it. `gold` are the tokens of the gold
-    answer, where the run trains on them.
+    answer, where the run trains on them. `references` are all gold answers, where the source lists several; `answer` is the
+    first.
     """
 
     row: int
@@ -64,6 +65,7 @@ class Prompt:
     text: str
     answer: str | None = None
     gold: Array | None = None
+    references: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

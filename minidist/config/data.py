@@ -19,6 +19,8 @@ class SourceConfig(Section):
     """Jinja template of the prompt over the row's columns."""
     answer: str | None = None
     """Jinja template of the gold answer; None: the rows are prompts only."""
+    references: str | None = None
+    """Column that lists several gold answers to measure by, in place of answer: what is written counts by the nearest one."""
     text: str | None = None
     """Jinja template of plain text, for training on all its tokens instead of on answers."""
     rows: int | None = Field(default=None, ge=1)
@@ -32,12 +34,33 @@ class SourceConfig(Section):
     def _one_use(self) -> "SourceConfig":
         if self.text is not None and self.answer is not None:
             raise ValueError("set answer (train on answers) or text (train on plain text) of a data source, not both")
+        if self.references is not None and (self.answer is not None or self.text is not None):
+            raise ValueError("references of a data source stands in place of answer and of text; set one of them")
         return self
 
     @property
     def task(self) -> str | None:
         """Name of the generated task, or None."""
         return self.path.removeprefix("task:") if self.path.startswith("task:") else None
+
+
+class QuestionsConfig(SourceConfig):
+    """Questions with a fixed set of answers, for accuracy and calibration.
+
+    `answer` gives the right one's text or, where it is none of the texts, its number from 0.
+    """
+
+    choices: list[str] | str
+    """The texts to choose from, as they follow the prompt (a blank that begins them is part of them): a list that serves every
+    row, or the name of a column that holds a row's own."""
+
+    @model_validator(mode="after")
+    def _one_is_right(self) -> "QuestionsConfig":
+        if self.answer is None and self.task is None:
+            raise ValueError("questions need answer: the template of the right choice, its text or its number from 0")
+        if isinstance(self.choices, list) and len(self.choices) < 2:
+            raise ValueError(f"choices of questions are {self.choices}; give two or more")
+        return self
 
 
 class RenderConfig(Section):
@@ -71,3 +94,5 @@ class EvaluateDataConfig(RenderConfig):
     """Held-out prompts, with gold answers where accuracy or ROUGE-L is wanted."""
 
     test: SourceConfig
+    questions: dict[str, QuestionsConfig] = Field(default={})
+    """Questions with a fixed set of answers, by the name their figures get."""

@@ -96,6 +96,10 @@ class RolloutConfig(Section):
     teacher_mix * p + (1 - teacher_mix) * q, p the teacher and q the student, temperature and top_p applied to each before.
     vLLM engines of both take turns at a sequence; engine hf decodes both in step. 0 is the student alone. None: 0.2 with
     objective minillm, else 0."""
+    no_repeat_ngram_size: int | None = Field(default=None, ge=2)
+    """evaluate only: a token that would write an n-gram of so many tokens for the second time, prompt included, gets no
+    probability. It changes what text is measured (accuracy, ROUGE-L, length, diversity); divergences are of answers written
+    without it. 6 is what the original MiniLLM's test script did unsaid. None: nothing is blocked."""
     kv_cache_gib: float = Field(default=0.25, gt=0)
     """Memory of vLLM's key-value cache on CPU, GiB."""
     gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from minidist.config.base import Section
 from minidist.config.data import DistillDataConfig, EvaluateDataConfig, SftDataConfig
@@ -114,6 +114,11 @@ class DistillConfig(Section):
             raise ValueError("evaluation.every needs data.validation: held-out prompts")
         if self.rollout.temperature == 0 and self.rollout.samples_per_prompt > 1:
             raise ValueError("rollout.temperature 0 writes the same answer each time; set rollout.samples_per_prompt=1")
+        if self.rollout.no_repeat_ngram_size is not None:
+            raise ValueError(
+                "rollout.no_repeat_ngram_size belongs to evaluate: with it, samples and their log-probabilities are not the "
+                "student's own, on which the objective rests; leave it out"
+            )
         return self
 
     @property
@@ -195,7 +200,8 @@ class DistillConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Accuracy, ROUGE-L, divergences to the teacher, length, truncation and repetition of a list of models."""
+    """Accuracy, ROUGE-L, divergences to the teacher, exposure bias, calibration, length, truncation, repetition and diversity
+    of a list of models."""
 
     stage: Literal["evaluate"]
     run: RunConfig
@@ -205,6 +211,9 @@ class EvaluateConfig(Section):
     dtype: DType = "float32"
     """Precision the models are evaluated in."""
     data: EvaluateDataConfig
+    seeds: list[NonNegativeInt] | None = Field(default=None, min_length=1)
+    """Every prompt is answered once with each of these sampling seeds, and figures are means over them, their standard
+    deviation beside; [10, 20, 30, 40, 50] in the MiniLLM paper. None: run.seed alone."""
     rollout: RolloutConfig = RolloutConfig()
     learner: MeasureConfig = MeasureConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -216,6 +225,8 @@ class EvaluateConfig(Section):
             raise ValueError("evaluate measures the exact divergence: set teacher.payload=hidden")
         if self.rollout.temperature != 1 or self.rollout.top_p != 1:
             raise ValueError("evaluate measures divergences on samples at rollout.temperature=1 and rollout.top_p=1")
+        if len(set(self.seeds or [])) < len(self.seeds or []):
+            raise ValueError(f"seeds are {self.seeds}: the same seed twice writes the same answers; give different ones")
         return self
 
 

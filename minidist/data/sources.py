@@ -59,6 +59,19 @@ def _check_columns(source: SourceConfig, columns: list[str]) -> None:
         written = getattr(source, name)
         if written is not None and not (name == "prompt" and source.text is not None):
             Template(written, name).check(columns, source.path)
+    if source.references is not None:
+        check_column(source.references, columns, source.path, "references")
+
+
+def check_column(name: str, columns: list[str], path: str, where: str) -> None:
+    """Raise DataError unless the column that `where` names is there."""
+    if name not in columns:
+        raise DataError(f"{path} has no column {name!r}, which {where} names; its columns are {', '.join(columns)}")
+
+
+def are_texts(value: Any) -> bool:
+    """Whether a cell holds a list of texts."""
+    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
 
 
 def read_prompts(
@@ -82,11 +95,15 @@ def read_prompts(
         elif len(tokens) > max_prompt_tokens:
             bad.add(index, f"the prompt has {len(tokens)} tokens, more than data.max_prompt_tokens = {max_prompt_tokens}")
         else:
-            said = answer.fill(row) if answer else None
+            references = row[source.references] if source.references is not None else []
+            if source.references is not None and not are_texts(references):
+                bad.add(index, f"its {source.references} is {references!r}, not a list of texts")
+                continue
+            said = answer.fill(row) if answer else next(iter(references), None)
             if gold and not (said or "").strip():
                 bad.add(index, "the answer is empty")
                 continue
-            found.append(Prompt(index, tokens, text, said, renderer.answer(said or "") if gold else None))
+            found.append(Prompt(index, tokens, text, said, renderer.answer(said or "") if gold else None, tuple(references)))
     bad.settle(seen)
     return found, len(bad.reasons)
 

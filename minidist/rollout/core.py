@@ -16,6 +16,7 @@ import numpy as np
 from minidist.config.models import DType
 from minidist.data.rendering import Renderer
 from minidist.errors import RoleError
+from minidist.rollout.ngrams import OPTION
 from minidist.rollout.processes import hide_shared_memory, prepare, show_shared_memory
 from minidist.rollout.seeds import sample_seed
 from minidist.types import Array, Finish, Prompt, Rollout
@@ -37,7 +38,7 @@ class VLLMSettings:
 
     `max_tokens` is the longest sequence, prompt and answer together. `batch_tokens` bounds a forward pass, `max_logprobs` the
     classes asked for at one position; `tensor_parallel` counts the devices (processes, on a CPU) that the model is split over.
-    None leaves the choice to vLLM.
+    `ngrams`: requests may ask that no n-gram is written twice. None leaves the choice to vLLM.
     """
 
     model: Path
@@ -53,6 +54,7 @@ class VLLMSettings:
     batch_tokens: int | None = None
     max_logprobs: int = 1
     prefix_caching: bool | None = None
+    ngrams: bool = False
 
 
 class VLLMCore:
@@ -81,8 +83,12 @@ class VLLMCore:
         top_p: float,
         seed: int,
         version: int,
+        no_repeat_ngram_size: int | None = None,
     ) -> list[Rollout]:
-        """`samples` rollouts a prompt, in order. Cancelling it aborts the requests."""
+        """`samples` rollouts a prompt, in order. Cancelling it aborts the requests.
+
+        `no_repeat_ngram_size`: no n-gram of so many tokens twice, prompt included; the engine was started with `ngrams`.
+        """
         from vllm import SamplingParams
 
         jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
@@ -96,6 +102,7 @@ class VLLMCore:
                 detokenize=False,
                 stop_token_ids=[self._renderer.eos],
                 allowed_token_ids=self._allowed,
+                extra_args=None if no_repeat_ngram_size is None else {OPTION: no_repeat_ngram_size},
             )
             for prompt, number in jobs
         ]
@@ -197,6 +204,8 @@ def _make_engine(settings: VLLMSettings) -> Any:
     if not settings.gpus:
         # Compiling the sampler's few operations takes vLLM 20 s at the first request, and buys nothing on a CPU.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    if settings.ngrams:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # which has another interface for what sees the logits
     if settings.tensor_parallel > 1:
         prepare(settings.tensor_parallel)
     from vllm import EngineArgs
@@ -223,6 +232,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
+        "logits_processors": ["minidist.rollout.vllm_ngrams:NoRepeatNgram"] if settings.ngrams else None,
         **(split if settings.tensor_parallel > 1 else {}),
         **(_on_gpu(settings) if settings.gpus else _on_cpu(settings)),
     }

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
 from minidist.modeling import load_model, to_tensor
+from minidist.rollout.ngrams import completions
 from minidist.rollout.seeds import sample_seed
 from minidist.types import Finish, Prompt, Rollout, Weights
 from minidist.worker import Worker
@@ -29,9 +30,17 @@ class HFEngine:
         self._version = self._tokens = 0
 
     async def generate(
-        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        no_repeat_ngram_size: int | None = None,
     ) -> list[Rollout]:
-        """`samples` rollouts a prompt, in order."""
+        """`samples` rollouts a prompt, in order; no n-gram of `no_repeat_ngram_size` tokens twice, prompt included."""
         rollouts = await self._worker.run(
             sample,
             self._model,
@@ -44,6 +53,7 @@ class HFEngine:
             seed=seed,
             version=self._version,
             vocabulary=self._vocabulary,
+            no_repeat_ngram_size=no_repeat_ngram_size,
         )
         self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
         return rollouts
@@ -82,10 +92,12 @@ def sample(
     seed: int,
     version: int,
     vocabulary: int | None = None,
+    no_repeat_ngram_size: int | None = None,
 ) -> list[Rollout]:
     """`samples` rollouts a prompt, in order: temperature first, then top-p; log-probabilities of what was sampled.
 
-    Ids from `vocabulary` on are padding and are never written.
+    Ids from `vocabulary` on are padding and are never written, nor is an n-gram of `no_repeat_ngram_size` tokens, prompt
+    included, a second time.
     """
     jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
     by_length = sorted(range(len(jobs)), key=lambda index: len(jobs[index][0].tokens))
@@ -93,7 +105,9 @@ def sample(
     for start in range(0, len(jobs), _ROWS):
         group = by_length[start : start + _ROWS]
         warp = partial(_warp, temperature=temperature, top_p=top_p, vocabulary=vocabulary)
-        decoded = _decode(model, [jobs[i] for i in group], renderer.eos, max_new_tokens, temperature, warp, seed)
+        decoded = _decode(
+            model, [jobs[i] for i in group], renderer.eos, max_new_tokens, temperature, warp, seed, no_repeat_ngram_size
+        )
         for index, (tokens, logprobs) in zip(group, decoded, strict=True):
             prompt, number = jobs[index]
             found[index] = Rollout(
@@ -116,6 +130,7 @@ def _decode(
     temperature: float,
     warp: Callable[[Tensor], Tensor],
     seed: int,
+    no_repeat_ngram_size: int | None = None,
 ) -> list[tuple[list[int], list[float]]]:
     """Token by token with a key-value cache; prompts stand flush right, so all rows end at the same position."""
     longest = max(len(prompt.tokens) for prompt, _ in jobs)
@@ -132,7 +147,12 @@ def _decode(
     for _ in range(max_new_tokens):
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
-        logprobs = warp(output.logits[:, -1].float().cpu())
+        logits = output.logits[:, -1].float().cpu()
+        if no_repeat_ngram_size is not None:
+            for row in live:
+                banned = completions([*jobs[row][0].tokens.tolist(), *written[row][0]], no_repeat_ngram_size)
+                logits[row, list(banned)] = float("-inf")
+        logprobs = warp(logits)
         ids = torch.full((len(jobs), 1), eos, dtype=torch.long)
         for row in live:
             token = _draw(logprobs[row], temperature, generators[row])

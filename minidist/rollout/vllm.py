@@ -43,14 +43,26 @@ class VLLMEngine:
             tensor_parallel=tensor_parallel,
             # What was cached before, by whichever call, would decide which keys and values are computed anew.
             prefix_caching=False if deterministic else None,
+            ngrams=rollout.no_repeat_ngram_size is not None,
         )
         self._core = VLLMCore(settings, renderer, name="rollout", vocabulary=vocabulary)
         self._version = 0
 
     async def generate(
-        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        no_repeat_ngram_size: int | None = None,
     ) -> list[Rollout]:
-        """`samples` rollouts a prompt, in order. Cancelling it aborts the requests."""
+        """`samples` rollouts a prompt, in order. Cancelling it aborts the requests.
+
+        `no_repeat_ngram_size`: no n-gram of so many tokens twice, prompt included, where rollout.no_repeat_ngram_size is set.
+        """
         return await self._core.write(
             prompts,
             samples=samples,
@@ -59,6 +71,7 @@ class VLLMEngine:
             top_p=top_p,
             seed=seed,
             version=self._version,
+            no_repeat_ngram_size=no_repeat_ngram_size,
         )
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from minidist.canaries import Alarms, check_engine, check_teacher, tolerance
+from minidist.alarms import Alarms
+from minidist.canaries import check_engine, check_teacher, tolerance
 from minidist.checkpoint import Checkpoint
 from minidist.config import DistillConfig
 from minidist.config.objectives import MiniLLMConfig
 from minidist.credit import Policy
+from minidist.errors import AlarmError
 from minidist.evaluation.student import Examiner
 from minidist.experience import Beside, Prefixes
 from minidist.loop import Run, train
@@ -110,6 +112,10 @@ def _shown(config: DistillConfig) -> list[tuple[str, str]]:
     return [
         ("loss/nats_per_token", config.objective.type),
         ("rollout/length_mean_tokens", "length"),
+        ("rollout/truncated_frac", "truncated"),
+        ("rollout/distinct_4", "distinct-4"),
+        ("policy/clip_frac", "clipped"),
+        ("policy/disliked_frac", "disliked"),
         ("time/generate_s", "generate s"),
         ("time/update_s", "update s"),
     ]
@@ -172,7 +178,7 @@ class _DistillWatch:
         if own:
             # Optimizer steps between the weights a token was written with and those it is used on: 0, strictly on-policy.
             metrics["age/updates_max"] = float(update.version - 1 - min(own))
-        self._alarms.look(step, metrics)
+        stopping = self._alarms.look(step, metrics)
         self._recorder.step(step, metrics)
         if self._shows(step):
             self._recorder.rollouts(step + 1, batch.rollouts, self._measured)
@@ -180,6 +186,12 @@ class _DistillWatch:
         every = self._config.evaluation.every
         if every is not None and ((step + 1) % every == 0 or last):
             await self.examine(step)
+        if stopping:
+            await self.stopped(step + 1)
+            raise AlarmError(
+                f"stopped by an alarm of canaries.stop_on: {'; '.join(stopping)}; to go on, change that limit or take its name "
+                "out of canaries.stop_on, and give the same command"
+            )
         if (often := self._config.run.checkpoint_every) and (step + 1) % often == 0:
             await self._checkpoints.write(step + 1, self._learner, self.state_dict())
         return False
@@ -189,7 +201,7 @@ class _DistillWatch:
         return step == 0 or (step + 1) % self._config.run.rollouts_every == 0 or step + 1 == self._config.run.steps
 
     async def stopped(self, step: int) -> None:
-        """Ctrl-C or SIGTERM: what was done so far is kept."""
+        """Ctrl-C, SIGTERM or an alarm: what was done so far is kept."""
         await self._checkpoints.write(step, self._learner, self.state_dict())
         log.info("checkpoint after %d steps written; the same command goes on from there", step)
 
@@ -197,11 +209,13 @@ class _DistillWatch:
         """All figures on the held-out prompts; `step` -1 is before training."""
         if self._examiner is None or self._engines is None:
             return
-        figures = await self._examiner.examine(self._engines, self._learner)
+        found = await self._examiner.examine(self._engines, self._learner)
+        figures = {name: value for name, value in found.items() if "_at_" not in name}  # the points of curves
         self._evaluations.append((step + 1, figures))
         self._source.observe(figures)
         self._recorder.write(step, {f"evaluation/{name}": value for name, value in figures.items()})
         shown = {"accuracy": "accuracy", "rouge_l": "ROUGE-L", "reverse_kl": "reverse KL", "forward_kl": "forward KL"}
+        shown |= {"length_mean_tokens": "length", "truncated_frac": "truncated", "distinct_4": "distinct-4"}
         text = ", ".join(f"{label} {figures[name]:.4g}" for name, label in shown.items() if name in figures)
         log.info("evaluation after %d steps: %s", step + 1, text)
 
@@ -236,7 +250,7 @@ def _examiner(config: DistillConfig, plan: Plan, teachers: Teachers | None, tole
         plan.validation_prompts,
         teachers,
         max_new_tokens=config.rollout.max_new_tokens,
-        seed=config.run.seed,
+        seeds=[config.run.seed],
         graded=config.data.validation is not None and config.data.validation.task is not None,
         tolerance_nats=tolerance_nats,
     )

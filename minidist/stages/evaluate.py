@@ -1,6 +1,7 @@
 """Evaluation of a list of models against one teacher, as one table."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,22 @@ async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, 
         plan.prompts,
         teacher,
         max_new_tokens=config.rollout.max_new_tokens,
-        seed=config.run.seed,
+        seeds=config.seeds or [config.run.seed],
         graded=graded,
         tolerance_nats=tolerance(config.canaries.logprob_tolerance_nats, (config.dtype,), exact=1e-3, rounded=0.05),
+        no_repeat_ngram_size=config.rollout.no_repeat_ngram_size,
+        questions=plan.questions,
     )
     result: dict[str, Any] = {}
     for name, path in paths.items():
-        own = path == teacher_path
-        figures = await (examiner.examine_teacher() if own else examiner.examine(*await bench.seat(path)))
-        result[name] = figures | _training_facts(Path(config.models[name]))
-        log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if "_se" not in key))
+        if path == teacher_path:
+            learner = await bench.learner(students[0] if students else path) if plan.questions else None
+            figures = await examiner.examine_teacher(learner)
+        else:
+            figures = await examiner.examine(*await bench.seat(path))
+        result[name] = _with_curve(figures) | _training_facts(Path(config.models[name]))
+        shown = {key: value for key, value in figures.items() if not re.search(r"_(se|sd)$|_at_\d+", key)}
+        log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in shown.items()))
     (directory.path / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     show(result)
     print(f"result: {directory.path / 'result.json'}")
@@ -73,6 +80,10 @@ class _Bench:
         self._seated = path, engine, learner
         return engine, learner
 
+    async def learner(self, path: Path) -> Learner:
+        """Whatever learner there is, else one with the weights at `path`."""
+        return (self._seated or (path, *await self.seat(path)))[2]
+
     async def _host(self, path: Path) -> tuple[Engines, Learner]:
         model = as_model(self._config, str(path))
         student = StudentConfig(**model.model_dump())
@@ -84,6 +95,13 @@ class _Bench:
             ]
         )
         return hosted[0], hosted[1]
+
+
+def _with_curve(figures: dict[str, float]) -> dict[str, Any]:
+    """The exposure bias at each length as one curve, length to percent."""
+    curve = {key.rpartition("_")[2]: value for key, value in figures.items() if "_at_" in key}
+    rest = {key: value for key, value in figures.items() if "_at_" not in key}
+    return rest | ({"exposure_bias_curve": curve} if curve else {})
 
 
 def _training_facts(path: Path) -> dict[str, Any]:

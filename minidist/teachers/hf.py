@@ -51,9 +51,17 @@ class HFTeacher:
         return await self._worker.run(self._score, rollouts)
 
     async def extend(
-        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        no_repeat_ngram_size: int | None = None,
     ) -> list[Rollout]:
-        """The teacher's own samples."""
+        """The teacher's own samples; no n-gram of `no_repeat_ngram_size` tokens twice, prompt included."""
         return await self._worker.run(
             sample,
             self._scorer,
@@ -66,6 +74,7 @@ class HFTeacher:
             seed=seed,
             version=0,
             vocabulary=self._vocabulary,
+            no_repeat_ngram_size=no_repeat_ngram_size,
         )
 
     async def describe(self) -> dict[str, object]:

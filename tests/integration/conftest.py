@@ -135,7 +135,7 @@ def learner_arguments(stack: Stack, config: LearnerConfig) -> dict[str, Any]:
 def engine_arguments(stack: Stack, model: Path) -> dict[str, Any]:
     return {
         "model": ModelConfig(model=str(model)),
-        "rollout": RolloutConfig(),
+        "rollout": RolloutConfig(no_repeat_ngram_size=2),  # requests may ask for it; the others are written as ever
         "renderer": stack.renderer,
         "max_tokens": MAX_TOKENS,
         "seed": 0,

@@ -87,6 +87,33 @@ def test_vllm_equals_the_transformers_engine(stack: Stack) -> None:
     assert max(abs(a - b) for left, right in zip(ours, theirs, strict=True) for a, b in zip(left, right, strict=True)) < EXACT
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_vllm_blocks_the_ngrams_that_transformers_blocks(stack: Stack, size: int) -> None:
+    """Requests with and without it share the batch of one engine, more of them than it holds at once."""
+    reference = HFEngine(ModelConfig(model=str(stack.student)), stack.renderer)
+    prompts = stack.prompts([text + text for text in texts(12)])
+    slow = asyncio.run(reference.generate(prompts, **GREEDY, no_repeat_ngram_size=size))
+    together = asyncio.gather
+
+    async def both() -> list[list[Rollout]]:
+        blocked = stack.engine.generate(prompts, **GREEDY, no_repeat_ngram_size=size)
+        return list(await together(blocked, stack.engine.generate(prompts, **GREEDY)))
+
+    fast, plain = stack.run(both())
+    assert [list(rollout.tokens) for rollout in slow] == [list(rollout.tokens) for rollout in fast]
+    assert [list(rollout.tokens) for rollout in plain] != [list(rollout.tokens) for rollout in fast]
+    left, right = (np.concatenate([rollout.logprobs for rollout in each]) for each in (slow, fast))
+    assert np.abs(left - right).max() < EXACT
+    asyncio.run(reference.close())
+    sampled = stack.run(stack.engine.generate(prompts, **SAMPLING | {"samples": 30}, no_repeat_ngram_size=size))
+    for rollout in sampled:
+        grams = list(
+            zip(*([*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()][at:] for at in range(size)), strict=False)
+        )
+        given = len(rollout.prompt.tokens) - size + 1
+        assert all(gram not in grams[:at] for at, gram in enumerate(grams) if at >= given)
+
+
 def test_same_seed_same_samples_other_seed_other_samples(stack: Stack) -> None:
     first, again, other = written(stack), written(stack), written(stack, seed=4)
     assert [list(r.tokens) for r in first] == [list(r.tokens) for r in again]

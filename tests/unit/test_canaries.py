@@ -1,9 +1,7 @@
 """Each canary on the healthy case and on the fault it is there for."""
 
 import asyncio
-import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +9,8 @@ import numpy as np
 import pytest
 from transformers import PreTrainedModel
 
-from minidist.canaries import Alarms, check_engine, check_teacher, shared_vocabulary, tolerance
+from minidist.canaries import check_engine, check_teacher, shared_vocabulary, tolerance
 from minidist.config.learning import LearnerConfig
-from minidist.config.runtime import CanaryConfig
 from minidist.data.batching import collate
 from minidist.data.rendering import character_tokenizer
 from minidist.errors import CanaryError, ModelError
@@ -154,54 +151,3 @@ def test_uniform_teacher_stops_the_run(off: float) -> None:
 def test_teacher_that_says_nan_stops_the_run() -> None:
     with pytest.raises(CanaryError):
         check_teacher(taught(-1.0, math.nan), VOCABULARY, 0.02)
-
-
-def looks(*figures: tuple[float, float, float]) -> Iterator[list[str]]:
-    """What has been raised after each step of (length, truncated, repetition)."""
-    alarms = Alarms(CanaryConfig(alarm_length=0.5, alarm_truncated=0.5, alarm_repetition=0.4))
-    names = ("rollout/length_mean_tokens", "rollout/truncated_frac", "rollout/repetition_frac")
-    for step, values in enumerate(figures):
-        alarms.look(step, dict(zip(names, values, strict=True)))
-        yield list(alarms.raised)
-
-
-def test_healthy_text_raises_nothing() -> None:
-    assert list(looks((20, 0.5, 0.4), (10, 0.0, 0.0), (90, 0.1, 0.1))) == [[], [], []]
-
-
-@pytest.mark.parametrize(
-    ("bad", "text"),
-    [
-        ((9.0, 0.0, 0.0), "length collapse at step 1: 0.45 is below 0.5"),
-        ((20.0, 0.6, 0.0), "truncated answers at step 1: 0.60 is above 0.5"),
-        ((20.0, 0.0, 0.5), "repetition at step 1: 0.50 is above 0.4"),
-    ],
-)
-def test_each_alarm_is_raised_once(bad: tuple[float, float, float], text: str) -> None:
-    assert list(looks((20, 0, 0), bad, bad, (20, 0, 0), bad)) == [[], [text], [text], [text], [text]]
-
-
-def test_all_alarms_at_once() -> None:
-    *_, raised = looks((20, 0, 0), (1, 1, 1))
-    assert len(raised) == 3
-
-
-def test_alarms_go_on_from_their_state() -> None:
-    """The length that others are measured by is the run's first, and what was raised is not raised again."""
-    names = ("rollout/length_mean_tokens", "rollout/truncated_frac", "rollout/repetition_frac")
-    first, second = Alarms(CanaryConfig()), Alarms(CanaryConfig())
-    for step, values in enumerate([(20.0, 0.0, 0.0), (20.0, 0.9, 0.0)]):
-        first.look(step, dict(zip(names, values, strict=True)))
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    second.look(2, dict(zip(names, (9.0, 0.9, 0.0), strict=True)))
-    assert [text.partition(" at ")[0] for text in second.raised] == ["truncated answers", "length collapse"]
-    fresh = Alarms(CanaryConfig())
-    fresh.load_state_dict(json.loads(json.dumps(Alarms(CanaryConfig()).state_dict())))
-    fresh.look(0, dict(zip(names, (9.0, 0.0, 0.0), strict=True)))
-    assert fresh.raised == []
-
-
-def test_supervised_steps_have_no_text_to_look_at() -> None:
-    alarms = Alarms(CanaryConfig())
-    alarms.look(0, {"loss/nats_per_token": 1.0})
-    assert alarms.raised == []

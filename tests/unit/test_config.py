@@ -112,6 +112,28 @@ REFUSED = [
     ("evaluate", ["teacher.payload=top_k"], ["set teacher.payload=hidden"]),
     ("evaluate", ["rollout.temperature=0.7"], ["rollout.temperature=1", "rollout.top_p=1"]),
     ("evaluate", ["rollout.top_p=0.9"], ["rollout.temperature=1", "rollout.top_p=1"]),
+    ("evaluate", ["seeds=[1, 2, 1]"], ["seeds are [1, 2, 1]", "give different ones"]),
+    ("evaluate", ["seeds=[]"], ["seeds is []", "at least 1"]),
+    ("evaluate", ["seeds=[-1]"], ["greater than or equal to 0"]),
+    ("evaluate", ["rollout.no_repeat_ngram_size=1"], ["rollout.no_repeat_ngram_size is 1", "greater than or equal to 2"]),
+    ("distill", ["rollout.no_repeat_ngram_size=6"], ["rollout.no_repeat_ngram_size belongs to evaluate", "leave it out"]),
+    ("evaluate", ["data.test.references=a", "data.test.answer=b"], ["references", "in place of answer", "one of them"]),
+    (
+        "evaluate",
+        ["data.questions={s: {path: a.jsonl, choices: [a, b]}}"],
+        ["questions need answer", "its text or its number from 0"],
+    ),
+    (
+        "evaluate",
+        ["data.questions={s: {path: a.jsonl, answer: l, choices: [a]}}"],
+        ["choices of questions are ['a']", "two or more"],
+    ),
+    ("distill", ["canaries.stop_on=[truncate]"], ["canaries.stop_on", "'truncated'"]),
+    (
+        "distill",
+        ["canaries.stop_on=[age]", "canaries.alarm_age=null"],
+        ["canaries.stop_on names age", "canaries.alarm_age is null", "take the name out"],
+    ),
     ("evaluate", ["models={}"], ["models is {}", "at least 1"]),
     ("sft", ["run.seed=-1"], ["run.seed is -1", "greater than or equal to 0"]),
     (

@@ -76,6 +76,7 @@ def test_student_writes_and_teacher_scores_the_same_tokens() -> None:
         "rollout/length_mean_tokens": 3.0,
         "rollout/truncated_frac": 1.0,
         "rollout/repetition_frac": 0.0,
+        "rollout/distinct_4": 1.0,
     }
     assert set(clock.take()) == {"time/generate_s", "time/score_s"}
 

@@ -1,6 +1,7 @@
 """The reference sampler: exact distributions, honest log-probabilities, seeds that belong to samples."""
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,35 @@ def test_greedy_equals_generate(kind: str) -> None:
         options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": 0, "pad_token_id": 0}
         theirs = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
         assert rollout.tokens.tolist() == theirs[0, ids.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_no_ngram_twice_as_in_transformers(size: int) -> None:
+    """Greedy, against `generate`; the prompt's n-grams count, rows of uneven length do not mix."""
+    model, prompts = tiny_model(), made_prompts(2, 9, 4, 20)
+    plain = [rollout.tokens.tolist() for rollout in written(model, prompts, temperature=0.0)]
+    blocked = written(model, prompts, temperature=0.0, no_repeat_ngram_size=size)
+    assert sum(rollout.tokens.tolist() != tokens for rollout, tokens in zip(blocked, plain, strict=True)) >= 2
+    for rollout in blocked:
+        ids = torch.tensor(rollout.prompt.tokens[None].astype(np.int64))
+        options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": 0, "pad_token_id": 0}
+        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), no_repeat_ngram_size=size, **options)
+        assert rollout.tokens.tolist() == theirs[0, ids.shape[1] :].tolist()
+
+
+def test_blocked_samples_have_the_log_probabilities_of_what_is_left() -> None:
+    model = tiny_model()
+    for rollout in written(model, made_prompts(4, 9), samples=4, no_repeat_ngram_size=2):
+        whole = [*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()]
+        table = exact(model, np.array(whole))[len(rollout.prompt.tokens) - 1 : -1]
+        for at, token in enumerate(rollout.tokens.tolist()):
+            before = whole[: len(rollout.prompt.tokens) + at]
+            left = [each for each in range(VOCABULARY) if (before[-1], each) not in set(pairwise(before))]
+            assert token in left
+            assert rollout.logprobs is not None
+            assert float(rollout.logprobs[at]) == pytest.approx(
+                float((table[at][token] / table[at][left].sum()).log()), abs=1e-4
+            )
 
 
 @FAMILIES

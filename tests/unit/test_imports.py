@@ -21,7 +21,7 @@ LAYERS = [
     ("checkpoint",),
     ("rundir",),
     ("lora",),
-    ("modeling", "canaries", "group", "memory"),
+    ("modeling", "canaries", "alarms", "group", "memory"),
     ("budget",),
     ("rollout",),
     ("teachers", "learners", "transfer", "evaluation", "credit"),

@@ -92,6 +92,7 @@ FREE: list[dict[str, Any]] = [
     {"learner.zero_stage": 3, "learner.offload_optimizer": True, "learner.offload_parameters": True},
     {"learner.activation_checkpointing": True, "learner.micro_batch_tokens": 9, "learner.layout": "packed"},
     {"learner.chunk_tokens": 7},
+    {"canaries.stop_on": ["truncated", "age"], "canaries.alarm_truncated": 0.9, "canaries.alarm_clip": None},
     {"run.checkpoint_every": 7, "run.checkpoints_kept": 9, "run.rollouts_every": 3, "run.tensorboard": False},
 ]
 BOUND: list[dict[str, Any]] = [
@@ -109,6 +110,7 @@ BOUND: list[dict[str, Any]] = [
     {"streams.sft.data.path": "task:sort"},
     {"student.lora.rank": 2},
     {"evaluation.prompts": 3},
+    {"canaries.every": 3},
 ]
 
 

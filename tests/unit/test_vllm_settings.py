@@ -1,5 +1,6 @@
 """What vLLM is started with, and that the shared memory of its processes has no name to be left behind under."""
 
+import importlib.util
 import multiprocessing
 import os
 from dataclasses import replace
@@ -35,6 +36,14 @@ def test_a_prompt_is_never_split_on_a_cpu() -> None:
     for tokens, batch, limit in ((48, None, 4096), (48, 100, 100), (9000, 100, 9000)):
         arguments = engine_arguments(replace(SETTINGS, max_tokens=tokens, batch_tokens=batch))
         assert arguments["max_num_batched_tokens"] == limit and arguments["enable_chunked_prefill"] is False
+
+
+def test_logits_are_looked_into_only_where_ngrams_are_blocked() -> None:
+    assert engine_arguments(SETTINGS)["logits_processors"] is None
+    module, _, name = engine_arguments(replace(SETTINGS, ngrams=True))["logits_processors"][0].partition(":")
+    spec = importlib.util.find_spec(module)  # not imported: it imports vLLM
+    assert spec is not None and spec.origin is not None
+    assert f"class {name}(" in Path(spec.origin).read_text()
 
 
 def test_processes_share_the_threads_and_talk_over_the_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
