@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer, GPT2Config, GPT2TokenizerFast, OPTConfig, PretrainedConfig, Qwen2Config
 
 from minidist import machine
-from minidist.config import DistillConfig, SftConfig, load
+from minidist.config import DistillConfig, EvaluateConfig, SftConfig, load
 from minidist.plan import make_plan
 
 RECIPES = Path(__file__).parents[2] / "configs" / "recipes" / "minillm"
@@ -91,3 +91,19 @@ def test_fine_tuning_of_the_recipes(given: Path) -> None:
     assert isinstance(config, SftConfig)
     assert "124.44" in "\n".join(make_plan(config).lines)
     assert AutoTokenizer.from_pretrained(model).eos_token == "<|endoftext|>"
+
+
+def test_evaluation_of_the_recipes(given: Path) -> None:
+    model = save(given / "model", MODELS["gpt2-xl-to-base"][0])
+    (given / "test.jsonl").write_text((given / "dolly" / "valid.jsonl").read_text())
+    for name, row in (("sst2", {"sentence": "fine", "label": 1}), ("boolq", {"question": "so", "passage": "p", "label": 0})):
+        (given / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    changes = [f"data.questions.{name}.path={given}/{name}.jsonl" for name in ("sst2", "boolq")]
+    changes += [
+        f"data.test.path={given}/test.jsonl",
+        f"models={{teacher: {model}, minillm: {model}}}",
+        f"teacher.model={model}",
+    ]
+    config = load(RECIPES / "evaluate.yaml", changes)
+    assert isinstance(config, EvaluateConfig) and config.seeds == [10, 20, 30, 40, 50]
+    assert "questions.boolq: 1 rows" in "\n".join(make_plan(config).lines)
