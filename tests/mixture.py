@@ -1,7 +1,7 @@
 """The law of teacher-mixed sampling, written out: every short sequence with its probability, and draws held against it."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -58,16 +58,32 @@ def _tables(
     return tables
 
 
-def p_value(expected: Mapping[tuple[int, ...], float], rollouts: Sequence[Rollout]) -> float:
-    """Of Pearson's chi-square test that the rollouts are draws of the law; cells of fewer than 5 expected draws are one."""
+def p_value(expected: Law, rollouts: Sequence[Rollout]) -> float:
+    """Of Pearson's chi-square test that the rollouts are draws of the law.
+
+    Sequences of fewer than 5 expected draws share a cell with those of like tokens, so that no position goes unseen.
+    """
     drawn = Counter(tuple(rollout.tokens.tolist()) for rollout in rollouts)
     assert drawn.keys() <= {sequence for sequence, probability in expected.items() if probability > 0}, "impossible draws"
-    cells = [sequence for sequence, probability in expected.items() if probability * len(rollouts) >= 5]
-    counts = [drawn[cell] for cell in cells]
-    wanted = [expected[cell] * len(rollouts) for cell in cells]
-    rest = len(rollouts) - sum(wanted)
-    if rest > 1e-6 * len(rollouts):
-        counts, wanted = [*counts, len(rollouts) - sum(counts)], [*wanted, rest]
-    assert len(wanted) > 10
-    scale = sum(counts) / sum(wanted)
-    return float(chisquare(counts, [scale * each for each in wanted]).pvalue)
+    count = len(rollouts)
+    cells = {
+        sequence: (sequence if probability * count >= 5 else _like(sequence)) for sequence, probability in expected.items()
+    }
+    wanted: dict[object, float] = defaultdict(float)
+    counts: dict[object, int] = defaultdict(int)
+    for sequence, probability in expected.items():
+        wanted[cells[sequence]] += probability * count
+        counts[cells[sequence]] += drawn[sequence]
+    large = {cell for cell, number in wanted.items() if number >= 5}
+    assert len(large) > 10
+    rest = sum(number for cell, number in wanted.items() if cell not in large)
+    theory, seen = [wanted[cell] for cell in large], [counts[cell] for cell in large]
+    if rest > 1e-6 * count:
+        theory, seen = [*theory, rest], [*seen, count - sum(seen)]
+    scale = sum(seen) / sum(theory)
+    return float(chisquare(seen, [scale * each for each in theory]).pvalue)
+
+
+def _like(sequence: tuple[int, ...]) -> tuple[str, ...]:
+    """A coarser cell: each token's id modulo 4."""
+    return tuple(f"~{token % 4}" for token in sequence)

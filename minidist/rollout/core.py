@@ -146,6 +146,7 @@ class VLLMCore:
             "class": f"vllm {type(self._engine).__name__}",
             "architecture": config.model_config.architectures[0],
             "tensor_parallel": config.parallel_config.tensor_parallel_size,
+            "sequences_held": len(self._sessions),
         }
 
     async def close(self) -> None:

@@ -186,7 +186,7 @@ class Alternating(_OfStudent):
         finally:
             await asyncio.gather(*(side.end_turns(party) for side in self._sides))
             self._all += self._last
-        version = int(str((await self._student.describe())["version"]))
+        version = int(str((await self._student.describe()).get("version", 0)))
         return [sequence.rollout(self._renderer, version) for sequence in sequences]
 
     async def describe(self) -> dict[str, object]:

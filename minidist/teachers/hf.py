@@ -73,7 +73,8 @@ class HFTeacher(TakesTurns):
 
     async def describe(self) -> dict[str, object]:
         """What scores, and what it says."""
-        return {"class": type(self).__name__, "architecture": self._architecture, "payload": self._config.payload}
+        turns = {} if self._core is None else {"takes_turns": self._core.facts()}
+        return {"class": type(self).__name__, "architecture": self._architecture, "payload": self._config.payload, **turns}
 
     async def close(self) -> None:
         if self._core is not None:
