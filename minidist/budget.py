@@ -1,6 +1,6 @@
 """The memory of a run, role by role: a table, what a step moves, and what to change where a role does not fit."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minidist import machine
 from minidist.config import DistillConfig, SftConfig
@@ -11,6 +11,7 @@ from minidist.memory import (
     GIB,
     Need,
     Shape,
+    both,
     engine_need,
     hf_need,
     kv_bytes_per_token,
@@ -71,12 +72,19 @@ def role_needs(
         gpu=gpu is not None,
         teacher_head=head if config.teacher.payload == "hidden" else None,
     )
-    writers = {"role": "rollout", "dtype": dtype, "devices": cluster.rollout.actors * cluster.rollout.tensor_parallel}
+    writers: dict[str, Any] = {
+        "role": "rollout",
+        "dtype": dtype,
+        "devices": cluster.rollout.actors * cluster.rollout.tensor_parallel,
+    }
     writers |= {"split": cluster.rollout.tensor_parallel}
     if config.rollout.engine == "vllm":
         rollout = engine_need(shape=student, config=config.rollout, longest=longest, gpu=gpu, **writers)
     else:
         rollout = hf_need(shape=student, tokens=128 * longest, logits=False, **writers)
+        if config.teacher_mix > 0:
+            mate: dict[str, Any] = {**writers, "dtype": config.teacher.dtype}
+            rollout = both(rollout, hf_need(shape=teacher, tokens=128 * longest, logits=False, **mate))
     return [learner, rollout, *_teacher_needs(config, teacher, longest, gpu)]
 
 
@@ -89,7 +97,10 @@ def _teacher_needs(config: DistillConfig, shape: Shape, longest: int, gpu: int |
     if teacher.backend == "vllm":
         return [engine_need(shape=shape, config=teacher, longest=longest, gpu=gpu, scores_prompts=True, **common)]
     tokens = max(teacher.batch_tokens, longest)
-    return [hf_need(shape=shape, tokens=tokens, logits=teacher.payload != "hidden", **common)]
+    scorer = hf_need(shape=shape, tokens=tokens, logits=teacher.payload != "hidden", **common)
+    if config.teacher_mix == 0 or config.rollout.engine != "vllm":
+        return [scorer]
+    return [both(scorer, engine_need(shape=shape, config=teacher, longest=longest, gpu=gpu, **common))]
 
 
 def _micro_tokens(learner: LearnerConfig, longest: int) -> int:

@@ -21,8 +21,14 @@ def make_engine(
     gpus: int,
     tensor_parallel: int = 1,
     deterministic: bool = False,
+    teacher: TeacherConfig | None = None,
 ) -> RolloutEngine:
-    """The rollout engine of `rollout.engine`, its model split over `tensor_parallel` devices."""
+    """The rollout engine of `rollout.engine`, its model split over `tensor_parallel` devices. `teacher`: engine hf holds a copy
+    of its own, to write with."""
+    if rollout.engine == "hf" and teacher is not None:
+        from minidist.rollout.lockstep import LockstepEngine
+
+        return LockstepEngine(model, teacher, renderer, vocabulary=vocabulary, gpus=gpus)
     if rollout.engine == "hf":
         from minidist.rollout.hf import HFEngine
 
@@ -51,9 +57,10 @@ def make_teacher(
     max_tokens: int | None = None,
     deterministic: bool = False,
     group: RankGroup | None = None,
+    mixing: bool = False,
 ) -> Teacher:
     """The frozen teacher of `teacher.backend`, or one rank of it; `max_tokens` is the longest sequence it will see, None the
-    model's context."""
+    model's context. `mixing`: it also takes turns with a student; one in transformers gets a vLLM engine beside it for that."""
     if config.backend == "vllm":
         from minidist.teachers.vllm import VLLMTeacher
 
@@ -67,7 +74,14 @@ def make_teacher(
     from minidist.teachers.hf import HFTeacher
 
     repeatable(deterministic)
-    return HFTeacher(config, renderer, vocabulary=vocabulary, gpus=gpus, group=group)
+    core = None
+    if mixing:
+        from minidist.rollout.core import VLLMCore
+        from minidist.teachers.vllm import teacher_settings
+
+        settings = teacher_settings(config, max_tokens=max_tokens, gpus=gpus)
+        core = VLLMCore(settings, renderer, name="turns", vocabulary=vocabulary)
+    return HFTeacher(config, renderer, vocabulary=vocabulary, gpus=gpus, group=group, core=core)
 
 
 def make_learner(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minidist.errors import CanaryError, ModelError
-from minidist.types import Measures, Rollout, Writer
+from minidist.types import Array, Measures, Rollout, Writer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,14 +53,16 @@ def tolerance(configured: float | None, dtypes: Sequence[str], *, exact: float, 
     return rounded if any(dtype in _SIXTEEN_BITS for dtype in dtypes) else exact
 
 
-def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats: float) -> float:
+def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats: float) -> float | None:
     """Mean difference between the engine's log-probabilities of its samples and the learner's of the same tokens, nats.
 
-    Rollouts that the student did not write do not count; `measures` are of all of them.
+    Tokens that the student did not choose do not count; `measures` are of all. None: it chose none.
     """
-    own = np.concatenate([np.full(len(rollout.tokens), rollout.writer is Writer.STUDENT) for rollout in rollouts])
-    said = [rollout.logprobs for rollout in rollouts if rollout.writer is Writer.STUDENT and rollout.logprobs is not None]
-    differences = np.abs(np.concatenate(said).astype(np.float64) - measures.student_logprob[own])
+    own = [_own(rollout) for rollout in rollouts]
+    said = [rollout.logprobs[mask] for rollout, mask in zip(rollouts, own, strict=True) if rollout.logprobs is not None]
+    if not (chosen := np.concatenate(own)).any():
+        return None
+    differences = np.abs(np.concatenate(said).astype(np.float64) - measures.student_logprob[chosen])
     mean, worst = float(differences.mean()), float(differences.max())
     if not mean <= tolerance_nats:
         raise CanaryError(
@@ -68,6 +70,13 @@ def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats
             f"({worst:.3g} at most), more than {tolerance_nats:g}; weights, precision or the label shift are not the same"
         )
     return mean
+
+
+def _own(rollout: Rollout) -> Array:
+    """Which tokens the student chose, and the engine gave a log-probability of [T] bool."""
+    if rollout.writer is not Writer.STUDENT or rollout.logprobs is None:
+        return np.zeros(len(rollout.tokens), dtype=bool)
+    return np.ones(len(rollout.tokens), dtype=bool) if rollout.coins is None else ~rollout.coins
 
 
 def check_teacher(measures: Measures, vocabulary: int, margin: float) -> float | None:

@@ -14,6 +14,7 @@ from minidist.data.batching import as_rollout, collate, collate_examples, in_min
 from minidist.data.sources import Example
 from minidist.evaluation.text import describe_text
 from minidist.protocols import RolloutEngine, Teacher
+from minidist.rollout.mixed import Mixtures
 from minidist.tracking import Clock
 from minidist.types import Array, Batch, Finish, Prompt, Rollout, TeacherScores, Writer
 
@@ -93,6 +94,8 @@ class Prefixes:
             name, scored = stream.name, next(said) if stream.scored else None
             streams.append(collate_examples(name, examples, scored, objective=name, weight=stream.weight))
         figures = {f"rollout/{name}": value for name, value in describe_text(rollouts).items()}
+        if isinstance(self._engine, Mixtures):
+            figures |= self._engine.figures()
         batch = Batch(step, tuple(streams), tuple(rollouts), figures)
         return batch if self._policy is None else await self._credited(batch, self._policy)
 

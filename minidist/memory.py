@@ -230,6 +230,13 @@ def hf_need(role: str, shape: Shape, *, dtype: str, devices: int, split: int, to
     return Need(role, devices, parts)
 
 
+def both(first: Need, second: Need) -> Need:
+    """Two models in the same process, such as a teacher that scores in transformers and writes in vLLM."""
+    parts = {part: first.parts.get(part, 0) + second.parts.get(part, 0) for part in first.parts | second.parts}
+    parts["buffers"] -= _PROCESS
+    return Need(first.role, first.devices, parts, least_cache=first.least_cache + second.least_cache)
+
+
 def score_bytes_per_token(config: TeacherConfig, hidden: int) -> int:
     """What a teacher's payload brings to the learner for each token."""
     if config.payload == "hidden":

@@ -99,6 +99,9 @@ def _plan_distill(config: DistillConfig) -> Plan:
     _plan_streams(config, plan, context_length(student))
     texts = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
     writers = [f"{share:.0%} {name}" for name, share in config.prefix if isinstance(share, float) and share]
+    if config.teacher_mix:
+        ways = {"vllm": "in turns, the teacher in vLLM too", "hf": "in step"}
+        writers.append(f"each token of the student's from {config.teacher_mix:g} teacher, {ways[config.rollout.engine]}")
     plan.lines.append(
         f"{config.objective.type} on {texts} texts of up to {config.rollout.max_new_tokens} tokens a step "
         f"({', '.join(writers)}), {config.run.steps} steps"
@@ -128,6 +131,8 @@ def _plan_teacher(config: DistillConfig, plan: Plan, model: "PretrainedConfig") 
 
     backend, vocabulary = config.teacher.backend, plan.vocabulary or 0
     if backend == "hf":
+        if config.teacher_mix > 0 and config.rollout.engine == "vllm":
+            _check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
         return []
     lines: list[str] = []
     if backend == "vllm":

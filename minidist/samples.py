@@ -66,7 +66,8 @@ SURPRISE = Scale(
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer of a rollouts file. `pieces` are the texts of its tokens; log-probabilities are in nats.
+    """One answer of a rollouts file. `pieces` are the texts of its tokens; log-probabilities are in nats, NaN where the file
+    has none of a token; `coins`, of teacher-mixed sampling, are 1 where the teacher chose it.
 
     What the file does not hold is None: older runs recorded no pieces, answers out of a data set have no `student`.
     """
@@ -77,6 +78,7 @@ class Sample:
     pieces: list[str] | None
     student: list[float] | None
     teacher: list[float] | None
+    coins: list[int] | None = None
 
     @property
     def scale(self) -> Scale | None:
@@ -113,8 +115,11 @@ def _sample(file: Path, line: str, number: int) -> Sample:
     try:
         row: dict[str, Any] = json.loads(line)
         student = row.get("student_logprobs") or row.get("logprobs")
-        sample = Sample(row["prompt"], row["answer"], row["finish"], row.get("pieces"), student, row.get("teacher_logprobs"))
-        columns = (row["tokens"], sample.pieces, sample.student, sample.teacher)
+        if student is not None:
+            student = [math.nan if value is None else value for value in student]
+        teacher, coins = row.get("teacher_logprobs"), row.get("coins")
+        sample = Sample(row["prompt"], row["answer"], row["finish"], row.get("pieces"), student, teacher, coins)
+        columns = (row["tokens"], sample.pieces, sample.student, sample.teacher, sample.coins)
         lengths = {len(column) for column in columns if column is not None}
     except (json.JSONDecodeError, KeyError, TypeError):
         raise DataError(f"{file}: line {number} is no recorded rollout; the run may have ended while it wrote it") from None
@@ -182,18 +187,22 @@ def _summary(sample: Sample) -> list[str]:
     if not sample.student:
         return [f"finish {sample.finish}"]
     figures, count = sample.figures, len(sample.student)
-    line = f"{count} tokens, finish {sample.finish}, mean log q {_mean(sample.student):.3f}"
+    chosen = "" if sample.coins is None else f" ({sum(sample.coins)} chosen by the teacher)"
+    line = f"{count} tokens{chosen}, finish {sample.finish}, mean log q {_mean(sample.student):.3f}"
     if sample.teacher is None:
         return [line + " nats"]
     line += f", mean log p {_mean(sample.teacher):.3f}, mean difference {_mean(figures):+.3f} nats"
-    widest = sorted(range(count), key=lambda index: -abs(figures[index]))[:3]
+    known = [index for index in range(count) if not math.isnan(figures[index])]
+    widest = sorted(known, key=lambda index: -abs(figures[index]))[:3]
     names = [repr(sample.pieces[index]) if sample.pieces else "token" for index in widest]
     gaps = (f"{name} at {index} ({figures[index]:+.2f})" for name, index in zip(names, widest, strict=True))
     return [line, "largest gaps: " + ", ".join(gaps)]
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    """Of those that are numbers; NaN where none is."""
+    said = [value for value in values if not math.isnan(value)]
+    return sum(said) / len(said) if said else math.nan
 
 
 def _style(scale: Scale, value: float) -> Style:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -103,7 +104,10 @@ class Recorder:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _row(self, rollout: Rollout, said: Array | None, taught: Array | None) -> dict[str, object]:
-        """`logprobs` are of the distribution that was sampled, the other two of the whole one at temperature 1, nats."""
+        """`logprobs` are of the distribution that was sampled, the other two of the whole one at temperature 1, nats.
+
+        `coins`, in teacher-mixed sampling: 1 where the teacher chose the token; `logprobs` are then the student's.
+        """
         row: dict[str, object] = {
             "prompt": rollout.prompt.text,
             "answer": rollout.text,
@@ -115,6 +119,8 @@ class Recorder:
             "writer": rollout.writer.value,
             "version": int(rollout.versions[0]) if len(rollout.versions) else None,
         }
+        if rollout.coins is not None:
+            row["coins"] = rollout.coins.astype(int).tolist()
         return row if self._pieces is None else row | {"pieces": self._pieces(rollout.tokens)}
 
     def position(self) -> int:
@@ -145,8 +151,11 @@ def _split(values: Array | None, borders: Array) -> Iterable[Array | None]:
     return repeat(None) if values is None else np.split(values, borders)
 
 
-def _rounded(logprobs: Array | None) -> list[float] | None:
-    return None if logprobs is None else [round(float(value), 4) for value in logprobs]
+def _rounded(logprobs: Array | None) -> list[float | None] | None:
+    """For JSON, which has no NaN: null where nobody said anything."""
+    if logprobs is None:
+        return None
+    return [None if math.isnan(value) else round(value, 4) for value in logprobs.tolist()]
 
 
 def _plain(stream: TextIO) -> logging.Handler:

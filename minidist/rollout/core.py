@@ -6,7 +6,7 @@ second process. With tensor parallelism the model alone lives in processes of it
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from minidist.errors import RoleError
 from minidist.rollout.ngrams import OPTION
 from minidist.rollout.processes import hide_shared_memory, prepare, show_shared_memory
 from minidist.rollout.seeds import sample_seed
+from minidist.rollout.sessions import Sampling, Sessions, Turn, Written
 from minidist.types import Array, Finish, Prompt, Rollout
 from minidist.worker import Worker
 
@@ -72,6 +73,7 @@ class VLLMCore:
         """Rows of the softmax, padding included."""
         # Ids beyond the shared vocabulary are padding: the learner slices them off, so the engine must not write them.
         self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < self.width else None
+        self._sessions = Sessions(self._engine, renderer.eos, self._allowed)
 
     async def write(
         self,
@@ -123,6 +125,23 @@ class VLLMCore:
         outputs = await self._run([list(sequence) for sequence in sequences], [SamplingParams(**ask) for _ in sequences])
         return [_table(sequence, output.prompt_logprobs) for sequence, output in zip(sequences, outputs, strict=True)]
 
+    async def take_turns(
+        self, party: str, turns: Sequence[Turn], *, ended: Sequence[int], sampling: Sampling, share: float
+    ) -> list[Written]:
+        """Of `sessions.TakesTurns`."""
+        await self._worker.run(self._begin, party, turns, ended, sampling, share)
+        while not self._sessions.enough(party, share):
+            await self._worker.run(self._steps, lambda: self._sessions.enough(party, share))
+        written = self._sessions.collect(party)
+        self.tokens_written += sum(len(each.tokens) for each in written)
+        return written
+
+    async def end_turns(self, party: str) -> None:
+        await self._worker.run(self._sessions.end, party)
+
+    def places(self, tokens: int) -> int:
+        return self._sessions.places(tokens)
+
     async def reload(self, tensors: list[tuple[str, Any]]) -> None:
         """Swap the weights in place, in every process that holds a part of them, and forget cached keys and values."""
         await self._worker.run(self._reload, tensors)
@@ -134,6 +153,7 @@ class VLLMCore:
             "class": f"vllm {type(self._engine).__name__}",
             "architecture": config.model_config.architectures[0],
             "tensor_parallel": config.parallel_config.tensor_parallel_size,
+            "sequences_held": len(self._sessions),
         }
 
     async def close(self) -> None:
@@ -149,7 +169,7 @@ class VLLMCore:
         try:
             await self._worker.run(self._submit, names, prompts, parameters)
             while not wanted <= self._finished.keys():
-                await self._worker.run(self._steps, wanted)
+                await self._worker.run(self._steps, lambda: wanted <= self._finished.keys())
         except BaseException:
             unfinished = [name for name in names if self._finished.pop(name, None) is None]
             await self._worker.run(self._engine.abort_request, unfinished)
@@ -161,14 +181,26 @@ class VLLMCore:
         for name, prompt, parameter in zip(names, prompts, parameters, strict=True):
             self._engine.add_request(name, {"prompt_token_ids": prompt}, parameter)
 
-    def _steps(self, wanted: set[str]) -> None:
-        """Step for a quarter of a second or until all wanted is done, so that a cancelled call is noticed soon.
+    def _begin(self, party: str, turns: Sequence[Turn], ended: Sequence[int], sampling: Sampling, share: float) -> None:
+        self._sessions.submit(party, turns, ended, sampling)
+        self._steps(lambda: self._sessions.enough(party, share))
+
+    def _steps(self, done: Callable[[], bool]) -> None:
+        """Step for a quarter of a second or until `done`, so that a cancelled call is noticed soon.
 
         What finishes may belong to another call, which finds it when its turn comes.
         """
         until = time.monotonic() + 0.25
-        while not wanted <= self._finished.keys() and time.monotonic() < until:
-            self._finished |= {output.request_id: output for output in self._engine.step() if output.finished}
+        while not done() and time.monotonic() < until:
+            self._step()
+
+    def _step(self) -> None:
+        """One pass of the model: vLLM's own `step`, but for the sessions' tokens, which need none of its bookkeeping."""
+        said = self._engine.engine_core.get_output()
+        others = self._sessions.take(said.outputs)
+        done = self._engine.output_processor.process_outputs(others)
+        self._engine.engine_core.abort_requests(done.reqs_to_abort)
+        self._finished |= {output.request_id: output for output in done.request_outputs if output.finished}
 
     def _rollout(self, prompt: Prompt, number: int, output: Any, version: int) -> Rollout:
         completion = output.outputs[0]

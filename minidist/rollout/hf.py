@@ -104,9 +104,9 @@ def sample(
     found: dict[int, Rollout] = {}
     for start in range(0, len(jobs), _ROWS):
         group = by_length[start : start + _ROWS]
-        warp = partial(_warp, temperature=temperature, top_p=top_p, vocabulary=vocabulary)
+        warped = partial(warp, temperature=temperature, top_p=top_p, vocabulary=vocabulary)
         decoded = _decode(
-            model, [jobs[i] for i in group], renderer.eos, max_new_tokens, temperature, warp, seed, no_repeat_ngram_size
+            model, [jobs[i] for i in group], renderer.eos, max_new_tokens, temperature, warped, seed, no_repeat_ngram_size
         )
         for index, (tokens, logprobs) in zip(group, decoded, strict=True):
             prompt, number = jobs[index]
@@ -128,18 +128,12 @@ def _decode(
     eos: int,
     max_new_tokens: int,
     temperature: float,
-    warp: Callable[[Tensor], Tensor],
+    warped: Callable[[Tensor], Tensor],
     seed: int,
     no_repeat_ngram_size: int | None = None,
 ) -> list[tuple[list[int], list[float]]]:
     """Token by token with a key-value cache; prompts stand flush right, so all rows end at the same position."""
-    longest = max(len(prompt.tokens) for prompt, _ in jobs)
-    ids = torch.zeros(len(jobs), longest, dtype=torch.long)
-    mask = torch.zeros(len(jobs), longest, dtype=torch.long)
-    for row, (prompt, _) in enumerate(jobs):
-        ids[row, longest - len(prompt.tokens) :] = torch.as_tensor(prompt.tokens.astype(np.int64))
-        mask[row, longest - len(prompt.tokens) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
+    ids, mask = (part.to(model.device) for part in flush_right([prompt for prompt, _ in jobs]))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     generators = [torch.Generator().manual_seed(sample_seed(seed, prompt.row, number)) for prompt, number in jobs]
     written: list[tuple[list[int], list[float]]] = [([], []) for _ in jobs]
@@ -152,7 +146,7 @@ def _decode(
             for row in live:
                 banned = completions([*jobs[row][0].tokens.tolist(), *written[row][0]], no_repeat_ngram_size)
                 logits[row, list(banned)] = float("-inf")
-        logprobs = warp(logits)
+        logprobs = warped(logits)
         ids = torch.full((len(jobs), 1), eos, dtype=torch.long)
         for row in live:
             token = _draw(logprobs[row], temperature, generators[row])
@@ -167,7 +161,18 @@ def _decode(
     return written
 
 
-def _warp(logits: Tensor, temperature: float, top_p: float, vocabulary: int | None = None) -> Tensor:
+def flush_right(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+    """Token ids [B, P] of prompts that all end at the last position, and the mask [B, P] of where they stand."""
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt.tokens) :] = torch.as_tensor(prompt.tokens.astype(np.int64))
+        mask[row, longest - len(prompt.tokens) :] = 1
+    return ids, mask
+
+
+def warp(logits: Tensor, temperature: float, top_p: float, vocabulary: int | None = None) -> Tensor:
     """Log-probabilities [B, V] of the distribution that is sampled."""
     logits = logits[:, :vocabulary]
     logprobs = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)

@@ -11,10 +11,11 @@ from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
 from minidist.modeling import resolve, to_tensor
 from minidist.rollout.core import VLLMCore, VLLMSettings
+from minidist.rollout.sessions import TakesTurns
 from minidist.types import Prompt, Rollout, Weights
 
 
-class VLLMEngine:
+class VLLMEngine(TakesTurns):
     """Samples with vLLM. `max_tokens` is the longest sequence, prompt and answer together."""
 
     def __init__(

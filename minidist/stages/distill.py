@@ -16,7 +16,7 @@ from minidist.plan import Plan
 from minidist.protocols import Learner
 from minidist.rollout.pool import Engines
 from minidist.rundir import RunDirectory
-from minidist.stages.roles import Roles, needed
+from minidist.stages.roles import Roles, needed, takes_turns, writer
 from minidist.teachers.pool import Teachers
 from minidist.tracking import Clock, Recorder, log
 from minidist.transfer.object_store import ObjectStoreTransfer
@@ -76,9 +76,10 @@ async def _host(config: DistillConfig, roles: Roles) -> tuple[Engines | None, Te
     teacher = config.teacher if "teacher" in wanted else None
     hosting: dict[str, Any] = {"learner": roles.learner(config.student, config.learner, objectives, teacher=teacher)}
     if "rollout" in wanted:
-        hosting["rollout"] = roles.engines(config.student, config.rollout)
+        lockstep = config.teacher_mix > 0 and not takes_turns(config)
+        hosting["rollout"] = roles.engines(config.student, config.rollout, teacher=config.teacher if lockstep else None)
     if "teacher" in wanted:
-        hosting["teacher"] = roles.teachers(config.teacher)
+        hosting["teacher"] = roles.teachers(config.teacher, mixing=takes_turns(config))
     hosted: dict[str, Any] = dict(zip(hosting, await together(hosting.values()), strict=True))
     return hosted.get("rollout"), hosted.get("teacher"), hosted["learner"]
 
@@ -95,7 +96,7 @@ def _source(
         policy = Policy(learner, config.objective, config.teacher_mix, config.rollout.max_new_tokens)
     return Prefixes(
         plan.prompts,
-        engines,
+        writer(config, engines, teachers, plan.renderer) if engines else None,
         teachers,
         config.rollout,
         config.prefix,
@@ -161,8 +162,9 @@ class _DistillWatch:
         sampled = self._config.rollout.temperature == 1 and self._config.rollout.top_p == 1
         if sampled and any(rollout.writer is Writer.STUDENT for rollout in batch.rollouts):
             difference = check_engine(measures, batch.rollouts, self._tolerance)
-            batch.metrics["canary/engine_learner_nats_mean"] = difference
-            self._worst = max(self._worst, difference)
+            if difference is not None:
+                batch.metrics["canary/engine_learner_nats_mean"] = difference
+                self._worst = max(self._worst, difference)
         if (mean := check_teacher(measures, self._plan.vocabulary or 1, self._config.canaries.uniform_margin)) is not None:
             batch.metrics["canary/teacher_logprob_nats"] = mean
 

@@ -8,9 +8,11 @@ from minidist.config import Config, DistillConfig, EvaluateConfig, SftConfig
 from minidist.config.learning import LearnerConfig, RolloutConfig
 from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
 from minidist.config.runtime import RoleConfig
+from minidist.data.rendering import Renderer
 from minidist.learners.ranks import LearnerRanks
 from minidist.plan import Plan
-from minidist.protocols import Learner, Teacher
+from minidist.protocols import Learner, RolloutEngine, Teacher
+from minidist.rollout.mixed import Alternating, Lockstep, Mixtures
 from minidist.rollout.pool import Engines
 from minidist.teachers.pool import Shards, Teachers
 from minidist.worker import together
@@ -23,8 +25,8 @@ class Roles:
         self._cluster, self._config, self._plan = cluster, config, plan
         self._deterministic = config.run.deterministic
 
-    async def engines(self, model: ModelConfig, rollout: RolloutConfig) -> Engines:
-        """cluster.rollout.actors engines that hold `model`."""
+    async def engines(self, model: ModelConfig, rollout: RolloutConfig, *, teacher: TeacherConfig | None = None) -> Engines:
+        """cluster.rollout.actors engines that hold `model`; those in transformers also `teacher`, to write with."""
         role = self._config.cluster.rollout
         hosting = [
             self._cluster.host(
@@ -36,16 +38,17 @@ class Roles:
                 tensor_parallel=role.tensor_parallel,
                 seed=self._config.run.seed,
                 deterministic=self._deterministic,
+                teacher=teacher,
                 **self._common(role),
             )
             for _ in range(role.actors)
         ]
         return Engines(await together(hosting))
 
-    async def teachers(self, config: TeacherConfig) -> Teachers:
-        """cluster.teacher.actors teachers, each in as many shards as it needs."""
+    async def teachers(self, config: TeacherConfig, *, mixing: bool = False) -> Teachers:
+        """cluster.teacher.actors teachers, each in as many shards as it needs. `mixing`: they also take turns with students."""
         role = self._config.cluster.teacher
-        return Teachers(await together(self._teacher(config) for _ in range(role.actors)))
+        return Teachers(await together(self._teacher(config, mixing) for _ in range(role.actors)))
 
     async def learner(
         self,
@@ -80,7 +83,7 @@ class Roles:
             else:
                 await self._cluster.dismiss(role)
 
-    async def _teacher(self, config: TeacherConfig) -> Teacher:
+    async def _teacher(self, config: TeacherConfig, mixing: bool) -> Teacher:
         role = self._config.cluster.teacher
         arguments = {
             "config": config,
@@ -91,7 +94,7 @@ class Roles:
         }
         if role.shards > 1:
             return Shards(await self._cluster.host_group("teacher", make_teacher, role.shards, **arguments))
-        return await self._cluster.host("teacher", make_teacher, **arguments)
+        return await self._cluster.host("teacher", make_teacher, mixing=mixing, **arguments)
 
     def _longest(self) -> int:
         """The longest sequence a teacher sees: a rollout, or a row of a stream beside the main one."""
@@ -106,6 +109,25 @@ class Roles:
         }
 
 
+def takes_turns(config: DistillConfig) -> bool:
+    """Whether student and teacher write in turns, each in its own engine."""
+    return config.teacher_mix > 0 and config.rollout.engine == "vllm"
+
+
+def writer(config: DistillConfig, engines: Engines, teachers: Teachers | None, renderer: Renderer) -> RolloutEngine:
+    """Who writes the student's share of the text: the engines themselves, or they and the teachers, token by token."""
+    alpha, students = config.teacher_mix, engines.members
+    if not alpha:
+        return engines
+    if not takes_turns(config):
+        return Mixtures([Lockstep(student, alpha) for student in students])
+    assert teachers is not None
+    count = len(teachers.members)
+    sharing = -(-len(students) // count)
+    pairs: list[tuple[Any, Any]] = [(student, teachers.members[place % count]) for place, student in enumerate(students)]
+    return Mixtures([Alternating(student, teacher, alpha, renderer, sharing=sharing) for student, teacher in pairs])
+
+
 def needed(config: Config) -> tuple[Role, ...]:
     """The roles a stage hosts."""
     if isinstance(config, SftConfig):
@@ -115,5 +137,6 @@ def needed(config: Config) -> tuple[Role, ...]:
     writes = config.prefix.student > 0 or config.evaluation.every is not None
     asked = [config.objective, *(stream.objective for stream in config.streams.values())]
     scores = config.prefix.teacher > 0 or config.evaluation.every is not None or any(each.needs for each in asked)
+    scores = scores or takes_turns(config)
     roles: list[tuple[Role, bool]] = [("rollout", writes), ("teacher", scores), ("learner", True)]
     return tuple(role for role, wanted in roles if wanted)

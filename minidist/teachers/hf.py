@@ -13,16 +13,18 @@ from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.rendering import Renderer
 from minidist.group import Alone, Joined
 from minidist.modeling import check_head, head_of, hidden_states, load_model, padded_layout, to_array
+from minidist.rollout.core import VLLMCore
 from minidist.rollout.hf import sample
+from minidist.rollout.sessions import TakesTurns
 from minidist.types import Detail, Prompt, RankGroup, Rollout, Row, TeacherScores
 from minidist.worker import Worker
 
 
-class HFTeacher:
+class HFTeacher(TakesTurns):
     """Scores rollouts with a frozen transformers model, `batch_tokens` at a time, and writes with the same weights.
 
     Given a `group`, this is one rank of several over which ZeRO-3 partitions the model's parameters: all of them take part in
-    every call, each with rollouts of its own.
+    every call, each with rollouts of its own. Given a `core`, which holds the same weights, it also takes turns with a student.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class HFTeacher:
         vocabulary: int | None,
         gpus: int = 0,
         group: RankGroup | None = None,
+        core: VLLMCore | None = None,
     ) -> None:
-        self._config, self._renderer, self._vocabulary = config, renderer, vocabulary
+        self._config, self._renderer, self._vocabulary, self._core = config, renderer, vocabulary, core
         model = load_model(config, "teacher.model", gpus).requires_grad_(False)
         check_head(model)
         self._architecture = type(model).__name__
@@ -79,9 +82,12 @@ class HFTeacher:
 
     async def describe(self) -> dict[str, object]:
         """What scores, and what it says."""
-        return {"class": type(self).__name__, "architecture": self._architecture, "payload": self._config.payload}
+        turns = {} if self._core is None else {"takes_turns": self._core.facts()}
+        return {"class": type(self).__name__, "architecture": self._architecture, "payload": self._config.payload, **turns}
 
     async def close(self) -> None:
+        if self._core is not None:
+            await self._core.close()
         self._worker.close()
 
     @torch.no_grad()

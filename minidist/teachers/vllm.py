@@ -1,17 +1,37 @@
 """A teacher in vLLM: log-probabilities of the given tokens, alone or with the K likeliest classes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from minidist.config.models import TeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.modeling import context_length, load_config, resolve
 from minidist.rollout.core import VLLMCore, VLLMSettings
+from minidist.rollout.sessions import TakesTurns
 from minidist.teachers.head import vocabulary_size
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.types import Prompt, Rollout, TeacherScores
 
 
-class VLLMTeacher:
+def teacher_settings(config: TeacherConfig, *, max_tokens: int | None, gpus: int, tensor_parallel: int = 1) -> VLLMSettings:
+    """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context."""
+    return VLLMSettings(
+        model=resolve(config.model or "", "teacher.model"),
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        # To score a sequence, vLLM wants room for one more token.
+        max_tokens=(max_tokens or context_length(load_config(config, "teacher.model"))) + 1,
+        max_sequences=config.max_sequences,
+        kv_cache_gib=config.kv_cache_gib,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        gpus=gpus,
+        tensor_parallel=tensor_parallel,
+        batch_tokens=max(config.batch_tokens, config.max_sequences),
+        prefix_caching=False,
+    )
+
+
+class VLLMTeacher(TakesTurns):
     """Scores with vLLM and writes with the same weights. `max_tokens` is the longest sequence, None the model's context.
 
     vLLM's softmax runs over every row of the head, so where padding has widened it beyond `vocabulary`, log-probabilities
@@ -28,24 +48,10 @@ class VLLMTeacher:
         tensor_parallel: int = 1,
         max_tokens: int | None = None,
     ) -> None:
-        model = load_config(config, "teacher.model")
         self._config, self._vocabulary = config, vocabulary
-        self._classes = classes_asked(config, vocabulary_size(model), vocabulary)
-        settings = VLLMSettings(
-            model=resolve(config.model or "", "teacher.model"),
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-            # To score a sequence, vLLM wants room for one more token.
-            max_tokens=(max_tokens or context_length(model)) + 1,
-            max_sequences=config.max_sequences,
-            kv_cache_gib=config.kv_cache_gib,
-            gpu_memory_utilization=config.gpu_memory_utilization,
-            gpus=gpus,
-            tensor_parallel=tensor_parallel,
-            batch_tokens=max(config.batch_tokens, config.max_sequences),
-            max_logprobs=max(self._classes, 1),
-            prefix_caching=False,
-        )
+        self._classes = classes_asked(config, vocabulary_size(load_config(config, "teacher.model")), vocabulary)
+        settings = teacher_settings(config, max_tokens=max_tokens, gpus=gpus, tensor_parallel=tensor_parallel)
+        settings = replace(settings, max_logprobs=max(self._classes, 1))
         self._core = VLLMCore(settings, renderer, name="teacher", vocabulary=vocabulary)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:

@@ -118,6 +118,19 @@ def test_differences_that_cancel_are_noticed(writer: PreTrainedModel, rollouts: 
         check_engine(replace(measures, student_logprob=measures.student_logprob + signs), rollouts, 0.05)
 
 
+def test_tokens_that_the_teacher_chose_do_not_count(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    """In teacher-mixed sampling the engine says nothing of them; of its own tokens it must say something."""
+    measures = measured(writer, rollouts)
+    coins = [np.arange(len(r.tokens)) % 2 == 0 for r in rollouts]
+    silent = [replace(r, coins=c, logprobs=np.where(c, np.nan, r.logprobs)) for r, c in zip(rollouts, coins, strict=True)]
+    off = replace(measures, student_logprob=measures.student_logprob + np.where(np.concatenate(coins), -70.0, 0.25))
+    assert check_engine(off, silent, 0.5) == pytest.approx(0.25, abs=1e-4)
+    taught = [replace(r, coins=np.ones(len(r.tokens), dtype=bool), logprobs=r.logprobs * math.nan) for r in rollouts]
+    assert check_engine(measures, taught, 1e-3) is None
+    with pytest.raises(CanaryError, match="differ by nan"):
+        check_engine(measures, [replace(r, logprobs=r.logprobs * math.nan) for r in silent], 1e-3)
+
+
 def test_text_that_the_student_did_not_write_does_not_count(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
     """Nobody sampled the data set's answers, and the teacher's samples have its own log-probabilities."""
     taught = [replace(r, writer=Writer.TEACHER, logprobs=np.full(len(r.tokens), -9.0)) for r in rollouts[::2]]

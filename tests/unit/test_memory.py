@@ -282,6 +282,18 @@ def test_hidden_scores_are_counted(tmp_path: Path) -> None:
     assert budget.step_bytes(sampled, shape, shape)[0] == 64 * 128 * 4
 
 
+def test_mixing_holds_the_teacher_twice(tmp_path: Path) -> None:
+    """In transformers to score and in vLLM to write; in step, its copy is the student's engine's."""
+    mixing = small(tmp_path, rollout={"teacher_mix": 0.2}), small(tmp_path, rollout={"teacher_mix": 0.2, "engine": "hf"})
+    alone = needs(small(tmp_path))["teacher"]  # type: ignore[arg-type]
+    turns, steps = (needs(config) for config in mixing)  # type: ignore[arg-type]
+    assert turns["teacher"].parts["weights"] == 2 * alone.parts["weights"]
+    assert turns["teacher"].parts["cache"] == int(0.25 * GIB)
+    assert turns["teacher"].parts["buffers"] == alone.parts["buffers"]
+    assert steps["teacher"] == alone
+    assert steps["rollout"].parts["weights"] == turns["rollout"].parts["weights"] + alone.parts["weights"]
+
+
 def test_cache_below_one_sequence(tmp_path: Path) -> None:
     config = small(tmp_path, rollout={"kv_cache_gib": 0.001})
     assert isinstance(config, DistillConfig)

@@ -1,6 +1,7 @@
 """Answers to read: what a run records of them, and how they are shown."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,20 @@ def test_recorded(tmp_path: Path, pieces: Any) -> None:
     assert (second.student, second.teacher) == ([-3.0], [-0.25])
     unmeasured = read_samples(tmp_path)[1]
     assert [(each.student, each.teacher) for each in unmeasured] == [([-1.0], None), (None, None)]
+
+
+def test_coins_and_silence_are_recorded(tmp_path: Path) -> None:
+    """NaN is no JSON: where the teacher chose, the engine's log-probability is null."""
+    recorder = Recorder(tmp_path, 1, tensorboard=False, shown=[], pieces=None)
+    mixed = replace(rollout([7, 8, 9], np.array([-1.0, np.nan, -2.0])), coins=np.array([False, True, False]))
+    recorder.rollouts(1, [mixed])
+    recorder.close()
+    line = (tmp_path / "rollouts" / "step_000001.jsonl").read_text()
+    row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (row["logprobs"], row["coins"]) == ([-1.0, None, -2.0], [0, 1, 0])
+    assert read_samples(tmp_path)[1][0].coins == [0, 1, 0]
+    text = shown(tmp_path)
+    assert "3 tokens (1 chosen by the teacher), finish stop, mean log q -1.500 nats" in text
 
 
 def test_marks_in_a_pipe(tmp_path: Path) -> None:
