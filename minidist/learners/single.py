@@ -18,6 +18,7 @@ from minidist.data.rendering import Renderer
 from minidist.data.sources import Example
 from minidist.errors import CanaryError, DivergedError
 from minidist.group import Alone
+from minidist.learners.guard import FiniteGuard
 from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.state import StateReader, StateWriter
 from minidist.learners.student import Student, measured
@@ -283,30 +284,3 @@ class SingleLearner:
         if tensors:
             moments = {name: tensor.to(parameter) for name, tensor in tensors.items()}
             self._optimizer.state[parameter] = {"step": torch.tensor(float(self._step)), **moments}
-
-
-class FiniteGuard:
-    """Watches every gradient as it is formed, so that one that is not finite is known before the optimizer moves."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._bad: dict[str, Tensor] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                self._watch(name, parameter)
-
-    def reset(self) -> None:
-        self._bad.clear()
-
-    def culprit(self) -> str | None:
-        """A parameter whose gradient was not finite in some micro-batch, or None."""
-        names = list(self._bad)
-        if not names or not bool((flags := torch.stack([self._bad[name] for name in names])).any()):
-            return None
-        return names[int(flags.int().argmax())]
-
-    def _watch(self, name: str, parameter: Parameter) -> None:
-        def look(gradient: Tensor) -> None:
-            bad = ~torch.isfinite(gradient).all()
-            self._bad[name] = self._bad[name] | bad if name in self._bad else bad
-
-        parameter.register_hook(look)
