@@ -2,7 +2,7 @@
 # make test         set up .venv and run every test
 # make check        lint, types, fast tests
 # make soak         slow tests: two Ray nodes on this machine
-# make bench        measurements: memory of an update against what minidist check says
+# make bench        measurements: memory against what minidist check says, mixed sampling by turns against in step
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -30,6 +30,7 @@ soak: $(READY_DEV)
 
 bench: $(READY_DEV)
 	$(VENV)/bin/python -m tests.benchmarks.memory
+	$(VENV)/bin/python -m tests.benchmarks.mixed
 
 setup: $(READY_DEV)
 

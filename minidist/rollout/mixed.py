@@ -183,9 +183,12 @@ class Alternating(_OfStudent):
         self._last, party = Phases(), uuid.uuid4().hex
         try:
             await self._write(_Round(party, sequences, await self._places(sequences)), temperature, top_p)
-        finally:
-            await asyncio.gather(*(side.end_turns(party) for side in self._sides))
-            self._all += self._last
+        except BaseException:
+            # Where a side has died it cannot be told, and what killed it is what the caller must hear.
+            await asyncio.gather(*(side.end_turns(party) for side in self._sides), return_exceptions=True)
+            raise
+        await asyncio.gather(*(side.end_turns(party) for side in self._sides))
+        self._all += self._last
         version = int(str((await self._student.describe()).get("version", 0)))
         return [sequence.rollout(self._renderer, version) for sequence in sequences]
 
