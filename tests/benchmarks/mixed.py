@@ -1,6 +1,6 @@
 """Teacher-mixed sampling by turns against the same in step: `python -m tests.benchmarks.mixed [dtype]`.
 
-Random Llamas with a vocabulary of 4,096: a student of 4 M parameters, teachers of 37 M and 101 M. Both samplers get the same
+Random Llamas with a vocabulary of 4,096: a student of 3 M parameters, teachers of 40 M and 105 M. Both samplers get the same
 prompts and the same threads, run one after the other in turn, and each counts the tokens of its answers, each in actors of its
 own. In step, all rows are decoded until the last is finished, as in the original implementation. `ragged`: answers end after 45
 tokens or so, of at most 128. Then 10^5 draws of a tiny pair are held against the enumerated mixture.
@@ -32,8 +32,8 @@ from minidist.types import Prompt, Rollout
 from tests.mixture import law, p_value
 
 ALPHA, PROMPT, DRAWS, REPEATS = 0.2, 24, 100_000, 3
-STUDENT = (256, 704, 4, 4)  # hidden and intermediate size, layers, heads
-TEACHERS = {"37 M": (640, 1728, 7, 10), "101 M": (896, 2432, 10, 14)}
+STUDENT = (192, 512, 4, 3)  # hidden and intermediate size, layers, heads
+TEACHERS = {"40 M": (640, 1728, 7, 10), "105 M": (896, 2432, 10, 14)}
 CASES = [("equal", 64, 64), ("equal", 256, 64), ("ragged", 64, 128)]
 RESULTS = Path("runs/bench/mixed.json")
 
@@ -135,7 +135,7 @@ def _save(path: Path, renderer: Renderer, sizes: tuple[int, ...], *, ends_after:
     hidden, intermediate, layers, heads = sizes
     torch.manual_seed(hidden)
     shape = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers, "head_dim": 64}
-    attention = {"num_attention_heads": heads, "num_key_value_heads": heads, "tie_word_embeddings": True}
+    attention = {"num_attention_heads": heads, "num_key_value_heads": heads, "tie_word_embeddings": False}
     ids = {"eos_token_id": renderer.eos, "bos_token_id": None, "pad_token_id": renderer.eos}
     config = LlamaConfig(vocab_size=4096, initializer_range=0.05, max_position_embeddings=512, **shape, **attention, **ids)
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -147,7 +147,10 @@ def _save(path: Path, renderer: Renderer, sizes: tuple[int, ...], *, ends_after:
 
 @torch.no_grad()
 def _end(model: Any, eos: int, after: int) -> None:
-    """Lengthen the row of the end-of-sequence token until its mean probability is 1 / after."""
+    """Lengthen the row of the end-of-sequence token until its mean probability is 1 / after.
+
+    The head is not tied to the embeddings: a random model whose head is would write one token over and over, and never end.
+    """
     logits = model(torch.randint(2, 4096, (32, 64))).logits[:, 16:].reshape(-1, 4096).double()
     low, high = 0.0, 100.0
     for _ in range(40):
