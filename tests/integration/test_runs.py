@@ -194,14 +194,30 @@ def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: Non
     assert "reverse KL" in done.stdout and "result.json" in done.stdout
 
 
-def test_the_same_run_in_one_process_with_forward_kl(models: Path, nothing_left: None) -> None:
-    config = distill(models, "local", 20) | {"objective": {"type": "forward_kl"}, "cluster": {"roles": "local"}}
+def test_minillm_on_mixed_samples_in_one_process(models: Path, nothing_left: None) -> None:
+    """Two vLLM engines, a transformers teacher and a learner in one process; plain text beside, two steps a collection."""
+    config = distill(models, "local", 20) | {"cluster": {"roles": "local"}}
+    config["objective"] = {"type": "minillm", "minibatches": 2}
+    config["streams"] = {
+        "text": {"data": {"path": "task:sort", "rows": 50}, "objective": {"type": "kd"}, "rows": 8, "weight": 0.1}
+    }
+    config["streams"]["text"]["max_tokens"] = 32
     done = run("distill", write(models / "local.yaml", config))
     assert done.returncode == 0, done.stderr
     summary = json.loads((models / "local" / "summary.json").read_text())
     before, after = summary["evaluations"][0], summary["evaluations"][-1]
-    assert after["forward_kl"] < 0.9 * before["forward_kl"]
+    assert after["reverse_kl"] < 0.9 * before["reverse_kl"]
     assert summary["engine"]["class"].startswith("vllm") and summary["syncs_proved"] == 21
+    assert summary["learner"]["optimizer_steps"] == 40
+    steps = [line for line in metrics(models / "local") if "loss/nats_per_token" in line]
+    assert {line["age/updates_max"] for line in steps} == {1}
+    assert all(0.5 < line["policy/weight_max"] <= 1.25 and line["mixed/teacher_s"] > 0 for line in steps)
+    whose = [sum(line[f"mixed/{side}_tokens"] for line in steps) for side in ("student", "teacher")]
+    assert whose[1] / sum(whose) == pytest.approx(0.2, abs=0.03)
+    rollouts = (models / "local" / "rollouts" / "step_000020.jsonl").read_text().splitlines()
+    for rollout in map(json.loads, rollouts):
+        assert [value is None for value in rollout["logprobs"]] == [bool(coin) for coin in rollout["coins"]]
+        assert len(rollout["student_logprobs"]) == len(rollout["teacher_logprobs"]) == len(rollout["tokens"])
 
 
 STEPS = 60

@@ -153,6 +153,10 @@ def test_teacher_that_knows_something_passes() -> None:
     assert check_teacher(taught(-0.5, -1.5), VOCABULARY, 0.02) == -1.0
     assert check_teacher(taught(-8.0), VOCABULARY, 0.02) == -8.0, "worse than uniform is surprise, not ignorance"
     assert check_teacher(Measures(np.zeros(1), np.zeros(1)), VOCABULARY, 0.02) is None
+    uniform = -math.log(13)
+    assert check_teacher(taught(uniform - 2, uniform + 2), VOCABULARY, 0.02) is not None, "a trained one, on poor text"
+    with pytest.raises(CanaryError):
+        check_teacher(taught(uniform - 0.3, uniform + 0.3), VOCABULARY, 0.02)
 
 
 @pytest.mark.parametrize("off", [0.0, 0.01, -0.01])
