@@ -86,8 +86,8 @@ def check_teacher(measures: Measures, vocabulary: int, margin: float) -> float |
     mean, uniform = float(measures.teacher_logprob.mean()), -math.log(vocabulary)
     if not math.isfinite(mean):
         raise CanaryError(f"the teacher's mean log-probability is {mean}: its weights or its scores are broken")
-    # A guess that is uniform but for noise of variance v has a mean of -ln V - v / 2. A trained teacher may come to that mean too
-    # on the text of a poor student, but not with so little spread.
+    # A guess that is uniform but for noise of variance v has a mean of -ln V - v / 2. On the text of a poor student a trained
+    # teacher may come to that mean too, but not with so little spread.
     noisy = float(measures.teacher_logprob.var()) / 2 > 2 * margin * abs(uniform)
     if abs(mean - uniform) <= margin * abs(uniform) and not noisy:
         raise CanaryError(
