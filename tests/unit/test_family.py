@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from minidist.losses import adaptive, divergences, mixtures
-from minidist.losses import alpha_beta as alpha_beta_module
+from minidist.losses import adaptive, divergences, mixtures, powers
 from minidist.losses.adaptive import akl, entropy_gated, head_share, todi
-from minidist.losses.alpha_beta import alpha_beta
 from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl, total_variation
 from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
+from minidist.losses.powers import alpha_beta
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 INF = math.inf
@@ -284,7 +283,7 @@ def test_endpoints_of_jsd_on_request() -> None:
     assert torch.equal(jsd(student, teacher, beta=1, endpoint="kl"), reverse_kl(student, teacher))
 
 
-@pytest.mark.parametrize("module", [divergences, mixtures, adaptive, alpha_beta_module])
+@pytest.mark.parametrize("module", [divergences, mixtures, adaptive, powers])
 def test_docstring_examples(module: ModuleType) -> None:
     done = doctest.testmod(module)
     assert done.attempted >= 2 and done.failed == 0
