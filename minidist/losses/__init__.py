@@ -1,10 +1,13 @@
 """Losses as pure torch functions, importable on their own. Log-probabilities in nats; student first, then teacher."""
 
+from minidist.losses.adaptive import akl, entropy_gated, todi
 from minidist.losses.chunked import LossTerms, chunked_loss
-from minidist.losses.divergences import forward_kl, reverse_kl
+from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl, total_variation
 from minidist.losses.estimators import k2
 from minidist.losses.minillm import minillm_loss
+from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
 from minidist.losses.objectives import K2, KD, Match, MiniLLM, Supervised
+from minidist.losses.powers import alpha_beta
 from minidist.losses.support import top_k_and_tail
 
 __all__ = [
@@ -14,10 +17,20 @@ __all__ = [
     "Match",
     "MiniLLM",
     "Supervised",
+    "akl",
+    "alpha_beta",
     "chunked_loss",
+    "entropy_gated",
     "forward_kl",
+    "jeffreys",
+    "jsd",
+    "jsd_normalised",
     "k2",
     "minillm_loss",
     "reverse_kl",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "todi",
     "top_k_and_tail",
+    "total_variation",
 ]

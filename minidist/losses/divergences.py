@@ -29,8 +29,8 @@ def forward_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
 
     Source: Kullback & Leibler (1951); as distillation loss, Hinton, Vinyals & Dean, arXiv:1503.02531.
     """
-    _same_shape(student_NC, teacher_NC)
-    return _expected_log_ratio(teacher_NC, student_NC)
+    same_shape(student_NC, teacher_NC)
+    return expected_log_ratio(teacher_NC, student_NC)
 
 
 def reverse_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
@@ -55,11 +55,60 @@ def reverse_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
 
     Source: as distillation objective, Gu, Dong, Wei & Huang, MiniLLM, arXiv:2306.08543, eq. 1 and the single step of eq. 3.
     """
-    _same_shape(student_NC, teacher_NC)
-    return _expected_log_ratio(student_NC, teacher_NC)
+    same_shape(student_NC, teacher_NC)
+    return expected_log_ratio(student_NC, teacher_NC)
 
 
-def _expected_log_ratio(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
+def jeffreys(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
+    """KL(teacher || student) + KL(student || teacher) of each row: sum over classes of (p - q) * (log p - log q).
+
+    Args:
+        student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
+        teacher_NC: log-probabilities of the teacher p, the same shape.
+
+    Returns:
+        [N], nats, not negative; zero where the rows are equal; infinite where one excludes a class that the other allows.
+        Its gradient in the student's logits is the sum of the two.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.9, 0.05, 0.05]]).log()
+        >>> round(jeffreys(student, teacher).item(), 4)
+        0.9976
+
+    Source: Jeffreys, An invariant form for the prior probability in estimation problems (1946).
+    """
+    return forward_kl(student_NC, teacher_NC) + reverse_kl(student_NC, teacher_NC)
+
+
+def total_variation(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
+    """Half the sum over classes of |p - q| of each row: the largest difference in probability of any event.
+
+    Args:
+        student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
+        teacher_NC: log-probabilities of the teacher p, the same shape.
+
+    Returns:
+        [N], from 0 (equal) to 1 (nothing in common); its square is at most half of either KL (Pinsker). With q the softmax of
+        the student's logits and s = sign(q - p) / 2, the gradient in the logits is q * (s - <q, s>); 0 where p = q.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.9, 0.05, 0.05]]).log()
+        >>> round(total_variation(student, teacher).item(), 4)
+        0.4
+
+    Source: as distillation objective, Wen et al., f-DISTILL, arXiv:2307.15190, section 3.2.
+    """
+    same_shape(student_NC, teacher_NC)
+    return (student_NC.exp() - teacher_NC.exp()).abs().sum(-1) / 2
+
+
+def expected_log_ratio(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
     """Sum over classes of exp(a) * (a - b); a class with a = -inf contributes nothing, also to the gradient."""
     absent_NC = torch.isneginf(weight_NC)
     if absent_NC.any():
@@ -69,7 +118,7 @@ def _expected_log_ratio(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
     return (weight_NC.exp() * (weight_NC - other_NC)).masked_fill(absent_NC, 0.0).sum(-1)
 
 
-def _same_shape(student_NC: Tensor, teacher_NC: Tensor) -> None:
+def same_shape(student_NC: Tensor, teacher_NC: Tensor) -> None:
     if student_NC.shape != teacher_NC.shape:
         raise ValueError(
             f"student and teacher need the same shape, got {tuple(student_NC.shape)} and {tuple(teacher_NC.shape)}; "

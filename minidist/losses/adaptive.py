@@ -1,0 +1,129 @@
+"""Forward and reverse KL, weighed against one another token by token or class by class. No gradient passes through a weight.
+
+[N, C] and [N, C] log-probabilities to [N], nats. p is the teacher, q the student.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from minidist.losses.divergences import forward_kl, reverse_kl, same_shape
+
+HeadRule = Literal["released", "paper"]
+_TOP = 64
+"""Classes that are sorted before all are: the head is hardly ever longer."""
+
+
+def akl(student_NC: Tensor, teacher_NC: Tensor, *, mu: float = 0.5, head_rule: HeadRule = "released") -> Tensor:
+    """Adaptive KL: w KL(p || q) + (1 - w) KL(q || p), w the share of |p - q| that lies in the teacher's head.
+
+    The head are the teacher's likeliest classes: the longest prefix of at most `mu` of its mass, one class at least (released,
+    the authors' code), or the shortest of at least `mu` (paper).
+
+    Args:
+        student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
+        teacher_NC: log-probabilities of the teacher p, the same shape.
+        mu: mass of the head, between 0 and 1, 1 included (then, under released, the forward KL).
+
+    Returns:
+        [N], nats, not negative; 0 with a gradient of 0 where the rows are equal (w is one half there).
+
+    Raises:
+        ValueError: mu outside (0, 1], or other shapes.
+
+    Example: in the head |0.4 - 0.25| + |0.3 - 0.25| of 0.4 under paper; without the class that crosses mu, 0.15 of 0.4.
+        >>> student, teacher = torch.tensor([[0.25, 0.25, 0.25, 0.25]]).log(), torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+        >>> [round(head_share(student, teacher, mu=0.5, head_rule=rule).item(), 3) for rule in ("released", "paper")]
+        [0.375, 0.5]
+
+    Source: Wu et al., Rethinking Kullback-Leibler Divergence in Knowledge Distillation, arXiv:2404.02657, section 4.
+    """
+    share_N = head_share(student_NC, teacher_NC, mu=mu, head_rule=head_rule)
+    return share_N * forward_kl(student_NC, teacher_NC) + (1 - share_N) * reverse_kl(student_NC, teacher_NC)
+
+
+@torch.no_grad()
+def head_share(student_NC: Tensor, teacher_NC: Tensor, *, mu: float, head_rule: HeadRule, top: int = _TOP) -> Tensor:
+    """The weight of the forward KL in `akl`, [N], from 0 to 1. `top`: classes sorted at first; all, if the head is longer."""
+    if not 0 < mu <= 1:
+        raise ValueError(f"mu of akl is {mu}; it is the mass of the head, above 0 and at most 1")
+    same_shape(student_NC, teacher_NC)
+    gap_NC = (teacher_NC.exp() - student_NC.exp()).abs()
+    count = min(top, teacher_NC.shape[-1])
+    sorted_NK, order_NK = teacher_NC.topk(count, -1)
+    mass_NK = sorted_NK.exp().cumsum(-1)
+    if count < teacher_NC.shape[-1] and bool((mass_NK[:, -1] <= mu).any()):
+        return head_share(student_NC, teacher_NC, mu=mu, head_rule=head_rule, top=teacher_NC.shape[-1])
+    head_NK = mass_NK <= mu if head_rule == "released" else mass_NK - sorted_NK.exp() < mu
+    head_NK[:, 0] = True
+    head_N = (gap_NC.gather(-1, order_NK) * head_NK).sum(-1)
+    whole_N = gap_NC.sum(-1)
+    return torch.where(whole_N > 0, (head_N / whole_N.clamp(min=1e-30)).clamp(max=1), 0.5)
+
+
+def todi(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
+    """Token-wise distillation: each class's forward term by w = p / (p + q), its reverse term by 1 - w.
+
+    Its value is that of `jeffreys`, since w and 1 - w give the terms back; only the gradient differs, through w being held
+    fixed. Run `jeffreys` as its control.
+
+    Args:
+        student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
+        teacher_NC: log-probabilities of the teacher p, the same shape.
+
+    Returns:
+        [N], nats, not negative. With u = (1 - w) * (log(q / p) + 1) the gradient in the student's logits is
+        -w p + q <w, p> + q * (u - <q, u>).
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.9, 0.05, 0.05]]).log()
+        >>> round(todi(student, teacher).item(), 4)
+        0.9976
+
+    Source: Jung et al., ToDi, arXiv:2505.16297, equation 5.
+    """
+    same_shape(student_NC, teacher_NC)
+    absent_NC = torch.isneginf(student_NC) & torch.isneginf(teacher_NC)
+    q, p = (table.masked_fill(absent_NC, 0.0) for table in (student_NC, teacher_NC))
+    share_NC = torch.sigmoid(p - q).detach()
+    terms_NC = share_NC * _weighed(p, q) + (1 - share_NC) * _weighed(q, p)
+    return terms_NC.masked_fill(absent_NC, 0.0).sum(-1)
+
+
+def _weighed(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
+    """exp(a) * (a - b) of each class; 0 where a is -inf."""
+    absent_NC = torch.isneginf(weight_NC)
+    weight_NC, other_NC = (table.masked_fill(absent_NC, 0.0) for table in (weight_NC, other_NC))
+    return (weight_NC.exp() * (weight_NC - other_NC)).masked_fill(absent_NC, 0.0)
+
+
+def entropy_gated(student_NC: Tensor, teacher_NC: Tensor, *, threshold: float) -> Tensor:
+    """KL(q || p), plus KL(p || q) where the teacher's entropy is above `threshold` nats.
+
+    Args:
+        student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
+        teacher_NC: log-probabilities of the teacher p, the same shape.
+        threshold: entropy of the teacher, nats, not negative; from its logarithm of C on, the reverse KL alone.
+
+    Returns:
+        [N], nats, not negative.
+
+    Raises:
+        ValueError: a negative threshold, or other shapes.
+
+    Example: log 2 is more than 0.5 nats, the entropy of a certain teacher is not.
+        >>> student, teacher = torch.tensor([[0.6, 0.4]] * 2).log(), torch.tensor([[0.5, 0.5], [0.999, 0.001]]).log()
+        >>> gated, reverse = entropy_gated(student, teacher, threshold=0.5), reverse_kl(student, teacher)
+        >>> (gated > reverse + 1e-6).tolist()
+        [True, False]
+
+    Source: Entropy-aware on-policy distillation, arXiv:2603.07079.
+    """
+    if threshold < 0:
+        raise ValueError(f"threshold of entropy_gated is {threshold}; an entropy is not negative")
+    gate_N = -(_weighed(teacher_NC, torch.zeros_like(teacher_NC))).sum(-1) > threshold
+    return reverse_kl(student_NC, teacher_NC) + torch.where(gate_N, forward_kl(student_NC, teacher_NC), 0.0)
