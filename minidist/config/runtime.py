@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from minidist.config.base import Section
+from minidist.config.learning import LearnerConfig
+from minidist.config.models import DType
 
 Placement = Literal["pack", "spread", "strict_pack", "strict_spread"]
 AlarmName = Literal["length", "truncated", "repetition", "distinct", "clip", "weight_max", "weight_min", "disliked", "age"]
@@ -189,3 +191,15 @@ class CanaryConfig(Section):
                     f"canaries.stop_on names {name}, and canaries.alarm_{name} is null: set its limit, or take the name out"
                 )
         return self
+
+
+def check_learner(learner: LearnerConfig, cluster: ClusterConfig, dtype: DType) -> None:
+    """Refuse what a learner cannot do."""
+    if learner.backend == "single" and cluster.learner.ranks > 1:
+        raise ValueError("cluster.learner.ranks above 1 need learner.backend=deepspeed")
+    if learner.offload_parameters and learner.zero_stage != 3:
+        raise ValueError(f"learner.offload_parameters needs learner.zero_stage=3, not {learner.zero_stage}")
+    if learner.offload_optimizer and learner.zero_stage == 0:
+        raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
+    if learner.backend == "deepspeed" and learner.zero_stage == 0 and dtype != "float32":
+        raise ValueError(f"learner.zero_stage 0 keeps no float32 copy of {dtype} weights; set learner.zero_stage=1")
