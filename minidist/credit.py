@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minidist.config.objectives import MiniLLMConfig
+from minidist.config.objectives import PolicyConfig
 from minidist.losses.minillm import CreditTable, credit_table, mask_of
 from minidist.protocols import Learner
 from minidist.types import Array, Credit, Measures, Stream
@@ -25,7 +25,7 @@ class Policy:
     """
 
     learner: Learner
-    settings: MiniLLMConfig
+    settings: PolicyConfig
     teacher_mix: float
     width: int
 

@@ -1,6 +1,6 @@
 """`distill`: what it takes, and which of its sections contradict."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,7 +8,7 @@ from minidist.config.base import Section
 from minidist.config.data import DistillDataConfig
 from minidist.config.learning import LearnerConfig, PrefixConfig, RolloutConfig, StreamConfig
 from minidist.config.models import StudentConfig, TeacherConfig
-from minidist.config.objectives import MiniLLMConfig, ObjectiveConfig
+from minidist.config.objectives import K2Config, ObjectiveConfig, PolicyConfig
 from minidist.config.run import RunConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner
 
@@ -51,16 +51,12 @@ class DistillConfig(Section):
         if self.student.model is None:
             raise ValueError("student.architecture cannot be distilled untrained; run minidist sft first, set student.model")
         self._check_objectives()
-        if self.prefix.student < 1 and self.objective.type == "k2":
-            raise ValueError("objective.type k2 estimates on the student's own samples; set prefix.student=1")
-        if self.objective.type == "k2" and (self.rollout.temperature != 1 or self.rollout.top_p != 1):
-            raise ValueError("objective.type k2 estimates on samples at rollout.temperature=1 and rollout.top_p=1; set both")
         if self.objective.type in ("supervised", "kd") and self.prefix.student > 0:
             raise ValueError(
                 f"objective.type {self.objective.type} would teach the student its own samples; set prefix.student=0"
             )
-        if isinstance(self.objective, MiniLLMConfig):
-            self._check_policy(self.objective)
+        if isinstance(self.objective, PolicyConfig | K2Config):
+            self._check_samples(self.objective)
         self._check_mixture()
         if self.prefix.dataset > 0 and self.data.prompts.answer is None and self.data.prompts.task is None:
             raise ValueError("prefix.dataset needs data.prompts.answer: the template of the gold answer")
@@ -87,26 +83,27 @@ class DistillConfig(Section):
     @property
     def updates(self) -> int:
         """Optimizer steps on one collection."""
-        return self.objective.updates if isinstance(self.objective, MiniLLMConfig) else 1
+        return self.objective.updates if isinstance(self.objective, PolicyConfig) else 1
 
-    def _check_policy(self, objective: MiniLLMConfig) -> None:
-        """A policy gradient knows the probability of every token it learns from."""
+    def _check_samples(self, objective: PolicyConfig | K2Config) -> None:
+        """What learns from sampled tokens alone knows the probability of every one of them."""
+        name, temperature = f"objective.type {objective.type}", getattr(objective, "temperature", 1.0)
         if self.prefix.student < 1:
-            raise ValueError("objective.type minillm learns from the student's or mixed samples; set prefix.student=1")
+            raise ValueError(f"{name} learns from the student's own samples; set prefix.student=1")
         if self.rollout.top_p != 1:
             raise ValueError(
-                "objective.type minillm weighs tokens by their whole probability, which sampling with rollout.top_p below 1 "
-                "does not follow; set rollout.top_p=1"
+                f"{name} weighs tokens by their whole probability, which sampling with rollout.top_p below 1 does not follow; "
+                "set rollout.top_p=1"
             )
-        if self.rollout.temperature != objective.temperature:
+        if self.rollout.temperature != temperature:
             raise ValueError(
-                f"rollout.temperature {self.rollout.temperature:g} and objective.temperature {objective.temperature:g} differ: "
-                "minillm's ratios are those of the distribution that was sampled; set them equal"
+                f"rollout.temperature {self.rollout.temperature:g} and objective.temperature {temperature:g} differ: {name} "
+                "weighs tokens by the distribution that was sampled; set them equal"
             )
-        rows = self.rollout.prompts_per_step * self.rollout.samples_per_prompt
-        if objective.minibatches > rows:
+        rows, parts = self.rollout.prompts_per_step * self.rollout.samples_per_prompt, getattr(objective, "minibatches", 1)
+        if parts > rows:
             raise ValueError(
-                f"objective.minibatches {objective.minibatches} is more than the {rows} rollouts of a step; lower it, or raise "
+                f"objective.minibatches {parts} is more than the {rows} rollouts of a step; lower it, or raise "
                 "rollout.prompts_per_step"
             )
 
@@ -142,14 +139,25 @@ class DistillConfig(Section):
             if objective.needs is None:
                 continue
             if _RICHNESS[self.teacher.payload] < _RICHNESS[objective.needs]:
+                support = getattr(objective, "support", None)
+                what = f"{where}.support {support} of" if objective.needs == "hidden" else f"{where}.type"
                 raise ValueError(
-                    f"teacher.payload {self.teacher.payload} is poorer than {where}.type {objective.type} needs; "
+                    f"teacher.payload {self.teacher.payload} is poorer than {what} {objective.type} needs; "
                     f"set teacher.payload={objective.needs}"
                 )
-            temperature = getattr(objective, "temperature", 1.0)
-            if self.teacher.payload != "hidden" and temperature != 1:
-                raise ValueError(
-                    f"{where}.temperature {temperature:g} needs the teacher's whole distribution; set teacher.payload=hidden"
-                )
-            if where != "objective" and objective.type in ("k2", "minillm"):
+            if self.teacher.payload != "hidden":
+                self._check_listed(where, objective)
+            if where != "objective" and isinstance(objective, K2Config | PolicyConfig):
                 raise ValueError(f"{where}.type {objective.type} learns on the student's own samples, not on given text")
+
+    def _check_listed(self, where: str, objective: Any) -> None:
+        """What a table of the teacher's likeliest tokens can serve."""
+        if (temperature := getattr(objective, "temperature", 1.0)) != 1:
+            raise ValueError(
+                f"{where}.temperature {temperature:g} needs the teacher's whole distribution; set teacher.payload=hidden"
+            )
+        if getattr(objective, "support", None) == "teacher" and objective.top_k > self.teacher.top_k:
+            raise ValueError(
+                f"{where}.top_k is {objective.top_k}, and the teacher lists {self.teacher.top_k} classes; lower it, or set "
+                f"teacher.top_k={objective.top_k}"
+            )

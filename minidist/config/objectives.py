@@ -2,36 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from minidist.config.base import Section
+from minidist.config.divergences import Divergences, SinkhornConfig
 from minidist.config.models import Payload
-
-
-class ReverseKLConfig(Section):
-    """KL(student || teacher) at each token: exact over the full vocabulary, or over the teacher's top K and their tail."""
-
-    type: Literal["reverse_kl"] = "reverse_kl"
-    temperature: float = Field(default=1.0, gt=0)
-    """Divides both models' logits."""
-
-    @property
-    def needs(self) -> Payload:
-        """The poorest payload that serves."""
-        return "top_k"
-
-
-class ForwardKLConfig(Section):
-    """KL(teacher || student) at each token: exact over the full vocabulary, or over the teacher's top K and their tail."""
-
-    type: Literal["forward_kl"] = "forward_kl"
-    temperature: float = Field(default=1.0, gt=0)
-    """Divides both models' logits."""
-
-    @property
-    def needs(self) -> Payload:
-        """The poorest payload that serves."""
-        return "top_k"
 
 
 class K2Config(Section):
@@ -58,12 +33,15 @@ class SupervisedConfig(Section):
 
 
 class KDConfig(Section):
-    """(1 - ratio) * cross-entropy on the text's own tokens + ratio * KL(teacher || student), on given text (Hinton, Vinyals &
-    Dean, arXiv:1503.02531); with plain text, the regulariser of MiniLLM's code."""
+    """(1 - ratio) * cross-entropy on the text's own tokens + ratio * temperature^2 * KL(teacher || student), both softened by
+    the temperature, on given text (Hinton, Vinyals & Dean, arXiv:1503.02531); with plain text, the regulariser of MiniLLM's
+    code."""
 
     type: Literal["kd"] = "kd"
     ratio: float = Field(default=0.5, ge=0, le=1)
     """Share of the divergence."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides both models' logits in the divergence, whose gradient its square keeps at one size; the cross-entropy is at 1."""
 
     @property
     def needs(self) -> Payload:
@@ -71,32 +49,10 @@ class KDConfig(Section):
         return "top_k"
 
 
-_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "lmops": {
-        "credit": "own",
-        "gamma": 0.95,
-        "whitening": "padded",
-        "clip": 0.2,
-        "reward_scale": 0.5,
-        "reward_clip": 100.0,
-        "inner_epochs": 4,
-    },
-}
+class PolicyConfig(Section):
+    """What policy gradients share. Each token's loss is KL(student || teacher) at that position, differentiated as it stands,
+    minus its fixed advantage times the ratio of the student that learns to the distribution that was sampled."""
 
-
-class MiniLLMConfig(Section):
-    """MiniLLM (Gu et al., arXiv:2306.08543): the gradient of the sequences' reverse KL as an exact single step and a policy
-    gradient over the long term, on the student's own or teacher-mixed samples.
-
-    Each token's loss is KL(student || teacher) at that position, differentiated as it stands, minus its fixed advantage times
-    the ratio of the student that learns to the distribution that was sampled.
-    """
-
-    type: Literal["minillm"] = "minillm"
-    preset: Literal["paper", "lmops"] = "paper"
-    """The defaults of all that follows: the paper's equations, or what the original code (microsoft/LMOps) does. Both sample
-    with rollout.teacher_mix=0.2; lmops also trains on plain text, with a stream beside of objective kd (ratio 0.5)."""
     single_step: bool = True
     """KL(student || teacher) of every token, with its gradient through the whole vocabulary."""
     long_term: bool = True
@@ -127,16 +83,8 @@ class MiniLLMConfig(Section):
     temperature: float = Field(default=1.0, gt=0)
     """Divides both models' logits, in rewards, ratios and the single step; that of the sampling."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, given: Any) -> Any:
-        """The preset's values where none are given."""
-        if not isinstance(given, dict):
-            return given
-        return _PRESETS.get(str(given.get("preset", "paper")), {}) | given
-
     @model_validator(mode="after")
-    def _exact(self) -> "MiniLLMConfig":
+    def _exact(self) -> "PolicyConfig":
         if not (self.single_step or self.long_term):
             raise ValueError("objective.single_step and objective.long_term are both false: nothing to learn; set one of them")
         if self.inner_epochs > 1 and self.clip is None and self.importance == "none":
@@ -157,6 +105,70 @@ class MiniLLMConfig(Section):
         return self.inner_epochs * self.minibatches
 
 
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "lmops": {
+        "credit": "own",
+        "gamma": 0.95,
+        "whitening": "padded",
+        "clip": 0.2,
+        "reward_scale": 0.5,
+        "reward_clip": 100.0,
+        "inner_epochs": 4,
+    },
+}
+
+
+class MiniLLMConfig(PolicyConfig):
+    """MiniLLM (Gu et al., arXiv:2306.08543): the gradient of the sequences' reverse KL as an exact single step and a policy
+    gradient over the long term, on the student's own or teacher-mixed samples."""
+
+    type: Literal["minillm"] = "minillm"
+    preset: Literal["paper", "lmops"] = "paper"
+    """The defaults of all that follows: the paper's equations, or what the original code (microsoft/LMOps) does. Both sample
+    with rollout.teacher_mix=0.2; lmops also trains on plain text, with a stream beside of objective kd (ratio 0.5)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        """The preset's values where none are given."""
+        if not isinstance(given, dict):
+            return given
+        return _PRESETS.get(str(given.get("preset", "paper")), {}) | given
+
+
+class PolicyGradientConfig(PolicyConfig):
+    """Policy gradient from one log-probability of the teacher a token: a token's advantage is its own reward log p - log q,
+    nothing else (Thinking Machines, On-policy distillation, 2025). At one step a collection its gradient is that of k2; with
+    more of them, or a clip, it is PPO's."""
+
+    type: Literal["policy_gradient"] = "policy_gradient"
+    single_step: Literal[False] = False
+    """KL(student || teacher) of every token is objective minillm."""
+    credit: Literal["next", "own"] = "own"
+    """Rewards that a token's return counts: its own as well (own), or only those after it (next)."""
+    gamma: float = Field(default=0.0, ge=0, le=1)
+    """Discount of the rewards that follow; at 0 a token's own reward is all."""
+    length_norm: bool = False
+    """Divide a return by the number of rewards in it."""
+
+
+def _known(given: Any) -> Any:
+    """Estimators that exist, and that would teach something else than their name says."""
+    kind = given.get("type") if isinstance(given, dict) else None
+    wrong = {
+        "k1": "whose expected gradient over the student's samples is zero",
+        "k3": "whose expected gradient over the student's samples is the forward KL's, not the reverse KL's",
+    }
+    if kind in wrong:
+        raise ValueError(f"objective.type {kind} is an estimator {wrong[kind]}; set objective.type=k2 or policy_gradient")
+    return given
+
+
 ObjectiveConfig = Annotated[
-    ReverseKLConfig | ForwardKLConfig | K2Config | KDConfig | MiniLLMConfig | SupervisedConfig, Field(discriminator="type")
+    Annotated[
+        Divergences | SinkhornConfig | K2Config | KDConfig | MiniLLMConfig | PolicyGradientConfig | SupervisedConfig,
+        Field(discriminator="type"),
+    ],
+    BeforeValidator(_known),
 ]

@@ -6,7 +6,7 @@ from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl, total_
 from minidist.losses.estimators import k2
 from minidist.losses.minillm import minillm_loss
 from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
-from minidist.losses.objectives import K2, KD, Match, MiniLLM, Supervised
+from minidist.losses.objectives import K2, KD, Match, PolicyGradient, Supervised
 from minidist.losses.powers import alpha_beta
 from minidist.losses.support import top_k_and_tail
 
@@ -15,7 +15,7 @@ __all__ = [
     "KD",
     "LossTerms",
     "Match",
-    "MiniLLM",
+    "PolicyGradient",
     "Supervised",
     "akl",
     "alpha_beta",

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from minidist.losses.divergences import forward_kl, reverse_kl, same_shape
+from minidist.losses.divergences import expected_log_ratio, forward_kl, log_ratio_terms, reverse_kl, same_shape
 
 HeadRule = Literal["released", "paper"]
 _TOP = 64
@@ -90,15 +90,8 @@ def todi(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
     absent_NC = torch.isneginf(student_NC) & torch.isneginf(teacher_NC)
     q, p = (table.masked_fill(absent_NC, 0.0) for table in (student_NC, teacher_NC))
     share_NC = torch.sigmoid(p - q).detach()
-    terms_NC = share_NC * _weighed(p, q) + (1 - share_NC) * _weighed(q, p)
+    terms_NC = share_NC * log_ratio_terms(p, q) + (1 - share_NC) * log_ratio_terms(q, p)
     return terms_NC.masked_fill(absent_NC, 0.0).sum(-1)
-
-
-def _weighed(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
-    """exp(a) * (a - b) of each class; 0 where a is -inf."""
-    absent_NC = torch.isneginf(weight_NC)
-    weight_NC, other_NC = (table.masked_fill(absent_NC, 0.0) for table in (weight_NC, other_NC))
-    return (weight_NC.exp() * (weight_NC - other_NC)).masked_fill(absent_NC, 0.0)
 
 
 def entropy_gated(student_NC: Tensor, teacher_NC: Tensor, *, threshold: float) -> Tensor:
@@ -125,5 +118,5 @@ def entropy_gated(student_NC: Tensor, teacher_NC: Tensor, *, threshold: float) -
     """
     if threshold < 0:
         raise ValueError(f"threshold of entropy_gated is {threshold}; an entropy is not negative")
-    gate_N = -(_weighed(teacher_NC, torch.zeros_like(teacher_NC))).sum(-1) > threshold
+    gate_N = -expected_log_ratio(teacher_NC, torch.zeros_like(teacher_NC)) > threshold
     return reverse_kl(student_NC, teacher_NC) + torch.where(gate_N, forward_kl(student_NC, teacher_NC), 0.0)

@@ -1,11 +1,17 @@
 """Divergences between two tables of log-probabilities: [N, C] and [N, C] to [N], in nats.
 
 No mask, no reduction, no temperature: rows are the tokens that count, and the caller sums. Axes: N loss tokens, C classes.
-Where one distribution gives a class no probability (log-probability -inf), 0 * log 0 is taken as 0, in value and gradient.
+Where a distribution gives a class no probability (log-probability -inf), 0 * log 0 is taken as 0, in value and gradient; and
+where the other one does allow that class, the divergence is large, not infinite: see EXCLUDED.
 """
+
+import math
 
 import torch
 from torch import Tensor
+
+EXCLUDED = math.log(2.0**-149)
+"""What a log-probability of -inf counts as: the logarithm of the least probability float32 can hold, -103.3 nats."""
 
 
 def forward_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
@@ -16,8 +22,8 @@ def forward_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
         teacher_NC: log-probabilities of the teacher, the same shape.
 
     Returns:
-        [N], nats, not negative; zero where the rows are equal; infinite where the student excludes a class that the
-        teacher allows. With q the softmax of the student's logits the gradient in the logits is q - p.
+        [N], nats, not negative; zero where the rows are equal; up to 103.3 where the student excludes what the teacher
+        allows. With q the softmax of the student's logits the gradient in the logits is q - p.
 
     Raises:
         ValueError: the shapes differ.
@@ -41,8 +47,8 @@ def reverse_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
         teacher_NC: log-probabilities of the teacher, the same shape.
 
     Returns:
-        [N], nats, not negative; zero where the rows are equal; infinite where the teacher excludes a class that the
-        student allows. With q the softmax of the student's logits the gradient in the logits is
+        [N], nats, not negative; zero where the rows are equal; up to 103.3 where the teacher excludes what the student
+        allows. With q the softmax of the student's logits the gradient in the logits is
         q * (log q - log p - KL).
 
     Raises:
@@ -67,7 +73,7 @@ def jeffreys(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
         teacher_NC: log-probabilities of the teacher p, the same shape.
 
     Returns:
-        [N], nats, not negative; zero where the rows are equal; infinite where one excludes a class that the other allows.
+        [N], nats, not negative; zero where the rows are equal; up to 206.6 where one excludes what the other allows.
         Its gradient in the student's logits is the sum of the two.
 
     Raises:
@@ -109,13 +115,19 @@ def total_variation(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
 
 
 def expected_log_ratio(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
-    """Sum over classes of exp(a) * (a - b); a class with a = -inf contributes nothing, also to the gradient."""
+    """Sum over classes of exp(a) * (a - b), [N]; a class with a = -inf contributes nothing, also to the gradient."""
+    found_N = (weight_NC.exp() * (weight_NC - other_NC)).sum(-1)
+    # Nearly always there is no -inf, and then looking for one would cost more than the sum.
+    return found_N if bool(found_N.isfinite().all()) else log_ratio_terms(weight_NC, other_NC).sum(-1)
+
+
+def log_ratio_terms(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
+    """exp(a) * (a - b) of each class, 0 where a is -inf; where b alone is, it counts as EXCLUDED."""
     absent_NC = torch.isneginf(weight_NC)
-    if absent_NC.any():
-        # Replace before the arithmetic: masking its result would leave 0 * inf = nan in the gradient.
-        weight_NC = weight_NC.masked_fill(absent_NC, 0.0)
-        other_NC = other_NC.masked_fill(absent_NC, 0.0)
-    return (weight_NC.exp() * (weight_NC - other_NC)).masked_fill(absent_NC, 0.0).sum(-1)
+    # Replaced before the arithmetic: masking its result would leave 0 * inf = nan in the gradient.
+    weight_NC = weight_NC.masked_fill(absent_NC, 0.0)
+    other_NC = other_NC.masked_fill(absent_NC, 0.0).masked_fill(torch.isneginf(other_NC) & ~absent_NC, EXCLUDED)
+    return (weight_NC.exp() * (weight_NC - other_NC)).masked_fill(absent_NC, 0.0)
 
 
 def same_shape(student_NC: Tensor, teacher_NC: Tensor) -> None:

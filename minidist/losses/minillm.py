@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from minidist.config.objectives import MiniLLMConfig
+from minidist.config.objectives import MiniLLMConfig, PolicyConfig
 from minidist.losses.divergences import reverse_kl
 
 
@@ -131,7 +131,7 @@ class CreditTable:
 
 @torch.no_grad()
 def credit_table(
-    student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, settings: MiniLLMConfig, *, teacher_mix: float, width: int
+    student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, settings: PolicyConfig, *, teacher_mix: float, width: int
 ) -> CreditTable:
     """What a collection earned, held fixed while it is learned from.
 

@@ -1,19 +1,38 @@
 """Objectives: what a stream's loss tokens are trained towards. Each is one small class; `make_objective` knows its name."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
-from minidist.config.objectives import KDConfig, MiniLLMConfig
-from minidist.losses.divergences import forward_kl, reverse_kl
+from minidist.config.divergences import Matching
+from minidist.config.objectives import KDConfig, ObjectiveConfig, PolicyConfig
+from minidist.losses.adaptive import akl, entropy_gated, todi
+from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl, total_variation
 from minidist.losses.estimators import k2
 from minidist.losses.minillm import surrogate
-from minidist.losses.support import top_k_and_tail
+from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
+from minidist.losses.powers import alpha_beta
+from minidist.losses.support import Support, on_support, top_k_and_tail
 from minidist.protocols import Divergence, Objective, TokenTargets
 
-DIVERGENCES: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
+DIVERGENCES: dict[str, Any] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jeffreys": jeffreys,
+    "total_variation": total_variation,
+    "jsd": jsd,
+    "jsd_normalised": jsd_normalised,
+    "skew_forward_kl": skew_forward_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "akl": akl,
+    "alpha_beta": alpha_beta,
+    "todi": todi,
+    "entropy_gated": entropy_gated,
+}
 
 
 class Plain:
@@ -30,20 +49,28 @@ class Plain:
 class Match(Plain):
     """The student's distribution at each token, drawn to the teacher's by a divergence.
 
-    Over the full vocabulary where the teacher's is there, else over its K likeliest tokens and their tail. Both models'
-    logits are divided by `temperature` before the softmax; other than 1 it needs the full vocabulary.
+    Over the classes of `support`, the `top_k` likeliest tokens and their tail; None is the full vocabulary where the teacher's
+    is there, else all that it lists. Both models' logits are divided by `temperature` before the softmax; other than 1 it needs
+    the full vocabulary.
     """
 
     divergence: Divergence
     temperature: float = 1.0
+    support: Support | None = None
+    top_k: int = 64
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] nats. The labels do not enter: the sum over the classes is exact."""
+        return self.divergence(*self._tables(student_NV, targets))
+
+    def _tables(self, student_NV: Tensor, targets: TokenTargets) -> tuple[Tensor, Tensor]:
         if targets.teacher_NV is not None:
-            return self.divergence(student_NV, targets.teacher_NV)
-        assert targets.top_ids_NK is not None and targets.top_logprobs_NK is not None, "no distribution to match"
+            return on_support(student_NV, targets.teacher_NV, self.support or "full", self.top_k)
+        ids_NK, logprobs_NK = targets.top_ids_NK, targets.top_logprobs_NK
+        assert ids_NK is not None and logprobs_NK is not None, "no distribution to match"
         assert self.temperature == 1, "the tail of a top-K payload has no temperature but 1"
-        return self.divergence(*top_k_and_tail(student_NV, targets.top_ids_NK, targets.top_logprobs_NK))
+        listed = slice(self.top_k if self.support == "teacher" else None)
+        return top_k_and_tail(student_NV, ids_NK[:, listed], logprobs_NK[:, listed])
 
 
 @dataclass(frozen=True)
@@ -74,24 +101,28 @@ class Supervised(Plain):
 
 @dataclass(frozen=True)
 class KD(Plain):
-    """(1 - ratio) * cross-entropy on given labels + ratio * KL(teacher || student), full vocabulary or top K and tail."""
+    """(1 - ratio) * cross-entropy on given labels + ratio * t^2 * KL(teacher || student), the divergence at temperature t, over
+    the full vocabulary or top K and tail. Source: Hinton, Vinyals & Dean, arXiv:1503.02531, section 2."""
 
     ratio: float
-    temperature = 1.0
+    temperature: float = 1.0
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] nats."""
-        return (1 - self.ratio) * Supervised()(student_NV, targets) + self.ratio * Match(forward_kl)(student_NV, targets)
+        # Logits come divided by the temperature; multiplied again they are those of temperature 1, but for a constant.
+        sharp_NV = student_NV if self.temperature == 1 else torch.log_softmax(student_NV * self.temperature, -1)
+        matched_N = Match(forward_kl, self.temperature)(student_NV, targets)
+        return (1 - self.ratio) * Supervised()(sharp_NV, targets) + self.ratio * self.temperature**2 * matched_N
 
 
 @dataclass(frozen=True)
-class MiniLLM:
+class PolicyGradient:
     """Reverse KL of each token and the policy gradient of what followed it; `targets.credit` holds what it earned.
 
     `losses.minillm.minillm_loss` is the same for a whole batch, written out. Source: Gu et al., arXiv:2306.08543.
     """
 
-    settings: MiniLLMConfig
+    settings: PolicyConfig
     figures = ("policy/clip_frac", "policy/long_term_nats")
 
     @property
@@ -121,11 +152,15 @@ class MiniLLM:
 
 def make_objective(type: str, **options: Any) -> Objective:
     """The objective of a configuration's `objective` section, given as its fields."""
-    if type in DIVERGENCES:
-        return Match(DIVERGENCES[type], **options)
-    if type == "minillm":
-        return MiniLLM(MiniLLMConfig(**options))
-    return KD(KDConfig(**options).ratio) if type == "kd" else {"k2": K2, "supervised": Supervised}[type]()
+    settings = TypeAdapter[Any](ObjectiveConfig).validate_python({"type": type, **options})
+    if isinstance(settings, Matching):
+        divergence = partial(DIVERGENCES[type], **settings.options) if settings.options else DIVERGENCES[type]
+        return Match(divergence, settings.temperature, settings.support, settings.top_k)
+    if isinstance(settings, PolicyConfig):
+        return PolicyGradient(settings)
+    if isinstance(settings, KDConfig):
+        return KD(settings.ratio, settings.temperature)
+    return {"k2": K2, "supervised": Supervised}[type]()
 
 
 def _of_labels(table_NV: Tensor, targets: TokenTargets) -> Tensor:

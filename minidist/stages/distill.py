@@ -6,7 +6,7 @@ from minidist.alarms import Alarms
 from minidist.canaries import check_engine, check_teacher, tolerance
 from minidist.checkpoint import Checkpoint
 from minidist.config import DistillConfig
-from minidist.config.objectives import MiniLLMConfig
+from minidist.config.objectives import PolicyConfig
 from minidist.credit import Policy
 from minidist.errors import AlarmError
 from minidist.evaluation.student import Examiner
@@ -92,7 +92,7 @@ def _source(
         for name, stream in config.streams.items()
     ]
     policy = None
-    if isinstance(config.objective, MiniLLMConfig):
+    if isinstance(config.objective, PolicyConfig):
         policy = Policy(learner, config.objective, config.teacher_mix, config.rollout.max_new_tokens)
     return Prefixes(
         plan.prompts,
@@ -171,7 +171,7 @@ class _DistillWatch:
     async def after_step(self, step: int, batch: Batch, update: Update, metrics: dict[str, float]) -> bool:
         seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
         metrics["speed/loss_tokens_per_s"] = metrics["learner/loss_tokens"] / seconds
-        if self._config.objective.type.endswith("_kl"):
+        if self._config.objective.type in ("forward_kl", "reverse_kl"):
             metrics[f"kl/{self._config.objective.type.removesuffix('_kl')}_nats"] = metrics["main/loss_nats_per_token"]
         elif batch.measures is not None and batch.measures.reverse_kl is not None:
             # Of the student that wrote, at every token of the text it is learned from: exact, and of no extra cost.
