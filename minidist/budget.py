@@ -221,7 +221,11 @@ def _fix(config: SftConfig | DistillConfig, need: Need) -> str:
 
 def _fix_learner(learner: LearnerConfig, cluster: ClusterConfig, widest: str) -> str:
     if widest == "logits":
-        return f"lower learner.chunk_tokens below {learner.chunk_tokens}"
+        return (
+            f"lower learner.chunk_tokens below {learner.chunk_tokens}"
+            if learner.chunk_tokens
+            else "set learner.chunk_tokens=64"
+        )
     if widest == "activations" and not learner.activation_checkpointing:
         return "set learner.activation_checkpointing=true"
     if widest == "activations":

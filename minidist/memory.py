@@ -150,7 +150,7 @@ def learner_need(
         "gradients": shape.trainable * size // share["gradients"] + (0 if off else stepped),
         "optimizer": 0 if off else optimizer,
         "activations": kept,
-        "logits": min(config.chunk_tokens, tokens) * shape.vocabulary * 4 * tables,
+        "logits": min(config.chunk(shape.vocabulary), tokens) * shape.vocabulary * 4 * tables,
         "buffers": bucket + gathered + (teacher_head or 0) + held + _PROCESS,
     }
     return Need("learner", ranks, parts, host=(optimizer + stepped if off else 0) + (weights if away else 0))

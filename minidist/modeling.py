@@ -24,7 +24,7 @@ from minidist.data.rendering import character_tokenizer
 from minidist.data.tasks import find
 from minidist.errors import ModelError
 from minidist.lora import is_adapter
-from minidist.losses.chunked import Head
+from minidist.losses.chunked import Head, LinearHead
 from minidist.types import Array, TeacherHead
 
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
@@ -129,22 +129,19 @@ def context_length(config: PretrainedConfig) -> int:
 
 
 def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
-    """The model's output head: hidden states [N, D] to float32 logits [N, V], sliced to `vocabulary`."""
+    """The model's output head as it is now: hidden states [N, D] to float32 logits [N, V], sliced to `vocabulary`."""
     linear: Any = model.get_output_embeddings()
     scale, soft_cap = logit_scale(model.config), getattr(model.config, "final_logit_softcapping", None)
-    return lambda hidden: _finish(linear(hidden.to(linear.weight.dtype)), scale, soft_cap, vocabulary)
+    head = LinearHead(linear.weight, linear.bias, scale, soft_cap, vocabulary)
+    if not hasattr(linear.weight, "ds_id"):
+        return head
+    # ZeRO-3 fetches a partitioned weight when its module is called, and only then.
+    return lambda hidden: head.finish(linear(hidden.to(linear.weight.dtype))[:, :vocabulary])
 
 
 def apply_head(head: TeacherHead, weight: Tensor, bias: Tensor | None) -> Head:
     """A `TeacherHead` whose arrays are already tensors on the learner's device."""
-    return lambda hidden: _finish(
-        torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias), head.scale, head.soft_cap, head.vocabulary
-    )
-
-
-def _finish(logits: Tensor, scale: float, soft_cap: float | None, vocabulary: int | None) -> Tensor:
-    logits = logits[:, :vocabulary].float() * scale
-    return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
+    return LinearHead(weight, bias, head.scale, head.soft_cap, head.vocabulary)
 
 
 def logit_scale(config: PretrainedConfig) -> float:

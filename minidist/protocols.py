@@ -144,7 +144,8 @@ class TokenTargets:
     labels_N: the token ids, int64. teacher_NV: the teacher's log-probabilities over the full vocabulary, at the objective's
     temperature. top_ids_NK, top_logprobs_NK: the K tokens it finds likeliest, int64, and their log-probabilities.
     teacher_logprob_N: its log-probabilities of the labels. All in nats; no gradient reaches any of them. credit: what the
-    tokens earned, for a policy gradient.
+    tokens earned, for a policy gradient. group_N: int64, equal for tokens of one group, which stand side by side, where an
+    objective is defined over groups.
     """
 
     labels_N: Tensor
@@ -153,6 +154,12 @@ class TokenTargets:
     top_logprobs_NK: Tensor | None = None
     teacher_logprob_N: Tensor | None = None
     credit: TokenCredit | None = None
+    group_N: Tensor | None = None
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the labels' log-probabilities under the teacher are known without its head."""
+        return self.teacher_logprob_N is not None or self.teacher_NV is not None
 
     def at(self, part: slice) -> TokenTargets:
         """Those of some of the tokens."""
@@ -167,6 +174,7 @@ class TokenTargets:
             cut(self.top_logprobs_NK),
             cut(self.teacher_logprob_N),
             self.credit and self.credit.at(part),
+            cut(self.group_N),
         )
 
 
@@ -184,6 +192,11 @@ class Objective(Protocol):
     @property
     def figures(self) -> tuple[str, ...]:
         """Names of what `explain` tells, as metrics of the run; their sums over tokens become means."""
+        ...
+
+    @property
+    def group_tokens(self) -> int | None:
+        """Most consecutive tokens of one row that the loss is defined over together; None: each token by itself."""
         ...
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor: ...

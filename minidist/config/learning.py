@@ -35,8 +35,13 @@ class MeasureConfig(Section):
     layout: Literal["auto", "packed", "buckets"] = "auto"
     """How a flat micro-batch meets attention: one packed row whose sequences are kept apart, or rows of like length side
     by side. auto: buckets where attention has no variable-length kernel (CPU), packed elsewhere."""
-    chunk_tokens: int = Field(default=1024, ge=1)
-    """Loss tokens whose logits exist at one time."""
+    chunk_tokens: int | None = Field(default=None, ge=1)
+    """Loss tokens whose logits exist at one time. None: as many as make 2^25 logits, 128 MiB a table (220 tokens of 151,936
+    classes)."""
+
+    def chunk(self, vocabulary: int) -> int:
+        """Loss tokens of a chunk."""
+        return self.chunk_tokens or max(1, (1 << 25) // vocabulary)
 
 
 class LearnerConfig(MeasureConfig):

@@ -53,6 +53,7 @@ class PolicyConfig(Section):
     """What policy gradients share. Each token's loss is KL(student || teacher) at that position, differentiated as it stands,
     minus its fixed advantage times the ratio of the student that learns to the distribution that was sampled."""
 
+    type: str
     single_step: bool = True
     """KL(student || teacher) of every token, with its gradient through the whole vocabulary."""
     long_term: bool = True

@@ -23,6 +23,7 @@ from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.state import StateReader, StateWriter
 from minidist.learners.student import Student, measured
 from minidist.lora import Adapters, is_adapter, merged, read_adapters, rebased, save_adapters
+from minidist.losses.chunked import chunk_count
 from minidist.modeling import checkpoint_activations, context_length, load_model, to_array
 from minidist.protocols import Objective
 from minidist.types import PROBE_TOKENS, Array, Batch, Measures, Probe, Stream, TeacherHead, Update, Weights
@@ -53,8 +54,9 @@ class SingleLearner:
     ) -> None:
         self._group, self._adapters = group or Alone(), adapters
         self._config, self._renderer, self._objectives, self._steps = config, renderer, objectives, steps
+        self._chunk = config.chunk(vocabulary or model.config.get_text_config().vocab_size)
         self._student = Student(
-            model, layout=config.layout, chunk_tokens=config.chunk_tokens, teacher_head=teacher_head, vocabulary=vocabulary
+            model, layout=config.layout, chunk_tokens=self._chunk, teacher_head=teacher_head, vocabulary=vocabulary
         ).eval()  # evaluation mode: no dropout, so that the log-probabilities are those of the engine
         if config.activation_checkpointing:
             checkpoint_activations(model)
@@ -155,7 +157,7 @@ class SingleLearner:
         objective = self._objectives[stream.objective]
         # Loss, student's and teacher's log-probability, labels, micro-batches, and the objective's own figures.
         sums = np.zeros(5 + len(objective.figures))
-        for micro, chunks in self._in_step(stream):
+        for micro, chunks in self._in_step(stream, objective.group_tokens):
             loss, said, taught, told = self._forward(micro, objective, chunks)
             # A loss that is not finite is found in the sum below, by all ranks alike.
             self._backward(loss * (stream.weight / stream.loss_tokens))
@@ -178,7 +180,7 @@ class SingleLearner:
             metrics[f"{stream.name}/teacher_logprob_nats"] = taught / stream.loss_tokens
         metrics |= {name: value / stream.loss_tokens for name, value in zip(objective.figures, told, strict=True)}
 
-    def _in_step(self, stream: Stream) -> Iterator[tuple[MicroBatch, int]]:
+    def _in_step(self, stream: Stream, group_tokens: int | None = None) -> Iterator[tuple[MicroBatch, int]]:
         """The stream's micro-batches and into how many chunks each is cut, as many and as often as on any other rank.
 
         Ranks that share parameters or gradients must run every layer equally often, so one with less to do fills up with
@@ -186,7 +188,7 @@ class SingleLearner:
         """
         budget, padded = self._config.micro_batch_tokens, self._student.padded
         micros = pack(stream.rows, budget=budget, padded=padded)
-        chunks = self._group.largest([-(-len(micro.labels) // self._config.chunk_tokens) for micro in micros])
+        chunks = self._group.largest([chunk_count(len(micro.labels), self._chunk, group_tokens) for micro in micros])
         fill = pack([idle(stream.rows[0])], budget=budget, padded=padded)
         yield from zip(micros + fill * (len(chunks) - len(micros)), chunks, strict=True)
 

@@ -1,7 +1,7 @@
 """The student as a learner runs it: flat micro-batches in, loss sums and per-token figures out."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -34,8 +34,7 @@ class Student(nn.Module):
         self.padded = padded_layout(layout, model.device)
         self._chunk = chunk_tokens
         # Both models' softmax ends at the shared vocabulary: ids beyond it are padding of one or the other.
-        self._head = head_of(model, vocabulary)
-        self._whole_head = head_of(model)
+        self._vocabulary = vocabulary
         self._teacher_head = _on_device(teacher_head, model.device) if teacher_head else None
 
     def forward(
@@ -57,15 +56,17 @@ class Student(nn.Module):
         hidden = hidden_states(self.model, micro, padded=self.padded)
         targets, taught = _targets(micro, hidden.device), _teacher_hidden(micro, hidden.device)
         if objective is None:
-            head = self._whole_head if whole else self._head
+            head = head_of(self.model, None if whole else self._vocabulary)
             parts = _chunks(max(len(micro.labels), (chunks or 1) * self._chunk - self._chunk + 1), self._chunk)
             given = ((head(hidden[at]) / temperature, targets.at(at), None if taught is None else taught[at]) for at in parts)
             return torch.cat([self._figures(*each, temperature) for each in given])
         terms = chunked_loss(
             objective,
-            self._head,
+            head_of(self.model, self._vocabulary),
             hidden,
-            targets,
+            targets
+            if objective.group_tokens is None
+            else replace(targets, group_N=_groups(micro, objective.group_tokens).to(hidden.device)),
             teacher_head=self._teacher_head,
             teacher_hidden_NE=taught,
             chunk_tokens=self._chunk,
@@ -99,6 +100,14 @@ def _targets(micro: MicroBatch, device: torch.device) -> TokenTargets:
         teacher_logprob_N=tensor(scores.logprobs),
         credit=earned and TokenCredit(*(torch.as_tensor(getattr(earned, f.name), device=device) for f in fields(earned))),
     )
+
+
+def _groups(micro: MicroBatch, size: int) -> Tensor:
+    """[L]: a number for every `size` consecutive labels of a row; a row's own, wherever it was packed."""
+    rows = micro.sequence[micro.outputs]
+    firsts = np.concatenate([[0], np.flatnonzero(rows[1:] != rows[:-1]) + 1]) if len(rows) else np.zeros(0, dtype=np.int64)
+    places = np.arange(len(rows)) - np.repeat(firsts, np.diff(np.append(firsts, len(rows))))
+    return torch.as_tensor(rows * (1 << 32) + places // size)
 
 
 def _teacher_hidden(micro: MicroBatch, device: torch.device) -> Tensor | None:

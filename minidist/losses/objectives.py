@@ -39,6 +39,7 @@ class Plain:
     """An objective whose loss says all there is to say."""
 
     figures: tuple[str, ...] = ()
+    group_tokens: int | None = None
 
     def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N, 0]."""
@@ -124,6 +125,7 @@ class PolicyGradient:
 
     settings: PolicyConfig
     figures = ("policy/clip_frac", "policy/long_term_nats")
+    group_tokens = None
 
     @property
     def temperature(self) -> float:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from minidist.losses import K2, Match, Supervised, chunked_loss, forward_kl, reverse_kl
-from minidist.protocols import Objective, TokenTargets
+from minidist.losses import K2, Match, Supervised, akl, chunked_loss, forward_kl, jsd, reverse_kl
+from minidist.losses.chunked import LinearHead, chunk_count
+from minidist.losses.objectives import Plain, make_objective
+from minidist.protocols import Objective, TokenCredit, TokenTargets
 
 N, D, E, V = 11, 6, 5, 9
 OBJECTIVES = {
@@ -19,6 +21,9 @@ OBJECTIVES = {
     "reverse, cold": Match(reverse_kl, 0.5),
     "supervised, warm": Supervised(2.0),
     "k2": K2(),
+    "jsd, union": Match(jsd, 1.0, "union", 2),
+    "akl": Match(akl),
+    "minillm": make_objective("minillm", long_term=False),
 }
 
 
@@ -32,29 +37,37 @@ def made() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return hidden, weight, taught, theirs, torch.randint(0, V, (N,), generator=generator)
 
 
+def credit(labels: Tensor) -> TokenCredit:
+    ones = torch.ones(len(labels), dtype=torch.float64)
+    return TokenCredit(ones, ones, ones, torch.linspace(0.5, 2, len(labels), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "again"])
 @pytest.mark.parametrize("chunk", [1, 4, 5, 10, 11, 100])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_chunks_equal_the_whole(name: str, chunk: int) -> None:
+def test_chunks_equal_the_whole(name: str, chunk: int, at_once: bool) -> None:
     objective: Objective = OBJECTIVES[name]
     hidden, weight, taught, theirs, labels = made()
+    head = LinearHead(weight)
     terms = chunked_loss(
         objective,
-        lambda states: states @ weight.T,
+        head if at_once else lambda states: head(states),
         hidden,
-        TokenTargets(labels),
+        TokenTargets(labels, credit=credit(labels)),
         teacher_head=lambda states: states @ theirs.T,
         teacher_hidden_NE=taught,
         chunk_tokens=chunk,
     )
-    terms.loss.backward()
-    got = terms.loss.detach(), hidden.grad, weight.grad
+    (3 * terms.loss).backward()
+    got = 3 * terms.loss.detach(), hidden.grad, weight.grad
 
     assert taught.grad is None and theirs.grad is None, "the teacher is frozen"
     assert not terms.logprob.requires_grad and not terms.teacher_logprob.requires_grad
     hidden.grad = weight.grad = None
     student = (hidden @ weight.T / objective.temperature).log_softmax(-1)
     teacher = (taught @ theirs.T / objective.temperature).log_softmax(-1).detach()
-    whole = objective(student, TokenTargets(labels, teacher, teacher_logprob_N=teacher[range(N), labels])).sum()
+    targets = TokenTargets(labels, teacher, teacher_logprob_N=teacher[range(N), labels], credit=credit(labels))
+    whole = 3 * objective(student, targets).sum()
     whole.backward()
     assert all(torch.allclose(*pair) for pair in zip(got, (whole.detach(), hidden.grad, weight.grad), strict=True))
     assert terms.tokens == N
@@ -135,3 +148,76 @@ def test_no_tokens_give_a_loss_of_zero_that_touches_the_head(objective: Objectiv
     gradients = grad(terms.loss, (hidden, weight))
     assert (terms.loss.item(), terms.tokens, terms.logprob.item(), terms.teacher_logprob.item()) == (0, 0, 0, 0)
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
+
+
+class Grouped(Plain):
+    """Each token's log-probability times the sum of its group's: only right when groups are whole."""
+
+    temperature = 1.0
+    group_tokens = 4
+
+    def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+        assert targets.group_N is not None
+        said_N = student_NV.gather(-1, targets.labels_N[:, None])[:, 0]
+        together_NN = (targets.group_N[:, None] == targets.group_N).to(said_N)
+        return said_N * (together_NN @ said_N)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 6, 11])
+def test_groups_are_never_split(chunk: int) -> None:
+    hidden, weight, _, _, labels = made()
+    targets = TokenTargets(labels, group_N=torch.tensor([0, 0, 0, 0, 1, 2, 2, 2, 7, 7, 8]))
+    terms = chunked_loss(Grouped(), LinearHead(weight), hidden, targets, chunk_tokens=chunk)
+    whole = Grouped()((hidden @ weight.T).log_softmax(-1), targets).sum()
+    assert torch.allclose(terms.loss, whole)
+    assert all(
+        torch.allclose(*pair) for pair in zip(*(grad(loss, (hidden, weight)) for loss in (terms.loss, whole)), strict=True)
+    )
+    calls: list[int] = []
+
+    def head(states: Tensor) -> Tensor:
+        calls.append(len(states))
+        return states @ weight.T
+
+    chunked_loss(Grouped(), head, hidden, targets, chunk_tokens=chunk)
+    assert len(calls) <= chunk_count(N, chunk, 4)
+
+
+@pytest.mark.parametrize("frozen", [None, "weight", "hidden"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_part_of_a_head(dtype: torch.dtype, frozen: str | None) -> None:
+    """Bias, scale, soft cap, padded vocabulary, hidden states of another precision, and what is frozen."""
+    hidden, weight, taught, theirs, labels = made()
+    bias = torch.linspace(-1, 1, V, dtype=torch.float64)
+    weight, bias, hidden = (each.detach().to(dtype).requires_grad_() for each in (weight, bias, hidden))
+    (weight if frozen == "weight" else hidden).requires_grad_(frozen is None)
+    head = LinearHead(weight, bias, 0.7, 3.0, V - 2)
+    targets = TokenTargets(labels % (V - 2), (taught @ theirs.T)[:, : V - 2].log_softmax(-1).detach().to(dtype))
+    learned = [each for each in (hidden, weight, bias) if each.requires_grad]
+    terms = chunked_loss(Match(reverse_kl), head, hidden, targets, chunk_tokens=4)
+    logits = 3 * torch.tanh(0.7 * (hidden @ weight.T + bias).to(torch.promote_types(dtype, torch.float32)) / 3)
+    whole = Match(reverse_kl)(logits[:, : V - 2].log_softmax(-1), targets).sum()
+    room = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
+    assert torch.allclose(terms.loss.double(), whole.double(), rtol=room, atol=room)
+    for got, wanted in zip(grad(terms.loss, learned), grad(whole, learned), strict=True):
+        assert got.dtype == dtype
+        assert torch.allclose(got.double(), wanted.double(), rtol=room, atol=room * float(wanted.abs().max()))
+
+
+def test_nothing_is_computed_again_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, _, _, labels = made()
+    calls: list[int] = []
+    raw = LinearHead.raw
+    monkeypatch.setattr(LinearHead, "raw", lambda self, states: (calls.append(len(states)), raw(self, states))[1])
+    terms = chunked_loss(Supervised(), LinearHead(weight), hidden, TokenTargets(labels), chunk_tokens=4)
+    assert calls == [4, 4, 3]
+    terms.loss.backward()
+    assert calls == [4, 4, 3]
+
+
+def test_gradients_of_two_micro_batches_add_up() -> None:
+    hidden, weight, _, _, labels = made()
+    for part in (slice(0, 4), slice(4, N)):
+        chunked_loss(Supervised(), LinearHead(weight), hidden[part], TokenTargets(labels[part]), chunk_tokens=3).loss.backward()
+    wanted = grad(-(hidden @ weight.T).log_softmax(-1)[range(N), labels].sum(), (hidden, weight))
+    assert torch.allclose(hidden.grad, wanted[0]) and torch.allclose(weight.grad, wanted[1])

@@ -1,0 +1,165 @@
+"""Head and divergence in chunks against the plain computation and TRL's: `python -m tests.benchmarks.chunked [tokens] [dtype]`.
+
+Forward and backward of one divergence on the same tensors: V = 151,936, hidden size 1,024 of the student and 2,048 of the teacher.
+Each measurement has a process of its own. Memory is the highest resident size while it runs, less what was there before (hidden
+states and heads) and less the gradients that it returns. Times are medians over rounds in which the ways take turns.
+"""
+
+import gc
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+VOCABULARY, STUDENT, TEACHER, ROUNDS = 151_936, 1_024, 2_048, 1
+DIVERGENCES: dict[str, dict[str, Any]] = {
+    "forward_kl": {"type": "forward_kl"},
+    "reverse_kl": {"type": "reverse_kl"},
+    "jsd": {"type": "jsd"},
+    "akl": {"type": "akl"},
+}
+TRL = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": 0.5}  # its beta
+RESULTS = Path("runs/bench/chunked.json")
+
+
+def main() -> None:
+    tokens = int(sys.argv[1]) if len(sys.argv) > 1 else 2048
+    dtypes = sys.argv[2:] or ["float32", "bfloat16"]
+    rows = [row for dtype in dtypes for row in _compare(tokens, dtype)]
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"result: {RESULTS}")
+
+
+def _compare(tokens: int, dtype: str) -> list[dict[str, Any]]:
+    print(
+        f"{dtype}, {tokens} tokens: seconds (ratio to plain), GiB above what is given and returned (ratio to plain)", flush=True
+    )
+    rows: list[dict[str, Any]] = []
+    for name in DIVERGENCES:
+        ways = ["plain", "minidist"] + (["trl"] if name in TRL else [])
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        for _ in range(ROUNDS):
+            for way in ways:
+                found[way].append(_alone(way, name, tokens, dtype))
+        row: dict[str, Any] = {"divergence": name, "tokens": tokens, "dtype": dtype}
+        for way, runs in found.items():
+            row[way] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        rows.append(row)
+        plain, shown = row["plain"], []
+        for way in ways:
+            seconds, size = row[way]["seconds"], row[way]["bytes"]
+            shown.append(
+                f"{way} {seconds:.1f} s ({seconds / plain['seconds']:.2f}), {size / 2**30:.2f} GiB ({size / plain['bytes']:.3f})"
+            )
+        differs = abs(row["minidist"]["loss"] / plain["loss"] - 1), abs(row["minidist"]["slope"] / plain["slope"] - 1)
+        print(f"  {name}: {'; '.join(shown)}; loss and gradient norm differ by {differs[0]:.1e}, {differs[1]:.1e}", flush=True)
+    return rows
+
+
+def _alone(way: str, name: str, tokens: int, dtype: str) -> dict[str, float]:
+    """One measurement in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_measure, args=(there, way, name, tokens, dtype))
+    process.start()
+    there.close()
+    try:
+        return here.recv()
+    finally:
+        process.join()
+
+
+def _measure(answer: Connection, way: str, name: str, tokens: int, dtype: str) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(rows: int, columns: int, size: float) -> Any:
+        return (size * torch.randn(rows, columns, generator=generator)).to(getattr(torch, dtype))
+
+    hidden, taught = drawn(tokens, STUDENT, 1.0), drawn(tokens, TEACHER, 1.0)
+    weight, theirs = drawn(VOCABULARY, STUDENT, 3 / STUDENT**0.5), drawn(VOCABULARY, TEACHER, 3 / TEACHER**0.5)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    loss_of = {"plain": _plain, "minidist": _ours, "trl": _trl}[way](name)
+    loss_of(hidden[:8], weight, taught[:8], theirs).backward()  # libraries are loaded, threads are there
+    hidden.grad = weight.grad = None
+    gc.collect()
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    start = time.perf_counter()
+    loss = loss_of(hidden, weight, taught, theirs)
+    loss.backward()
+    seconds = time.perf_counter() - start
+    returned = sum(each.grad.numel() * each.grad.element_size() for each in (hidden, weight))
+    answer.send(
+        {
+            "seconds": seconds,
+            "bytes": _resident("VmHWM") - before - returned,
+            "loss": float(loss.detach()),
+            "slope": float(weight.grad.float().norm()),
+        }
+    )
+
+
+def _resident(field: str) -> int:
+    """Bytes of this process, from the kernel."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+Loss = Callable[[Any, Any, Any, Any], Any]
+
+
+def _plain(name: str) -> Loss:
+    """As it would be written down: all logits, then the divergence, then autograd."""
+    import torch
+
+    from minidist.losses.objectives import DIVERGENCES as FUNCTIONS
+
+    def loss(hidden: Any, weight: Any, taught: Any, theirs: Any) -> Any:
+        with torch.no_grad():
+            teacher = torch.log_softmax((taught @ theirs.T).float(), -1)
+        return FUNCTIONS[name](torch.log_softmax((hidden @ weight.T).float(), -1), teacher).sum()
+
+    return loss
+
+
+def _ours(name: str) -> Loss:
+    import torch
+
+    from minidist.config.learning import MeasureConfig
+    from minidist.losses.chunked import LinearHead, chunked_loss
+    from minidist.losses.objectives import make_objective
+    from minidist.protocols import TokenTargets
+
+    objective, chunk = make_objective(**DIVERGENCES[name]), MeasureConfig().chunk(VOCABULARY)
+
+    def loss(hidden: Any, weight: Any, taught: Any, theirs: Any) -> Any:
+        labels = torch.zeros(len(hidden), dtype=torch.long)
+        given = {"teacher_head": LinearHead(theirs), "teacher_hidden_NE": taught, "chunk_tokens": chunk}
+        return chunked_loss(objective, LinearHead(weight), hidden, TokenTargets(labels), **given).loss
+
+    return loss
+
+
+def _trl(name: str) -> Loss:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction  # type: ignore[import-not-found]
+
+    apply = partial(ChunkedDivergenceFunction.apply)
+
+    def loss(hidden: Any, weight: Any, taught: Any, theirs: Any) -> Any:
+        return apply(hidden, weight, None, taught, theirs, None, TRL[name])[0].sum()
+
+    return loss
+
+
+if __name__ == "__main__":
+    main()
