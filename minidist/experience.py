@@ -14,6 +14,7 @@ from minidist.data.batching import as_rollout, collate, collate_examples, in_min
 from minidist.data.sources import Example
 from minidist.evaluation.text import describe_text
 from minidist.protocols import RolloutEngine, Teacher
+from minidist.replay import Replay, Text
 from minidist.rollout.mixed import Mixtures
 from minidist.tracking import Clock
 from minidist.types import Array, Batch, Finish, Prompt, Rollout, TeacherScores, Writer
@@ -54,6 +55,16 @@ class Beside:
         return [self.examples[index] for index in drawn(len(self.examples), self.rows * updates, step=step, seed=own)]
 
 
+@dataclass(frozen=True)
+class Written:
+    """Answers to the step's own prompts by another writer, trained on beside the main stream."""
+
+    name: str
+    writer: Writer
+    weight: float
+    scored: bool
+
+
 class Prefixes:
     """Text on the next prompts, written by student, teacher or data set as the shares say, and scored by the teacher.
 
@@ -71,12 +82,15 @@ class Prefixes:
         *,
         scored: bool,
         beside: Sequence[Beside] = (),
+        written: Sequence[Written] = (),
+        replay: Replay | None = None,
         policy: Policy | None = None,
         seed: int,
         clock: Clock,
     ) -> None:
         self._prompts, self._engine, self._teacher = prompts, engine, teacher
         self._config, self._prefix, self._scored, self._beside = config, prefix, scored, beside
+        self._written, self._replay = written, replay
         self._policy, self._seed, self._clock = policy, seed, clock
 
     async def next(self, step: int) -> Batch:
@@ -84,28 +98,55 @@ class Prefixes:
         indices = drawn(len(self._prompts), self._config.prompts_per_step, step=step, seed=self._seed)
         chosen = [self._prompts[index] for index in indices]
         with self._clock.span("generate"):
-            rollouts = await self._write(chosen, writers(self._prefix, len(chosen), step=step, seed=self._seed), step)
+            rollouts = await self._main_text(chosen, step)
+            taken = [(stream, await self._write(chosen, [stream.writer] * len(chosen), step)) for stream in self._written]
         given = [(stream, stream.draw(step, self._seed, self._updates)) for stream in self._beside]
+        texts = [rollouts if self._scored else []]
+        texts += [answers for stream, answers in taken if stream.scored]
+        texts += [[as_rollout(example) for example in examples] for stream, examples in given if stream.scored]
         with self._clock.span("score"):
-            scores = await self._score(rollouts, [examples for stream, examples in given if stream.scored])
-        streams = [collate("main", rollouts, scores[0], objective="main")]
-        said = iter(scores[1:])
+            said = iter(await self._score(texts))
+        own = next(said)
+        streams = [collate("main", rollouts, own if self._scored else None, objective="main")]
+        for stream, answers in taken:
+            scored = next(said) if stream.scored else None
+            streams.append(collate(stream.name, answers, scored, objective=stream.name, weight=stream.weight))
         for stream, examples in given:
-            name, scored = stream.name, next(said) if stream.scored else None
-            streams.append(collate_examples(name, examples, scored, objective=name, weight=stream.weight))
+            scored = next(said) if stream.scored else None
+            streams.append(collate_examples(stream.name, examples, scored, objective=stream.name, weight=stream.weight))
         figures = {f"rollout/{name}": value for name, value in describe_text(rollouts).items()}
+        if self._replay is not None:
+            figures |= self._replay.figures()
         if isinstance(self._engine, Mixtures):
             figures |= self._engine.figures()
         batch = Batch(step, tuple(streams), tuple(rollouts), figures)
         return batch if self._policy is None else await self._credited(batch, self._policy)
 
-    def observe(self, evaluation: dict[str, float]) -> None: ...
+    def observe(self, evaluation: dict[str, float]) -> None:
+        """What the last evaluation found."""
+        if self._replay is not None and "gold_nats" in evaluation:
+            self._replay.observe(evaluation["gold_nats"])
 
-    def state_dict(self) -> dict[str, object]:
-        """Nothing: every draw is a function of the seed and the step."""
-        return {}
+    def state_dict(self) -> dict[str, Any]:
+        """What was kept for replay; every other draw is a function of the seed and the step."""
+        return {} if self._replay is None else self._replay.state_dict()
 
-    def load_state_dict(self, state: dict[str, object]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._replay is not None:
+            self._replay.load_state_dict(state, self._prompts)
+
+    async def _main_text(self, prompts: Sequence[Prompt], step: int) -> list[Rollout]:
+        """The text of the main stream: as the shares say, or as replay decides."""
+        if self._replay is None:
+            return await self._write(prompts, writers(self._prefix, len(prompts), step=step, seed=self._seed), step)
+        text = self._replay.decide(step)
+        if text is Text.KEPT:
+            return self._replay.draw(len(prompts) * self._config.samples_per_prompt, step)
+        by = Writer.STUDENT if text is Text.FRESH else Writer.DATASET
+        rollouts = await self._write(prompts, [by] * len(prompts), step)
+        if text is Text.FRESH:
+            self._replay.keep(rollouts)
+        return rollouts
 
     @property
     def _updates(self) -> int:
@@ -121,8 +162,9 @@ class Prefixes:
             return batch
         settings, seed = policy.settings, (self._seed, batch.step)
         steps = in_minibatches(main, settings.minibatches, settings.inner_epochs, seed=seed)
-        # Given text is drawn for each optimizer step: its rows follow one another.
-        given = [in_turn(stream, len(steps)) for stream in beside]
+        # Given text is drawn for each optimizer step: its rows follow one another. What was written serves them all.
+        written = {stream.name for stream in self._written}
+        given = [[stream] * len(steps) if stream.name in written else in_turn(stream, len(steps)) for stream in beside]
         return replace(batch, minibatches=tuple(zip(steps, *given, strict=True)))
 
     async def _write(self, prompts: Sequence[Prompt], by: Sequence[Writer], step: int) -> list[Rollout]:
@@ -149,19 +191,15 @@ class Prefixes:
         waiting = {writer: iter(rollouts) for writer, rollouts in written.items()}
         return [next(waiting[writer]) for writer in by for _ in range(each[writer])]
 
-    async def _score(self, rollouts: list[Rollout], given: list[list[Example]]) -> list[list[TeacherScores] | None]:
-        """Scores of the rollouts, if the main objective asks for them, and of each list of examples: one call for all."""
-        texts = [rollouts if self._scored else []] + [[as_rollout(example) for example in examples] for examples in given]
+    async def _score(self, texts: Sequence[Sequence[Rollout]]) -> list[list[TeacherScores]]:
+        """Scores of each list of texts: one call for all."""
         flat = [rollout for text in texts for rollout in text]
         scores: list[TeacherScores] = []
         if flat:
             assert self._teacher is not None
             scores = await self._teacher.score(flat)
-        parts, start = [], 0
-        for text in texts:
-            parts.append(scores[start : start + len(text)])
-            start += len(text)
-        return [parts[0] if self._scored else None, *parts[1:]]
+        ends = np.cumsum([len(text) for text in texts])
+        return [scores[end - len(text) : end] for text, end in zip(texts, ends, strict=True)]
 
 
 def writers(prefix: PrefixConfig, count: int, *, step: int, seed: int) -> list[Writer]:

@@ -82,7 +82,7 @@ def _plan_distill(config: DistillConfig) -> Plan:
         config.data.prompts,
         plan.renderer,
         max_prompt_tokens=config.data.max_prompt_tokens,
-        gold=config.prefix.dataset > 0,
+        gold=config.prefix.gold or any(stream.writer == "dataset" for stream in config.streams.values()),
     )
     plan.lines += [*_student(config.student, student), _shape("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common"]
     plan.lines.append(_rows("prompts", config.data.prompts, len(plan.prompts), skipped))
@@ -94,7 +94,8 @@ def _plan_distill(config: DistillConfig) -> Plan:
         )
     if config.data.validation is not None:
         held_out = _at_most(config.data.validation, config.evaluation.prompts)
-        plan.validation_prompts, skipped = _read_prompts(held_out, plan.renderer, config.data)
+        replayed = config.prefix.replay is not None  # follows the loss on their answers
+        plan.validation_prompts, skipped = _read_prompts(held_out, plan.renderer, config.data, gold=replayed)
         plan.lines.append(_rows("validation", held_out, len(plan.validation_prompts), skipped))
     _plan_streams(config, plan, context_length(student))
     texts = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
@@ -118,6 +119,8 @@ def _plan_distill(config: DistillConfig) -> Plan:
 def _plan_streams(config: DistillConfig, plan: Plan, context: int) -> None:
     """Examples of the streams beside the main one."""
     for name, stream in config.streams.items():
+        if stream.data is None:
+            continue
         _fits(context, stream.max_tokens, f"streams.{name}.max_tokens")
         plan.streams[name], skipped = read_examples(
             stream.data, plan.renderer, max_prompt_tokens=config.data.max_prompt_tokens, max_tokens=stream.max_tokens
@@ -240,8 +243,10 @@ def _at_most(source: SourceConfig, rows: int) -> SourceConfig:
     return source.model_copy(update={"rows": min(rows, source.rows or rows)})
 
 
-def _read_prompts(source: SourceConfig, renderer: Renderer, config: RenderConfig) -> tuple[list[Prompt], int]:
-    return read_prompts(source, renderer, max_prompt_tokens=config.max_prompt_tokens)
+def _read_prompts(
+    source: SourceConfig, renderer: Renderer, config: RenderConfig, *, gold: bool = False
+) -> tuple[list[Prompt], int]:
+    return read_prompts(source, renderer, max_prompt_tokens=config.max_prompt_tokens, gold=gold)
 
 
 def _rows(name: str, source: SourceConfig, used: int, skipped: int) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from minidist.config.base import Section
 from minidist.config.data import DistillDataConfig
 from minidist.config.learning import LearnerConfig, PrefixConfig, RolloutConfig, StreamConfig
+from minidist.config.methods import with_method
 from minidist.config.models import StudentConfig, TeacherConfig
 from minidist.config.objectives import K2Config, ObjectiveConfig, PolicyConfig
 from minidist.config.run import RunConfig
@@ -20,6 +21,9 @@ class DistillConfig(Section):
 
     stage: Literal["distill"]
     run: RunConfig
+    method: str | None = None
+    """A published method (gkd, distillm, minillm, ...; files under minidist/methods): defaults of objective, prefix, streams
+    and rollout. What the configuration itself says goes before. None: nothing is preset."""
     student: StudentConfig
     teacher: TeacherConfig
     data: DistillDataConfig
@@ -32,6 +36,11 @@ class DistillConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     canaries: CanaryConfig = CanaryConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method(cls, given: Any) -> Any:
+        return with_method(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _machine_fits(self) -> "DistillConfig":
@@ -51,15 +60,20 @@ class DistillConfig(Section):
         if self.student.model is None:
             raise ValueError("student.architecture cannot be distilled untrained; run minidist sft first, set student.model")
         self._check_objectives()
-        if self.objective.type in ("supervised", "kd") and self.prefix.student > 0:
+        if self.objective.type in ("supervised", "kd") and self.prefix.student_writes:
             raise ValueError(
                 f"objective.type {self.objective.type} would teach the student its own samples; set prefix.student=0"
             )
         if isinstance(self.objective, PolicyConfig | K2Config):
             self._check_samples(self.objective)
         self._check_mixture()
-        if self.prefix.dataset > 0 and self.data.prompts.answer is None and self.data.prompts.task is None:
-            raise ValueError("prefix.dataset needs data.prompts.answer: the template of the gold answer")
+        gold = self.prefix.gold or any(stream.writer == "dataset" for stream in self.streams.values())
+        if gold and self.data.prompts.answer is None and self.data.prompts.task is None:
+            raise ValueError(
+                "prefix.dataset needs data.prompts.answer: the template of the gold answer; so do prefix.replay and a stream "
+                "of writer dataset"
+            )
+        self._check_replay()
         if self.evaluation.patience is not None:
             raise ValueError("evaluation.patience belongs to sft; distillation runs for run.steps")
         if self.evaluation.every and self.data.validation is None:
@@ -84,6 +98,22 @@ class DistillConfig(Section):
     def updates(self) -> int:
         """Optimizer steps on one collection."""
         return self.objective.updates if isinstance(self.objective, PolicyConfig) else 1
+
+    def _check_replay(self) -> None:
+        replay, texts = self.prefix.replay, self.rollout.prompts_per_step * self.rollout.samples_per_prompt
+        if replay is None:
+            return
+        if replay.capacity < texts:
+            raise ValueError(
+                f"prefix.replay.capacity {replay.capacity} is less than the {texts} texts of a step; raise it, or lower "
+                "rollout.prompts_per_step"
+            )
+        graded = self.data.validation is not None and (self.data.validation.answer or self.data.validation.task)
+        if replay.growth > 0 and not (self.evaluation.every and graded):
+            raise ValueError(
+                "prefix.replay follows the loss on validation answers: set evaluation.every, and data.validation with answer; "
+                "or prefix.replay.growth=0 with a fixed prefix.student"
+            )
 
     def _check_samples(self, objective: PolicyConfig | K2Config) -> None:
         """What learns from sampled tokens alone knows the probability of every one of them."""
@@ -118,7 +148,7 @@ class DistillConfig(Section):
             )
         if self.objective.type == "k2":
             raise ValueError("objective.type k2 estimates on the student's own samples; set rollout.teacher_mix=0")
-        if self.prefix.student == 0:
+        if not self.prefix.student_writes:
             raise ValueError("rollout.teacher_mix mixes into the student's share of the text, which prefix.student says is 0")
         if self.teacher.backend == "server":
             raise ValueError(

@@ -115,6 +115,12 @@ class Example:
     tokens: Array
     start: int
 
+    @classmethod
+    def of(cls, prompt: Prompt) -> "Example":
+        """A prompt and its gold answer."""
+        assert prompt.gold is not None
+        return cls(np.concatenate([prompt.tokens, prompt.gold]), len(prompt.tokens))
+
 
 def read_examples(
     source: SourceConfig, renderer: Renderer, *, max_prompt_tokens: int, max_tokens: int

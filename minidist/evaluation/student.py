@@ -8,6 +8,7 @@ import numpy as np
 from minidist.canaries import check_engine
 from minidist.data.batching import as_rollout, collate, collate_examples
 from minidist.data.questions import Question
+from minidist.data.sources import Example
 from minidist.evaluation import divergence
 from minidist.evaluation.choices import choice_figures
 from minidist.evaluation.text import accuracy, describe_text, rouge_l
@@ -48,7 +49,7 @@ class Examiner:
         Exact divergences where the teacher gives hidden states; other payloads leave them out.
         """
         rounds = [await self._round(engine, learner, seed) for seed in self._seeds]
-        return over_seeds(rounds) | await self._ask(learner)
+        return over_seeds(rounds) | await self._gold(learner) | await self._ask(learner)
 
     async def examine_teacher(self, learner: Learner | None = None) -> dict[str, float]:
         """The teacher's own figures; it does not diverge from itself. `learner`: any, for the questions it shall answer."""
@@ -72,6 +73,14 @@ class Examiner:
         if self._blocked is not None:
             rollouts = await engine.generate(self._prompts, **self._sampling(seed), **self._blocking())
         return figures | describe_text(rollouts) | self._graded_figures(rollouts)
+
+    async def _gold(self, learner: Learner) -> dict[str, float]:
+        """The loss on the gold answers, nats a token, where they were made into tokens."""
+        examples = [Example.of(prompt) for prompt in self._prompts if prompt.gold is not None]
+        if not examples:
+            return {}
+        measures = await learner.measure(collate_examples("gold", examples, objective=""))
+        return {"gold_nats": -float(measures.student_logprob.mean())}
 
     async def _ask(self, learner: Learner, *, teacher: bool = False) -> dict[str, float]:
         """Figures of the learner's student on the questions, or of the teacher, whose head the learner holds."""

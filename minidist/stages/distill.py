@@ -10,10 +10,11 @@ from minidist.config.objectives import PolicyConfig
 from minidist.credit import Policy
 from minidist.errors import AlarmError
 from minidist.evaluation.student import Examiner
-from minidist.experience import Beside, Prefixes
+from minidist.experience import Beside, Prefixes, Written
 from minidist.loop import Run, train
 from minidist.plan import Plan
 from minidist.protocols import Learner
+from minidist.replay import Replay
 from minidist.rollout.pool import Engines
 from minidist.rundir import RunDirectory
 from minidist.stages.roles import Roles, needed, takes_turns, writer
@@ -87,10 +88,14 @@ async def _host(config: DistillConfig, roles: Roles) -> tuple[Engines | None, Te
 def _source(
     config: DistillConfig, plan: Plan, engines: Engines | None, teachers: Teachers | None, learner: Learner, clock: Clock
 ) -> Prefixes:
-    beside = [
-        Beside(name, plan.streams[name], stream.rows, stream.weight, stream.objective.needs is not None)
-        for name, stream in config.streams.items()
-    ]
+    asked = {name: stream.objective.needs is not None for name, stream in config.streams.items()}
+    streams = config.streams.items()
+    beside = [Beside(name, plan.streams[name], s.rows, s.weight, asked[name]) for name, s in streams if s.writer is None]
+    written = [Written(name, Writer(s.writer), s.weight, asked[name]) for name, s in streams if s.writer is not None]
+    replay = None
+    if config.prefix.replay is not None:
+        start = {"share": config.prefix.student, "steps": config.run.steps, "seed": config.run.seed}
+        replay = Replay(config.prefix.replay, **start)
     policy = None
     if isinstance(config.objective, PolicyConfig):
         policy = Policy(learner, config.objective, config.teacher_mix, config.rollout.max_new_tokens)
@@ -102,6 +107,8 @@ def _source(
         config.prefix,
         scored=config.objective.needs is not None,
         beside=beside,
+        written=written,
+        replay=replay,
         policy=policy,
         seed=config.run.seed,
         clock=clock,

@@ -1,6 +1,6 @@
 """Head and divergence in chunks against the plain computation and TRL's: `python -m tests.benchmarks.chunked [tokens] [dtype]`.
 
-Forward and backward of one divergence on the same tensors: V = 151,936, hidden size 1,024 of the student and 2,048 of the teacher.
+Forward and backward of one divergence on the same tensors: V = 151,936, hidden size 1,024 of the student, 2,048 of the teacher.
 Each measurement has a process of its own. Memory is the highest resident size while it runs, less what was there before (hidden
 states and heads) and less the gradients that it returns. Times are medians over rounds in which the ways take turns.
 """
@@ -55,9 +55,8 @@ def _compare(tokens: int, dtype: str) -> list[dict[str, Any]]:
         plain, shown = row["plain"], []
         for way in ways:
             seconds, size = row[way]["seconds"], row[way]["bytes"]
-            shown.append(
-                f"{way} {seconds:.1f} s ({seconds / plain['seconds']:.2f}), {size / 2**30:.2f} GiB ({size / plain['bytes']:.3f})"
-            )
+            ratios = seconds / plain["seconds"], size / plain["bytes"]
+            shown.append(f"{way} {seconds:.1f} s ({ratios[0]:.2f}), {size / 2**30:.2f} GiB ({ratios[1]:.3f})")
         differs = abs(row["minidist"]["loss"] / plain["loss"] - 1), abs(row["minidist"]["slope"] / plain["slope"] - 1)
         print(f"  {name}: {'; '.join(shown)}; loss and gradient norm differ by {differs[0]:.1e}, {differs[1]:.1e}", flush=True)
     return rows

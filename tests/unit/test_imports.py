@@ -24,7 +24,7 @@ LAYERS = [
     ("modeling", "canaries", "alarms", "group", "memory"),
     ("budget",),
     ("rollout",),
-    ("teachers", "learners", "transfer", "evaluation", "credit"),
+    ("teachers", "learners", "transfer", "evaluation", "credit", "replay"),
     ("experience",),
     ("loop",),
     ("cluster",),
