@@ -226,17 +226,19 @@ def sinkhorn_sample_wise(
             "classes: use the batch-wise loss"
         )
     if class_cost_CC is None:
-        class_cost_CC = 1 - torch.eye(classes, dtype=student_NC.dtype, device=student_NC.device)
+        class_cost_CC = 1 - torch.eye(classes, device=student_NC.device)
     if class_cost_CC.shape != (classes, classes):
         raise ValueError(f"the cost between {classes} classes is [C, C], got {tuple(class_cost_CC.shape)}")
 
-    def moved(student: Tensor, teacher: Tensor, cost: Tensor) -> Tensor:
-        found = _class_plan(student, teacher, cost / epsilon, iterations, tolerance)
-        return (found.log_plan.exp() * cost).sum((1, 2))
+    cost_CC = wide(class_cost_CC)
+
+    def moved(student: Tensor, teacher: Tensor) -> Tensor:
+        found = _class_plan(student, teacher, cost_CC / epsilon, iterations, tolerance)
+        return (found.log_plan.exp() * cost_CC).sum((1, 2))
 
     rows = max(1, ELEMENTS // classes**2)
     pieces = list(zip(student_NC.split(rows), teacher_NC.split(rows), strict=True))
-    return scale * torch.cat([formed_again(moved, *piece, class_cost_CC, alone=len(pieces) == 1) for piece in pieces])
+    return scale * torch.cat([formed_again(moved, *piece, alone=len(pieces) == 1) for piece in pieces])
 
 
 def _class_plan(student_NC: Tensor, teacher_NC: Tensor, exponent_CC: Tensor, iterations: int, tolerance: float | None) -> Plan:
