@@ -90,6 +90,21 @@ def test_small_distances_are_not_lost(norm: costs.Norm) -> None:
     torch.testing.assert_close(found.double(), plain_cost(rows.double(), moved, norm).diagonal(), rtol=5e-3, atol=0)
 
 
+def test_nearly_certain_rows_and_halves_are_measured() -> None:
+    margins = torch.linspace(5, 15, 200)[:, None]
+    rows = torch.cat([margins, torch.zeros(200, 1), -margins], -1).log_softmax(-1)
+    found = pairwise_cost(rows, torch.zeros(1, dtype=torch.int64), norm="l2")
+    wanted = plain_cost(rows, torch.tensor([[1.0, 0.0, 0.0]]).log(), "l2")
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-4)
+    student, teacher = (table.bfloat16() for table in tables())
+    top = teacher.topk(3, -1)
+    for cost, exact in (
+        (pairwise_cost(student, teacher), pairwise_cost(student.float(), teacher.float())),
+        (top_k_cost(student, top.indices, top.values), top_k_cost(student.float(), top.indices, top.values.float())),
+    ):
+        assert cost.dtype == torch.float32 and torch.equal(cost, exact)
+
+
 @NORM
 def test_labels_are_one_hot_rows(norm: costs.Norm) -> None:
     logits, _ = random_logits()
@@ -325,6 +340,8 @@ def test_finite_at_a_small_epsilon_in_few_bits_and_one_hot(
         assert grad(found.sum(), student)[0].isfinite().all()
     table = plan(pairwise_cost(student.log_softmax(-1), teacher), epsilon=1e-3).log_plan.exp()
     torch.testing.assert_close(table.sum(0), torch.ones(3), atol=1e-5, rtol=0)
+    far = plan(torch.tensor([[0.0, 6e4], [6e4, 0.0]]).to(dtype), epsilon=1e-3).log_plan
+    assert far.dtype == torch.float32 and far.exp().tolist() == [[1.0, 0.0], [0.0, 1.0]]
     numbers = torch.tensor([6e4, -6e4, 3.0]).to(dtype)
     assert sinkhorn(numbers, numbers.flip(0), epsilon=1e-3).isfinite().all()
     ground = 100 * (1 - torch.eye(3, dtype=dtype))
@@ -360,6 +377,17 @@ def test_sample_wise_is_pot_for_each_sample() -> None:
     for row, left, right in zip(found, student.exp(), teacher.exp(), strict=True):
         table = ot.sinkhorn(left.numpy(), right.numpy(), ground.numpy(), reg=0.1, stopThr=1e-13, numItermax=20000)
         assert row.item() == pytest.approx(2 * (table * ground.numpy()).sum(), rel=1e-7)
+
+
+def test_sample_wise_is_the_plain_algorithm() -> None:
+    student, teacher = tables(4)
+    ground = torch.rand(C, C, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    kernel, right = (-ground / 0.2).exp(), torch.ones(4, C, dtype=torch.float64)
+    for _ in range(3):
+        left = student.exp() / (right @ kernel.T)
+        right = teacher.exp() / (left @ kernel)
+    wanted = (left[:, :, None] * kernel * right[:, None, :] * ground).sum((1, 2))
+    torch.testing.assert_close(sinkhorn_sample_wise(student, teacher, ground, epsilon=0.2, iterations=3), wanted)
 
 
 def test_sample_wise_of_equal_classes_is_total_variation_and_no_row_sees_another(monkeypatch: pytest.MonkeyPatch) -> None:
