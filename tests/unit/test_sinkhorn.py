@@ -91,10 +91,11 @@ def test_small_distances_are_not_lost(norm: costs.Norm) -> None:
 
 
 def test_nearly_certain_rows_and_halves_are_measured() -> None:
-    margins = torch.linspace(5, 15, 200)[:, None]
-    rows = torch.cat([margins, torch.zeros(200, 1), -margins], -1).log_softmax(-1)
+    logits = torch.randn(20000, 10, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] += torch.linspace(3, 20, 20000)  # some of which leave a square below zero to rounding
+    rows = logits.log_softmax(-1)
     found = pairwise_cost(rows, torch.zeros(1, dtype=torch.int64), norm="l2")
-    wanted = plain_cost(rows, torch.tensor([[1.0, 0.0, 0.0]]).log(), "l2")
+    wanted = plain_cost(rows, torch.eye(10)[:1].log(), "l2")
     torch.testing.assert_close(found, wanted, rtol=0, atol=5e-4)
     student, teacher = (table.bfloat16() for table in tables())
     top = teacher.topk(3, -1)
