@@ -13,7 +13,7 @@ from torch import Tensor
 from minidist.losses import adaptive, divergences, mixtures, powers
 from minidist.losses.adaptive import akl, entropy_gated, head_share, todi
 from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl, total_variation
-from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
+from minidist.losses.mixtures import jsd, jsd_normalised, log_mixture, skew_forward_kl, skew_reverse_kl
 from minidist.losses.powers import alpha_beta
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -110,6 +110,33 @@ def test_finite_with_nothing_in_common(name: str, dtype: torch.dtype) -> None:
     values = FAMILY[name](student.log_softmax(-1), teacher.log_softmax(-1))
     assert values.isfinite().all() and (values > 0).all()
     assert torch.autograd.grad(values.sum(), student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta"), [(0.5, -0.5), (-0.5, 1.5), (1.0, -1.0), (0.0, 0.5), (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)]
+)
+def test_logarithms_of_nothing_are_bounded_in_every_alpha_and_beta(alpha: float, beta: float) -> None:
+    student = torch.tensor([[0.0, -INF, -INF], [0.0, 1.0, -INF]], requires_grad=True)
+    teacher = torch.tensor([[-INF, 0.0, -INF], [-INF, -INF, 0.0]])
+    values = alpha_beta(student.log_softmax(-1), teacher.log_softmax(-1), alpha=alpha, beta=beta)
+    assert values.isfinite().all() and (values > 1).all()
+    assert torch.autograd.grad(values.sum(), student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["jeffreys", "todi"])
+def test_infinite_where_one_excludes_what_the_other_allows(name: str) -> None:
+    some = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    fewer = torch.tensor([[0.5, 0.5, 0.0]]).log()
+    assert FAMILY[name](some, fewer).item() == FAMILY[name](fewer, some).item() == INF
+    logits = fewer.clone().requires_grad_()
+    slope = torch.autograd.grad(FAMILY[name](logits.log_softmax(-1), some).sum(), logits)[0]
+    assert slope.isfinite().all(), "what the student excludes has a gradient all the same"
+
+
+def test_a_mixture_excludes_what_both_do() -> None:
+    first, second = torch.tensor([[1.0, 0.0, 0.0]]).log(), torch.tensor([[0.5, 0.5, 0.0]]).log()
+    assert log_mixture(first, second, 0.2).exp().tolist()[0] == pytest.approx([0.6, 0.4, 0.0])
+    assert log_mixture(first, second, 0.2)[0, 2] == -INF
 
 
 def test_gradients_in_closed_form() -> None:
@@ -225,6 +252,22 @@ def test_heads_of_akl() -> None:
         )
 
 
+def test_a_mass_of_just_mu_is_the_head_and_mu_is_a_half() -> None:
+    teacher = torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log()
+    student = torch.tensor([[0.2, 0.4, 0.4]], dtype=torch.float64).log()
+    for rule in ("released", "paper"):
+        assert head_share(student, teacher, mu=0.5, head_rule=rule).item() == pytest.approx(0.5), rule
+    student, teacher = (logits.detach().log_softmax(-1) for logits in random_logits(50, 40))
+    assert torch.equal(akl(student, teacher), akl(student, teacher, mu=0.5, head_rule="released"))
+    assert not torch.allclose(akl(student, teacher), akl(student, teacher, mu=0.4))
+
+
+def test_a_share_is_no_more_than_all_when_sums_round() -> None:
+    student, teacher = torch.randn(2, 500, 300, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    whole = head_share(student, teacher, mu=1.0, head_rule="paper")
+    assert (whole <= 1).all() and (whole > 0.9999).all()
+
+
 @pytest.mark.parametrize("head_rule", ["released", "paper"])
 @pytest.mark.parametrize("mu", [0.2, 0.5, 0.95])
 def test_few_sorted_classes_give_the_head_of_all(head_rule: adaptive.HeadRule, mu: float) -> None:
@@ -255,6 +298,8 @@ def test_weights_of_akl_are_held_fixed() -> None:
         (partial(akl, mu=1.5), "mu of akl is 1.5"),
         (partial(entropy_gated, threshold=-1), "threshold of entropy_gated is -1"),
         (partial(alpha_beta, alpha=INF), "finite numbers"),
+        (partial(alpha_beta, beta=-INF), "finite numbers"),
+        (partial(alpha_beta, beta=math.nan), "finite numbers"),
     ],
 )
 def test_what_is_out_of_range_is_refused(call: Divergence, part: str) -> None:

@@ -1,0 +1,452 @@
+"""Sinkhorn distances against POT, the assignment they tend to, finite differences, and what they are blind to."""
+
+import doctest
+import math
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import ot
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.autograd import grad, gradcheck
+
+from minidist.losses import costs, total_variation, transport
+from minidist.losses.costs import pairwise_cost, top_k_cost
+from minidist.losses.transport import RELEASED_SCALE, grouped_sinkhorn, plan, sinkhorn, sinkhorn_sample_wise
+
+B, C = 8, 5
+NORM = pytest.mark.parametrize("norm", ["l1", "l2"])
+GRADIENT = pytest.mark.parametrize("gradient", ["unrolled", "envelope"])
+
+
+def random_logits(rows: int = B, classes: int = C, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = 2 * torch.randn(2, rows, classes, generator=generator, dtype=torch.float64)
+    return student.requires_grad_(), teacher
+
+
+def tables(rows: int = B, classes: int = C, seed: int = 0) -> tuple[Tensor, Tensor]:
+    student, teacher = random_logits(rows, classes, seed)
+    return student.detach().log_softmax(-1), teacher.log_softmax(-1)
+
+
+def plain_cost(student: Tensor, teacher: Tensor, norm: costs.Norm) -> Tensor:
+    gaps = student.exp()[:, None] - teacher.exp()
+    return gaps.abs().sum(-1) if norm == "l1" else gaps.square().sum(-1).sqrt()
+
+
+def slope(call: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """Gradient in the logits of what is made of their log-probabilities."""
+    logits = logits.detach().requires_grad_()
+    return grad(call(logits.log_softmax(-1)).sum(), logits)[0]
+
+
+@NORM
+def test_cost_is_the_distance_of_rows(norm: costs.Norm) -> None:
+    student, teacher = tables()
+    torch.testing.assert_close(pairwise_cost(student, teacher[:6], norm=norm), plain_cost(student, teacher[:6], norm))
+    assert pairwise_cost(student.float(), teacher.float()).dtype == torch.float32
+    assert pairwise_cost(student, student, norm=norm).diagonal().tolist() == [0.0] * B
+
+
+@NORM
+@pytest.mark.parametrize("elements", [1, 2 * B * B, 3 * B * B])
+def test_a_cost_in_slices_is_the_cost(norm: costs.Norm, elements: int) -> None:
+    student, teacher = random_logits()
+    weight = torch.rand(B, B, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def found(size: int) -> tuple[Tensor, Tensor, Tensor]:
+        left, right = student.detach().requires_grad_(), teacher.detach().requires_grad_()
+        cost = pairwise_cost(left.log_softmax(-1), right.log_softmax(-1), norm=norm, elements=size)
+        return (cost, *grad((cost * weight).sum(), (left, right)))
+
+    for sliced, whole in zip(found(elements), found(10**6), strict=True):
+        torch.testing.assert_close(sliced, whole, rtol=1e-12, atol=1e-14)
+    wanted = slope(lambda rows: weight * plain_cost(rows, teacher.log_softmax(-1), norm), student)
+    torch.testing.assert_close(found(elements)[1], wanted)
+
+
+def test_slices_are_no_wider_than_they_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    cdist = torch.cdist
+
+    def watched(left: Tensor, right: Tensor, **options: object) -> Tensor:
+        widths.append(left.shape[-1])
+        return cdist(left, right, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch, "cdist", watched)
+    pairwise_cost(*tables(4, 100), elements=4 * 4 * 30)
+    assert widths == [30, 30, 30, 10]
+
+
+@NORM
+def test_small_distances_are_not_lost(norm: costs.Norm) -> None:
+    rows = torch.randn(40, 50, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    moved = (rows.double() + 1e-4 * torch.randn(40, 50, generator=torch.Generator().manual_seed(1))).log_softmax(-1)
+    found = pairwise_cost(rows, moved.float(), norm=norm).diagonal()
+    torch.testing.assert_close(found.double(), plain_cost(rows.double(), moved, norm).diagonal(), rtol=5e-3, atol=0)
+
+
+def test_nearly_certain_rows_and_halves_are_measured() -> None:
+    logits = torch.randn(20000, 10, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] += torch.linspace(3, 20, 20000)  # some of which leave a square below zero to rounding
+    rows = logits.log_softmax(-1)
+    found = pairwise_cost(rows, torch.zeros(1, dtype=torch.int64), norm="l2")
+    wanted = plain_cost(rows, torch.eye(10)[:1].log(), "l2")
+    torch.testing.assert_close(found, wanted, rtol=0, atol=5e-4)
+    student, teacher = (table.bfloat16() for table in tables())
+    top = teacher.topk(3, -1)
+    for cost, exact in (
+        (pairwise_cost(student, teacher), pairwise_cost(student.float(), teacher.float())),
+        (top_k_cost(student, top.indices, top.values), top_k_cost(student.float(), top.indices, top.values.float())),
+    ):
+        assert cost.dtype == torch.float32 and torch.equal(cost, exact)
+
+
+@NORM
+def test_labels_are_one_hot_rows(norm: costs.Norm) -> None:
+    logits, _ = random_logits()
+    labels = torch.tensor([0, 4, 2, 2, 1, 0, 3, 1])
+    hot = torch.nn.functional.one_hot(labels, C).double().log()
+    calls: list[Callable[[Tensor], Tensor]] = [
+        lambda rows, target=target: pairwise_cost(rows, target, norm=norm) for target in (labels, hot)
+    ]  # type: ignore[misc]
+    torch.testing.assert_close(calls[0](logits.log_softmax(-1)), calls[1](logits.log_softmax(-1)))
+    torch.testing.assert_close(slope(calls[0], logits), slope(calls[1], logits))
+    torch.testing.assert_close(pairwise_cost(labels, labels, norm=norm).double(), pairwise_cost(hot, hot, norm=norm))
+    for debias in (False, True):
+        losses = [sinkhorn(logits.log_softmax(-1), target, cost=norm, debias=debias) for target in (labels, hot)]
+        torch.testing.assert_close(*losses, rtol=1e-6, atol=1e-7)
+    certain = pairwise_cost(hot.float(), labels, norm=norm)
+    assert certain.isfinite().all() and certain.diagonal().abs().max() == 0
+
+
+def test_numbers_of_a_regression() -> None:
+    student, teacher = torch.tensor([1.0, 5.0, -3.0], dtype=torch.float64), torch.tensor([4.9, -3.2, 1.1], dtype=torch.float64)
+    assert pairwise_cost(student, teacher).tolist() == (student[:, None] - teacher).abs().tolist()
+    assert sinkhorn(student, teacher, epsilon=0.01).tolist() == pytest.approx([0.1, 0.1, 0.2])
+    far = sinkhorn(1e4 * student.float(), 1e4 * teacher.float(), epsilon=1e-3)
+    assert far.tolist() == pytest.approx([1e3, 1e3, 2e3], rel=1e-3)
+    moving = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert gradcheck(lambda numbers: sinkhorn(numbers, torch.arange(6.0).double()), (moving,))
+
+
+@pytest.mark.parametrize("count", [1, 3, C - 1, C])
+@pytest.mark.parametrize("elements", [1, 3 * B * C, 10**6])
+def test_the_top_k_and_their_tail_are_a_lower_bound(count: int, elements: int) -> None:
+    logits, other = random_logits()
+    teacher = other.log_softmax(-1)
+    top = teacher.topk(count, -1)
+    coarse = partial(top_k_cost, top_ids_MK=top.indices[:6], top_logprobs_MK=top.values[:6], elements=elements)
+    found, full = coarse(logits.log_softmax(-1)), pairwise_cost(logits.log_softmax(-1), teacher[:6])
+    by_hand = torch.empty(B, 6, dtype=torch.float64)
+    for j in range(6):
+        listed = top.indices[j]
+        pair = [
+            torch.cat([row[:, listed], 1 - row[:, listed].sum(-1, keepdim=True)], -1)
+            for row in (logits.softmax(-1), teacher.exp())
+        ]
+        by_hand[:, j] = (pair[0] - pair[1][j]).abs().sum(-1)
+    torch.testing.assert_close(found, by_hand)
+    assert (found <= full + 1e-12).all()
+    if count == C:
+        torch.testing.assert_close(found, full)
+        torch.testing.assert_close(slope(coarse, logits), slope(lambda rows: pairwise_cost(rows, teacher[:6]), logits))
+    elif count < 3:
+        assert (found < full - 1e-3).any(), "no K lost anything: the property was not tried"
+    assert gradcheck(lambda free: coarse(free.log_softmax(-1)), (logits,))
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 0.3, 2.0])
+def test_the_plan_is_that_of_pot(epsilon: float) -> None:
+    cost = pairwise_cost(*tables())
+    found = plan(cost, epsilon=epsilon, iterations=5000, tolerance=1e-11)
+    weights = np.full(B, 1 / B)
+    wanted = B * ot.sinkhorn(weights, weights, cost.numpy(), reg=epsilon, stopThr=1e-13, numItermax=20000)
+    torch.testing.assert_close(found.log_plan.exp(), torch.from_numpy(wanted), rtol=1e-7, atol=1e-9)
+
+
+def test_rows_and_columns_sum_to_one_and_the_error_is_told() -> None:
+    cost = pairwise_cost(*tables())
+    errors = []
+    for iterations in (1, 20):
+        found = plan(cost, epsilon=0.1, iterations=iterations)
+        table = found.log_plan.exp()
+        torch.testing.assert_close(table.sum(0), torch.ones(B, dtype=torch.float64), rtol=0, atol=1e-13)
+        assert found.marginal_error.item() == pytest.approx((table.sum(1) - 1).abs().max().item(), abs=1e-13)
+        errors.append(found.marginal_error.item())
+    assert errors[1] < errors[0] / 10 and errors[1] > 1e-3
+    exact = plan(cost, epsilon=0.1, iterations=10000, tolerance=1e-12)
+    assert exact.marginal_error < 1e-12 and not exact.marginal_error.requires_grad
+
+
+def test_a_tolerance_ends_the_iterations() -> None:
+    cost = pairwise_cost(*tables())
+    every = [plan(cost, epsilon=0.1, iterations=count) for count in range(1, 40)]
+    tolerance = 1e-2
+    first = next(found for found in every if found.marginal_error < tolerance)
+    assert torch.equal(plan(cost, epsilon=0.1, iterations=500, tolerance=tolerance).log_plan, first.log_plan)
+    assert torch.equal(plan(cost, epsilon=0.1, iterations=1, tolerance=1e-9).log_plan, every[0].log_plan)
+
+
+def test_the_log_domain_is_the_plain_algorithm_and_its_released_scale() -> None:
+    student, teacher = tables(16, 3)
+    cost = torch.cdist(student.exp(), teacher.exp(), p=1)
+    table = torch.exp(-cost / 0.1)
+    for _ in range(20):
+        table = table / table.sum(1, keepdim=True)
+        table = table / table.sum(0, keepdim=True)
+    found = sinkhorn(student, teacher, scale=RELEASED_SCALE)
+    torch.testing.assert_close(found, 0.001 * (table * cost).sum(1), rtol=1e-12, atol=0)
+
+
+def test_a_large_epsilon_spreads_and_a_small_one_matches() -> None:
+    student, teacher = tables()
+    cost = pairwise_cost(student, teacher)
+    spread = plan(cost, epsilon=1e5)
+    torch.testing.assert_close(spread.log_plan.exp(), torch.full((B, B), 1 / B, dtype=torch.float64), rtol=1e-4, atol=0)
+    assert sinkhorn(student, teacher, epsilon=1e5).sum().item() == pytest.approx(B * cost.mean().item(), rel=1e-4)
+    rows, columns = linear_sum_assignment(cost.numpy())
+    best = cost.numpy()[rows, columns].sum()
+    assert sinkhorn(student, teacher, epsilon=1e-3, iterations=20000, tolerance=1e-9).sum().item() == pytest.approx(
+        best, abs=1e-3
+    )
+    assert best == pytest.approx(B * ot.emd2(np.full(B, 1 / B), np.full(B, 1 / B), cost.numpy()))
+
+
+@NORM
+def test_a_group_of_one_is_a_distance(norm: costs.Norm) -> None:
+    student, teacher = tables(1)
+    found = sinkhorn(student, teacher, cost=norm, iterations=1)
+    torch.testing.assert_close(found, plain_cost(student, teacher, norm)[:, 0])
+
+
+def test_symmetric() -> None:
+    student, teacher = tables()
+    exact = partial(sinkhorn, iterations=10000, tolerance=1e-12)
+    assert exact(student, teacher).sum().item() == pytest.approx(exact(teacher, student).sum().item(), rel=1e-9)
+    assert sinkhorn(student, teacher).sum().item() == pytest.approx(sinkhorn(teacher, student).sum().item(), rel=2e-2)
+
+
+@pytest.mark.parametrize("debias", [False, True])
+def test_blind_to_the_order_of_rows(debias: bool) -> None:
+    student, teacher = tables()
+    order = torch.tensor([3, 0, 7, 2, 5, 1, 4, 6])
+    values = sinkhorn(student, teacher, debias=debias)
+    if not debias:
+        torch.testing.assert_close(sinkhorn(student, teacher[order]), values)
+    torch.testing.assert_close(sinkhorn(student, teacher[order], debias=debias).sum(), values.sum())
+    torch.testing.assert_close(sinkhorn(student[order], teacher, debias=debias).sum(), values.sum())
+    rolled = sinkhorn(teacher.roll(1, 0), teacher, debias=debias).sum()
+    torch.testing.assert_close(rolled, sinkhorn(teacher, teacher, debias=debias).sum(), atol=1e-12, rtol=1e-9)
+
+
+@NORM
+def test_zero_at_equality_only_when_debiased(norm: costs.Norm) -> None:
+    student, _ = tables()
+    assert sinkhorn(student, student, cost=norm).sum() > 0.01
+    assert sinkhorn(student, student, cost=norm, debias=True).abs().max() == 0
+    exact = {"debias": True, "epsilon": 0.5, "iterations": 1000, "tolerance": 1e-12}
+    for gradient in ("unrolled", "envelope"):
+        found = slope(lambda rows, kind=gradient: sinkhorn(rows, rows.detach(), cost=norm, gradient=kind, **exact), student)  # type: ignore[misc]
+        assert found.abs().max() < 1e-9
+
+
+@NORM
+def test_debiased_is_never_negative(norm: costs.Norm) -> None:
+    for seed in range(12):
+        student, teacher = tables(2 + seed % 5, 2 + seed % 4, seed)
+        near = (teacher + 0.1 * student).log_softmax(-1)
+        for epsilon in (0.03, 0.3, 3.0):
+            for other in (teacher, near):
+                found = sinkhorn(
+                    other, student if other is teacher else teacher, cost=norm, epsilon=epsilon, iterations=100, debias=True
+                )
+                assert found.sum() > 0
+
+
+def test_debiased_takes_half_of_both_selves() -> None:
+    student, teacher = tables()
+    parts = [sinkhorn(*pair) for pair in ((student, teacher), (student, student), (teacher, teacher))]
+    torch.testing.assert_close(sinkhorn(student, teacher, debias=True, scale=3.0), 3 * (parts[0] - parts[1] / 2 - parts[2] / 2))
+
+
+@NORM
+@GRADIENT
+def test_value_is_the_plan_times_the_cost_by_row(norm: costs.Norm, gradient: transport.Gradient) -> None:
+    student, teacher = tables()
+    cost = plain_cost(student, teacher, norm)
+    table = plan(cost, epsilon=0.2, iterations=7).log_plan.exp()
+    found = sinkhorn(student, teacher, cost=norm, epsilon=0.2, iterations=7, gradient=gradient)
+    torch.testing.assert_close(found, torch.einsum("ij,ij->i", table, cost))
+
+
+@NORM
+@pytest.mark.parametrize("debias", [False, True])
+def test_gradcheck_unrolled(norm: costs.Norm, debias: bool) -> None:
+    student, teacher = random_logits(4, 3)
+    call = partial(sinkhorn, cost=norm, iterations=5, debias=debias)
+    assert gradcheck(lambda rows: call(rows.log_softmax(-1), teacher.log_softmax(-1)), (student,))
+    assert gradcheck(lambda rows: call(teacher.log_softmax(-1), rows.log_softmax(-1)), (student,))
+
+
+@pytest.mark.parametrize("debias", [False, True])
+def test_the_envelope_is_the_gradient_of_the_entropic_objective(debias: bool) -> None:
+    student, teacher = random_logits(4, 3)
+    exact = {"epsilon": 0.5, "iterations": 20000, "tolerance": 1e-13}
+
+    def entropic(left: Tensor, right: Tensor) -> Tensor:
+        cost = pairwise_cost(left, right)
+        log_plan = plan(cost, **exact).log_plan  # type: ignore[arg-type]
+        return (log_plan.exp() * (cost + 0.5 * (log_plan - 1))).sum()
+
+    def objective(logits: Tensor) -> float:
+        rows, others = logits.log_softmax(-1), teacher.log_softmax(-1)
+        selves = (entropic(rows, rows) + entropic(others, others)) / 2 if debias else 0.0
+        return float(entropic(rows, others) - selves)
+
+    wanted, step = torch.zeros_like(teacher), 1e-5
+    with torch.no_grad():
+        for place in np.ndindex(*teacher.shape):
+            shift = torch.zeros_like(teacher)
+            shift[place] = step
+            wanted[place] = (objective(student + shift) - objective(student - shift)) / (2 * step)
+    calls = {
+        kind: partial(sinkhorn, teacher=teacher.log_softmax(-1), gradient=kind, debias=debias, **exact)  # type: ignore[arg-type]
+        for kind in ("envelope", "unrolled")
+    }
+    found = {kind: slope(call, student) for kind, call in calls.items()}
+    assert (found["envelope"] - wanted).abs().max() < 1e-7
+    assert (found["unrolled"] - wanted).abs().max() > 1e-3
+
+
+@GRADIENT
+@NORM
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_finite_at_a_small_epsilon_in_few_bits_and_one_hot(
+    gradient: transport.Gradient, norm: costs.Norm, dtype: torch.dtype
+) -> None:
+    student = torch.tensor([[30.0, 0.0, 0.0], [0.0, 1.0, -math.inf], [0.0, 2.0, 1.0]]).to(dtype).requires_grad_()
+    teacher = (
+        torch.tensor([[0.0, -math.inf, -math.inf], [-math.inf, 0.0, -math.inf], [-1.0, -2.0, -0.7]]).log_softmax(-1).to(dtype)
+    )
+    for target in (teacher, torch.tensor([0, 1, 1]), teacher.topk(2, -1)[::-1]):
+        if isinstance(target, tuple) and norm == "l2":
+            continue
+        found = sinkhorn(student.log_softmax(-1), target, cost=norm, epsilon=1e-3, gradient=gradient)
+        assert found.dtype == torch.float32 and found.isfinite().all()
+        assert grad(found.sum(), student)[0].isfinite().all()
+    table = plan(pairwise_cost(student.log_softmax(-1), teacher), epsilon=1e-3).log_plan.exp()
+    torch.testing.assert_close(table.sum(0), torch.ones(3), atol=1e-5, rtol=0)
+    far = plan(torch.tensor([[0.0, 6e4], [6e4, 0.0]]).to(dtype), epsilon=1e-3).log_plan
+    assert far.dtype == torch.float32 and far.exp().tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    numbers = torch.tensor([6e4, -6e4, 3.0]).to(dtype)
+    assert sinkhorn(numbers, numbers.flip(0), epsilon=1e-3).isfinite().all()
+    ground = 100 * (1 - torch.eye(3, dtype=dtype))
+    rows = sinkhorn_sample_wise(student.log_softmax(-1), teacher, ground, epsilon=1e-3)
+    assert rows.isfinite().all() and grad(rows.sum(), student)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["full", "top", "labels"])
+def test_each_group_is_by_itself(kind: str) -> None:
+    logits, other = random_logits(9)
+    top = other.log_softmax(-1).topk(2, -1)
+    teacher: transport.Teacher = {"full": other.log_softmax(-1), "top": (top.indices, top.values), "labels": top.indices[:, 0]}[
+        kind
+    ]
+
+    def part(rows: slice) -> transport.Teacher:
+        return (teacher[0][rows], teacher[1][rows]) if isinstance(teacher, tuple) else teacher[rows]
+
+    groups = torch.tensor([4, 4, 4, 9, 2, 2, 2, 2, 0])
+    settings: transport.Settings = {"epsilon": 0.3, "iterations": 4, "gradient": "envelope", "scale": 0.5}
+    alone = [slice(0, 3), slice(3, 4), slice(4, 8), slice(8, 9)]
+    found = grouped_sinkhorn(logits.log_softmax(-1), teacher, groups, **settings)
+    wanted = torch.cat([sinkhorn(logits.log_softmax(-1)[rows], part(rows), **settings) for rows in alone])
+    assert torch.equal(found, wanted)
+    torch.testing.assert_close(grad(found.sum(), logits, retain_graph=True)[0], grad(wanted.sum(), logits)[0])
+    assert grouped_sinkhorn(logits[:0], part(slice(0, 0)), groups[:0]).shape == (0,)
+
+
+def test_sample_wise_is_pot_for_each_sample() -> None:
+    student, teacher = tables(4)
+    ground = torch.rand(C, C, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found = sinkhorn_sample_wise(student, teacher, ground, iterations=20000, tolerance=1e-12, scale=2.0)
+    for row, left, right in zip(found, student.exp(), teacher.exp(), strict=True):
+        table = ot.sinkhorn(left.numpy(), right.numpy(), ground.numpy(), reg=0.1, stopThr=1e-13, numItermax=20000)
+        assert row.item() == pytest.approx(2 * (table * ground.numpy()).sum(), rel=1e-7)
+
+
+def test_sample_wise_is_the_plain_algorithm() -> None:
+    student, teacher = tables(4)
+    ground = torch.rand(C, C, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    kernel, right = (-ground / 0.2).exp(), torch.ones(4, C, dtype=torch.float64)
+    for _ in range(3):
+        left = student.exp() / (right @ kernel.T)
+        right = teacher.exp() / (left @ kernel)
+    wanted = (left[:, :, None] * kernel * right[:, None, :] * ground).sum((1, 2))
+    torch.testing.assert_close(sinkhorn_sample_wise(student, teacher, ground, epsilon=0.2, iterations=3), wanted)
+
+
+def test_sample_wise_of_equal_classes_is_total_variation_and_no_row_sees_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = tables()
+    found = sinkhorn_sample_wise(student, teacher, epsilon=0.01, iterations=20000, tolerance=1e-10)
+    torch.testing.assert_close(found, total_variation(student, teacher), rtol=0, atol=1e-4)
+    whole = sinkhorn_sample_wise(student, teacher)
+    torch.testing.assert_close(sinkhorn_sample_wise(student[2:3], teacher[2:3]), whole[2:3])
+    logits, _ = random_logits()
+    whole_slope = slope(lambda rows: sinkhorn_sample_wise(rows, teacher), logits)
+    monkeypatch.setattr(transport, "ELEMENTS", 3 * C * C)
+    torch.testing.assert_close(sinkhorn_sample_wise(student, teacher), whole)
+    torch.testing.assert_close(slope(lambda rows: sinkhorn_sample_wise(rows, teacher), logits), whole_slope)
+    assert sinkhorn_sample_wise(student[:0], teacher[:0]).shape == (0,)
+
+
+def test_sample_wise_gradcheck_and_a_tolerance() -> None:
+    student, teacher = random_logits(3, 4)
+    assert gradcheck(lambda rows: sinkhorn_sample_wise(rows.log_softmax(-1), teacher.log_softmax(-1), iterations=5), (student,))
+    pair = student.detach().log_softmax(-1), teacher.log_softmax(-1)
+    loose = [
+        sinkhorn_sample_wise(*pair, epsilon=0.05, **options)
+        for options in ({"iterations": 1}, {"iterations": 500, "tolerance": 10.0})
+    ]
+    torch.testing.assert_close(*loose, rtol=0, atol=0)
+    assert (sinkhorn_sample_wise(*pair, epsilon=0.05, iterations=500, tolerance=1e-9) != loose[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [
+        (lambda s, t: plan(torch.zeros(2, 3), epsilon=1.0), r"\[B, B\], got \(2, 3\)"),
+        (lambda s, t: sinkhorn(s, t[:3]), r"got \(8, 3\)"),
+        (lambda s, t: sinkhorn(s, t, epsilon=0.0), "epsilon of Sinkhorn is 0.0"),
+        (lambda s, t: sinkhorn(s, t, epsilon=math.inf), "epsilon of Sinkhorn is inf"),
+        (lambda s, t: sinkhorn(s, t, iterations=0), "iterations of Sinkhorn is 0"),
+        (lambda s, t: sinkhorn(s, t, tolerance=0.0), "tolerance of Sinkhorn is 0.0"),
+        (lambda s, t: sinkhorn_sample_wise(s, t, epsilon=-1.0), "epsilon of Sinkhorn is -1.0"),
+        (lambda s, t: sinkhorn_sample_wise(s, t, torch.zeros(2, 2)), r"got \(2, 2\)"),
+        (lambda s, t: sinkhorn_sample_wise(s, t[:, :2]), "same shape"),
+        (lambda s, t: sinkhorn_sample_wise(torch.zeros(1, 4097), torch.zeros(1, 4097)), "at most 4096 classes"),
+        (lambda s, t: sinkhorn(s, t[:, :2]), "over the same classes"),
+        (lambda s, t: sinkhorn(s[:, 0], torch.arange(8)), "two vectors of floating point"),
+        (lambda s, t: sinkhorn(s, t[:, 0]), "cannot be compared"),
+        (lambda s, t: sinkhorn(s, t.topk(2, -1)[::-1], cost="l2"), "l2 cost needs the teacher's full vocabulary"),
+        (lambda s, t: sinkhorn(s, t.topk(2, -1)[::-1], debias=True), "debias needs distances between teacher rows"),
+        (lambda s, t: top_k_cost(s, torch.zeros(8, 6, dtype=torch.int64), torch.zeros(8, 6)), "K at most the vocabulary"),
+        (lambda s, t: top_k_cost(s, torch.zeros(8, 2, dtype=torch.int64), torch.zeros(8, 3)), r"\(8, 2\) and .* \(8, 3\)"),
+        (lambda s, t: grouped_sinkhorn(s, t, torch.tensor([0, 1, 0, 0, 0, 0, 0, 0])), "of 2 groups in 3 runs"),
+        (lambda s, t: grouped_sinkhorn(s, t, torch.zeros(7)), "8 rows have 7 group indices"),
+    ],
+)
+def test_what_cannot_be_is_refused(call: Callable[[Tensor, Tensor], Tensor], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        call(*tables())
+
+
+@pytest.mark.parametrize("module", [costs, transport])
+def test_docstring_examples(module: object) -> None:
+    done = doctest.testmod(module)  # type: ignore[arg-type]
+    assert done.attempted >= 4 and done.failed == 0
