@@ -170,7 +170,7 @@ class DistillConfig(Section):
                 continue
             if _RICHNESS[self.teacher.payload] < _RICHNESS[objective.needs]:
                 support = getattr(objective, "support", None)
-                what = f"{where}.support {support} of" if objective.needs == "hidden" else f"{where}.type"
+                what = f"{where}.support {support} of" if support is not None else f"{where}.type"
                 raise ValueError(
                     f"teacher.payload {self.teacher.payload} is poorer than {what} {objective.type} needs; "
                     f"set teacher.payload={objective.needs}"

@@ -180,10 +180,9 @@ class SinkhornConfig(Section):
     paired: Literal["forward_kl", "reverse_kl", "none"] = "forward_kl"
     """The divergence at each token beside it."""
     weight: float = Field(default=0.8, ge=0)
-    """Factor of the transport's share of each token; 0.8 is published, on a cost scaled by `scale`."""
-    scale: float | None = Field(default=None, gt=0)
-    """Factor on the sum of the group's cost; 0.001 in the authors' code, where it makes the loss grow with the batch. None: one
-    over the tokens of the group, their mean."""
+    """Factor of what each token's distribution is moved by; 0.8 is published."""
+    scale: float = Field(default=1.0, gt=0)
+    """Another one; 0.001 in the authors' code, whose sum over a batch grows with it; here it is a mean of tokens."""
     group_tokens: int = Field(default=32, ge=2)
     """Most consecutive tokens of one answer that are transported together. Cost grows with their square."""
     cost: Literal["l1", "l2"] = "l1"
@@ -210,7 +209,12 @@ class SinkhornConfig(Section):
     @property
     def needs(self) -> Payload:
         """The poorest payload that serves."""
-        return "top_k"
+        return "hidden" if self.debias or self.cost == "l2" else "top_k"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of the transport beside the tables."""
+        return self.model_dump(include={"scale", "cost", "epsilon", "iterations", "tolerance", "gradient", "debias"})
 
 
 Divergences = (

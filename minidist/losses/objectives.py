@@ -8,7 +8,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from minidist.config.divergences import Matching
+from minidist.config.divergences import Matching, SinkhornConfig
 from minidist.config.objectives import KDConfig, ObjectiveConfig, PolicyConfig
 from minidist.losses.adaptive import akl, entropy_gated, todi
 from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl, total_variation
@@ -17,6 +17,7 @@ from minidist.losses.minillm import surrogate
 from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
 from minidist.losses.powers import alpha_beta
 from minidist.losses.support import Support, on_support, top_k_and_tail
+from minidist.losses.transport import Teacher, grouped_sinkhorn
 from minidist.protocols import Divergence, Objective, TokenTargets
 
 DIVERGENCES: dict[str, Any] = {
@@ -101,6 +102,45 @@ class Supervised(Plain):
 
 
 @dataclass(frozen=True)
+class Transport(Plain):
+    """Optimal transport among the tokens of a group, beside a divergence at each token; `losses.transport.sinkhorn`.
+
+    Source: Cui et al., SinKD, arXiv:2402.17110.
+    """
+
+    settings: SinkhornConfig
+    figures = ("transport/moved",)
+
+    @property
+    def temperature(self) -> float:
+        return self.settings.temperature
+
+    @property
+    def group_tokens(self) -> int:  # type: ignore[override]
+        return self.settings.group_tokens
+
+    def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+        """[N] nats, and distances times their weight."""
+        loss_N = self.settings.weight * self._moved(student_NV, targets)
+        if self.settings.paired == "none":
+            return loss_N
+        return loss_N + Match(DIVERGENCES[self.settings.paired], self.temperature)(student_NV, targets)
+
+    @torch.no_grad()
+    def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+        """[N, 1]: the distance that each token's distribution is moved by."""
+        return self._moved(student_NV, targets)[:, None]
+
+    def _moved(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+        assert targets.group_N is not None, "transport needs the groups of its tokens"
+        teacher: Teacher | None = targets.teacher_NV
+        if teacher is None:
+            assert targets.top_ids_NK is not None and targets.top_logprobs_NK is not None, "no distribution to transport"
+            teacher = targets.top_ids_NK, targets.top_logprobs_NK
+        return grouped_sinkhorn(student_NV, teacher, targets.group_N, **self.settings.options)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
 class KD(Plain):
     """(1 - ratio) * cross-entropy on given labels + ratio * t^2 * KL(teacher || student), the divergence at temperature t, over
     the full vocabulary or top K and tail. Source: Hinton, Vinyals & Dean, arXiv:1503.02531, section 2."""
@@ -160,6 +200,8 @@ def make_objective(type: str, **options: Any) -> Objective:
         return Match(divergence, settings.temperature, settings.support, settings.top_k)
     if isinstance(settings, PolicyConfig):
         return PolicyGradient(settings)
+    if isinstance(settings, SinkhornConfig):
+        return Transport(settings)
     if isinstance(settings, KDConfig):
         return KD(settings.ratio, settings.temperature)
     return {"k2": K2, "supervised": Supervised}[type]()
