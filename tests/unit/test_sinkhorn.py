@@ -101,6 +101,7 @@ def test_nearly_certain_rows_and_halves_are_measured() -> None:
     top = teacher.topk(3, -1)
     for cost, exact in (
         (pairwise_cost(student, teacher), pairwise_cost(student.float(), teacher.float())),
+        (pairwise_cost(student, top.indices[:, 0]), pairwise_cost(student.float(), top.indices[:, 0])),
         (top_k_cost(student, top.indices, top.values), top_k_cost(student.float(), top.indices, top.values.float())),
     ):
         assert cost.dtype == torch.float32 and torch.equal(cost, exact)
