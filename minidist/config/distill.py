@@ -12,6 +12,7 @@ from minidist.config.objectives import MiniLLMConfig, ObjectiveConfig
 from minidist.config.run import RunConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner
 
+_NO_MATCHING = ("supervised", "k2", "kd", "minillm", "policy_gradient", "ranking")
 _RICHNESS = {"sampled": 1, "top_k": 2, "hidden": 3}
 
 
@@ -62,6 +63,11 @@ class DistillConfig(Section):
         if isinstance(self.objective, MiniLLMConfig):
             self._check_policy(self.objective)
         self._check_mixture()
+        if self.teacher.placement == "learner" and self.objective.type in _NO_MATCHING:
+            raise ValueError(
+                f"objective.type {self.objective.type} is no divergence from the teacher's distribution, which a teacher that "
+                "learns is there for; set objective.type=reverse_kl, or teacher.placement=actor"
+            )
         if self.prefix.dataset > 0 and self.data.prompts.answer is None and self.data.prompts.task is None:
             raise ValueError("prefix.dataset needs data.prompts.answer: the template of the gold answer")
         if self.evaluation.patience is not None:
@@ -83,6 +89,18 @@ class DistillConfig(Section):
         if self.rollout.teacher_mix is not None:
             return self.rollout.teacher_mix
         return 0.2 if self.objective.type == "minillm" else 0.0
+
+    @property
+    def main_scored(self) -> bool:
+        """Whether teacher actors score the main stream."""
+        return self.objective.needs is not None and self.teacher.placement == "actor"
+
+    @property
+    def asks_actors(self) -> bool:
+        """Whether the run asks teacher actors anything: for scores, for text, or to measure the distance to them."""
+        asked = self.main_scored or any(stream.objective.needs for stream in self.streams.values())
+        turns = self.teacher_mix > 0 and self.rollout.engine == "vllm"
+        return asked or turns or self.prefix.teacher > 0 or self.evaluation.every is not None
 
     @property
     def updates(self) -> int:
