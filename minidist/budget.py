@@ -18,6 +18,7 @@ from minidist.memory import (
     learner_need,
     read_shape,
     score_bytes_per_token,
+    with_tutor,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ def role_needs(
         gpu=gpu is not None,
         teacher_head=head if config.teacher.payload == "hidden" else None,
     )
+    if config.teacher.placement == "learner":
+        tokens = _micro_tokens(config.learner, longest)
+        learner = with_tutor(learner, teacher, config.learner, dtype=config.teacher.dtype, tokens=tokens, gpu=gpu is not None)
     writers: dict[str, Any] = {
         "role": "rollout",
         "dtype": dtype,
@@ -92,6 +96,8 @@ def _teacher_needs(config: DistillConfig, shape: Shape, longest: int, gpu: int |
     teacher, role = config.teacher, config.cluster.teacher
     split = role.shards * role.tensor_parallel
     common = {"role": "teacher", "dtype": teacher.dtype, "devices": role.actors * split, "split": split}
+    if teacher.placement == "learner" and not config.asks_actors:
+        return []  # the learner holds it
     if teacher.backend == "server":
         return []  # its memory is somebody else's
     if teacher.backend == "vllm":
@@ -156,6 +162,8 @@ def _traffic(
 
 def step_bytes(config: DistillConfig, student: Shape, teacher: Shape) -> tuple[int, int]:
     """Bytes of a step's scores, at most, and of one publication of the student's weights."""
+    if config.teacher.placement == "learner":
+        return 0, student.parameters * BYTES[config.student.dtype]
     answers = config.rollout.prompts_per_step * config.rollout.samples_per_prompt * config.rollout.max_new_tokens
     return answers * score_bytes_per_token(config.teacher, teacher.hidden), student.parameters * BYTES[config.student.dtype]
 

@@ -2,13 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minidist.config.learning import LearnerConfig, RolloutConfig
-from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
+from minidist.config.models import ModelConfig, SoftPromptConfig, StudentConfig, TeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.protocols import Learner, Objective, RolloutEngine, Teacher
 from minidist.types import RankGroup
+
+if TYPE_CHECKING:
+    from minidist.group import Alone
+    from minidist.learners.prompted import PromptedTeacher
 
 
 def make_engine(
@@ -97,7 +101,8 @@ def make_learner(
     deterministic: bool = False,
     group: RankGroup | None = None,
 ) -> Learner:
-    """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states."""
+    """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states, or with
+    the teacher itself when it learns along."""
     from minidist.group import Alone, Joined
     from minidist.learners.single import SingleLearner
     from minidist.lora import inject
@@ -114,10 +119,36 @@ def make_learner(
         kind, joined = DeepSpeedLearner, Joined(group or RankGroup(), "cuda" if gpus else "cpu")
     model = build_student(student, renderer.tokenizer, seed, gpus)
     adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=seed)
-    head = load_teacher_head(teacher, vocabulary) if teacher is not None and teacher.payload == "hidden" else None
+    tutor, head = None, None
+    if teacher is not None and teacher.prompt is not None:
+        tutor = make_prompted(
+            teacher, teacher.prompt, renderer, config, steps=steps, vocabulary=vocabulary, gpus=gpus, group=joined
+        )
+    elif teacher is not None and teacher.payload == "hidden":
+        head = load_teacher_head(teacher, vocabulary)
     made: dict[str, Objective] = {name: make_objective(**options) for name, options in objectives.items()}
     options: dict[str, Any] = {"steps": steps, "teacher_head": head, "vocabulary": vocabulary, "adapters": adapters}
-    return kind(model, renderer, config, made, group=joined, **options)
+    return kind(model, renderer, config, made, tutor=tutor, group=joined, **options)
+
+
+def make_prompted(
+    teacher: TeacherConfig,
+    prompt: SoftPromptConfig,
+    renderer: Renderer,
+    config: LearnerConfig,
+    *,
+    steps: int,
+    vocabulary: int | None,
+    gpus: int,
+    group: "Alone",
+) -> "PromptedTeacher":
+    """A whole copy of the teacher for this rank, and the prompt it starts with."""
+    from minidist.learners.prompted import PromptedTeacher, initial_prompt
+    from minidist.modeling import load_model
+
+    model = load_model(teacher, "teacher.model", gpus)
+    start = initial_prompt(model, renderer.tokenizer, prompt)
+    return PromptedTeacher(model, start, prompt, config, steps=steps, vocabulary=vocabulary, group=group)
 
 
 def same_architecture(left: Path, right: Path) -> bool:

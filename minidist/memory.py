@@ -4,7 +4,7 @@ What is counted are the tensors that last or that grow with a setting; a few per
 tests/benchmarks/memory.py compares the learner's estimate with what a process really takes.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from minidist.config.learning import LearnerConfig, RolloutConfig
@@ -154,6 +154,19 @@ def learner_need(
         "buffers": bucket + gathered + (teacher_head or 0) + held + _PROCESS,
     }
     return Need("learner", ranks, parts, host=(optimizer + stepped if off else 0) + (weights if away else 0))
+
+
+def with_tutor(need: Need, shape: Shape, config: LearnerConfig, *, dtype: str, tokens: int, gpu: bool) -> Need:
+    """`need` of a learner's rank that also holds a whole teacher, frozen but for its prompt, and goes back through it.
+
+    The head that the learner applies to hidden states is the teacher's own, not a second one; and both models' activations
+    of a micro-batch are never there at the same time.
+    """
+    size, head = BYTES[dtype], shape.vocabulary * shape.hidden * BYTES[dtype]
+    kept = activations(shape, tokens, size, checkpointing=config.activation_checkpointing)
+    more = max(0, kept - need.parts["activations"])
+    parts = {"weights": shape.parameters * size, "activations": more, "buffers": (0 if gpu else int(_HELD * more)) - head}
+    return replace(need, parts=need.parts | {name: need.parts[name] + value for name, value in parts.items()})
 
 
 def activations(shape: Shape, tokens: int, size: int, *, checkpointing: bool) -> int:

@@ -1,9 +1,11 @@
 """Hugging Face models as minidist uses them: found, loaded, and run on flat micro-batches up to their hidden states."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -156,12 +158,15 @@ def padded_layout(layout: str, device: torch.device) -> bool:
     return layout == "buckets" or (layout == "auto" and device.type == "cpu")
 
 
-def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool) -> Tensor:
+def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool, prompt_PD: Tensor | None = None) -> Tensor:
     """Hidden states [L, D] before the output head, at the L loss tokens of a flat micro-batch.
 
     Rows do not see one another: in a rectangle each has its own line, and causal attention hides the padding on its
-    right; in a packed row the positions, which start again with each row, part them.
+    right; in a packed row the positions, which start again with each row, part them. `prompt_PD`: embeddings of P virtual
+    tokens that every row begins with; its own tokens come P positions later.
     """
+    if prompt_PD is not None:
+        micro = _lengthened(micro, len(prompt_PD))
     device = next(model.parameters()).device
     tokens, positions = torch.as_tensor(micro.tokens, device=device), torch.as_tensor(micro.positions, device=device)
     sequence, outputs = torch.as_tensor(micro.sequence, device=device), torch.as_tensor(micro.outputs, device=device)
@@ -170,11 +175,39 @@ def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool) ->
         places = sequence * longest + positions
         ids = torch.zeros(rows * longest, dtype=torch.long, device=device).index_put((places,), tokens).view(rows, longest)
         # No mask: with causal attention a token never looks at the padding behind it, and the kernel stays the fast one.
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        text = {"input_ids": ids} if prompt_PD is None else _behind(prompt_PD, model, ids, places[positions < len(prompt_PD)])
+        hidden = model.base_model(**text, use_cache=False).last_hidden_state
         return hidden.reshape(rows * longest, -1)[places[outputs]]
+    ids = tokens[None]
+    text = (
+        {"input_ids": ids}
+        if prompt_PD is None
+        else _behind(prompt_PD, model, ids, (positions < len(prompt_PD)).nonzero()[:, 0])
+    )
     # Without a mask transformers reads the rows' borders off the positions, and keeps each layer's own window.
-    hidden = model.base_model(input_ids=tokens[None], position_ids=positions[None], use_cache=False).last_hidden_state
+    hidden = model.base_model(**text, position_ids=positions[None], use_cache=False).last_hidden_state
     return hidden[0, outputs]
+
+
+def _lengthened(micro: MicroBatch, count: int) -> MicroBatch:
+    """The micro-batch with `count` tokens before each row. Their ids say nothing; outputs are where they were in their rows."""
+    rows = len(micro.rows)
+    starts = np.repeat(np.flatnonzero(micro.positions == 0), count)
+    return replace(
+        micro,
+        tokens=np.insert(micro.tokens, starts, 0),
+        positions=np.insert(micro.positions + count, starts, np.tile(np.arange(count), rows)),
+        sequence=np.insert(micro.sequence, starts, np.repeat(np.arange(rows), count)),
+        outputs=micro.outputs + count * (micro.sequence[micro.outputs] + 1),
+    )
+
+
+def _behind(prompt_PD: Tensor, model: PreTrainedModel, ids: Tensor, places: Tensor) -> dict[str, Tensor]:
+    """The model's input: embeddings of `ids` [B, S], and at the flat `places`, row after row, those of the prompt."""
+    embedding: Any = model.get_input_embeddings()
+    table = embedding(ids)
+    prompts = prompt_PD.to(table.dtype).repeat(len(places) // max(1, len(prompt_PD)), 1)
+    return {"inputs_embeds": table.flatten(0, 1).index_put((places,), prompts).view_as(table)}
 
 
 @torch.no_grad()

@@ -69,6 +69,7 @@ def _plan_sft(config: SftConfig) -> Plan:
 
 
 def _plan_distill(config: DistillConfig) -> Plan:
+    from minidist.learners.prompted import prompt_lines
     from minidist.modeling import context_length, load_config, student_tokenizer
 
     tokenizer = student_tokenizer(config.student)
@@ -87,6 +88,7 @@ def _plan_distill(config: DistillConfig) -> Plan:
     plan.lines += [*_student(config.student, student), _shape("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common"]
     plan.lines.append(_rows("prompts", config.data.prompts, len(plan.prompts), skipped))
     plan.lines += _plan_teacher(config, plan, teacher)
+    plan.lines += prompt_lines(config, plan.renderer, teacher)
     if config.rollout.prompts_per_step > len(plan.prompts):
         raise ConfigError(
             f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, and {config.data.prompts.path} has "
@@ -108,9 +110,10 @@ def _plan_distill(config: DistillConfig) -> Plan:
         f"({', '.join(writers)}), {config.run.steps} steps"
     )
     cluster, scorer = config.cluster, config.teacher
+    scores = f"{cluster.teacher.actors} x {scorer.backend} scores ({scorer.payload}), " if config.main_scored else ""
     plan.lines.append(
-        f"{cluster.rollout.actors} x {config.rollout.engine} writes, {cluster.teacher.actors} x {scorer.backend} scores "
-        f"({scorer.payload}), {cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}"
+        f"{cluster.rollout.actors} x {config.rollout.engine} writes, {scores}{cluster.learner.ranks} x "
+        f"{config.learner.backend} learns; roles in {cluster.roles}"
     )
     plan.lines += memory_lines(config, student, teacher, longest=plan.max_tokens)
     return plan

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from minidist.config.base import Section
 from minidist.config.data import DistillDataConfig
+from minidist.config.divergences import Matching
 from minidist.config.learning import LearnerConfig, PrefixConfig, RolloutConfig, StreamConfig
 from minidist.config.methods import with_method
 from minidist.config.models import StudentConfig, TeacherConfig
@@ -74,6 +75,11 @@ class DistillConfig(Section):
                 "of writer dataset"
             )
         self._check_replay()
+        if self.teacher.placement == "learner" and not isinstance(self.objective, Matching):
+            raise ValueError(
+                f"objective.type {self.objective.type} is no divergence from the teacher's distribution, which a teacher that "
+                "learns is there for; set objective.type=reverse_kl, or teacher.placement=actor"
+            )
         if self.evaluation.patience is not None:
             raise ValueError("evaluation.patience belongs to sft; distillation runs for run.steps")
         if self.evaluation.every and self.data.validation is None:
@@ -93,6 +99,19 @@ class DistillConfig(Section):
         if self.rollout.teacher_mix is not None:
             return self.rollout.teacher_mix
         return 0.2 if self.objective.type == "minillm" else 0.0
+
+    @property
+    def main_scored(self) -> bool:
+        """Whether teacher actors score the main stream."""
+        return self.objective.needs is not None and self.teacher.placement == "actor"
+
+    @property
+    def asks_actors(self) -> bool:
+        """Whether the run asks teacher actors anything: for scores, for text, or to measure the distance to them."""
+        asked = self.main_scored or any(stream.objective.needs for stream in self.streams.values())
+        turns = self.teacher_mix > 0 and self.rollout.engine == "vllm"
+        writes = self.prefix.teacher > 0 or any(stream.writer == "teacher" for stream in self.streams.values())
+        return asked or turns or writes or self.evaluation.every is not None
 
     @property
     def updates(self) -> int:

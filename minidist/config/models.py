@@ -76,9 +76,31 @@ class ServerConfig(Section):
     """Environment variable with the server's API key; None: no key is sent."""
 
 
-class TeacherConfig(ModelConfig):
-    """The frozen model that scores."""
+class SoftPromptConfig(Section):
+    """Virtual tokens before all text the teacher reads, the only thing of it that learns (PromptKD, Kim et al.,
+    arXiv:2402.12842): each step they first bring the teacher closer to the student, then the student learns from that teacher.
 
+    Type, betas, warm-up, schedule and clipping of their optimizer are the learner's.
+    """
+
+    tokens: int = Field(default=7, ge=1)
+    """How many."""
+    text: str = Field(default="Suppose you are a student.", min_length=1)
+    """They start as the embeddings of this text, repeated or cut to their number."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate. None: learner.optimizer.lr."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    anchor: float = Field(default=1.0, ge=0)
+    """Weight of KL(prompted teacher || teacher without the prompt), which falls linearly to 0 at the end of the run."""
+
+
+class TeacherConfig(ModelConfig):
+    """The model that scores."""
+
+    placement: Literal["actor", "learner"] = "actor"
+    """Where it lives: frozen in actors of its own, or in every process of the learner, where something of it learns along."""
+    prompt: SoftPromptConfig | None = None
+    """Of placement learner: what of it learns."""
     backend: Literal["hf", "vllm", "server"] = "hf"
     """Who runs it: transformers (every payload), vLLM (sampled and top_k), or a server over HTTP (sampled, and top_k up to its
     --max-logprobs). `model` names its tokenizer and shape in every case; the last two take padded ids into the softmax."""
@@ -106,6 +128,16 @@ class TeacherConfig(ModelConfig):
             raise ValueError(
                 f"teacher.backend {self.backend} gives no hidden states; set teacher.payload=top_k or sampled, or "
                 "teacher.backend=hf"
+            )
+        if (self.placement == "learner") != (self.prompt is not None):
+            raise ValueError(
+                "teacher.prompt (its fields, or {} for the published ones) goes with teacher.placement=learner, and only with "
+                "it; set both or neither"
+            )
+        if self.placement == "learner" and (self.backend != "hf" or self.payload != "hidden"):
+            raise ValueError(
+                f"teacher.placement learner takes a transformers model's hidden states, not payload {self.payload} of backend "
+                f"{self.backend}; set teacher.backend=hf and teacher.payload=hidden, or teacher.placement=actor"
             )
         if (self.backend == "server") != (self.server is not None):
             raise ValueError("teacher.server (with its url) goes with teacher.backend=server, and only with it")

@@ -64,6 +64,8 @@ class EvaluateConfig(Section):
     def _sections_agree(self) -> "EvaluateConfig":
         if self.teacher.payload != "hidden":
             raise ValueError("evaluate measures the exact divergence: set teacher.payload=hidden")
+        if self.teacher.placement != "actor":
+            raise ValueError("evaluate trains nobody: set teacher.placement=actor, and leave teacher.prompt out")
         if self.rollout.temperature != 1 or self.rollout.top_p != 1:
             raise ValueError("evaluate measures divergences on samples at rollout.temperature=1 and rollout.top_p=1")
         if len(set(self.seeds or [])) < len(self.seeds or []):

@@ -22,6 +22,7 @@ from minidist.learners.guard import FiniteGuard
 from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.state import StateReader, StateWriter
 from minidist.learners.student import Student, measured
+from minidist.learners.tutor import Tutor, Tutoring
 from minidist.lora import Adapters, is_adapter, merged, read_adapters, rebased, save_adapters
 from minidist.losses.chunked import chunk_count
 from minidist.modeling import checkpoint_activations, context_length, load_model, to_array
@@ -35,8 +36,8 @@ class SingleLearner:
 
     `objectives` gives each stream's objective by name; `steps` is the length of the run, for the schedule;
     `vocabulary` is the width of the softmax that student and teacher share (None: all of the student's); `adapters` are those
-    that `lora.inject` put into the model; `group` are the ranks that share the work. Subclasses change how a gradient is
-    formed and applied (`_backward`, `_apply`), never what it is.
+    that `lora.inject` put into the model; `tutor` is a teacher that learns along; `group` are the ranks that share the work.
+    Subclasses change how a gradient is formed and applied (`_backward`, `_apply`), never what it is.
     """
 
     def __init__(
@@ -50,13 +51,18 @@ class SingleLearner:
         teacher_head: TeacherHead | None = None,
         vocabulary: int | None = None,
         adapters: Adapters | None = None,
+        tutor: Tutor | None = None,
         group: Alone | None = None,
     ) -> None:
-        self._group, self._adapters = group or Alone(), adapters
+        self._group, self._adapters, self._tutoring = group or Alone(), adapters, Tutoring(tutor)
         self._config, self._renderer, self._objectives, self._steps = config, renderer, objectives, steps
         self._chunk = config.chunk(vocabulary or model.config.get_text_config().vocab_size)
         self._student = Student(
-            model, layout=config.layout, chunk_tokens=self._chunk, teacher_head=teacher_head, vocabulary=vocabulary
+            model,
+            layout=config.layout,
+            chunk_tokens=self._chunk,
+            teacher_head=teacher_head if tutor is None else tutor.head,
+            vocabulary=vocabulary,
         ).eval()  # evaluation mode: no dropout, so that the log-probabilities are those of the engine
         if config.activation_checkpointing:
             checkpoint_activations(model)
@@ -143,6 +149,7 @@ class SingleLearner:
         metrics: dict[str, float] = {"loss/nats_per_token": 0.0, "learner/loss_tokens": 0.0, "learner/micro_batches": 0.0}
         try:
             for stream in streams:
+                metrics |= self._tutoring.step(stream, self._in_step(stream), self._forward, self._step)
                 self._accumulate(stream, metrics)
             self._check_gradient(number)
         except CanaryError:
@@ -158,7 +165,7 @@ class SingleLearner:
         # Loss, student's and teacher's log-probability, labels, micro-batches, and the objective's own figures.
         sums = np.zeros(5 + len(objective.figures))
         for micro, chunks in self._in_step(stream, objective.group_tokens):
-            loss, said, taught, told = self._forward(micro, objective, chunks)
+            loss, said, taught, told = self._forward(micro, objective, chunks, taught=self._tutoring.hidden(stream, micro))
             # A loss that is not finite is found in the sum below, by all ranks alike.
             self._backward(loss * (stream.weight / stream.loss_tokens))
             teacher = float("nan") if taught is None else float(taught)
@@ -203,7 +210,8 @@ class SingleLearner:
         table: dict[int, Tensor] = {}
         for micro, chunks in self._in_step(stream):
             lengths = [len(stream.rows[index].labels) for index in micro.rows] if len(micro.labels) else []
-            figures = self._forward(micro, None, chunks, temperature=temperature, whole=whole)
+            taught = self._tutoring.hidden(stream, micro)
+            figures = self._forward(micro, None, chunks, taught=taught, temperature=temperature, whole=whole)
             table |= dict(zip(micro.rows, figures.split(lengths), strict=True)) if lengths else {}
         return measured([table.get(index) for index in range(len(stream.rows))])
 
@@ -253,6 +261,7 @@ class SingleLearner:
         else:
             self._model.save_pretrained(path, state_dict=self._merged(tensors))
         self._renderer.tokenizer.save_pretrained(path)
+        self._tutoring.save(path)
 
     def _trained(self) -> Iterator[tuple[str, Parameter]]:
         return ((name, parameter) for name, parameter in self._model.named_parameters() if parameter.requires_grad)
@@ -264,6 +273,8 @@ class SingleLearner:
             if writer is not None:
                 writer.add(name, tensors)
         if writer is not None:
+            for name, tensors in self._tutoring.state():
+                writer.add(name, tensors)
             writer.flush()
 
     def _resume(self, path: Path) -> None:
@@ -272,6 +283,7 @@ class SingleLearner:
         self._make_room()
         for name, parameter in self._trained():
             self._put_back(parameter, reader.tensors(name))
+        self._tutoring.restore(reader)
 
     def _read_out(self, parameter: Parameter) -> dict[str, Tensor]:
         """The parameter and its moments, whole."""

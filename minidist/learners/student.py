@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minidist.data.batching import MicroBatch
+from minidist.learners.tutor import Look
 from minidist.losses.chunked import Head, chunked_loss, complete
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.modeling import apply_head, check_head, head_of, hidden_states, padded_layout, to_tensor
@@ -25,7 +26,7 @@ class Student(nn.Module):
         *,
         layout: str,
         chunk_tokens: int,
-        teacher_head: TeacherHead | None = None,
+        teacher_head: TeacherHead | Head | None = None,
         vocabulary: int | None = None,
     ) -> None:
         super().__init__()
@@ -35,7 +36,7 @@ class Student(nn.Module):
         self._chunk = chunk_tokens
         # Both models' softmax ends at the shared vocabulary: ids beyond it are padding of one or the other.
         self._vocabulary = vocabulary
-        self._teacher_head = _on_device(teacher_head, model.device) if teacher_head else None
+        self._teacher_head = _on_device(teacher_head, model.device) if isinstance(teacher_head, TeacherHead) else teacher_head
 
     def forward(
         self,
@@ -43,21 +44,26 @@ class Student(nn.Module):
         objective: Objective | None,
         chunks: int | None = None,
         *,
+        taught: Tensor | None = None,
         temperature: float = 1.0,
         whole: bool = False,
+        look: Look | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | Tensor:
         """Sums over the micro-batch's loss tokens: objective, label log-probability, the teacher's label log-probability, and
         the objective's own figures.
 
         Without an objective, figures of each loss token instead, as `_figures` gives them, logits divided by `temperature`.
-        `chunks`: call the output head at least so often (`losses.chunked_loss`). `whole`: over all rows of the head, padding
-        too.
+        `chunks`: call the output head at least so often (`losses.chunked_loss`). `taught`: the teacher's hidden states [L, E],
+        where the micro-batch does not bring them. `whole`: over all rows of the head, padding too. `look`: gives figures of
+        its own.
         """
         hidden = hidden_states(self.model, micro, padded=self.padded)
-        targets, taught = _targets(micro, hidden.device), _teacher_hidden(micro, hidden.device)
+        targets, taught = _targets(micro, hidden.device), _teacher_hidden(micro, hidden.device) if taught is None else taught
         if objective is None:
             head = head_of(self.model, None if whole else self._vocabulary)
             parts = _chunks(max(len(micro.labels), (chunks or 1) * self._chunk - self._chunk + 1), self._chunk)
+            if look is not None:
+                return torch.cat([look(at, torch.log_softmax(head(hidden[at]), -1)) for at in parts])
             given = ((head(hidden[at]) / temperature, targets.at(at), None if taught is None else taught[at]) for at in parts)
             return torch.cat([self._figures(*each, temperature) for each in given])
         terms = chunked_loss(

@@ -74,7 +74,7 @@ async def _host(config: DistillConfig, roles: Roles) -> tuple[Engines | None, Te
     wanted = needed(config)
     objectives = {"main": config.objective.model_dump()}
     objectives |= {name: stream.objective.model_dump() for name, stream in config.streams.items()}
-    teacher = config.teacher if "teacher" in wanted else None
+    teacher = config.teacher if "teacher" in wanted or config.teacher.placement == "learner" else None
     hosting: dict[str, Any] = {"learner": roles.learner(config.student, config.learner, objectives, teacher=teacher)}
     if "rollout" in wanted:
         lockstep = config.teacher_mix > 0 and not takes_turns(config)
@@ -105,7 +105,7 @@ def _source(
         teachers,
         config.rollout,
         config.prefix,
-        scored=config.objective.needs is not None,
+        scored=config.main_scored,
         beside=beside,
         written=written,
         replay=replay,

@@ -135,13 +135,5 @@ def needed(config: Config) -> tuple[Role, ...]:
     if isinstance(config, EvaluateConfig):
         return ("rollout", "teacher", "learner")
     writes = config.prefix.student_writes or config.evaluation.every is not None
-    asked = [config.objective, *(stream.objective for stream in config.streams.values())]
-    scores = (
-        config.prefix.teacher > 0
-        or any(stream.writer == "teacher" for stream in config.streams.values())
-        or config.evaluation.every is not None
-        or any(each.needs for each in asked)
-    )
-    scores = scores or takes_turns(config)
-    roles: list[tuple[Role, bool]] = [("rollout", writes), ("teacher", scores), ("learner", True)]
+    roles: list[tuple[Role, bool]] = [("rollout", writes), ("teacher", config.asks_actors), ("learner", True)]
     return tuple(role for role, wanted in roles if wanted)
