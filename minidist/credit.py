@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minidist.config.objectives import PolicyConfig
+from minidist.config.objectives import PolicyConfig, RankingConfig
 from minidist.losses.minillm import CreditTable, credit_table, mask_of
+from minidist.losses.ranking import agreement, ranking_loss
 from minidist.protocols import Learner
 from minidist.types import Array, Credit, Measures, Stream
 
@@ -44,6 +45,44 @@ class Policy:
         )
         rows = tuple(replace(row, credit=credit) for row, credit in zip(stream.rows, _rows(table, lengths), strict=True))
         return replace(stream, rows=rows), measures, _summary(table, measures, lengths)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How the main stream's tokens are credited when answers to one prompt are ranked: by the slope of the pairwise loss.
+
+    The stream's rows are `samples` answers to each prompt, side by side. The loss of whole answers is a function of their
+    log-probabilities; its slope at the student that wrote, handed to each token, gives its exact gradient at one step.
+    """
+
+    learner: Learner
+    settings: RankingConfig
+    samples: int
+
+    async def credit(self, stream: Stream) -> tuple[Stream, Measures, dict[str, float]]:
+        """The stream with its rows' credit, the student's figures it came from, and a summary."""
+        measures = await self.learner.measure(stream, self.settings.temperature)
+        assert measures.teacher_logprob is not None, "the teacher ranks the answers"
+        lengths = [len(row.labels) for row in stream.rows]
+        parts = np.cumsum(lengths)[:-1]
+        table = (-1, self.samples)
+        own, theirs = (
+            torch.tensor([float(each.sum()) for each in np.split(values, parts)], dtype=torch.float64).view(table)
+            for values in (measures.student_logprob, measures.teacher_logprob)
+        )
+        counts, options = torch.tensor(lengths).view(table), self.settings.model_dump(include={"f", "beta", "alpha"})
+        own.requires_grad_()
+        loss = ranking_loss(own, theirs, counts, **options).mean()
+        (slope,) = torch.autograd.grad(loss, own)
+        # The learner divides by the stream's loss tokens: what it takes the mean of must add up to the loss.
+        earned = (-slope * stream.loss_tokens).view(-1).tolist()
+        old = np.split(measures.student_logprob.astype(np.float32), parts)
+        rows = tuple(
+            replace(row, credit=Credit(said, np.full_like(said, value), np.ones_like(said), np.ones_like(said)))
+            for row, said, value in zip(stream.rows, old, earned, strict=True)
+        )
+        agreed = agreement(own.detach(), theirs, counts)
+        return replace(stream, rows=rows), measures, {"ranking/loss_nats": float(loss), "ranking/agreed_frac": float(agreed)}
 
 
 def _padded(values: Array, lengths: Sequence[int]) -> Tensor:

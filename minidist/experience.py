@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minidist.config.learning import PrefixConfig, RolloutConfig
-from minidist.credit import Policy
+from minidist.credit import Policy, Ranks
 from minidist.data.batching import as_rollout, collate, collate_examples, in_minibatches, in_turn
 from minidist.data.sources import Example
 from minidist.evaluation.text import describe_text
@@ -84,7 +84,7 @@ class Prefixes:
         beside: Sequence[Beside] = (),
         written: Sequence[Written] = (),
         replay: Replay | None = None,
-        policy: Policy | None = None,
+        policy: Policy | Ranks | None = None,
         seed: int,
         clock: Clock,
     ) -> None:
@@ -150,15 +150,15 @@ class Prefixes:
 
     @property
     def _updates(self) -> int:
-        return 1 if self._policy is None else self._policy.settings.updates
+        return self._policy.settings.updates if isinstance(self._policy, Policy) else 1
 
-    async def _credited(self, batch: Batch, policy: Policy) -> Batch:
+    async def _credited(self, batch: Batch, policy: Policy | Ranks) -> Batch:
         """The batch with the credit of its main stream, cut into its optimizer steps."""
         main, *beside = batch.streams
         with self._clock.span("credit"):
             main, measures, figures = await policy.credit(main)
         batch = replace(batch, streams=(main, *beside), metrics=batch.metrics | figures, measures=measures)
-        if self._updates == 1:
+        if not isinstance(policy, Policy) or self._updates == 1:
             return batch
         settings, seed = policy.settings, (self._seed, batch.step)
         steps = in_minibatches(main, settings.minibatches, settings.inner_epochs, seed=seed)

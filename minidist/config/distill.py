@@ -10,7 +10,7 @@ from minidist.config.divergences import Matching
 from minidist.config.learning import LearnerConfig, PrefixConfig, RolloutConfig, StreamConfig
 from minidist.config.methods import with_method
 from minidist.config.models import StudentConfig, TeacherConfig
-from minidist.config.objectives import K2Config, ObjectiveConfig, PolicyConfig
+from minidist.config.objectives import K2Config, ObjectiveConfig, PolicyConfig, RankingConfig
 from minidist.config.run import RunConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner
 
@@ -65,7 +65,7 @@ class DistillConfig(Section):
             raise ValueError(
                 f"objective.type {self.objective.type} would teach the student its own samples; set prefix.student=0"
             )
-        if isinstance(self.objective, PolicyConfig | K2Config):
+        if isinstance(self.objective, PolicyConfig | K2Config | RankingConfig):
             self._check_samples(self.objective)
         self._check_mixture()
         gold = self.prefix.gold or any(stream.writer == "dataset" for stream in self.streams.values())
@@ -134,7 +134,7 @@ class DistillConfig(Section):
                 "or prefix.replay.growth=0 with a fixed prefix.student"
             )
 
-    def _check_samples(self, objective: PolicyConfig | K2Config) -> None:
+    def _check_samples(self, objective: PolicyConfig | K2Config | RankingConfig) -> None:
         """What learns from sampled tokens alone knows the probability of every one of them."""
         name, temperature = f"objective.type {objective.type}", getattr(objective, "temperature", 1.0)
         if self.prefix.student < 1:
@@ -149,6 +149,8 @@ class DistillConfig(Section):
                 f"rollout.temperature {self.rollout.temperature:g} and objective.temperature {temperature:g} differ: {name} "
                 "weighs tokens by the distribution that was sampled; set them equal"
             )
+        if isinstance(objective, RankingConfig) and self.rollout.samples_per_prompt < 2:
+            raise ValueError("objective.type ranking compares answers to one prompt; set rollout.samples_per_prompt=4")
         rows, parts = self.rollout.prompts_per_step * self.rollout.samples_per_prompt, getattr(objective, "minibatches", 1)
         if parts > rows:
             raise ValueError(
@@ -196,7 +198,7 @@ class DistillConfig(Section):
                 )
             if self.teacher.payload != "hidden":
                 self._check_listed(where, objective)
-            if where != "objective" and isinstance(objective, K2Config | PolicyConfig):
+            if where != "objective" and isinstance(objective, K2Config | PolicyConfig | RankingConfig):
                 raise ValueError(f"{where}.type {objective.type} learns on the student's own samples, not on given text")
 
     def _check_listed(self, where: str, objective: Any) -> None:

@@ -154,6 +154,27 @@ class PolicyGradientConfig(PolicyConfig):
     """Divide a return by the number of rewards in it."""
 
 
+class RankingConfig(Section):
+    """Several answers of the student to a prompt, to be found likely in the teacher's order (f-DPO family, arXiv:2309.16240, on
+    mean log-probabilities and without a reference model). Needs rollout.samples_per_prompt of 2 and more."""
+
+    type: Literal["ranking"] = "ranking"
+    f: Literal["reverse_kl", "forward_kl", "jsd", "alpha"] = "reverse_kl"
+    """The divergence whose derivative is compared: log u, -1 / u, log(2 u / (1 + u)) or (1 - u^-alpha) / alpha, u the geometric
+    mean of an answer's probabilities."""
+    beta: float = Field(default=2.0, gt=0)
+    """Slope of the sigmoid over the difference."""
+    alpha: float = Field(default=0.5, gt=0, lt=1)
+    """Of f alpha: 0 would be the reverse KL, 1 the forward KL."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Divides both models' logits; that of the sampling."""
+
+    @property
+    def needs(self) -> Payload:
+        """The poorest payload that serves."""
+        return "sampled"
+
+
 def _known(given: Any) -> Any:
     """Estimators that exist, and that would teach something else than their name says."""
     kind = given.get("type") if isinstance(given, dict) else None
@@ -168,7 +189,14 @@ def _known(given: Any) -> Any:
 
 ObjectiveConfig = Annotated[
     Annotated[
-        Divergences | SinkhornConfig | K2Config | KDConfig | MiniLLMConfig | PolicyGradientConfig | SupervisedConfig,
+        Divergences
+        | SinkhornConfig
+        | K2Config
+        | KDConfig
+        | MiniLLMConfig
+        | PolicyGradientConfig
+        | RankingConfig
+        | SupervisedConfig,
         Field(discriminator="type"),
     ],
     BeforeValidator(_known),

@@ -8,6 +8,7 @@ from minidist.losses.minillm import minillm_loss
 from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
 from minidist.losses.objectives import K2, KD, Match, PolicyGradient, Supervised, Transport
 from minidist.losses.powers import alpha_beta
+from minidist.losses.ranking import ranking_loss
 from minidist.losses.support import on_support, top_k_and_tail
 from minidist.losses.transport import grouped_sinkhorn, sinkhorn, sinkhorn_sample_wise
 
@@ -31,6 +32,7 @@ __all__ = [
     "k2",
     "minillm_loss",
     "on_support",
+    "ranking_loss",
     "reverse_kl",
     "sinkhorn",
     "sinkhorn_sample_wise",

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from minidist.config.divergences import Matching, SinkhornConfig
-from minidist.config.objectives import KDConfig, ObjectiveConfig, PolicyConfig
+from minidist.config.objectives import KDConfig, ObjectiveConfig, PolicyConfig, PolicyGradientConfig, RankingConfig
 from minidist.losses.adaptive import akl, entropy_gated, todi
 from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl, total_variation
 from minidist.losses.estimators import k2
@@ -200,6 +200,10 @@ def make_objective(type: str, **options: Any) -> Objective:
         return Match(divergence, settings.temperature, settings.support, settings.top_k)
     if isinstance(settings, PolicyConfig):
         return PolicyGradient(settings)
+    if isinstance(
+        settings, RankingConfig
+    ):  # its credit holds the slope of the pairwise loss: the gradient is exact at one step
+        return PolicyGradient(PolicyGradientConfig(temperature=settings.temperature))
     if isinstance(settings, SinkhornConfig):
         return Transport(settings)
     if isinstance(settings, KDConfig):

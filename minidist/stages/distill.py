@@ -6,8 +6,8 @@ from minidist.alarms import Alarms
 from minidist.canaries import check_engine, check_teacher, tolerance
 from minidist.checkpoint import Checkpoint
 from minidist.config import DistillConfig
-from minidist.config.objectives import PolicyConfig
-from minidist.credit import Policy
+from minidist.config.objectives import PolicyConfig, RankingConfig
+from minidist.credit import Policy, Ranks
 from minidist.errors import AlarmError
 from minidist.evaluation.student import Examiner
 from minidist.experience import Beside, Prefixes, Written
@@ -96,9 +96,11 @@ def _source(
     if config.prefix.replay is not None:
         start = {"share": config.prefix.student, "steps": config.run.steps, "seed": config.run.seed}
         replay = Replay(config.prefix.replay, **start)
-    policy = None
+    policy: Policy | Ranks | None = None
     if isinstance(config.objective, PolicyConfig):
         policy = Policy(learner, config.objective, config.teacher_mix, config.rollout.max_new_tokens)
+    elif isinstance(config.objective, RankingConfig):
+        policy = Ranks(learner, config.objective, config.rollout.samples_per_prompt)
     return Prefixes(
         plan.prompts,
         writer(config, engines, teachers, plan.renderer) if engines else None,

@@ -47,13 +47,15 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[float, float, float], str, floa
     "abkd": ({"type": "alpha_beta", "alpha": 0.2, "beta": 0.7}, (0, 0, 1), "row", 0),
     "todi": ({"type": "todi"}, (0, 0, 1), "row", 0),
     "opd": ({"type": "policy_gradient", "credit": "own", "gamma": 0.0, "length_norm": False}, (1, 0, 0), "row", 0),
+    "promptkd": ({"type": "reverse_kl"}, (1, 0, 0), "row", 0),
+    "ranking": ({"type": "ranking", "f": "reverse_kl", "beta": 2.0}, (1, 0, 0), "row", 0),
     "minillm": ({"type": "minillm", "preset": "paper", "clip": None}, (1, 0, 0), "row", 0.2),
     "minillm_lmops": ({"type": "minillm", "preset": "lmops", "clip": 0.2, "inner_epochs": 4}, (1, 0, 0), "row", 0.2),
 }
 
 
 def test_every_method_is_looked_at() -> None:
-    assert set(PUBLISHED) <= set(names())
+    assert set(PUBLISHED) == set(names())
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -141,6 +143,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["a stream has data or a writer, not both", "leave one of them out"],
     ),
     "no origin": (["method=gkd", "streams.s={rows: 3}"], ["no data to train on", "writer: teacher or dataset"]),
+    "one answer": (
+        ["method=ranking", "rollout.samples_per_prompt=1"],
+        ["ranking compares", "set rollout.samples_per_prompt=4"],
+    ),
     "samples": (["method=opd", "rollout.top_p=0.9"], ["objective.type policy_gradient", "set rollout.top_p=1"]),
     "sampled stream": (
         ["method=gkd", "streams.s={writer: teacher, objective: {type: policy_gradient}}"],
