@@ -76,6 +76,7 @@ def _plan_distill(config: DistillConfig) -> Plan:
     student, teacher = load_config(config.student, "student.model"), load_config(config.teacher, "teacher.model")
     plan = Plan(Renderer(tokenizer, config.data))
     plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
+    _check_classes(config, plan.vocabulary)
     _check_head_size(student, "student.model", config.rollout, config.cluster.gpus)
     _check_split(student, "student.model", config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
     plan.max_tokens = _room((student, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
@@ -117,6 +118,20 @@ def _plan_distill(config: DistillConfig) -> Plan:
     )
     plan.lines += memory_lines(config, student, teacher, longest=plan.max_tokens)
     return plan
+
+
+def _check_classes(config: DistillConfig, vocabulary: int) -> None:
+    """No list is longer than the vocabulary."""
+    named: dict[str, Any] = {"objective": config.objective}
+    named |= {f"streams.{name}.objective": stream.objective for name, stream in config.streams.items()}
+    asked = {f"{key}.top_k": each.top_k for key, each in named.items() if getattr(each, "support", None) not in (None, "full")}
+    if config.teacher.payload == "top_k" and "top_k" in config.teacher.model_fields_set:
+        asked["teacher.top_k"] = config.teacher.top_k
+    for key, count in asked.items():
+        if count > vocabulary:
+            raise ConfigError(
+                f"{key} is {count}, and student and teacher share {vocabulary} tokens; set it to {vocabulary} or less"
+            )
 
 
 def _plan_streams(config: DistillConfig, plan: Plan, context: int) -> None:

@@ -10,8 +10,19 @@ from torch import Tensor
 from torch.autograd import grad
 
 import minidist.losses.support as module
-from minidist.losses import Match, forward_kl, reverse_kl, top_k_and_tail
-from minidist.losses.support import TAIL_FLOOR
+from minidist.losses import (
+    Match,
+    forward_kl,
+    jeffreys,
+    jsd,
+    on_support,
+    reverse_kl,
+    skew_forward_kl,
+    skew_reverse_kl,
+    top_k_and_tail,
+    total_variation,
+)
+from minidist.losses.support import TAIL_FLOOR, Support
 from minidist.protocols import Divergence, TokenTargets
 
 BOTH = pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
@@ -122,3 +133,62 @@ def test_docstring_examples() -> None:
     done = doctest.testmod(module)
     assert done.attempted >= 3
     assert done.failed == 0
+
+
+F_DIVERGENCES: dict[str, Divergence] = {
+    "forward": forward_kl,
+    "reverse": reverse_kl,
+    "jeffreys": jeffreys,
+    "total variation": total_variation,
+    "jsd": jsd,
+    "skew forward": skew_forward_kl,
+    "skew reverse": skew_reverse_kl,
+}
+
+
+@pytest.mark.parametrize("support", ["teacher", "student", "union"])
+@pytest.mark.parametrize("name", F_DIVERGENCES)
+def test_a_support_never_raises_an_f_divergence(name: str, support: Support) -> None:
+    divergence = F_DIVERGENCES[name]
+    student, teacher = tables()
+    own = student.log_softmax(-1)
+    full = divergence(own, teacher)
+    found = [divergence(*on_support(own, teacher, support, count)) for count in (1, 2, 4, V)]
+    assert all((coarse <= full + 1e-9).all() for coarse in found)
+    assert torch.allclose(found[-1], full), "at K = V it is the same"
+    assert (found[0] < full - 1e-3).any(), "and below it with fewer"
+    for coarse in found:
+        assert grad(coarse.sum(), student, retain_graph=True)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("support", ["teacher", "student", "union"])
+def test_what_a_support_lists(support: Support) -> None:
+    student, teacher = tables()
+    own = student.detach().log_softmax(-1)
+    ours, theirs = on_support(own, teacher, support, 3)
+    lists = {"teacher": [teacher], "student": [own], "union": [teacher, own]}[support]
+    for row in range(20):
+        tokens = sorted({int(token) for table in lists for token in table[row].topk(3).indices})
+        for got, source in ((ours, own), (theirs, teacher)):
+            values = got[row].exp()
+            kept = values[:-1][values[:-1] > 0]
+            assert sorted(kept.tolist()) == pytest.approx(sorted(source[row, tokens].exp().tolist()))
+            assert float(values[-1]) == pytest.approx(1 - float(source[row, tokens].exp().sum()), abs=1e-12)
+    assert torch.allclose(ours.exp().sum(-1), torch.ones(N, dtype=torch.float64))
+
+
+def test_a_listed_support_of_a_payload_is_that_of_the_full_table() -> None:
+    """The teacher's K likeliest out of more that its payload lists."""
+    student, teacher = tables()
+    own, (ids, values) = student.log_softmax(-1), listed(teacher, 6)
+    objective = Match(jsd, 1.0, "teacher", 3)
+    labels = ids[:, 0]
+    assert torch.allclose(
+        objective(own, TokenTargets(labels, None, ids, values)), objective(own, TokenTargets(labels, teacher))
+    )
+
+
+def test_more_classes_than_there_are() -> None:
+    student, teacher = tables()
+    with pytest.raises(ValueError, match=r"top_k is 10, and the vocabulary has 9 tokens; lower it, or set support to full"):
+        on_support(student.log_softmax(-1), teacher, "union", V + 1)
