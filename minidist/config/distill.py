@@ -10,7 +10,7 @@ from minidist.config.learning import LearnerConfig, PrefixConfig, RolloutConfig,
 from minidist.config.models import StudentConfig, TeacherConfig
 from minidist.config.objectives import MiniLLMConfig, ObjectiveConfig
 from minidist.config.run import RunConfig
-from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner
+from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner, check_teacher_role
 
 _RICHNESS = {"sampled": 1, "top_k": 2, "hidden": 3}
 
@@ -37,13 +37,25 @@ class DistillConfig(Section):
     def _machine_fits(self) -> "DistillConfig":
         if self.rollout.engine == "hf" and self.cluster.rollout.tensor_parallel > 1:
             raise ValueError("cluster.rollout.tensor_parallel splits vLLM engines; set rollout.engine=vllm")
-        for name, backend in (("tensor_parallel", "vllm"), ("shards", "hf")):
-            if getattr(self.cluster.teacher, name) > 1 and self.teacher.backend != backend:
-                raise ValueError(
-                    f"cluster.teacher.{name} splits a teacher of backend {backend}, not of {self.teacher.backend}; set it to "
-                    f"1, or teacher.backend={backend}"
-                )
+        check_teacher_role(self.teacher, self.cluster.teacher)
         check_learner(self.learner, self.cluster, self.student.dtype)
+        return self
+
+    @model_validator(mode="after")
+    def _cache_serves(self) -> "DistillConfig":
+        """A cache knows given text alone."""
+        if self.teacher.backend != "cache":
+            return self
+        if self.prefix.dataset < 1:
+            raise ValueError(
+                "teacher.backend cache holds scores of given text, and prefix has text written while training; set "
+                "prefix.student=0 and prefix.dataset=1, or teacher.backend=hf"
+            )
+        if self.evaluation.every:
+            raise ValueError(
+                "evaluation.every asks a live teacher, and teacher.backend is cache; leave it out, and measure final/ with "
+                "minidist evaluate"
+            )
         return self
 
     @model_validator(mode="after")
