@@ -220,17 +220,15 @@ def test_minillm_on_mixed_samples_in_one_process(models: Path, nothing_left: Non
         assert len(rollout["student_logprobs"]) == len(rollout["teacher_logprobs"]) == len(rollout["tokens"])
 
 
-def test_offline_training_from_scores_needs_no_teacher(models: Path, nothing_left: None) -> None:
+def test_offline_training_from_scores_needs_no_teacher(models: Path) -> None:
     """Scored in one process; trained in Ray from the cache, and in one process with the teacher itself: the same losses."""
+    gold = {"path": "task:sort", "rows": 200, "seed": 5, "max_new_tokens": 10}
     scoring = {
         "stage": "score",
         "run": {"directory": str(models / "score")},
         "student": {"model": str(models / "student" / "final")},
         "teacher": {"model": str(models / "teacher" / "final")},
-        "data": {
-            "sources": {"gold": {"path": "task:sort", "rows": 200, "seed": 5, "max_new_tokens": 10}},
-            "max_prompt_tokens": 16,
-        },
+        "data": {"sources": {"gold": gold}, "max_prompt_tokens": 16},
         "cache": str(models / "cache"),
         "cluster": {"roles": "local"},
     }
@@ -242,7 +240,7 @@ def test_offline_training_from_scores_needs_no_teacher(models: Path, nothing_lef
         ("taught", "local", {}),
         ("offline", "ray", {"backend": "cache", "cache": str(models / "cache")}),
     ):
-        config = distill(models, name, 10) | {"prefix": {"student": 0, "dataset": 1}, "cluster": {"roles": roles}}
+        config = distill(models, name, 5) | {"prefix": {"student": 0, "dataset": 1}, "cluster": {"roles": roles}}
         config["data"]["prompts"]["rows"], config["learner"] = 200, {"backend": "single", "optimizer": {"lr": 1e-3}}
         config["teacher"] |= changes
         del config["evaluation"]
@@ -257,7 +255,7 @@ def test_offline_training_from_scores_needs_no_teacher(models: Path, nothing_lef
         "actors": 1,
     }
     losses = [[line["loss/nats_per_token"] for line in metrics(models / name)] for name in ("taught", "offline")]
-    assert len(losses[0]) == 10 and losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert len(losses[0]) == 5 and losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 STEPS = 60

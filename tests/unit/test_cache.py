@@ -134,7 +134,7 @@ def test_a_killed_writer_is_gone_on_with(saved: Path, tmp_path: Path) -> None:
     killed(tmp_path, mine, ROLLOUTS[:3], scores[:3])
     # Killed between a shard and its entry in the list, and while it wrote another.
     shutil.copy(tmp_path / "scores-00000.safetensors", tmp_path / "scores-00001.safetensors")
-    (tmp_path / "scores-00002.partial").write_bytes(b"half")
+    (tmp_path / "scores-00007.partial").write_bytes(b"half")
     assert len(ScoreCache(tmp_path)) == 2
     writer = ScoreWriter(tmp_path, mine, shard_rows=2)
     assert writer.there is not None
@@ -146,7 +146,7 @@ def test_a_killed_writer_is_gone_on_with(saved: Path, tmp_path: Path) -> None:
     assert [shard["rows"] for shard in cache.shards] == [2, 2, 1]
     for rollout, wanted in zip(ROLLOUTS, scores, strict=True):
         assert_same_bits(cache.read(rollout), wanted)
-    assert not list(tmp_path.glob("*.partial"))
+    assert {file.name for file in tmp_path.glob("scores-*")} == {shard["file"] for shard in cache.shards}
 
 
 @pytest.mark.parametrize("damage", ["byte", "gone"])
