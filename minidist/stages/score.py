@@ -24,6 +24,7 @@ async def score(config: ScoreConfig, plan: Plan, directory: RunDirectory, roles:
     assert plan.origin is not None
     writer = ScoreWriter(config.cache, plan.origin, shard_rows=config.shard_rows)
     described: dict[str, object] = {}
+    started = time.perf_counter()
     try:
         waiting = [text for text in plan.texts if writer.there is None or text not in writer.there]
         log.info("%d of %d rows are in %s already", len(plan.texts) - len(waiting), len(plan.texts), config.cache)
@@ -36,6 +37,10 @@ async def score(config: ScoreConfig, plan: Plan, directory: RunDirectory, roles:
     cache = ScoreCache(config.cache)  # read back, and checked, before it is called whole
     tokens = sum(len(text.tokens) for text in plan.texts)
     written = {"rows_scored": len(waiting), "rows": len(cache), "tokens": tokens, "bytes": cache.bytes}
+    speed = len(waiting) / (time.perf_counter() - started)
+    log.info(
+        "%d rows scored, %.4g rows/s; %s holds %d rows, %d bytes", len(waiting), speed, config.cache, len(cache), cache.bytes
+    )
     return {"cache": str(config.cache), **written, **described}
 
 
