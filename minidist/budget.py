@@ -98,8 +98,8 @@ def _teacher_needs(config: DistillConfig, shape: Shape, longest: int, gpu: int |
     common = {"role": "teacher", "dtype": teacher.dtype, "devices": role.actors * split, "split": split}
     if teacher.placement == "learner" and not config.asks_actors:
         return []  # the learner holds it
-    if teacher.backend == "server":
-        return []  # its memory is somebody else's
+    if teacher.backend in ("server", "cache"):
+        return []  # its memory is somebody else's, or there is none
     if teacher.backend == "vllm":
         return [engine_need(shape=shape, config=teacher, longest=longest, gpu=gpu, scores_prompts=True, **common)]
     tokens = max(teacher.batch_tokens, longest)

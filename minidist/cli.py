@@ -41,6 +41,12 @@ def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def score(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Write down what a teacher says of given text, for training without the teacher."""
+    _run("score", config, overrides)
+
+
+@app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Validate a configuration, its data and its models' shapes, and show the plan; load no weights."""
     _run(None, config, overrides)

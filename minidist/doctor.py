@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minidist import machine
-from minidist.config import Config, DistillConfig, SftConfig
+from minidist.config import Config, DistillConfig, ScoreConfig, SftConfig
 from minidist.config.learning import LearnerConfig, RolloutConfig
 from minidist.config.models import TeacherConfig
 from minidist.config.runtime import ClusterConfig
@@ -207,6 +207,9 @@ def uses(config: Config | None) -> Iterator[Finding]:
     cluster = config.cluster if config else ClusterConfig()
     where = f"the cluster at {cluster.address}" if cluster.address else f"{cluster.roles} roles on this machine"
     yield Finding("device", f"{cluster.gpus} GPUs, {where}" if cluster.gpus else f"CPU, {where}")
+    if isinstance(config, ScoreConfig):
+        yield _teacher(config.teacher, cluster)
+        return
     if isinstance(config, SftConfig | DistillConfig):
         learner, dtype = config.learner, config.student.dtype
     else:
@@ -219,9 +222,12 @@ def uses(config: Config | None) -> Iterator[Finding]:
     rollout = config.rollout if config else RolloutConfig()
     over = _over(cluster.rollout.tensor_parallel)
     yield Finding("rollout", f"{cluster.rollout.actors} × {rollout.engine}, {dtype}{over}")
-    teacher = config.teacher if config else TeacherConfig(model="teacher")
+    yield _teacher(config.teacher if config else TeacherConfig(model="teacher"), cluster)
+
+
+def _teacher(teacher: TeacherConfig, cluster: ClusterConfig) -> Finding:
     over = _over(cluster.teacher.shards * cluster.teacher.tensor_parallel)
-    yield Finding("teacher", f"{cluster.teacher.actors} × {teacher.backend}, {teacher.payload}, {teacher.dtype}{over}")
+    return Finding("teacher", f"{cluster.teacher.actors} × {teacher.backend}, {teacher.payload}, {teacher.dtype}{over}")
 
 
 def _over(devices: int) -> str:

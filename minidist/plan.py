@@ -5,19 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 from minidist.budget import memory_lines
 from minidist.cluster import check_machine
-from minidist.config import Config, DistillConfig, EvaluateConfig, SftConfig
+from minidist.config import Config, DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.data import RenderConfig, SourceConfig
 from minidist.config.learning import RolloutConfig
-from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
+from minidist.config.models import ModelConfig, TeacherConfig
 from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, read_examples, read_prompts
-from minidist.errors import ConfigError, ModelError
+from minidist.errors import ConfigError
 from minidist.rundir import RunDirectory
-from minidist.types import PROBE_TOKENS, Prompt
+from minidist.sizes import size_line, student_lines
+from minidist.types import PROBE_TOKENS, Prompt, Rollout
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
+
+    from minidist.teachers.cache import Origin, ScoreCache
 
 
 @dataclass
@@ -34,6 +37,9 @@ class Plan:
     streams: dict[str, list[Example]] = field(default_factory=dict)
     questions: dict[str, list[Question]] = field(default_factory=dict)
     max_tokens: int = 0
+    texts: list[Rollout] = field(default_factory=list)
+    origin: "Origin | None" = None
+    cache: "ScoreCache | None" = None
 
 
 def make_plan(config: Config) -> Plan:
@@ -42,6 +48,8 @@ def make_plan(config: Config) -> Plan:
     check_machine(config.cluster)
     if isinstance(config, SftConfig):
         return _plan_sft(config)
+    if isinstance(config, ScoreConfig):
+        return _plan_score(config)
     return _plan_distill(config) if isinstance(config, DistillConfig) else _plan_evaluate(config)
 
 
@@ -56,7 +64,7 @@ def _plan_sft(config: SftConfig) -> Plan:
     _fits(context_length(model), plan.max_tokens, "data.max_tokens")
     limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "max_tokens": plan.max_tokens}
     plan.examples, skipped = read_examples(config.data.train, plan.renderer, **limits)
-    plan.lines += [*_student(config.student, model), _rows("train", config.data.train, len(plan.examples), skipped)]
+    plan.lines += [*student_lines(config.student, model), _rows("train", config.data.train, len(plan.examples), skipped)]
     if config.data.validation is not None:
         plan.validation_examples, skipped = read_examples(config.data.validation, plan.renderer, **limits)
         plan.lines.append(_rows("validation", config.data.validation, len(plan.validation_examples), skipped))
@@ -71,6 +79,7 @@ def _plan_sft(config: SftConfig) -> Plan:
 def _plan_distill(config: DistillConfig) -> Plan:
     from minidist.learners.prompted import prompt_lines
     from minidist.modeling import context_length, load_config, student_tokenizer
+    from minidist.offline import open_cache
 
     tokenizer = student_tokenizer(config.student)
     student, teacher = load_config(config.student, "student.model"), load_config(config.teacher, "teacher.model")
@@ -86,7 +95,11 @@ def _plan_distill(config: DistillConfig) -> Plan:
         max_prompt_tokens=config.data.max_prompt_tokens,
         gold=config.prefix.gold or any(stream.writer == "dataset" for stream in config.streams.values()),
     )
-    plan.lines += [*_student(config.student, student), _shape("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common"]
+    plan.lines += [
+        *student_lines(config.student, student),
+        size_line("teacher", teacher),
+        f"vocabulary {plan.vocabulary:,} in common",
+    ]
     plan.lines.append(_rows("prompts", config.data.prompts, len(plan.prompts), skipped))
     plan.lines += _plan_teacher(config, plan, teacher)
     plan.lines += prompt_lines(config, plan.renderer, teacher)
@@ -101,6 +114,9 @@ def _plan_distill(config: DistillConfig) -> Plan:
         plan.validation_prompts, skipped = _read_prompts(held_out, plan.renderer, config.data, gold=replayed)
         plan.lines.append(_rows("validation", held_out, len(plan.validation_prompts), skipped))
     _plan_streams(config, plan, context_length(student))
+    if config.teacher.backend == "cache":
+        plan.cache = open_cache(config, plan.renderer, vocabulary=plan.vocabulary, prompts=plan.prompts, streams=plan.streams)
+        plan.lines.append(f"teacher's scores: {len(plan.cache):,} rows in {config.teacher.cache}, no process")
     texts = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
     writers = [f"{share:.0%} {name}" for name, share in config.prefix if isinstance(share, float) and share]
     if config.teacher_mix:
@@ -146,13 +162,13 @@ def _plan_streams(config: DistillConfig, plan: Plan, context: int) -> None:
         plan.lines.append(_rows(f"streams.{name}", stream.data, len(plan.streams[name]), skipped))
 
 
-def _plan_teacher(config: DistillConfig, plan: Plan, model: "PretrainedConfig") -> list[str]:
+def _plan_teacher(config: DistillConfig | ScoreConfig, plan: Plan, model: "PretrainedConfig") -> list[str]:
     """Lines on a teacher that transformers does not run, checked."""
     from minidist.teachers.head import vocabulary_size
 
     backend, vocabulary = config.teacher.backend, plan.vocabulary or 0
-    if backend == "hf":
-        if config.teacher_mix > 0 and config.rollout.engine == "vllm":
+    if backend in ("hf", "cache"):
+        if isinstance(config, DistillConfig) and config.teacher_mix > 0 and config.rollout.engine == "vllm":
             _check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
         return []
     lines: list[str] = []
@@ -162,17 +178,35 @@ def _plan_teacher(config: DistillConfig, plan: Plan, model: "PretrainedConfig") 
     else:
         from minidist.teachers.probe import check_server
 
-        width, scored = vocabulary_size(model), [stream for stream in config.streams.values() if stream.objective.needs]
-        tokens = max([plan.max_tokens, *(stream.max_tokens for stream in scored)])
-        lines = check_server(
-            config.teacher, plan.renderer, prompt=plan.prompts[0], tokens=tokens, width=width, vocabulary=vocabulary
-        )
+        width, streams = vocabulary_size(model), config.streams.values() if isinstance(config, DistillConfig) else ()
+        tokens = max([plan.max_tokens, *(stream.max_tokens for stream in streams if stream.objective.needs)])
+        asked = plan.prompts[0] if plan.prompts else plan.texts[0].prompt
+        lines = check_server(config.teacher, plan.renderer, prompt=asked, tokens=tokens, width=width, vocabulary=vocabulary)
     if (padded := vocabulary_size(model) - vocabulary) > 0:
         lines.append(
             f"teacher's log-probabilities hold the share of {padded:,} padded ids, which vLLM cannot slice off "
             "(teacher.backend=hf can)"
         )
     return lines
+
+
+def _plan_score(config: ScoreConfig) -> Plan:
+    from minidist.modeling import architecture, context_length, load_config, student_tokenizer
+    from minidist.offline import longest, place_cache, read_texts
+
+    tokenizer, teacher = student_tokenizer(config.student), load_config(config.teacher, "teacher.model")
+    trained = config.student.model is not None
+    student = load_config(config.student, "student.model") if trained else architecture(config.student, tokenizer)
+    plan = Plan(Renderer(tokenizer, config.data))
+    plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
+    plan.max_tokens = longest(config.data)
+    _fits(context_length(teacher), plan.max_tokens, "the longest row of data.sources")
+    plan.texts, lines = read_texts(config.data, plan.renderer)
+    plan.lines += [size_line("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common", *lines]
+    plan.lines += _plan_teacher(config, plan, teacher)
+    plan.origin, line = place_cache(config, tokenizer, plan.vocabulary, teacher, plan.texts)
+    plan.lines.append(line)
+    return plan
 
 
 def _plan_evaluate(config: EvaluateConfig) -> Plan:
@@ -189,7 +223,7 @@ def _plan_evaluate(config: EvaluateConfig) -> Plan:
         plan.vocabulary = min(plan.vocabulary or vocabulary, vocabulary)
         plan.max_tokens = _room((model, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
         _check_head_size(model, where, config.rollout, config.cluster.gpus)
-        plan.lines.append(_shape(name, model))
+        plan.lines.append(size_line(name, model))
     assert plan is not None
     plan.prompts, skipped = _read_prompts(config.data.test, plan.renderer, config.data)
     plan.lines.append(_rows("test", config.data.test, len(plan.prompts), skipped))
@@ -269,46 +303,3 @@ def _read_prompts(
 
 def _rows(name: str, source: SourceConfig, used: int, skipped: int) -> str:
     return f"{name}: {used:,} rows of {source.path}" + (f", {skipped:,} left out" if skipped else "")
-
-
-def _student(config: StudentConfig, model: "PretrainedConfig") -> list[str]:
-    """The student's size, and what adapters there will be."""
-    if config.lora is None:
-        return [_shape("student", model)]
-    from minidist.lora import inject
-
-    skeleton = _skeleton("student", model)
-    line = _size("student", skeleton)
-    adapters = inject(skeleton, config.lora, config.model or "", seed=0)
-    trained = sum(parameter.numel() for parameter in skeleton.parameters() if parameter.requires_grad)
-    kinds = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in adapters.layers))
-    return [
-        line,
-        f"LoRA: rank {config.lora.rank} in {len(adapters.layers)} layers ({kinds}), {trained:,} parameters are trained; final/ "
-        f"holds {'the adapters alone' if adapters.saved_alone else 'the whole model, merged'}",
-    ]
-
-
-def _shape(name: str, model: "PretrainedConfig") -> str:
-    """A model's size, from its configuration alone."""
-    return _size(name, _skeleton(name, model))
-
-
-def _skeleton(name: str, model: "PretrainedConfig") -> "PreTrainedModel":
-    """The model on the meta device: shapes, no weights."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with init_empty_weights():
-            skeleton = AutoModelForCausalLM.from_config(model)
-    except ValueError as error:
-        raise ModelError(f"{name} is no causal language model: {str(error).splitlines()[0][:200]}") from None
-    skeleton.tie_weights()
-    return skeleton
-
-
-def _size(name: str, skeleton: "PreTrainedModel") -> str:
-    model = skeleton.config
-    count = sum(parameter.numel() for parameter in skeleton.parameters())
-    return f"{name}: {model.model_type}, {count / 1e6:,.2f} M parameters, vocabulary {model.get_text_config().vocab_size:,}"

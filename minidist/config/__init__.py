@@ -2,6 +2,7 @@
 
 from minidist.config.distill import DistillConfig
 from minidist.config.load import dump, load
+from minidist.config.score import ScoreConfig
 from minidist.config.stages import CONFIGS, Config, EvaluateConfig, SftConfig
 
-__all__ = ["CONFIGS", "Config", "DistillConfig", "EvaluateConfig", "SftConfig", "dump", "load"]
+__all__ = ["CONFIGS", "Config", "DistillConfig", "EvaluateConfig", "ScoreConfig", "SftConfig", "dump", "load"]

@@ -96,3 +96,29 @@ class EvaluateDataConfig(RenderConfig):
     test: SourceConfig
     questions: dict[str, QuestionsConfig] = Field(default={})
     """Questions with a fixed set of answers, by the name their figures get."""
+
+
+class ScoreSourceConfig(SourceConfig):
+    """Rows to score: answers after their prompts, or plain text; cut as the run that reads the scores cuts them."""
+
+    max_tokens: int = Field(default=512, ge=2)
+    """As of a stream beside the main one: the longest sequence, prompt and answer together; plain text is cut into pieces of
+    this length."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """As of prefix.dataset: answers are cut here, at the run's rollout.max_new_tokens, and data.max_prompt_tokens alone bounds
+    their prompts. None: the rows are a stream's, with whole answers."""
+
+    @model_validator(mode="after")
+    def _has_labels(self) -> "ScoreSourceConfig":
+        if self.task is None and self.answer is None and self.text is None:
+            raise ValueError("a source to score needs answer or text: the template of what the teacher is asked about")
+        if self.max_new_tokens is not None and self.text is not None:
+            raise ValueError("max_new_tokens of a source cuts answers; plain text is cut by max_tokens")
+        return self
+
+
+class ScoreDataConfig(RenderConfig):
+    """Given text to score; rendered as the run that reads the scores renders it."""
+
+    sources: dict[str, ScoreSourceConfig] = Field(min_length=1)
+    """Rows, by a name for the log."""

@@ -12,7 +12,7 @@ from minidist.config.methods import with_method
 from minidist.config.models import StudentConfig, TeacherConfig
 from minidist.config.objectives import K2Config, ObjectiveConfig, PolicyConfig, RankingConfig
 from minidist.config.run import RunConfig
-from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner
+from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner, check_teacher_role
 
 _RICHNESS = {"sampled": 1, "top_k": 2, "hidden": 3}
 
@@ -47,13 +47,27 @@ class DistillConfig(Section):
     def _machine_fits(self) -> "DistillConfig":
         if self.rollout.engine == "hf" and self.cluster.rollout.tensor_parallel > 1:
             raise ValueError("cluster.rollout.tensor_parallel splits vLLM engines; set rollout.engine=vllm")
-        for name, backend in (("tensor_parallel", "vllm"), ("shards", "hf")):
-            if getattr(self.cluster.teacher, name) > 1 and self.teacher.backend != backend:
-                raise ValueError(
-                    f"cluster.teacher.{name} splits a teacher of backend {backend}, not of {self.teacher.backend}; set it to "
-                    f"1, or teacher.backend={backend}"
-                )
+        check_teacher_role(self.teacher, self.cluster.teacher)
         check_learner(self.learner, self.cluster, self.student.dtype)
+        return self
+
+    @model_validator(mode="after")
+    def _cache_serves(self) -> "DistillConfig":
+        """A cache knows given text alone."""
+        if self.teacher.backend != "cache":
+            return self
+        writes = [name for name, stream in self.streams.items() if stream.writer == "teacher"]
+        if self.prefix.dataset < 1 or self.prefix.replay is not None or writes:
+            raise ValueError(
+                "teacher.backend cache holds scores of given text, and prefix or a stream has text written while "
+                "training; set prefix.student=0 and prefix.dataset=1 without replay, and no stream of writer teacher; or "
+                "teacher.backend=hf"
+            )
+        if self.evaluation.every:
+            raise ValueError(
+                "evaluation.every asks a live teacher, and teacher.backend is cache; leave it out, and measure final/ with "
+                "minidist evaluate"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """`student` and `teacher`: which models, in which precision, with which tokenizer."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -101,11 +102,14 @@ class TeacherConfig(ModelConfig):
     """Where it lives: frozen in actors of its own, or in every process of the learner, where something of it learns along."""
     prompt: SoftPromptConfig | None = None
     """Of placement learner: what of it learns."""
-    backend: Literal["hf", "vllm", "server"] = "hf"
+    backend: Literal["hf", "vllm", "server", "cache"] = "hf"
     """Who runs it: transformers (every payload), vLLM (sampled and top_k), or a server over HTTP (sampled, and top_k up to its
-    --max-logprobs). `model` names its tokenizer and shape in every case; the last two take padded ids into the softmax."""
+    --max-logprobs). `model` names its tokenizer and shape in every case; these two take padded ids into the softmax. `cache`:
+    nobody, its scores of given text are read from what minidist score wrote."""
     server: ServerConfig | None = None
     """Of backend server."""
+    cache: Path | None = None
+    """Of backend cache: the directory."""
     payload: Payload = "hidden"
     """What it says of each token: `sampled` (one log-probability), `top_k` (K of them and the tail), `hidden` (hidden
     states, from which the learner forms the exact full vocabulary)."""
@@ -124,7 +128,7 @@ class TeacherConfig(ModelConfig):
     def _named(self) -> "TeacherConfig":
         if self.model is None:
             raise ValueError("teacher.model is missing: a directory, or a name on the Hugging Face hub")
-        if self.backend != "hf" and self.payload == "hidden":
+        if self.backend not in ("hf", "cache") and self.payload == "hidden":
             raise ValueError(
                 f"teacher.backend {self.backend} gives no hidden states; set teacher.payload=top_k or sampled, or "
                 "teacher.backend=hf"
@@ -141,4 +145,8 @@ class TeacherConfig(ModelConfig):
             )
         if (self.backend == "server") != (self.server is not None):
             raise ValueError("teacher.server (with its url) goes with teacher.backend=server, and only with it")
+        if (self.backend == "cache") != (self.cache is not None):
+            raise ValueError(
+                "teacher.cache (a directory that minidist score wrote) goes with teacher.backend=cache, and only with it"
+            )
         return self

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from minidist.config.base import Section
 from minidist.config.learning import LearnerConfig
-from minidist.config.models import DType
+from minidist.config.models import DType, TeacherConfig
 
 Placement = Literal["pack", "spread", "strict_pack", "strict_spread"]
 AlarmName = Literal["length", "truncated", "repetition", "distinct", "clip", "weight_max", "weight_min", "disliked", "age"]
@@ -203,3 +203,15 @@ def check_learner(learner: LearnerConfig, cluster: ClusterConfig, dtype: DType) 
         raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
     if learner.backend == "deepspeed" and learner.zero_stage == 0 and dtype != "float32":
         raise ValueError(f"learner.zero_stage 0 keeps no float32 copy of {dtype} weights; set learner.zero_stage=1")
+
+
+def check_teacher_role(teacher: TeacherConfig, role: TeacherRoleConfig) -> None:
+    """Refuse a teacher that cannot be split as it is told to be."""
+    for name, backend in (("tensor_parallel", "vllm"), ("shards", "hf")):
+        if getattr(role, name) > 1 and teacher.backend != backend:
+            raise ValueError(
+                f"cluster.teacher.{name} splits a teacher of backend {backend}, not of {teacher.backend}; set it to "
+                f"1, or teacher.backend={backend}"
+            )
+    if teacher.backend == "cache" and role.actors > 1:
+        raise ValueError(f"cluster.teacher.actors is {role.actors}, and teacher.backend cache starts none; leave it out")

@@ -11,6 +11,7 @@ from minidist.config.learning import LearnerConfig, MeasureConfig, RolloutConfig
 from minidist.config.models import DType, StudentConfig, TeacherConfig
 from minidist.config.run import RunConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner
+from minidist.config.score import ScoreConfig
 
 
 class SftConfig(Section):
@@ -66,6 +67,8 @@ class EvaluateConfig(Section):
             raise ValueError("evaluate measures the exact divergence: set teacher.payload=hidden")
         if self.teacher.placement != "actor":
             raise ValueError("evaluate trains nobody: set teacher.placement=actor, and leave teacher.prompt out")
+        if self.teacher.backend == "cache":
+            raise ValueError("evaluate has a live teacher score what the models write; set teacher.backend=hf")
         if self.rollout.temperature != 1 or self.rollout.top_p != 1:
             raise ValueError("evaluate measures divergences on samples at rollout.temperature=1 and rollout.top_p=1")
         if len(set(self.seeds or [])) < len(self.seeds or []):
@@ -73,9 +76,10 @@ class EvaluateConfig(Section):
         return self
 
 
-Config = SftConfig | DistillConfig | EvaluateConfig
-CONFIGS: dict[str, type[SftConfig] | type[DistillConfig] | type[EvaluateConfig]] = {
+Config = SftConfig | DistillConfig | EvaluateConfig | ScoreConfig
+CONFIGS: dict[str, type[SftConfig] | type[DistillConfig] | type[EvaluateConfig] | type[ScoreConfig]] = {
     "sft": SftConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
+    "score": ScoreConfig,
 }

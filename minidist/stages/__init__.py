@@ -4,12 +4,13 @@ import time
 from typing import Any
 
 from minidist.cluster import Cluster
-from minidist.config import Config, DistillConfig, SftConfig
+from minidist.config import Config, DistillConfig, ScoreConfig, SftConfig
 from minidist.plan import make_plan
 from minidist.rundir import RunDirectory
 from minidist.stages.distill import distill
 from minidist.stages.evaluate import evaluate
-from minidist.stages.roles import Roles, needed
+from minidist.stages.roles import Roles, hosted
+from minidist.stages.score import score
 from minidist.stages.sft import sft
 from minidist.tracking import log, start_log
 
@@ -25,12 +26,14 @@ async def run_stage(config: Config) -> dict[str, Any]:
     started = time.time()
     if checkpoint is not None:
         log.info("going on from %s", checkpoint.path)
-    async with Cluster(config.cluster, directory.path / "logs", needed(config)) as cluster:
+    async with Cluster(config.cluster, directory.path / "logs", hosted(config)) as cluster:
         roles = Roles(cluster, config, plan)
         if isinstance(config, SftConfig):
             summary = await sft(config, plan, directory, roles, checkpoint)
         elif isinstance(config, DistillConfig):
             summary = await distill(config, plan, directory, roles, checkpoint)
+        elif isinstance(config, ScoreConfig):
+            summary = await score(config, plan, directory, roles)
         else:
             summary = await evaluate(config, plan, directory, roles)
     summary = {"stage": config.stage, "seconds": round(time.time() - started, 1), **summary}

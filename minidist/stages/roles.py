@@ -4,7 +4,7 @@ from typing import Any
 
 from minidist.build import make_engine, make_learner, make_teacher
 from minidist.cluster import Cluster, Role
-from minidist.config import Config, DistillConfig, EvaluateConfig, SftConfig
+from minidist.config import Config, DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.learning import LearnerConfig, RolloutConfig
 from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
 from minidist.config.runtime import RoleConfig
@@ -14,6 +14,7 @@ from minidist.plan import Plan
 from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.rollout.mixed import Alternating, Lockstep, Mixtures
 from minidist.rollout.pool import Engines
+from minidist.teachers.cache import CachedTeacher
 from minidist.teachers.pool import Shards, Teachers
 from minidist.worker import together
 
@@ -48,6 +49,9 @@ class Roles:
     async def teachers(self, config: TeacherConfig, *, mixing: bool = False) -> Teachers:
         """cluster.teacher.actors teachers, each in as many shards as it needs. `mixing`: they also take turns with students."""
         role = self._config.cluster.teacher
+        if config.backend == "cache":
+            assert self._plan.cache is not None
+            return Teachers([CachedTeacher(config, self._plan.cache)])
         return Teachers(await together(self._teacher(config, mixing) for _ in range(role.actors)))
 
     async def learner(
@@ -128,10 +132,18 @@ def writer(config: DistillConfig, engines: Engines, teachers: Teachers | None, r
     return Mixtures([Alternating(student, teacher, alpha, renderer, sharing=sharing) for student, teacher in pairs])
 
 
+def hosted(config: Config) -> tuple[Role, ...]:
+    """The roles that get places of their own: a cache in a teacher's stead is read by who asks."""
+    cached = isinstance(config, DistillConfig) and config.teacher.backend == "cache"
+    return tuple(role for role in needed(config) if not (cached and role == "teacher"))
+
+
 def needed(config: Config) -> tuple[Role, ...]:
-    """The roles a stage hosts."""
+    """The roles a stage asks."""
     if isinstance(config, SftConfig):
         return ("learner",)
+    if isinstance(config, ScoreConfig):
+        return ("teacher",)
     if isinstance(config, EvaluateConfig):
         return ("rollout", "teacher", "learner")
     writes = config.prefix.student_writes or config.evaluation.every is not None

@@ -220,6 +220,41 @@ def test_minillm_on_mixed_samples_in_one_process(models: Path, nothing_left: Non
         assert len(rollout["student_logprobs"]) == len(rollout["teacher_logprobs"]) == len(rollout["tokens"])
 
 
+def test_offline_training_from_scores_needs_no_teacher(models: Path) -> None:
+    """Trained from the cache, and with the teacher itself: the same losses."""
+    gold = {"path": "task:sort", "rows": 200, "seed": 5, "max_new_tokens": 10}
+    scoring = {
+        "stage": "score",
+        "run": {"directory": str(models / "score")},
+        "student": {"model": str(models / "student" / "final")},
+        "teacher": {"model": str(models / "teacher" / "final")},
+        "data": {"sources": {"gold": gold}, "max_prompt_tokens": 16},
+        "cache": str(models / "cache"),
+        "cluster": {"roles": "local"},
+    }
+    done = run("score", write(models / "score.yaml", scoring))
+    assert done.returncode == 0, done.stderr
+    scored = json.loads((models / "score" / "summary.json").read_text())
+    assert scored["rows_scored"] == scored["rows"] <= 200 and scored["teacher"]["class"] == "HFTeacher"
+    for name, changes in (("taught", {}), ("offline", {"backend": "cache", "cache": scored["cache"]})):
+        config = distill(models, name, 5) | {"prefix": {"student": 0, "dataset": 1}, "cluster": {"roles": "local"}}
+        config["data"]["prompts"]["rows"], config["learner"] = 200, {"backend": "single", "optimizer": {"lr": 1e-3}}
+        config["teacher"] |= changes
+        del config["evaluation"]
+        done = run("distill", write(models / f"{name}.yaml", config))
+        assert done.returncode == 0, done.stderr
+    summary = json.loads((models / "offline" / "summary.json").read_text())
+    assert summary["teacher"] == {
+        "class": "CachedTeacher",
+        "payload": "hidden",
+        "cache": scored["cache"],
+        "rows": scored["rows"],
+        "actors": 1,
+    }
+    losses = [[line["loss/nats_per_token"] for line in metrics(models / name)] for name in ("taught", "offline")]
+    assert len(losses[0]) == 5 and losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
 STEPS = 60
 
 

@@ -34,6 +34,14 @@ TREES: dict[str, dict[str, Any]] = {
         "teacher": {"model": "runs/teacher/final"},
         "data": {"test": {"path": "task:sort", "split": "test"}},
     },
+    "score": {
+        "stage": "score",
+        "run": {"directory": "runs/score"},
+        "student": {"model": "runs/sft/final"},
+        "teacher": {"model": "runs/teacher/final"},
+        "data": {"sources": {"gold": {"path": "task:sort"}}},
+        "cache": "runs/cache",
+    },
 }
 
 Write = Callable[[str], Path]
