@@ -1,6 +1,7 @@
 """Where the roles live: in Ray actors, or in this process. What a run starts here ends with it."""
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
@@ -82,6 +83,17 @@ class Cluster:
         groups = [RankGroup(rank, count, meeting) for rank in range(count)]
         await together(remote.start(make, group=group, **arguments) for remote, group in zip(seated, groups, strict=True))
         return seated
+
+    async def restart(self, members: Sequence[T], make: Callable[..., T], **arguments: Any) -> list[T]:
+        """What `make` builds in place of a role, or of the ranks of one: in the same processes, which stay warm."""
+        if self._config.roles == "local":
+            await together(self.dismiss(member) for member in members)
+            return [await self.host("learner", make, **arguments)]
+        remotes: list[Any] = list(members)
+        # The ranks have met: their process group lives as long as they do.
+        groups = [{"group": RankGroup(rank, len(members))} if len(members) > 1 else {} for rank in range(len(members))]
+        await together(remote.start(make, **group, **arguments) for remote, group in zip(remotes, groups, strict=True))
+        return remotes
 
     async def dismiss(self, role: Any) -> None:
         """End one role before the others; its place is free again."""
@@ -222,10 +234,11 @@ def _own_group() -> Iterator[None]:
 class _Host:
     """The actor: holds one role and passes its verbs on."""
 
-    _role: Any
+    _role: Any = None
 
     async def call(self, verb: str, *arguments: Any, **options: Any) -> Any:
         if verb == "start":
+            await self._clear()
             self._role = arguments[0](**options)
             return None
         if verb == "ask":
@@ -238,6 +251,13 @@ class _Host:
 
         result = await self.call(verb, *arguments, **options)
         return None if result is None else ray.put(result)
+
+    async def _clear(self) -> None:
+        """The role that was here before gives its memory back before the next one takes it."""
+        if self._role is not None:
+            await self._role.close()
+            self._role = None
+            gc.collect()
 
 
 def _free_address() -> str:

@@ -5,12 +5,14 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, model_validator
 
 from minidist.config.base import Section
+from minidist.config.compare import CompareConfig
 from minidist.config.data import EvaluateDataConfig, SftDataConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.learning import LearnerConfig, MeasureConfig, RolloutConfig
 from minidist.config.models import DType, StudentConfig, TeacherConfig
 from minidist.config.run import RunConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner
+from minidist.config.toy import ToyConfig
 
 
 class SftConfig(Section):
@@ -72,8 +74,15 @@ class EvaluateConfig(Section):
 
 
 Config = SftConfig | DistillConfig | EvaluateConfig
-CONFIGS: dict[str, type[SftConfig] | type[DistillConfig] | type[EvaluateConfig]] = {
+"""What one run takes."""
+Command = Config | CompareConfig | ToyConfig
+"""What a configuration file holds."""
+VERBS = {"toy": "compare"}
+"""The verb of a stage that has none of its own name."""
+CONFIGS: dict[str, type[Command]] = {
     "sft": SftConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
+    "toy": ToyConfig,
 }
