@@ -1,7 +1,6 @@
 """Where the roles live: in Ray actors, or in this process. What a run starts here ends with it."""
 
 import asyncio
-import gc
 import logging
 import os
 import shutil
@@ -111,14 +110,14 @@ class Cluster:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        from minidist.remote import Remote
+        from minidist.remote import Host, Remote
 
         taken = {bundle for _, _, bundle in self._actors}
         bundle = next(i for i, name in enumerate(self._bundles) if name == role and i not in taken)
         config = self._settings(role)
         strategy = PlacementGroupSchedulingStrategy(self._placed, placement_group_bundle_index=bundle)
         actor = (
-            ray.remote(_Host)
+            ray.remote(Host)
             .options(
                 num_cpus=self._cpus(config),
                 num_gpus=self._config.gpus_of(config),
@@ -229,35 +228,6 @@ def _own_group() -> Iterator[None]:
         yield
     finally:
         os.setpgid(0, ours)
-
-
-class _Host:
-    """The actor: holds one role and passes its verbs on."""
-
-    _role: Any = None
-
-    async def call(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        if verb == "start":
-            await self._clear()
-            self._role = arguments[0](**options)
-            return None
-        if verb == "ask":
-            return arguments[0](**options)
-        return await getattr(self._role, verb)(*arguments, **options)
-
-    async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        """The same, but what it gives stays in the object store: only its reference goes back."""
-        import ray
-
-        result = await self.call(verb, *arguments, **options)
-        return None if result is None else ray.put(result)
-
-    async def _clear(self) -> None:
-        """The role that was here before gives its memory back before the next one takes it."""
-        if self._role is not None:
-            await self._role.close()
-            self._role = None
-            gc.collect()
 
 
 def _free_address() -> str:
