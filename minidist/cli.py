@@ -47,6 +47,12 @@ def score(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def compare(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Put one student through a list of objectives, all else being equal; leave records, a table and a picture."""
+    _run("compare", config, overrides)
+
+
+@app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Validate a configuration, its data and its models' shapes, and show the plan; load no weights."""
     _run(None, config, overrides)
@@ -58,10 +64,12 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """Look at what is installed and at the machine; name each fault with its cure. Code 1 when there is one."""
-    from minidist.config import load
+    from minidist.config import CompareConfig, ToyConfig, load
     from minidist.doctor import examine
 
-    faults = examine(load(config, overrides or ()) if config is not None else None)
+    given = None if config is None else load(config, overrides or ())
+    given = given.first if isinstance(given, CompareConfig) else given
+    faults = examine(None if isinstance(given, ToyConfig) else given)
     raise typer.Exit(1 if faults else 0)
 
 
@@ -95,16 +103,16 @@ def main() -> None:
 
 
 def _run(stage: str | None, path: Path, overrides: list[str] | None) -> None:
-    from minidist.config import load
+    from minidist.config import VERBS, load
 
     config = load(path, overrides or (), stage)
     _set_environment(config)
     if stage is None:
-        from minidist.plan import make_plan
+        from minidist.stages.plans import plan_lines
 
-        for line in make_plan(config).lines:
+        for line in plan_lines(config):
             print(line)
-        print(f"{path}: ready for minidist {config.stage}")
+        print(f"{path}: ready for minidist {VERBS.get(config.stage, config.stage)}")
         return
     _until_done(config)
 
@@ -113,10 +121,11 @@ def _set_environment(config: Any) -> None:
     """Threads, before torch is imported: this process works only when the roles live in it."""
     from minidist.cluster import thread_environment
 
-    threads = config.cluster.threads if config.cluster.roles == "local" else 1
+    alone = config.stage == "toy"
+    threads = 1 if alone else config.cluster.threads if config.cluster.roles == "local" else 1
     os.environ.update(thread_environment(threads))
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.cluster.gpus else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if not alone and config.cluster.gpus else "cpu")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
@@ -130,7 +139,8 @@ def _until_done(config: Any) -> None:
 
     start_log(None)
     directory = RunDirectory(config)
-    if directory.finished():
+    # A comparison looks for what is left to be done by itself, and draws its table and picture again.
+    if config.stage not in ("compare", "toy") and directory.finished():
         log.info("%s is finished already; run.overwrite=true runs it again", directory.path)
         if config.stage == "evaluate" and directory.summary:
             from minidist.evaluation.table import show

@@ -83,6 +83,17 @@ class Cluster:
         await together(remote.start(make, group=group, **arguments) for remote, group in zip(seated, groups, strict=True))
         return seated
 
+    async def restart(self, members: Sequence[T], make: Callable[..., T], **arguments: Any) -> list[T]:
+        """What `make` builds in place of a role, or of the ranks of one: in the same processes, which stay warm."""
+        if self._config.roles == "local":
+            await together(self.dismiss(member) for member in members)
+            return [await self.host("learner", make, **arguments)]
+        remotes: list[Any] = list(members)
+        # The ranks have met: their process group lives as long as they do.
+        groups = [{"group": RankGroup(rank, len(members))} if len(members) > 1 else {} for rank in range(len(members))]
+        await together(remote.start(make, **group, **arguments) for remote, group in zip(remotes, groups, strict=True))
+        return remotes
+
     async def dismiss(self, role: Any) -> None:
         """End one role before the others; its place is free again."""
         for entry in [entry for entry in self._actors if entry[0] is role]:
@@ -99,14 +110,14 @@ class Cluster:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        from minidist.remote import Remote
+        from minidist.remote import Host, Remote
 
         taken = {bundle for _, _, bundle in self._actors}
         bundle = next(i for i, name in enumerate(self._bundles) if name == role and i not in taken)
         config = self._settings(role)
         strategy = PlacementGroupSchedulingStrategy(self._placed, placement_group_bundle_index=bundle)
         actor = (
-            ray.remote(_Host)
+            ray.remote(Host)
             .options(
                 num_cpus=self._cpus(config),
                 num_gpus=self._config.gpus_of(config),
@@ -217,27 +228,6 @@ def _own_group() -> Iterator[None]:
         yield
     finally:
         os.setpgid(0, ours)
-
-
-class _Host:
-    """The actor: holds one role and passes its verbs on."""
-
-    _role: Any
-
-    async def call(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        if verb == "start":
-            self._role = arguments[0](**options)
-            return None
-        if verb == "ask":
-            return arguments[0](**options)
-        return await getattr(self._role, verb)(*arguments, **options)
-
-    async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        """The same, but what it gives stays in the object store: only its reference goes back."""
-        import ray
-
-        result = await self.call(verb, *arguments, **options)
-        return None if result is None else ray.put(result)
 
 
 def _free_address() -> str:

@@ -42,15 +42,18 @@ class Plan:
     cache: "ScoreCache | None" = None
 
 
-def make_plan(config: Config) -> Plan:
-    """Check a configuration against the disk and the machine; every refusal is a UserError."""
+def make_plan(config: Config, prompts: tuple[list[Prompt], int] | None = None) -> Plan:
+    """Check a configuration against the disk and the machine; every refusal is a UserError.
+
+    `prompts`: of a distillation whose data was read before, with the number of rows left out.
+    """
     RunDirectory(config).check()
     check_machine(config.cluster)
     if isinstance(config, SftConfig):
         return _plan_sft(config)
     if isinstance(config, ScoreConfig):
         return _plan_score(config)
-    return _plan_distill(config) if isinstance(config, DistillConfig) else _plan_evaluate(config)
+    return _plan_distill(config, prompts) if isinstance(config, DistillConfig) else _plan_evaluate(config)
 
 
 def _plan_sft(config: SftConfig) -> Plan:
@@ -76,7 +79,7 @@ def _plan_sft(config: SftConfig) -> Plan:
     return plan
 
 
-def _plan_distill(config: DistillConfig) -> Plan:
+def _plan_distill(config: DistillConfig, prompts: tuple[list[Prompt], int] | None = None) -> Plan:
     from minidist.learners.prompted import prompt_lines
     from minidist.modeling import context_length, load_config, student_tokenizer
     from minidist.offline import open_cache
@@ -89,11 +92,11 @@ def _plan_distill(config: DistillConfig) -> Plan:
     _check_head_size(student, "student.model", config.rollout, config.cluster.gpus)
     _check_split(student, "student.model", config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
     plan.max_tokens = _room((student, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
-    plan.prompts, skipped = read_prompts(
+    plan.prompts, skipped = prompts or read_prompts(
         config.data.prompts,
         plan.renderer,
         max_prompt_tokens=config.data.max_prompt_tokens,
-        gold=config.prefix.gold or any(stream.writer == "dataset" for stream in config.streams.values()),
+        gold=config.gold,
     )
     plan.lines += [
         *student_lines(config.student, student),

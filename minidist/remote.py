@@ -1,6 +1,7 @@
 """A role that lives in a Ray actor, behind the role's own verbs."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -43,3 +44,30 @@ class Remote:
         except RayActorError as error:
             reason = str(error).strip().splitlines()[0]
             raise RoleError(f"the {self._name} died in {verb}: {reason}; its output is in the run's logs/") from error
+
+
+class Host:
+    """The actor: holds one role and passes its verbs on."""
+
+    _role: Any = None
+
+    async def call(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        if verb == "start":
+            await self._clear()
+            self._role = arguments[0](**options)
+            return None
+        if verb == "ask":
+            return arguments[0](**options)
+        return await getattr(self._role, verb)(*arguments, **options)
+
+    async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        """The same, but what it gives stays in the object store: only its reference goes back."""
+        result = await self.call(verb, *arguments, **options)
+        return None if result is None else ray.put(result)
+
+    async def _clear(self) -> None:
+        """The role that was here before gives its memory back before the next one takes it."""
+        if self._role is not None:
+            await self._role.close()
+            self._role = None
+            gc.collect()

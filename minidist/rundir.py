@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minidist.checkpoint import Checkpoint, Checkpoints
-from minidist.config import Config, dump
+from minidist.config import Command, dump
+from minidist.config.run import RunConfig
 from minidist.errors import RunDirectoryError
 
 _LOCK = ".lock"
@@ -18,10 +19,11 @@ _LOCK = ".lock"
 class RunDirectory:
     """`run.directory` on disk. Its `config.json` says which configuration it belongs to."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Command) -> None:
         self.path = config.run.directory
         self._resolved = dump(config)
-        self._overwrite, self._kept = config.run.overwrite, config.run.checkpoints_kept
+        self._overwrite = config.run.overwrite
+        self._kept = config.run.checkpoints_kept if isinstance(config.run, RunConfig) else 0
 
     @property
     def final(self) -> Path:
@@ -76,14 +78,25 @@ class RunDirectory:
         self._lock()
         checkpoint = None if self._overwrite else self.checkpoints.newest()
         if checkpoint is None:
-            # config.json last: when this is interrupted, what is left is still known for a run.
-            for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.json"):
-                if entry.name != _LOCK:
-                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            self._clear()
         else:
             _cut(self.path / "metrics.jsonl", checkpoint)
-        _write(self.path / "config.json", self._resolved)
+        write_whole(self.path / "config.json", self._resolved)
         return checkpoint
+
+    def share(self) -> None:
+        """Take a directory that holds runs of its own: what is there stays, unless run.overwrite is set."""
+        self.check()
+        self._lock()
+        if self._overwrite:
+            self._clear()
+        write_whole(self.path / "config.json", self._resolved)
+
+    def _clear(self) -> None:
+        # config.json last: when this is interrupted, what is left is still known for a run.
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.json"):
+            if entry.name != _LOCK:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -103,14 +116,14 @@ class RunDirectory:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json: the run is done, and the directory free."""
-        _write(self.path / "summary.json", summary)
+        write_whole(self.path / "summary.json", summary)
         self._held.close()
 
 
 # Neither what the machine does, nor what is kept, nor where, nor what raises an alarm, changes the numbers beyond rounding: a
-# run may go on with others.
+# run may go on with others. Nor do a comparison's cells and seeds, which are runs in directories of their own.
 _FREE = re.compile(
-    r"cluster\..*|run\.(directory|overwrite|checkpoint_every|checkpoints_kept|rollouts_every|tensorboard)"
+    r"base\..*|cells\..*|seeds|cluster\..*|run\.(directory|overwrite|checkpoint_every|checkpoints_kept|rollouts_every|tensorboard)"
     r"|canaries\.(alarm_\w+|stop_on)"
     r"|learner\.(backend|zero_stage|offload_\w+|activation_checkpointing|micro_batch_tokens|layout|chunk_tokens)"
 )
@@ -127,10 +140,10 @@ def _difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | 
     return None if there == here else (key, there, here)
 
 
-def _write(file: Path, values: dict[str, Any]) -> None:
-    """Whole or not at all, whenever the process ends."""
+def write_whole(file: Path, values: Any, *, indent: int | None = 2) -> None:
+    """Values as JSON, whole or not at all, whenever the process ends."""
     partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=2) + "\n")
+    partial.write_text(json.dumps(values, indent=indent) + "\n")
     partial.replace(file)
 
 

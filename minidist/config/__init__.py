@@ -1,8 +1,23 @@
 """Typed configuration: YAML and dotted overrides in, one frozen object out. Imports no torch, ray, vllm or deepspeed."""
 
+from minidist.config.compare import CompareConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.load import dump, load
 from minidist.config.score import ScoreConfig
-from minidist.config.stages import CONFIGS, Config, EvaluateConfig, SftConfig
+from minidist.config.stages import CONFIGS, VERBS, Command, Config, EvaluateConfig, SftConfig
+from minidist.config.toy import ToyConfig
 
-__all__ = ["CONFIGS", "Config", "DistillConfig", "EvaluateConfig", "ScoreConfig", "SftConfig", "dump", "load"]
+__all__ = [
+    "CONFIGS",
+    "VERBS",
+    "Command",
+    "CompareConfig",
+    "Config",
+    "DistillConfig",
+    "EvaluateConfig",
+    "ScoreConfig",
+    "SftConfig",
+    "ToyConfig",
+    "dump",
+    "load",
+]

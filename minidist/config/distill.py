@@ -82,8 +82,7 @@ class DistillConfig(Section):
         if isinstance(self.objective, PolicyConfig | K2Config | RankingConfig):
             self._check_samples(self.objective)
         self._check_mixture()
-        gold = self.prefix.gold or any(stream.writer == "dataset" for stream in self.streams.values())
-        if gold and self.data.prompts.answer is None and self.data.prompts.task is None:
+        if self.gold and self.data.prompts.answer is None and self.data.prompts.task is None:
             raise ValueError(
                 "prefix.dataset needs data.prompts.answer: the template of the gold answer; so do prefix.replay and a stream "
                 "of writer dataset"
@@ -126,6 +125,11 @@ class DistillConfig(Section):
         turns = self.teacher_mix > 0 and self.rollout.engine == "vllm"
         writes = self.prefix.teacher > 0 or any(stream.writer == "teacher" for stream in self.streams.values())
         return asked or turns or writes or self.evaluation.every is not None
+
+    @property
+    def gold(self) -> bool:
+        """Whether any of the text may be gold answers to the prompts."""
+        return self.prefix.gold or any(stream.writer == "dataset" for stream in self.streams.values())
 
     @property
     def updates(self) -> int:

@@ -7,17 +7,22 @@ from pydantic import Field
 from minidist.config.base import Section
 
 
-class RunConfig(Section):
-    """A run and its directory."""
+class PlaceConfig(Section):
+    """A run's directory."""
 
     directory: Path
     """Where everything of the run goes. A finished run of the same configuration is left as it is."""
+    overwrite: bool = False
+    """Start again in a directory that holds another run; its files are deleted first."""
+
+
+class RunConfig(PlaceConfig):
+    """A run and its directory."""
+
     seed: int = Field(default=0, ge=0)
     """Source of every random number of the run: weights, data order, sampling."""
     steps: int = Field(default=100, ge=1)
     """Collections, each followed by its optimizer step (several in minillm's inner epochs) and one publication."""
-    overwrite: bool = False
-    """Start again in a directory that holds another run; its files are deleted first."""
     deterministic: bool = False
     """Give the same bits again: algorithms without a deterministic form are refused, engines forget every cached key and
     value before they write. A run that was interrupted then goes on exactly as if it had not been."""

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeInt, model_validator
 
 from minidist.config.base import Section
+from minidist.config.compare import CompareConfig
 from minidist.config.data import EvaluateDataConfig, SftDataConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.learning import LearnerConfig, MeasureConfig, RolloutConfig
@@ -12,6 +13,7 @@ from minidist.config.models import DType, StudentConfig, TeacherConfig
 from minidist.config.run import RunConfig
 from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner
 from minidist.config.score import ScoreConfig
+from minidist.config.toy import ToyConfig
 
 
 class SftConfig(Section):
@@ -77,9 +79,16 @@ class EvaluateConfig(Section):
 
 
 Config = SftConfig | DistillConfig | EvaluateConfig | ScoreConfig
-CONFIGS: dict[str, type[SftConfig] | type[DistillConfig] | type[EvaluateConfig] | type[ScoreConfig]] = {
+"""What one run takes."""
+Command = Config | CompareConfig | ToyConfig
+"""What a configuration file holds."""
+VERBS = {"toy": "compare"}
+"""The verb of a stage that has none of its own name."""
+CONFIGS: dict[str, type[Command]] = {
     "sft": SftConfig,
     "distill": DistillConfig,
     "evaluate": EvaluateConfig,
     "score": ScoreConfig,
+    "compare": CompareConfig,
+    "toy": ToyConfig,
 }

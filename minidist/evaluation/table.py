@@ -22,6 +22,7 @@ _COLUMNS = {
     "truncated_frac": "truncated",
     "repetition_frac": "repeated",
     "distinct_4": "distinct-4",
+    "seconds": "seconds",
 }
 
 
@@ -41,12 +42,20 @@ def _table(result: dict[str, Any]) -> Table:
     return table
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """The same as a Markdown table, its caption below."""
+    table = _table(result)
+    rows = [[str(column.header) for column in table.columns], ["---"] * len(table.columns)]
+    rows += [list(row) for row in zip(*(map(str, column.cells) for column in table.columns), strict=True)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{table.caption}\n"
+
+
 _ASKED = {"accuracy": "accuracy", "ece": "ECE"}
 
 
 def _cell(figures: dict[str, Any], name: str) -> str:
-    if name not in figures:
+    if figures.get(name) is None:
         return "–"
     error = figures.get(f"{name}_sd", figures.get(f"{name}_se"))
-    digits = 1 if name == "exposure_bias" else 3
+    digits = 1 if name in ("exposure_bias", "seconds") else 3
     return f"{figures[name]:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

@@ -4,19 +4,23 @@ import time
 from typing import Any
 
 from minidist.cluster import Cluster
-from minidist.config import Config, DistillConfig, ScoreConfig, SftConfig
+from minidist.config import Command, CompareConfig, DistillConfig, ScoreConfig, SftConfig, ToyConfig
 from minidist.plan import make_plan
 from minidist.rundir import RunDirectory
+from minidist.stages.compare import compare
 from minidist.stages.distill import distill
 from minidist.stages.evaluate import evaluate
 from minidist.stages.roles import Roles, hosted
 from minidist.stages.score import score
 from minidist.stages.sft import sft
+from minidist.stages.toy import toy
 from minidist.tracking import log, start_log
 
 
-async def run_stage(config: Config) -> dict[str, Any]:
+async def run_stage(config: Command) -> dict[str, Any]:
     """Run a stage from its start to its end and return its summary."""
+    if isinstance(config, CompareConfig | ToyConfig):
+        return await (compare(config) if isinstance(config, CompareConfig) else toy(config))
     directory = RunDirectory(config)
     plan = make_plan(config)
     checkpoint = directory.start()

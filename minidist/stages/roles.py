@@ -28,23 +28,23 @@ class Roles:
 
     async def engines(self, model: ModelConfig, rollout: RolloutConfig, *, teacher: TeacherConfig | None = None) -> Engines:
         """cluster.rollout.actors engines that hold `model`; those in transformers also `teacher`, to write with."""
-        role = self._config.cluster.rollout
-        hosting = [
-            self._cluster.host(
-                "rollout",
-                make_engine,
-                model=model,
-                rollout=rollout,
-                max_tokens=self._plan.max_tokens,
-                tensor_parallel=role.tensor_parallel,
-                seed=self._config.run.seed,
-                deterministic=self._deterministic,
-                teacher=teacher,
-                **self._common(role),
-            )
-            for _ in range(role.actors)
-        ]
+        arguments = self.engine_arguments(model, rollout, teacher)
+        hosting = [self._cluster.host("rollout", make_engine, **arguments) for _ in range(self._config.cluster.rollout.actors)]
         return Engines(await together(hosting))
+
+    def engine_arguments(self, model: ModelConfig, rollout: RolloutConfig, teacher: TeacherConfig | None) -> dict[str, Any]:
+        """What each engine is made from."""
+        role = self._config.cluster.rollout
+        return {
+            "model": model,
+            "rollout": rollout,
+            "max_tokens": self._plan.max_tokens,
+            "tensor_parallel": role.tensor_parallel,
+            "seed": self._config.run.seed,
+            "deterministic": self._deterministic,
+            "teacher": teacher,
+            **self._common(role),
+        }
 
     async def teachers(self, config: TeacherConfig, *, mixing: bool = False) -> Teachers:
         """cluster.teacher.actors teachers, each in as many shards as it needs. `mixing`: they also take turns with students."""
@@ -64,9 +64,7 @@ class Roles:
     ) -> Learner:
         """The learner's ranks, as one learner. Without objectives it only measures, and is one."""
         role = self._config.cluster.learner
-        members = await self._cluster.host_group(
-            "learner",
-            make_learner,
+        members = await self._ranks(
             role.ranks if objectives else 1,
             student=student,
             teacher=teacher,
@@ -78,6 +76,9 @@ class Roles:
             **self._common(role),
         )
         return members[0] if len(members) == 1 else LearnerRanks(members)
+
+    async def _ranks(self, count: int, **arguments: Any) -> list[Learner]:
+        return await self._cluster.host_group("learner", make_learner, count, **arguments)
 
     async def dismiss(self, *roles: Any) -> None:
         """End them and free their places."""

@@ -336,7 +336,7 @@ def test_a_role_that_dies_ends_the_run_with_a_sentence(models: Path, nothing_lef
     process = start(write(models / "bereaved.yaml", distill(models, directory.name, 5000)))
     try:
         wait_for_steps(directory, process)
-        hosts = [pid for pid in _ours() - known if "_Host" in " ".join(psutil.Process(pid).cmdline())]
+        hosts = [pid for pid in _ours() - known if "ray::Host" in " ".join(psutil.Process(pid).cmdline())]
         assert len(hosts) == 3
         psutil.Process(hosts[0]).kill()
         _, errors = process.communicate(timeout=60)

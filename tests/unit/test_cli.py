@@ -22,10 +22,10 @@ def test_version_and_help(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert capsys.readouterr().out == f"minidist {__version__}\n"
     assert left_with(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    assert [verb for verb in ("sft", "distill", "evaluate", "check", "doctor", "sample") if verb not in shown] == []
+    assert [verb for verb in ("sft", "distill", "evaluate", "compare", "check", "doctor", "sample") if verb not in shown] == []
 
 
-@pytest.mark.parametrize("verb", ["sft", "distill", "evaluate", "check"])
+@pytest.mark.parametrize("verb", ["sft", "distill", "evaluate", "compare", "check"])
 def test_what_the_user_can_mend_is_one_line_and_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str
 ) -> None:

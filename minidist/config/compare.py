@@ -1,0 +1,151 @@
+"""`compare`: one student through a list of objectives, all else being equal."""
+
+from copy import deepcopy
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
+
+from minidist.config.base import Section
+from minidist.config.data import SourceConfig
+from minidist.config.distill import DistillConfig
+from minidist.config.run import PlaceConfig
+from minidist.config.runtime import ClusterConfig
+from minidist.config.sentence import sentence
+
+_WHOLE = ("method", "objective", "prefix", "streams")
+# What the engine, the teacher and the prompts are made from: they stay while the cells change.
+_SHARED = (
+    *(f"student.{key}" for key in ("model", "dtype", "tokenizer", "trust_remote_code")),
+    "teacher",
+    "data",
+    *(f"rollout.{key}" for key in ("engine", "kv_cache_gib", "gpu_memory_utilization", "max_sequences")),
+    "run.deterministic",
+    "cluster",
+)
+
+
+class CellTestConfig(Section):
+    """What each cell is measured on at its end, at temperature 1."""
+
+    test: SourceConfig
+    """Held-out prompts, with gold answers where accuracy or ROUGE-L is wanted."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer. None: rollout.max_new_tokens of the first cell."""
+    seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
+    """Sampling seeds of the answers, the same for every cell; figures are means over them."""
+
+
+class CompareConfig(Section):
+    """Cells times seeds: each a distillation of its own in run.directory/cells/NAME-seedN, all of them with the same engine,
+    teacher and learner processes. Cells and seeds may be added later; finished ones are not run again."""
+
+    stage: Literal["compare"]
+    run: PlaceConfig
+    base: dict[str, Any]
+    """What `distill` takes, but for stage, run.directory and run.seed: what the cells have in common."""
+    cells: dict[str, dict[str, Any]] = Field(min_length=1)
+    """Name to what is different: sections, or dotted keys. method, objective, prefix and streams replace those of base; a
+    dotted key and any other section change single values. A cell's method also takes the place of base's objective, prefix
+    and streams."""
+    seeds: list[NonNegativeInt] = Field(default=[0, 1, 2], min_length=1)
+    """Every cell is run once with each of these as its run.seed."""
+    evaluation: CellTestConfig
+
+    @field_validator("cells")
+    @classmethod
+    def _names(cls, cells: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name in cells:
+            if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or name == "teacher":
+                raise ValueError(f"cells.{name}: a cell's name is part of a path: letters, digits, _ - . and not teacher")
+        return cells
+
+    @model_validator(mode="after")
+    def _cells_are_runs(self) -> "CompareConfig":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds are {self.seeds}: the same seed twice is the same run; give different ones")
+        configs = {name: self.cell(name, self.seeds[0]) for name in self.cells}
+        first = next(iter(configs))
+        for name, config in configs.items():
+            if config.teacher.backend != "hf" or config.teacher.payload != "hidden":
+                raise ValueError(
+                    f"cells.{name}: the cells are measured by exact divergences; set base.teacher.backend=hf and "
+                    "base.teacher.payload=hidden"
+                )
+            for key in _SHARED:
+                here, there = _at(config, key), _at(configs[first], key)
+                if here != there:
+                    raise ValueError(
+                        f"cells.{name}: {key} is {here!r}, and {there!r} in cells.{first}; the cells share the processes and "
+                        f"the data: set {key} in base alone"
+                    )
+        return self
+
+    def cell(self, name: str, seed: int) -> DistillConfig:
+        """The distillation that a cell is with a seed. Raises ValueError with one sentence."""
+        tree = self._tree(name)
+        tree["stage"] = "distill"
+        place = {"directory": self.run.directory / "cells" / f"{name}-seed{seed}", "seed": seed}
+        tree["run"] = (tree.get("run") or {}) | place | ({"overwrite": True} if self.run.overwrite else {})
+        try:
+            return DistillConfig.model_validate(tree)
+        except ValidationError as error:
+            raise ValueError(f"cells.{name}: {sentence(error, DistillConfig)}") from None
+
+    @property
+    def first(self) -> DistillConfig:
+        """One cell, for what all have in common."""
+        return self.cell(next(iter(self.cells)), self.seeds[0])
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        return self.first.cluster
+
+    def _tree(self, name: str) -> dict[str, Any]:
+        """Base, changed as the cell says."""
+        tree = merged(self.base, self.cells[name])
+        for key in ("directory", "seed"):
+            if key in (tree.get("run") or {}):
+                instead = {"directory": "run.directory", "seed": "seeds"}[key]
+                raise ValueError(f"cells.{name}: run.{key} is set by {instead}; take it out of base and of the cell")
+        if "stage" in tree:
+            raise ValueError(f"cells.{name}: every cell is a distillation; take stage out of base and of the cell")
+        return tree
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A new tree: `base` with the changes of a cell.
+
+    >>> merged({"objective": {"type": "kd", "ratio": 1}, "run": {"steps": 5}}, {"objective": {"type": "k2"}, "run.steps": 2})
+    {'objective': {'type': 'k2'}, 'run': {'steps': 2}}
+    """
+    tree = deepcopy(base)
+    given = {key for key in changes if "." not in key}
+    for key in _WHOLE[1:] if "method" in given else _WHOLE[:1] if "objective" in given else ():
+        tree.pop(key, None)
+    for key, value in changes.items():
+        if key in _WHOLE:
+            tree[key] = deepcopy(value)
+        else:
+            *sections, last = key.split(".")
+            _set(tree, sections, last, deepcopy(value))
+    return tree
+
+
+def _set(tree: dict[str, Any], sections: list[str], key: str, value: Any) -> None:
+    for section in sections:
+        if not isinstance(tree.get(section), dict):
+            tree[section] = {}
+        tree = tree[section]
+    if isinstance(value, dict) and isinstance(tree.get(key), dict):
+        for inner, given in value.items():
+            _set(tree[key], [], inner, given)
+    else:
+        tree[key] = value
+
+
+def _at(config: DistillConfig, key: str) -> Any:
+    """The value at a dotted key, as JSON would hold it."""
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value

@@ -1,0 +1,150 @@
+"""`minidist compare` with the real engines: processes that stay, the numbers of a cold run, and nothing done twice."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from minidist.config import CompareConfig, load
+from minidist.evaluation.comparison import BEFORE, TEACHER
+from minidist.stages import run_stage
+from minidist.stages.compare import Bench
+from minidist.stages.plans import plan_compare
+from minidist.tracking import log
+from tests.integration.conftest import SHAPE, Stack, save_model
+
+CELLS: dict[str, Any] = {
+    "gold": {"objective": {"type": "supervised"}, "prefix": {"student": 0, "dataset": 1}},
+    "own": {"objective": {"type": "reverse_kl"}},
+}
+
+
+def configured(models: Path, root: Path, cells: dict[str, Any], **base: Any) -> CompareConfig:
+    tree: dict[str, Any] = {
+        "stage": "compare",
+        "run": {"directory": str(root / "compare")},
+        "seeds": [0, 1],
+        "base": {
+            "run": {"steps": 3, "deterministic": True, "tensorboard": False, "checkpoint_every": None},
+            "student": {"model": str(models / "student")},
+            "teacher": {"model": str(models / "teacher")},
+            "data": {"prompts": {"path": "task:sort", "rows": 40}, "max_prompt_tokens": 16},
+            "rollout": {"prompts_per_step": 8, "max_new_tokens": 8, "engine": base.pop("engine", "vllm")},
+            "learner": {"backend": base.pop("backend", "deepspeed"), "optimizer": {"lr": 0.01}},
+            **base,
+        },
+        "cells": cells,
+        "evaluation": {"test": {"path": "task:sort", "split": "test", "rows": 16}},
+    }
+    file = root / "compare.yaml"
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    found = load(file, (), "compare")
+    assert isinstance(found, CompareConfig)
+    return found
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """What a run in this process changes for all of it."""
+    handlers, propagate = log.handlers, log.propagate
+    yield
+    log.handlers, log.propagate = handlers, propagate
+    torch.use_deterministic_algorithms(False)
+
+
+def numbers(directory: Path) -> list[dict[str, float]]:
+    """A run's metrics, but for how long things took."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith(("time/", "speed/"))} for line in lines]
+
+
+class Borrowed:
+    """The session's cluster, whose first engine and teacher serve as those that are asked for; a learner is hosted anew."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._there = {"rollout": stack.engine, "teacher": stack.teacher}
+        self.host_group, self.restart = stack.cluster.host_group, stack.cluster.restart
+
+    async def host(self, role: str, make: Any, **arguments: Any) -> Any:
+        return self._there[role]
+
+
+def test_cells_share_processes_and_a_warm_learner_gives_the_numbers_of_a_new_one(stack: Stack, tmp_path: Path) -> None:
+    config = configured(stack.student.parent, tmp_path, CELLS)
+    borrowed: Any = Borrowed(stack)
+    bench = Bench(borrowed, config, plan_compare(config))
+
+    def process() -> int:
+        learner: Any = bench.learner
+        return stack.run(learner.ask(os.getpid))
+
+    taught, before = stack.run(bench.start())
+    assert (taught["objective"], before["objective"]) == (TEACHER, BEFORE) and taught["reverse_kl"] == 0
+    there = process()
+    records = {(name, seed): stack.run(bench.run(name, seed)) for seed in config.seeds for name in config.cells}
+    assert process() == there
+    warm = records["own", 1]
+    assert warm["reverse_kl"] < before["reverse_kl"] and records["own", 0]["reverse_kl"] != warm["reverse_kl"]
+    # What needs no teacher while it learns is measured by it all the same.
+    assert records["gold", 0].keys() == warm.keys() and records["gold", 0]["settings"]["prefix"]["dataset"] == 1
+    assert warm["steps"] == warm["optimizer_steps"] == 3
+    directory = config.cell("own", 1).run.directory
+    steps = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert warm["seconds"] == pytest.approx(sum(v for s in steps for k, v in s.items() if k.startswith("time/")), abs=0.01)
+    directory.rename(tmp_path / "warm")
+    stack.dismiss(bench.learner)
+    bench.learner = None
+    cold = stack.run(bench.run("own", 1))
+    assert process() != there
+    stack.dismiss(bench.learner)
+    stack.run(stack.engines.load(stack.student))
+    for new, old in zip(numbers(directory), numbers(tmp_path / "warm"), strict=True):
+        assert new == pytest.approx(old, rel=1e-3, abs=1e-5)
+    assert cold["reverse_kl"] == pytest.approx(warm["reverse_kl"], rel=1e-3)
+
+
+def test_a_comparison_is_the_same_runs_as_alone_and_is_done_once(
+    tmp_path: Path, as_before: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, with engine hf, which holds a teacher for the cell that mixes and none for the others."""
+    save_model(tmp_path / "student", SHAPE, 1)
+    save_model(tmp_path / "teacher", SHAPE | {"hidden_size": 96}, 2)
+    mixed = {"objective": {"type": "minillm"}, "rollout.teacher_mix": 0.5}
+    bad = {"objective": {"type": "reverse_kl"}, "learner": {"optimizer": {"lr": 1e30, "grad_clip": None}}}
+    cells = {"own": CELLS["own"], "mixed": mixed, "bad": bad, "gold": CELLS["gold"]}
+    config = configured(tmp_path, tmp_path, cells, cluster={"roles": "local"}, engine="hf", backend="single")
+    asyncio.run(run_stage(config))
+    directory = config.run.directory
+    records = json.loads((directory / "compare.json").read_text())
+    assert [(row["objective"], row["seed"]) for row in records[:4]] == [(TEACHER, None), (BEFORE, None), ("own", 0), ("own", 1)]
+    assert len(records) == 10 and (directory / "compare.png").is_file()
+    assert [row["objective"] for row in records if "failed" in row] == ["bad", "bad"]
+    assert all(
+        {"reverse_kl", "forward_kl", "exposure_bias", "distinct_4"} <= row.keys() for row in records if "failed" not in row
+    )
+    assert "not finite" in (directory / "table.md").read_text() or "is nan" in (directory / "table.md").read_text()
+    for name in ("own", "mixed"):
+        cell = config.cell(name, 1)
+        alone = cell.model_copy(update={"run": cell.run.model_copy(update={"directory": tmp_path / name})})
+        asyncio.run(run_stage(alone))
+        assert numbers(alone.run.directory) == numbers(cell.run.directory)
+        weights = [(run.run.directory / "final" / "model.safetensors").read_bytes() for run in (alone, cell)]
+        assert weights[0] == weights[1]
+
+    (directory / "compare.png").unlink()
+    monkeypatch.setattr(sys.modules[Bench.__module__], "Cluster", None)  # nothing may start
+    asyncio.run(run_stage(config))
+    assert json.loads((directory / "compare.json").read_text()) == records and (directory / "compare.png").is_file()
+    monkeypatch.undo()
+
+    (directory / "compare.json").write_text(json.dumps([row for row in records if row["objective"] != "own"]))
+    asyncio.run(run_stage(config))  # trained already, to be measured
+    again = json.loads((directory / "compare.json").read_text())
+    assert again == records
