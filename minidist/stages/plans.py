@@ -39,12 +39,12 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     configs = {name: config.cell(name, config.seeds[0]) for name in config.cells}
     for name in configs:
         _check_directories(config, name)
-    read: dict[bool, tuple[list[Prompt], int]] = {}
+    read: dict[str, tuple[list[Prompt], int]] = {}
     plans: dict[str, Plan] = {}
     for name, cell in configs.items():
-        gold = cell.prefix.dataset > 0
-        plans[name] = make_plan(cell, read.get(gold))
-        read.setdefault(gold, (plans[name].prompts, 0))
+        writers = cell.model_dump_json(include={"prefix", "streams"})  # they say whether gold answers are read too
+        plans[name] = make_plan(cell, read.get(writers))
+        read.setdefault(writers, (plans[name].prompts, 0))
     first = next(iter(plans))
     # Of all cells the first that mixes needs the most; the others are said by what sets them apart.
     fullest = next((name for name, cell in configs.items() if takes_turns(cell)), first)
