@@ -7,15 +7,15 @@ from minidist.budget import memory_lines
 from minidist.cluster import check_machine
 from minidist.config import Config, DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.data import RenderConfig, SourceConfig
-from minidist.config.learning import RolloutConfig
 from minidist.config.models import ModelConfig, TeacherConfig
 from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, read_examples, read_prompts
 from minidist.errors import ConfigError
+from minidist.fits import check_classes, check_context, check_head_size, check_heads_on_cpu, check_split, tokens_held
 from minidist.rundir import RunDirectory
 from minidist.sizes import size_line, student_lines
-from minidist.types import PROBE_TOKENS, Prompt, Rollout
+from minidist.types import Prompt, Rollout
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -64,7 +64,7 @@ def _plan_sft(config: SftConfig) -> Plan:
     model = load_config(config.student, "student.model") if trained else architecture(config.student, tokenizer)
     plan = Plan(Renderer(tokenizer, config.data))
     plan.max_tokens = config.data.max_tokens
-    _fits(context_length(model), plan.max_tokens, "data.max_tokens")
+    check_context(context_length(model), plan.max_tokens, "data.max_tokens")
     limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "max_tokens": plan.max_tokens}
     plan.examples, skipped = read_examples(config.data.train, plan.renderer, **limits)
     plan.lines += [*student_lines(config.student, model), _rows("train", config.data.train, len(plan.examples), skipped)]
@@ -88,10 +88,10 @@ def _plan_distill(config: DistillConfig, prompts: tuple[list[Prompt], int] | Non
     student, teacher = load_config(config.student, "student.model"), load_config(config.teacher, "teacher.model")
     plan = Plan(Renderer(tokenizer, config.data))
     plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
-    _check_classes(config, plan.vocabulary)
-    _check_head_size(student, "student.model", config.rollout, config.cluster.gpus)
-    _check_split(student, "student.model", config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
-    plan.max_tokens = _room((student, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
+    check_classes(config, plan.vocabulary)
+    check_head_size(student, "student.model", config.rollout, config.cluster.gpus)
+    check_split(student, "student.model", config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
+    plan.max_tokens = tokens_held((student, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
     plan.prompts, skipped = prompts or read_prompts(
         config.data.prompts,
         plan.renderer,
@@ -139,26 +139,12 @@ def _plan_distill(config: DistillConfig, prompts: tuple[list[Prompt], int] | Non
     return plan
 
 
-def _check_classes(config: DistillConfig, vocabulary: int) -> None:
-    """No list is longer than the vocabulary."""
-    named: dict[str, Any] = {"objective": config.objective}
-    named |= {f"streams.{name}.objective": stream.objective for name, stream in config.streams.items()}
-    asked = {f"{key}.top_k": each.top_k for key, each in named.items() if getattr(each, "support", None) not in (None, "full")}
-    if config.teacher.payload == "top_k" and "top_k" in config.teacher.model_fields_set:
-        asked["teacher.top_k"] = config.teacher.top_k
-    for key, count in asked.items():
-        if count > vocabulary:
-            raise ConfigError(
-                f"{key} is {count}, and student and teacher share {vocabulary} tokens; set it to {vocabulary} or less"
-            )
-
-
 def _plan_streams(config: DistillConfig, plan: Plan, context: int) -> None:
     """Examples of the streams beside the main one."""
     for name, stream in config.streams.items():
         if stream.data is None:
             continue
-        _fits(context, stream.max_tokens, f"streams.{name}.max_tokens")
+        check_context(context, stream.max_tokens, f"streams.{name}.max_tokens")
         plan.streams[name], skipped = read_examples(
             stream.data, plan.renderer, max_prompt_tokens=config.data.max_prompt_tokens, max_tokens=stream.max_tokens
         )
@@ -172,12 +158,12 @@ def _plan_teacher(config: DistillConfig | ScoreConfig, plan: Plan, model: "Pretr
     backend, vocabulary = config.teacher.backend, plan.vocabulary or 0
     if backend in ("hf", "cache"):
         if isinstance(config, DistillConfig) and config.teacher_mix > 0 and config.rollout.engine == "vllm":
-            _check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
+            check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
         return []
     lines: list[str] = []
     if backend == "vllm":
-        _check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "teacher.backend=hf")
-        _check_split(model, "teacher.model", config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
+        check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "teacher.backend=hf")
+        check_split(model, "teacher.model", config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
     else:
         from minidist.teachers.probe import check_server
 
@@ -203,7 +189,7 @@ def _plan_score(config: ScoreConfig) -> Plan:
     plan = Plan(Renderer(tokenizer, config.data))
     plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
     plan.max_tokens = longest(config.data)
-    _fits(context_length(teacher), plan.max_tokens, "the longest row of data.sources")
+    check_context(context_length(teacher), plan.max_tokens, "the longest row of data.sources")
     plan.texts, lines = read_texts(config.data, plan.renderer)
     plan.lines += [size_line("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common", *lines]
     plan.lines += _plan_teacher(config, plan, teacher)
@@ -224,8 +210,8 @@ def _plan_evaluate(config: EvaluateConfig) -> Plan:
         plan = plan or Plan(Renderer(tokenizer, config.data))
         vocabulary = _shared(tokenizer, model, teacher, config.teacher)
         plan.vocabulary = min(plan.vocabulary or vocabulary, vocabulary)
-        plan.max_tokens = _room((model, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
-        _check_head_size(model, where, config.rollout, config.cluster.gpus)
+        plan.max_tokens = tokens_held((model, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
+        check_head_size(model, where, config.rollout, config.cluster.gpus)
         plan.lines.append(size_line(name, model))
     assert plan is not None
     plan.prompts, skipped = _read_prompts(config.data.test, plan.renderer, config.data)
@@ -248,50 +234,6 @@ def _shared(tokenizer: Any, student: Any, teacher: Any, config: TeacherConfig) -
 
     theirs = load_tokenizer(config.model or "", "teacher.model", trust_remote_code=config.trust_remote_code)
     return shared_vocabulary(tokenizer, theirs, vocabulary_size(student), vocabulary_size(teacher))
-
-
-def _room(models: tuple["PretrainedConfig", ...], tokens: int) -> int:
-    """Tokens an engine must hold: a prompt and its answer, and the probe of a weight sync."""
-    from minidist.modeling import context_length
-
-    context = min(context_length(model) for model in models)
-    _fits(context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
-    return max(tokens, min(PROBE_TOKENS + 1, context))
-
-
-# Head sizes that vLLM 0.32's attention on a CPU has kernels for.
-_CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-
-
-def _check_head_size(model: "PretrainedConfig", name: str, rollout: RolloutConfig, gpus: int) -> None:
-    if rollout.engine == "vllm":
-        _check_heads_on_cpu(model, name, gpus, "rollout.engine=hf")
-
-
-def _check_heads_on_cpu(model: "PretrainedConfig", name: str, gpus: int, cure: str) -> None:
-    """vLLM would refuse it as well, but only once the model is loaded."""
-    shape = model.get_text_config()
-    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    if not gpus and size not in _CPU_HEAD_SIZES:
-        sizes = ", ".join(map(str, _CPU_HEAD_SIZES))
-        raise ConfigError(f"{name} has attention heads of size {size}; vLLM on a CPU has {sizes}; set {cure}")
-
-
-def _check_split(model: "PretrainedConfig", name: str, parts: int, key: str) -> None:
-    """Tensor parallelism deals whole attention heads out."""
-    shape = model.get_text_config()
-    heads = shape.num_attention_heads
-    groups = getattr(shape, "num_key_value_heads", None) or heads
-    if heads % parts or (groups % parts and parts % groups):
-        raise ConfigError(
-            f"{key} is {parts}, and {name} has {heads} attention heads ({groups} for keys and values), which cannot be dealt "
-            "out evenly; set it to a number that divides them"
-        )
-
-
-def _fits(context: int, tokens: int, name: str) -> None:
-    if tokens > context:
-        raise ConfigError(f"{name} is {tokens}, more than the model's context of {context} tokens; lower it")
 
 
 def _at_most(source: SourceConfig, rows: int) -> SourceConfig:

@@ -22,7 +22,7 @@ LAYERS = [
     ("rundir",),
     ("lora",),
     ("modeling", "canaries", "alarms", "group", "memory"),
-    ("budget", "sizes"),
+    ("budget", "sizes", "fits"),
     ("rollout",),
     ("teachers", "learners", "transfer", "evaluation", "credit", "replay"),
     ("experience", "offline"),

@@ -9,6 +9,7 @@ import yaml
 from minidist.config import DistillConfig, dump, load
 from minidist.config.methods import names
 from minidist.errors import ConfigError
+from minidist.fits import check_classes
 from minidist.losses.objectives import make_objective
 
 BASE: dict[str, Any] = {
@@ -170,3 +171,26 @@ def test_endpoints_on_request(tmp_path: Path) -> None:
     for beta, name in ((0, "forward"), (1, "reverse")):
         config = made(tmp_path, f"objective={{type: jsd, beta: {beta}, endpoint: kl}}")
         assert make_objective(**config.objective.model_dump()) is not None, name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["objective={type: jsd, support: union, top_k: 30}"], "objective.top_k"),
+        (
+            ["method=distillm2", "streams.taught.objective={type: akl, support: student, top_k: 30}"],
+            "streams.taught.objective.top_k",
+        ),
+        (["objective={type: akl}", "teacher={model: t, payload: top_k, top_k: 30}"], "teacher.top_k"),
+    ],
+)
+def test_a_list_longer_than_the_vocabulary(overrides: list[str], key: str, tmp_path: Path) -> None:
+    config = made(tmp_path, *overrides)
+    with pytest.raises(ConfigError) as caught:
+        check_classes(config, 29)
+    assert str(caught.value) == f"{key} is 30, and student and teacher share 29 tokens; set it to 29 or less"
+    check_classes(config, 30)
+
+
+def test_a_default_list_may_be_longer(tmp_path: Path) -> None:
+    check_classes(made(tmp_path, "objective={type: akl}", "teacher={model: t, payload: top_k}"), 29)
