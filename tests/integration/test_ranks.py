@@ -12,6 +12,7 @@ from minidist.config.models import LoraConfig, StudentConfig, TeacherConfig
 from minidist.data.batching import collate
 from minidist.errors import DivergedError
 from minidist.learners.single import SingleLearner
+from minidist.losses.objectives import make_objective
 from minidist.rollout.pool import Engines
 from minidist.transfer.object_store import ObjectStoreTransfer
 from minidist.types import Batch, Rollout, TeacherScores, Weights
@@ -65,6 +66,26 @@ def test_two_ranks_give_the_gradient_of_one(stack: Stack, batch: Batch, expected
         assert update.metrics[name] == pytest.approx(metrics[name], rel=1e-4), name
     assert update.metrics["learner/loss_tokens"] == metrics["learner/loss_tokens"]
     assert stack.run(learner.describe())["ranks"] == 2
+
+
+FAMILY: dict[str, dict[str, Any]] = {
+    "sinkhorn": {"type": "sinkhorn", "group_tokens": 4},
+    "jsd, union": {"type": "jsd", "support": "union", "top_k": 5},
+}
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("name", FAMILY)
+def test_two_ranks_give_the_gradient_of_one_whatever_the_objective(stack: Stack, batch: Batch, name: str, stage: int) -> None:
+    """Groups of tokens stay whole, and ranks of a sharded head call it equally often, in chunks smaller than some answers."""
+    main = replace(batch, streams=batch.streams[:1])
+    single, objectives = plain_learner(stack), {"main": FAMILY[name]}
+    single._objectives = {"main": make_objective(**FAMILY[name])}
+    wanted = asyncio.run(single.update(main)).metrics
+    learner = stack.ranks(settings(micro_batch_tokens=90, chunk_tokens=7, zero_stage=stage), objectives=objectives)
+    found = stack.run(learner.update(main)).metrics
+    assert_same(weights_of(learner, stack), weights_of(single))
+    assert found["loss/nats_per_token"] == pytest.approx(wanted["loss/nats_per_token"], rel=1e-4)
 
 
 def test_two_engines_and_two_teachers_give_what_one_gives(stack: Stack, expected: Any, batch: Batch) -> None:
