@@ -257,6 +257,26 @@ def test_divergences_are_left_out_where_the_payload_does_not_hold_them(exact: bo
     assert teacher.written == (2 if exact else 0), "samples of the teacher that would measure nothing"
 
 
+def test_the_loss_on_gold_answers_is_that_of_all_their_tokens() -> None:
+    """Given to the learner whole, after their prompts; left out where they are not tokens."""
+
+    class Reading(Measuring):
+        async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
+            if stream.name != "gold":
+                return await super().measure(stream)
+            said = -np.concatenate([row.labels for row in stream.rows]) / 10
+            return Measures(np.zeros(len(said), dtype=np.int32), said)
+
+    rollouts = random_rollouts([(2, 3), (4, 5)])
+    gold = [np.array([1, 2, 6], dtype=np.int32), np.array([3], dtype=np.int32)]
+    prompts = [replace(rollout.prompt, gold=tokens) for rollout, tokens in zip(rollouts, gold, strict=True)]
+    options: dict[str, Any] = {"max_new_tokens": 5, "seeds": [0], "graded": False, "tolerance_nats": 1.0}
+    figures = asyncio.run(Examiner(prompts, Reading(True), **options).examine(Reading(True), Reading(True)))
+    assert figures["gold_nats"] == pytest.approx((1 + 2 + 6 + 3) / 40)
+    bare = [rollout.prompt for rollout in rollouts]
+    assert "gold_nats" not in asyncio.run(Examiner(bare, Reading(True), **options).examine(Reading(True), Reading(True)))
+
+
 class Recording(Measuring):
     """Also remembers with which options it was asked to write, and writes what depends on the seed."""
 
