@@ -155,8 +155,8 @@ class DistillConfig(Section):
     def _check_samples(self, objective: PolicyConfig | K2Config | RankingConfig) -> None:
         """What learns from sampled tokens alone knows the probability of every one of them."""
         name, temperature = f"objective.type {objective.type}", getattr(objective, "temperature", 1.0)
-        if self.prefix.student < 1:
-            raise ValueError(f"{name} learns from the student's own samples; set prefix.student=1")
+        if self.prefix.student < 1 or self.prefix.replay is not None:
+            raise ValueError(f"{name} learns from the student's own samples of now; set prefix.student=1, without replay")
         if self.rollout.top_p != 1:
             raise ValueError(
                 f"{name} weighs tokens by their whole probability, which sampling with rollout.top_p below 1 does not follow; "

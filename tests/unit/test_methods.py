@@ -138,6 +138,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["prefix.replay follows the loss", "set evaluation.every", "prefix.replay.growth=0"],
     ),
     "small buffer": (["method=distillm", "prefix.replay.capacity=10"], ["capacity 10", "64 texts", "raise it"]),
+    "kept samples": (
+        ["method=opd", "prefix={per: step, replay: {growth: 0}}"],
+        ["objective.type policy_gradient", "samples of now", "set prefix.student=1, without replay"],
+    ),
     "replay by rows": (["method=distillm", "prefix.per=row"], ["prefix.replay", "prefix.per=step"]),
     "two origins": (
         ["method=distillm2", "streams.taught.data={path: task:sort}"],
