@@ -1,6 +1,7 @@
 """DistiLLM's schedule and buffer, and the text of a run that follows them."""
 
 import asyncio
+import json
 from typing import Any
 
 import numpy as np
@@ -113,8 +114,6 @@ def test_a_resumed_run_goes_on_alike() -> None:
             asyncio.run(first.next(step))
         for source in (straight, first) if step < 6 else (straight,):
             source.observe({"gold_nats": step / 4, "reverse_kl": 0.0})
-    import json
-
     state = json.loads(json.dumps(first.state_dict()))
     second = source_of(0.5, TableEngine(TABLE), steps=30)
     second.load_state_dict(state)
@@ -143,3 +142,12 @@ def test_another_writer_answers_the_prompts_of_the_step(scored: bool) -> None:
     assert all((row.scores is not None) == scored for row in taught.rows) and all(row.scores is None for row in gold.rows)
     assert all(row.scores is not None for row in main.rows)
     assert len(teacher.scored) == 1 and len(teacher.scored[0]) == 10 + 10 * scored
+
+
+def test_a_run_follows_the_loss_on_gold_answers_alone() -> None:
+    source = source_of(0.5, TableEngine(TABLE))
+    for found in ({"reverse_kl": 1.0}, {"gold_nats": 1.0}, {"reverse_kl": 5.0}, {"gold_nats": 1.05}, {"reverse_kl": 9.0}):
+        source.observe(found)
+    assert source.state_dict()["share"] == 0.5
+    source.observe({"gold_nats": 1.2, "reverse_kl": 0.0})
+    assert source.state_dict()["share"] == pytest.approx(0.6)
