@@ -2,7 +2,8 @@
 # make test         set up .venv and run every test
 # make check        lint, types, fast tests
 # make soak         slow tests: two Ray nodes on this machine
-# make bench        measurements: memory against what minidist check says, mixed sampling by turns against in step
+# make bench        measurements: memory against what minidist check says, mixed sampling by turns against in step, losses in chunks
+#                   against the plain ones and TRL's
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -29,8 +30,10 @@ soak: $(READY_DEV)
 	$(VENV)/bin/python -m pytest tests/soak
 
 bench: $(READY_DEV)
+	$(PIP) --no-deps -r requirements/bench.txt
 	$(VENV)/bin/python -m tests.benchmarks.memory
 	$(VENV)/bin/python -m tests.benchmarks.mixed
+	$(VENV)/bin/python -m tests.benchmarks.chunked
 
 setup: $(READY_DEV)
 
