@@ -126,8 +126,7 @@ class Scorer(nn.Module):
 
     def __init__(self, model: PreTrainedModel, vocabulary: int | None, *, hidden: bool, padded: bool) -> None:
         super().__init__()
-        self.model, self._hidden, self._padded = model, hidden, padded
-        self._head = head_of(model, vocabulary)
+        self.model, self._vocabulary, self._hidden, self._padded = model, vocabulary, hidden, padded
 
     @property
     def device(self) -> torch.device:
@@ -137,7 +136,7 @@ class Scorer(nn.Module):
         if micro is None:
             return self.model(**inputs)
         hidden = hidden_states(self.model, micro, padded=self._padded)
-        return hidden if self._hidden else torch.log_softmax(self._head(hidden), -1)
+        return hidden if self._hidden else torch.log_softmax(head_of(self.model, self._vocabulary)(hidden), -1)
 
 
 _IDLE = Row(np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
