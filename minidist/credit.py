@@ -82,7 +82,7 @@ class Ranks:
             for row, said, value in zip(stream.rows, old, earned, strict=True)
         )
         agreed = agreement(own.detach(), theirs, counts)
-        return replace(stream, rows=rows), measures, {"ranking/loss_nats": float(loss), "ranking/agreed_frac": float(agreed)}
+        return replace(stream, rows=rows), measures, {"ranking/loss_nats": loss.item(), "ranking/agreed_frac": float(agreed)}
 
 
 def _padded(values: Array, lengths: Sequence[int]) -> Tensor:
