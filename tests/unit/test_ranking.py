@@ -117,7 +117,7 @@ def test_the_gradient_of_a_step_is_that_of_the_loss(f: Any) -> None:
     heard = torch.stack([part.sum() for part in torch.tensor(taught).split(lengths)]).view(2, 3)
     loss = ranking_loss(sums, heard, torch.tensor(lengths).view(2, 3), f=f, beta=1.3).mean()
     (wanted,) = torch.autograd.grad(loss, logprobs)
-    assert figures["ranking/loss_nats"] == pytest.approx(float(loss))
+    assert figures["ranking/loss_nats"] == pytest.approx(loss.item())
 
     table = torch.tensor(said)[:, None].requires_grad_()  # [tokens, 1]: the label is class 0
     fields = ("old_logprob", "advantage", "weight", "reach")
