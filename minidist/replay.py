@@ -34,9 +34,13 @@ class Replay:
         self.share = share
         self._highest: float | None = None
         self._buffer: deque[Rollout] = deque(maxlen=config.capacity)
+        self._written: tuple[int, list[Rollout]] = (0, [])
 
     def decide(self, step: int) -> Text:
-        """Whose text step `step` is on."""
+        """Whose text step `step` is on. What an earlier step wrote is kept now; a step that was given up wrote nothing."""
+        if self._written[0] < step:
+            self._buffer.extend(self._written[1])
+        self._written = (step, [])
         point, progress = float(np.random.default_rng([self._seed, step, 2]).random()), step / self._steps
         anew = {"decreasing": 1 - progress, "constant": 0.5, "increasing": progress}[self._config.schedule]
         if point >= self.share:
@@ -44,8 +48,8 @@ class Replay:
         return Text.FRESH if point < self.share * anew or len(self._buffer) < self._config.capacity else Text.KEPT
 
     def keep(self, rollouts: Sequence[Rollout]) -> None:
-        """Put answers into the buffer. Their log-probabilities are of a student that is gone when they come out again."""
-        self._buffer.extend(replace(rollout, logprobs=None) for rollout in rollouts)
+        """This step's answers, for the buffer. Their log-probabilities are of a student that is gone when they come out."""
+        self._written = (self._written[0], [replace(rollout, logprobs=None) for rollout in rollouts])
 
     def draw(self, count: int, step: int) -> list[Rollout]:
         """`count` answers of the buffer, none twice."""
@@ -63,17 +67,28 @@ class Replay:
         return {"replay/share": self.share, "replay/kept": float(len(self._buffer))}
 
     def state_dict(self) -> dict[str, Any]:
-        kept = [
-            [each.prompt.row, each.tokens.tolist(), each.versions.tolist(), each.finish, each.sample, each.text]
-            for each in self._buffer
-        ]
-        return {"share": self.share, "highest": self._highest, "kept": kept}
+        kept, (step, written) = [_row(each) for each in self._buffer], self._written
+        return {
+            "share": self.share,
+            "highest": self._highest,
+            "kept": kept,
+            "written": [step, [_row(each) for each in written]],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
         """`prompts` are those of the run, by their rows."""
         self.share, self._highest = state["share"], state["highest"]
-        asked = {prompt.row: prompt for prompt in prompts}
-        for row, tokens, versions, finish, sample, text in state["kept"]:
-            written = (np.array(values, dtype=np.int32) for values in (tokens, versions))
-            said, versions_ = written
-            self._buffer.append(Rollout(asked[row], said, None, versions_, Finish(finish), sample, text))
+        asked, (step, written) = {prompt.row: prompt for prompt in prompts}, state["written"]
+        self._buffer.extend(_rollout(row, asked) for row in state["kept"])
+        self._written = (step, [_rollout(row, asked) for row in written])
+
+
+def _row(rollout: Rollout) -> list[Any]:
+    arrays = (rollout.tokens.tolist(), rollout.versions.tolist())
+    return [rollout.prompt.row, *arrays, rollout.finish, rollout.sample, rollout.text]
+
+
+def _rollout(row: list[Any], asked: Mapping[int, Prompt]) -> Rollout:
+    prompt, tokens, versions, finish, sample, text = row
+    arrays = [np.array(values, dtype=np.int32) for values in (tokens, versions)]
+    return Rollout(asked[prompt], arrays[0], None, arrays[1], Finish(finish), sample, text)

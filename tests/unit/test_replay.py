@@ -24,6 +24,15 @@ def answers(count: int, first: int = 0) -> list[Rollout]:
     return [Rollout(prompt, tokens, np.zeros(1), np.zeros(1, dtype=np.int32), Finish.STOP) for tokens in made]
 
 
+def filled(source: Replay, *texts: list[Rollout]) -> Replay:
+    """With the answers of its first steps."""
+    for number, rollouts in enumerate(texts):
+        source.decide(number)
+        source.keep(rollouts)
+    source.decide(len(texts))
+    return source
+
+
 def replay(share: float, *, steps: int = LONG, capacity: int = 4, **options: Any) -> Replay:
     return Replay(ReplayConfig(capacity=capacity, **options), share=share, steps=steps, seed=3)
 
@@ -41,9 +50,7 @@ def test_the_share_grows_when_the_loss_has_risen_and_only_then() -> None:
 
 
 def test_the_buffer_holds_the_newest() -> None:
-    source = replay(1.0)
-    source.keep(answers(3))
-    source.keep(answers(3, first=10))
+    source = filled(replay(1.0), answers(3), answers(3, first=10))
     drawn = source.draw(4, step=7)
     assert sorted(int(each.tokens[0]) for each in drawn) == [2, 10, 11, 12], "none twice, the oldest left first"
     assert all(each.logprobs is None for each in drawn), "nobody compares them with the student of now"
@@ -56,8 +63,7 @@ def test_the_buffer_holds_the_newest() -> None:
 )
 def test_shares_of_fresh_kept_and_given_text(schedule: Any, early: float, late: float) -> None:
     """Over the first and the last tenth of 4,000 steps with a full buffer; the standard error is 0.025."""
-    source = replay(0.6, schedule=schedule)
-    source.keep(answers(4))
+    source = filled(replay(0.6, schedule=schedule), answers(4))
     for steps, fresh in ((range(400), early), (range(LONG - 400, LONG), late)):
         found = [source.decide(step) for step in steps]
         progress = {"decreasing": -0.05, "constant": 0.0, "increasing": 0.05}[schedule] * 0.6
@@ -67,8 +73,7 @@ def test_shares_of_fresh_kept_and_given_text(schedule: Any, early: float, late: 
 
 
 def test_a_buffer_that_is_not_full_is_filled_first() -> None:
-    source = replay(1.0, steps=10)
-    source.keep(answers(3))
+    source = filled(replay(1.0, steps=10), answers(3))
     assert {source.decide(step) for step in range(10)} == {Text.FRESH}
     source.keep(answers(1))
     assert source.decide(10) is Text.KEPT, "share 1 at the end of the run: all out of the buffer"
@@ -151,3 +156,18 @@ def test_a_run_follows_the_loss_on_gold_answers_alone() -> None:
     assert source.state_dict()["share"] == 0.5
     source.observe({"gold_nats": 1.2, "reverse_kl": 0.0})
     assert source.state_dict()["share"] == pytest.approx(0.6)
+
+
+def test_a_step_that_was_given_up_and_made_again_keeps_its_answers_once() -> None:
+    source = filled(replay(1.0, capacity=6), answers(2))
+    for _ in range(3):
+        assert source.decide(2) is Text.FRESH
+        source.keep(answers(2, first=10))
+    state = json.loads(json.dumps(source.state_dict()))
+    again = replay(1.0, capacity=6)
+    again.load_state_dict(state, [Prompt(0, np.array([1]), "")])
+    again.decide(2)
+    again.keep(answers(2, first=10))
+    for each in (source, again):
+        each.decide(3)
+        assert sorted(int(kept.tokens[0]) for kept in each.draw(4, step=1)) == [0, 1, 10, 11]
