@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-VOCABULARY, STUDENT, TEACHER, ROUNDS = 151_936, 1_024, 2_048, 1
+VOCABULARY, STUDENT, TEACHER, ROUNDS = 151_936, 1_024, 2_048, 3
 DIVERGENCES: dict[str, dict[str, Any]] = {
     "forward_kl": {"type": "forward_kl"},
     "reverse_kl": {"type": "reverse_kl"},
