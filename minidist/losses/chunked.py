@@ -19,6 +19,9 @@ from minidist.protocols import Objective, TokenTargets
 Head = Callable[[Tensor], Tensor]
 """Hidden states [N, D] to logits [N, V] in float32, vocabulary already sliced."""
 
+_BLOCK_LOGITS = 1 << 21
+"""Logits of a block: 8 MiB a table, of which there are a handful at a time."""
+
 
 @dataclass(frozen=True)
 class LinearHead:
@@ -121,8 +124,14 @@ def complete(
 ) -> TokenTargets:
     """`targets` with the full vocabulary that the teacher's head makes of its hidden states, where there are any, and with
     the labels' log-probabilities taken from it where the teacher did not give them."""
-    if teacher_head is not None and teacher_hidden_NE is not None:
-        targets = replace(targets, teacher_NV=_log_softmax(teacher_head(teacher_hidden_NE), temperature))
+    there = teacher_head is not None and teacher_hidden_NE is not None
+    return _with_logits(targets, teacher_head(teacher_hidden_NE) if there else None, temperature)  # type: ignore[misc,arg-type]
+
+
+@torch.no_grad()
+def _with_logits(targets: TokenTargets, teacher_NV: Tensor | None, temperature: float) -> TokenTargets:
+    if teacher_NV is not None:
+        targets = replace(targets, teacher_NV=_log_softmax(teacher_NV, temperature))
     if targets.teacher_logprob_N is None and targets.teacher_NV is not None:
         said = targets.teacher_NV.gather(-1, targets.labels_N[:, None]).squeeze(-1)
         targets = replace(targets, teacher_logprob_N=said)
@@ -138,14 +147,20 @@ class _Work:
     targets: TokenTargets
     teacher_hidden_NE: Tensor | None
 
-    def sums(self, logits_NV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def taught(self, part: slice) -> Tensor | None:
+        """The teacher's logits of some of the tokens, where its head makes them."""
+        there = self.teacher_head is not None and self.teacher_hidden_NE is not None
+        return self.teacher_head(self.teacher_hidden_NE[part]) if there else None  # type: ignore[misc,index]
+
+    def sums(self, logits_NV: Tensor, part: slice, taught_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The loss of some of the tokens, with its gradient, and [2 + F] figures: the labels' log-probabilities under student
-        and teacher (nan without one), and what the objective tells."""
+        and teacher (nan without one), and what the objective tells. `taught_NV`: what `taught` gave of them, if asked."""
         student_NV = _log_softmax(logits_NV, self.objective.temperature)
         if not len(student_NV):
             return student_NV.sum(), student_NV.new_zeros(2 + len(self.objective.figures))
-        taught = None if self.teacher_hidden_NE is None else self.teacher_hidden_NE[part]
-        targets = complete(self.targets.at(part), self.teacher_head, taught, self.objective.temperature)
+        theirs_NV = self.taught(part) if taught_NV is None else taught_NV
+        targets = _with_logits(self.targets.at(part), theirs_NV, self.objective.temperature)
         said = student_NV.detach().gather(-1, targets.labels_N[:, None]).sum()
         theirs = said.new_tensor(math.nan) if targets.teacher_logprob_N is None else targets.teacher_logprob_N.sum().to(said)
         told = self.objective.explain(student_NV.detach(), targets).sum(0).to(said)
@@ -165,12 +180,16 @@ class _FormedAtOnce(torch.autograd.Function):
         gradients = [torch.empty_like(hidden) if wanted[0] else None, *_zeros_like((weight, bias), wanted[1:])]
         loss, told = hidden.new_zeros((), dtype=torch.float32), None
         for part in parts:
-            raw = head.raw(hidden[part]).detach().requires_grad_()
-            with torch.enable_grad():
-                value, figures = work.sums(head.finish(raw), part)
-                (slope,) = torch.autograd.grad(value, raw)
-            loss, told = loss + value.detach(), figures if told is None else told + figures
-            del raw, value
+            slope = head.raw(hidden[part])  # what the head gives, until its gradient takes its place
+            taught = work.taught(part)
+            for block in _blocks(part, slope, work.targets.group_N):
+                inner = slice(block.start - part.start, block.stop - part.start)
+                raw = slope[inner].detach().requires_grad_()
+                with torch.enable_grad():
+                    value, figures = work.sums(head.finish(raw), block, None if taught is None else taught[inner])
+                    (found,) = torch.autograd.grad(value, raw)
+                slope[inner] = found
+                loss, told = loss + value.detach(), figures if told is None else told + figures
             _add(gradients, slope, hidden[part], weight[: head.vocabulary], part)
         ctx.gradients = [
             None if each is None else each.to(given) for each, given in zip(gradients, (hidden, weight, bias), strict=True)
@@ -219,6 +238,14 @@ def _parts(tokens: int, size: int, group_N: Tensor | None, least: int) -> Iterat
                 start = end
     yield from (slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True))
     yield from (slice(tokens, tokens) for _ in range(least - len(ends)))
+
+
+def _blocks(part: slice, logits_NV: Tensor, group_N: Tensor | None) -> Iterator[slice]:
+    """A chunk in blocks small enough for what is done element by element to stay near a processor; groups stay whole."""
+    tokens, classes = logits_NV.shape
+    size = max(1, _BLOCK_LOGITS // classes) if logits_NV.device.type == "cpu" else max(1, tokens)
+    for block in _parts(tokens, size, None if group_N is None else group_N[part], 1):
+        yield slice(part.start + block.start, part.start + block.stop)
 
 
 def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:

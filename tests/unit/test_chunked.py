@@ -42,16 +42,18 @@ def credit(labels: Tensor) -> TokenCredit:
     return TokenCredit(ones, ones, ones, torch.linspace(0.5, 2, len(labels), dtype=torch.float64))
 
 
-@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "again"])
+@pytest.mark.parametrize("way", ["at once", "in blocks", "again"])
 @pytest.mark.parametrize("chunk", [1, 4, 5, 10, 11, 100])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_chunks_equal_the_whole(name: str, chunk: int, at_once: bool) -> None:
+def test_chunks_equal_the_whole(name: str, chunk: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "in blocks":
+        monkeypatch.setattr("minidist.losses.chunked._BLOCK_LOGITS", 3 * V)
     objective: Objective = OBJECTIVES[name]
     hidden, weight, taught, theirs, labels = made()
     head = LinearHead(weight)
     terms = chunked_loss(
         objective,
-        head if at_once else lambda states: head(states),
+        (lambda states: head(states)) if way == "again" else head,
         hidden,
         TokenTargets(labels, credit=credit(labels)),
         teacher_head=lambda states: states @ theirs.T,
@@ -164,7 +166,8 @@ class Grouped(Plain):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5, 6, 11])
-def test_groups_are_never_split(chunk: int) -> None:
+def test_groups_are_never_split(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minidist.losses.chunked._BLOCK_LOGITS", V)
     hidden, weight, _, _, labels = made()
     targets = TokenTargets(labels, group_N=torch.tensor([0, 0, 0, 0, 1, 2, 2, 2, 7, 7, 8]))
     terms = chunked_loss(Grouped(), LinearHead(weight), hidden, targets, chunk_tokens=chunk)
