@@ -19,8 +19,8 @@ from minidist.protocols import Objective, TokenTargets
 Head = Callable[[Tensor], Tensor]
 """Hidden states [N, D] to logits [N, V] in float32, vocabulary already sliced."""
 
-_BLOCK_LOGITS = 1 << 21
-"""Logits of a block: 8 MiB a table, of which there are a handful at a time."""
+_BLOCK = 1 << 21
+"""Numbers in a block: 8 MiB a table, of which there are a handful at a time."""
 
 
 @dataclass(frozen=True)
@@ -220,8 +220,9 @@ def _add(gradients: Sequence[Tensor | None], slope: Tensor, hidden: Tensor, weig
         rows = of_weight[: slope.shape[1]]
         if rows.dtype == slope.dtype:
             rows.addmm_(slope.T, hidden.to(slope.dtype))
-        else:
-            rows += slope.T @ hidden.to(slope.dtype)
+        else:  # in pieces too: a product as large as the head would be written, converted and read again for each chunk
+            for block in _parts(len(rows), _block_rows(rows), None, 1):
+                rows[block] += slope[:, block].T @ hidden.to(slope.dtype)
     if of_bias is not None:
         of_bias[: slope.shape[1]] += slope.sum(0)
 
@@ -242,10 +243,13 @@ def _parts(tokens: int, size: int, group_N: Tensor | None, least: int) -> Iterat
 
 def _blocks(part: slice, logits_NV: Tensor, group_N: Tensor | None) -> Iterator[slice]:
     """A chunk in blocks small enough for what is done element by element to stay near a processor; groups stay whole."""
-    tokens, classes = logits_NV.shape
-    size = max(1, _BLOCK_LOGITS // classes) if logits_NV.device.type == "cpu" else max(1, tokens)
-    for block in _parts(tokens, size, None if group_N is None else group_N[part], 1):
+    for block in _parts(len(logits_NV), _block_rows(logits_NV), None if group_N is None else group_N[part], 1):
         yield slice(part.start + block.start, part.start + block.stop)
+
+
+def _block_rows(table: Tensor) -> int:
+    """Rows of a table in a block; all of them where a kernel takes them as they come."""
+    return max(1, _BLOCK // table.shape[1] if table.device.type == "cpu" else len(table))
 
 
 def _log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:

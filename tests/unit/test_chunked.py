@@ -47,7 +47,7 @@ def credit(labels: Tensor) -> TokenCredit:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_chunks_equal_the_whole(name: str, chunk: int, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if way == "in blocks":
-        monkeypatch.setattr("minidist.losses.chunked._BLOCK_LOGITS", 3 * V)
+        monkeypatch.setattr("minidist.losses.chunked._BLOCK", 3 * V)
     objective: Objective = OBJECTIVES[name]
     hidden, weight, taught, theirs, labels = made()
     head = LinearHead(weight)
@@ -167,7 +167,7 @@ class Grouped(Plain):
 
 @pytest.mark.parametrize("chunk", [1, 3, 5, 6, 11])
 def test_groups_are_never_split(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minidist.losses.chunked._BLOCK_LOGITS", V)
+    monkeypatch.setattr("minidist.losses.chunked._BLOCK", V)
     hidden, weight, _, _, labels = made()
     targets = TokenTargets(labels, group_N=torch.tensor([0, 0, 0, 0, 1, 2, 2, 2, 7, 7, 8]))
     terms = chunked_loss(Grouped(), LinearHead(weight), hidden, targets, chunk_tokens=chunk)
@@ -189,8 +189,9 @@ def test_groups_are_never_split(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("frozen", [None, "weight", "hidden"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_every_part_of_a_head(dtype: torch.dtype, frozen: str | None) -> None:
-    """Bias, scale, soft cap, padded vocabulary, hidden states of another precision, and what is frozen."""
+def test_every_part_of_a_head(dtype: torch.dtype, frozen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bias, scale, soft cap, padded vocabulary, hidden states of another precision, what is frozen, and blocks."""
+    monkeypatch.setattr("minidist.losses.chunked._BLOCK", 2 * V)
     hidden, weight, taught, theirs, labels = made()
     bias = torch.linspace(-1, 1, V, dtype=torch.float64)
     weight, bias, hidden = (each.detach().to(dtype).requires_grad_() for each in (weight, bias, hidden))
