@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, checked by their sums before they are read, the newest few kept.
 
-checkpoints/step_000050/ holds the model as transformers and vLLM load it, `training-*.safetensors` (trained weights in the
-optimizer's precision and its moments, whole tensors by parameter name, so that any number of ranks can go on from them),
+checkpoints/step_000050/ holds the model as transformers and vLLM load it, `training/` (trained weights in the optimizer's
+precision and its moments, whole tensors by parameter name, so that any number of ranks can go on from them),
 `state.json` (steps, data source, evaluations, length of metrics.jsonl) and `sums.json`. Random numbers need no state: every
 one is a function of (run.seed, step, row, sample).
 """

@@ -1,4 +1,7 @@
-"""A learner's training state on disk: tensors by name in safetensors files of bounded size."""
+"""A learner's training state on disk: tensors by name in safetensors files of bounded size.
+
+They lie in a directory of their own, `training/`: vLLM takes every safetensors file beside a model for a part of it.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,14 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 _FILE_BYTES = 4 << 30
+_DIRECTORY = "training"
 _STEPS = "optimizer_steps"
 
 
 class StateWriter:
-    """Collects tensors and writes training-00001.safetensors and so on, so that at most one file is held in memory."""
+    """Collects tensors and writes training/00001.safetensors and so on, so that at most one file is held in memory."""
 
     def __init__(self, path: Path, steps: int) -> None:
-        self._path, self._files, self._bytes = path, 0, 0
+        self._path, self._files, self._bytes = path / _DIRECTORY, 0, 0
+        self._path.mkdir(exist_ok=True)
         self._held: dict[str, Tensor] = {_STEPS: torch.tensor([steps])}
 
     def add(self, parameter: str, tensors: Mapping[str, Tensor]) -> None:
@@ -31,7 +36,7 @@ class StateWriter:
         """Write what is held."""
         if self._held:
             self._files += 1
-            save_file(self._held, self._path / f"training-{self._files:05d}.safetensors")
+            save_file(self._held, self._path / f"{self._files:05d}.safetensors")
             self._held, self._bytes = {}, 0
 
 
@@ -40,7 +45,7 @@ class StateReader:
 
     def __init__(self, path: Path) -> None:
         self._files: dict[str, Path] = {}
-        for file in sorted(path.glob("training-*.safetensors")):
+        for file in sorted((path / _DIRECTORY).glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
                 self._files |= dict.fromkeys(tensors.keys(), file)
         self.steps = int(self._read(_STEPS))

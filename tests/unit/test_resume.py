@@ -119,7 +119,7 @@ def test_state_in_many_files(make: Make, tmp_path: Path, monkeypatch: pytest.Mon
     straight = make(OPTIMIZERS["adamw"])
     update(straight, 0, 1)
     asyncio.run(straight.save_state(tmp_path))
-    assert len(list(tmp_path.glob("training-*.safetensors"))) > 3
+    assert len(list(tmp_path.glob("training/*.safetensors"))) > 3
     second = make(OPTIMIZERS["adamw"], seed=5)
     asyncio.run(second.resume(tmp_path))
     assert update(second, 2) == update(straight, 2)
