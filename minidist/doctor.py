@@ -82,9 +82,12 @@ def packages(config: Config | None) -> Iterator[Finding]:
     cure = "minidist needs Python 3.11 or newer; make the environment with it: python3.11 -m venv .venv" if old else None
     yield Finding("python", version, ">=3.11", cure, old)
     wanted = _wanted()
-    needed = isinstance(config, SftConfig | DistillConfig) and config.student.lora is not None
+    trains = config if isinstance(config, SftConfig | DistillConfig) else None
+    adapted = trains is not None and trains.student.lora is not None
     for name in _PACKAGES:
-        yield _package(name, wanted.get(name), needed=name in wanted or (name == "peft" and needed))
+        yield _package(name, wanted.get(name), needed=name in wanted or (name == "peft" and adapted))
+    if trains is not None and trains.learner.kernel == "liger":
+        yield _package("liger-kernel", wanted.get("liger-kernel"), needed=True)
     yield from _torchvision()
 
 

@@ -1,5 +1,6 @@
 """Whether models, texts and lists fit one another and the engines, from their configurations alone."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from minidist.config import DistillConfig
@@ -55,6 +56,15 @@ def check_context(context: int, tokens: int, name: str) -> None:
     """No text is longer than a model can read."""
     if tokens > context:
         raise ConfigError(f"{name} is {tokens}, more than the model's context of {context} tokens; lower it")
+
+
+def check_kernel(config: DistillConfig) -> None:
+    """Before a learner that has loaded its model asks for it."""
+    if config.learner.kernel == "liger" and find_spec("liger_kernel") is None:
+        raise ConfigError(
+            "learner.kernel is liger, and liger-kernel is not installed; pip install --no-deps liger-kernel, or set "
+            "learner.kernel=torch"
+        )
 
 
 def check_classes(config: DistillConfig, vocabulary: int) -> None:

@@ -12,7 +12,15 @@ from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, read_examples, read_prompts
 from minidist.errors import ConfigError
-from minidist.fits import check_classes, check_context, check_head_size, check_heads_on_cpu, check_split, tokens_held
+from minidist.fits import (
+    check_classes,
+    check_context,
+    check_head_size,
+    check_heads_on_cpu,
+    check_kernel,
+    check_split,
+    tokens_held,
+)
 from minidist.rundir import RunDirectory
 from minidist.sizes import size_line, student_lines
 from minidist.types import Prompt, Rollout
@@ -89,6 +97,7 @@ def _plan_distill(config: DistillConfig, prompts: tuple[list[Prompt], int] | Non
     plan = Plan(Renderer(tokenizer, config.data))
     plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
     check_classes(config, plan.vocabulary)
+    check_kernel(config)
     check_head_size(student, "student.model", config.rollout, config.cluster.gpus)
     check_split(student, "student.model", config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
     plan.max_tokens = tokens_held((student, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)

@@ -125,7 +125,7 @@ class RunDirectory:
 _FREE = re.compile(
     r"base\..*|cells\..*|seeds|cluster\..*|run\.(directory|overwrite|checkpoint_every|checkpoints_kept|rollouts_every|tensorboard)"
     r"|canaries\.(alarm_\w+|stop_on)"
-    r"|learner\.(backend|zero_stage|offload_\w+|activation_checkpointing|micro_batch_tokens|layout|chunk_tokens)"
+    r"|learner\.(backend|zero_stage|offload_\w+|activation_checkpointing|micro_batch_tokens|layout|chunk_tokens|kernel)"
 )
 
 

@@ -82,6 +82,7 @@ class DistillConfig(Section):
         if isinstance(self.objective, PolicyConfig | K2Config | RankingConfig):
             self._check_samples(self.objective)
         self._check_mixture()
+        self._check_kernel()
         if self.gold and self.data.prompts.answer is None and self.data.prompts.task is None:
             raise ValueError(
                 "prefix.dataset needs data.prompts.answer: the template of the gold answer; so do prefix.replay and a stream "
@@ -135,6 +136,18 @@ class DistillConfig(Section):
     def updates(self) -> int:
         """Optimizer steps on one collection."""
         return self.objective.updates if isinstance(self.objective, PolicyConfig) else 1
+
+    def _check_kernel(self) -> None:
+        """A kernel that is asked for has something to do."""
+        objectives = [self.objective, *(stream.objective for stream in self.streams.values())]
+        served = ("forward_kl", "reverse_kl", "jsd", "kd")
+        if self.learner.kernel == "liger" and not any(
+            each.type in served or getattr(each, "single_step", False) for each in objectives
+        ):
+            raise ValueError(
+                f"learner.kernel liger forms forward_kl, reverse_kl and jsd (also in kd and minillm), and objective.type is "
+                f"{self.objective.type}; set learner.kernel=torch"
+            )
 
     def _check_replay(self) -> None:
         replay, texts = self.prefix.replay, self.rollout.prompts_per_step * self.rollout.samples_per_prompt

@@ -57,6 +57,9 @@ class LearnerConfig(MeasureConfig):
     """Keep partitioned parameters in host memory until a layer needs them (ZeRO 3)."""
     activation_checkpointing: bool = False
     """Keep only each layer's input and compute the layer again in the backward pass: less memory, about a third more time."""
+    kernel: Literal["torch", "liger"] = "torch"
+    """What forms a divergence and its gradient. liger: on a GPU, with liger-kernel installed, forward_kl, reverse_kl and jsd
+    (also in kd, and in the single step of minillm) in one pass over the classes, equal to rounding; others as with torch."""
     optimizer: OptimizerConfig = OptimizerConfig()
 
 

@@ -201,6 +201,8 @@ def check_learner(learner: LearnerConfig, cluster: ClusterConfig, dtype: DType) 
         raise ValueError(f"learner.offload_parameters needs learner.zero_stage=3, not {learner.zero_stage}")
     if learner.offload_optimizer and learner.zero_stage == 0:
         raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
+    if learner.kernel == "liger" and not cluster.gpus:
+        raise ValueError("learner.kernel liger runs on a GPU, and cluster.gpus is 0; set learner.kernel=torch")
     if learner.backend == "deepspeed" and learner.zero_stage == 0 and dtype != "float32":
         raise ValueError(f"learner.zero_stage 0 keeps no float32 copy of {dtype} weights; set learner.zero_stage=1")
 

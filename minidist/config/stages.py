@@ -39,6 +39,10 @@ class SftConfig(Section):
             raise ValueError("evaluation.every and evaluation.patience need data.validation: rows for the validation loss")
         if self.evaluation.patience and self.evaluation.every is None:
             raise ValueError("evaluation.patience needs evaluation.every: how many steps apart the evaluations are")
+        if self.learner.kernel != "torch":
+            raise ValueError(
+                f"learner.kernel {self.learner.kernel} forms divergences, and sft has none; set learner.kernel=torch"
+            )
         check_learner(self.learner, self.cluster, self.student.dtype)
         return self
 

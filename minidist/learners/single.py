@@ -25,6 +25,7 @@ from minidist.learners.student import Student, measured
 from minidist.learners.tutor import Tutor, Tutoring
 from minidist.lora import Adapters, is_adapter, merged, read_adapters, rebased, save_adapters
 from minidist.losses.chunked import chunk_count
+from minidist.losses.kernels import in_one_pass
 from minidist.modeling import checkpoint_activations, context_length, load_model, to_array
 from minidist.protocols import Objective
 from minidist.types import PROBE_TOKENS, Array, Batch, Measures, Probe, Stream, TeacherHead, Update, Weights
@@ -55,7 +56,9 @@ class SingleLearner:
         group: Alone | None = None,
     ) -> None:
         self._group, self._adapters, self._tutoring = group or Alone(), adapters, Tutoring(tutor)
-        self._config, self._renderer, self._objectives, self._steps = config, renderer, objectives, steps
+        self._config, self._renderer, self._steps = config, renderer, steps
+        fused = config.kernel == "liger"
+        self._objectives = {name: in_one_pass(each) if fused else each for name, each in objectives.items()}
         self._chunk = config.chunk(vocabulary or model.config.get_text_config().vocab_size)
         self._student = Student(
             model,

@@ -147,12 +147,13 @@ class KD(Plain):
 
     ratio: float
     temperature: float = 1.0
+    divergence: Divergence = forward_kl
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] nats."""
         # Logits come divided by the temperature; multiplied again they are those of temperature 1, but for a constant.
         sharp_NV = student_NV if self.temperature == 1 else torch.log_softmax(student_NV * self.temperature, -1)
-        matched_N = Match(forward_kl, self.temperature)(student_NV, targets)
+        matched_N = Match(self.divergence, self.temperature)(student_NV, targets)
         return (1 - self.ratio) * Supervised()(sharp_NV, targets) + self.ratio * self.temperature**2 * matched_N
 
 
@@ -164,6 +165,7 @@ class PolicyGradient:
     """
 
     settings: PolicyConfig
+    divergence: Divergence = reverse_kl
     figures = ("policy/clip_frac", "policy/long_term_nats")
     group_tokens = None
 
@@ -176,7 +178,7 @@ class PolicyGradient:
         assert targets.credit is not None, "a policy gradient needs the tokens' credit"
         loss_N = self._long_term(student_NV, targets) if self.settings.long_term else student_NV.new_zeros(len(student_NV))
         if self.settings.single_step:
-            loss_N = loss_N + targets.credit.reach_N * Match(reverse_kl, self.temperature)(student_NV, targets)
+            loss_N = loss_N + targets.credit.reach_N * Match(self.divergence, self.temperature)(student_NV, targets)
         return loss_N
 
     @torch.no_grad()

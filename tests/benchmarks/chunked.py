@@ -1,9 +1,10 @@
-"""Head and divergence in chunks against the plain computation and TRL's: `python -m tests.benchmarks.chunked [tokens [dtypes]]`.
+"""Head and divergence in chunks, the plain computation and TRL's: `python -m tests.benchmarks.chunked [tokens [dtypes]]`.
 
 Forward and backward of one divergence on the same tensors: V = 151,936, hidden size 1,024 of the student, 2,048 of the teacher,
 4,096 tokens, or as many as the plain computation has the memory for.
 Each measurement has a process of its own. Memory is the highest resident size while it runs, less what was there before (hidden
-states and heads) and less the gradients that it returns. Times are medians over rounds in which the ways take turns; TRL's has one.
+states and heads) and less the gradients that it returns. Times are medians over rounds in which the ways take turns; TRL has
+one round.
 """
 
 import gc

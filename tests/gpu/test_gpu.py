@@ -17,6 +17,7 @@ from minidist.config.runtime import ClusterConfig
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.data.tasks import find
 from minidist.losses.chunked import LinearHead, chunked_loss
+from minidist.losses.kernels import in_one_pass
 from minidist.losses.objectives import make_objective
 from minidist.protocols import TokenTargets
 from minidist.transfer.object_store import ObjectStoreTransfer
@@ -52,8 +53,11 @@ def test_engine_and_learner_agree_after_a_sync(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel", ["torch", "liger"])
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "akl", "alpha_beta"])
-def test_chunks_on_a_gpu_are_those_of_the_cpu(kind: str, dtype: torch.dtype) -> None:
+def test_chunks_on_a_gpu_are_those_of_the_cpu(kind: str, kernel: str, dtype: torch.dtype) -> None:
+    objective = make_objective(kind)
+    on_gpu = in_one_pass(objective) if kernel == "liger" else objective
     generator = torch.Generator().manual_seed(0)
     hidden, weight, taught, theirs = (
         torch.randn(*shape, generator=generator).to(dtype) for shape in ((700, 64), (5000, 64), (700, 96), (5000, 96))
@@ -63,7 +67,8 @@ def test_chunks_on_a_gpu_are_those_of_the_cpu(kind: str, dtype: torch.dtype) -> 
         own, head = hidden.to(device).requires_grad_(), weight.to(device).requires_grad_()
         given = {"teacher_head": LinearHead(theirs.to(device)), "teacher_hidden_NE": taught.to(device)}
         labels = torch.zeros(700, dtype=torch.long, device=device)
-        loss = chunked_loss(make_objective(kind), LinearHead(head), own, TokenTargets(labels), **given, chunk_tokens=256).loss
+        asked = objective if device == "cpu" else on_gpu
+        loss = chunked_loss(asked, LinearHead(head), own, TokenTargets(labels), **given, chunk_tokens=256).loss
         return [each.double().cpu() for each in (loss.detach(), *torch.autograd.grad(loss, (own, head)))]
 
     room = 1e-4 if dtype is torch.float32 else 0.03

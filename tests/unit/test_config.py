@@ -149,6 +149,13 @@ REFUSED = [
         ["learner.backend=single", "cluster.learner.ranks=2"],
         ["cluster.learner.ranks above 1", "learner.backend=deepspeed"],
     ),
+    ("sft", ["learner.kernel=liger"], ["learner.kernel liger", "sft has none", "set learner.kernel=torch"]),
+    ("distill", ["learner.kernel=liger"], ["learner.kernel liger", "cluster.gpus is 0", "set learner.kernel=torch"]),
+    (
+        "distill",
+        ["learner.kernel=liger", "cluster.gpus=1", "objective.type=akl", "streams.s={writer: teacher}"],
+        ["learner.kernel liger", "objective.type is akl", "set learner.kernel=torch"],
+    ),
     ("sft", ["learner.offload_parameters=true"], ["learner.offload_parameters", "learner.zero_stage=3, not 2"]),
     (
         "distill",
@@ -287,6 +294,13 @@ ALLOWED = [
     ["cluster.rollout.tensor_parallel=2", "cluster.gpus=4"],
     ["cluster.rollout={tensor_parallel: 2, gpus: 2}", "cluster.gpus=2"],
     ["rollout.temperature=0"],
+    ["learner.kernel=liger", "cluster.gpus=1"],
+    [
+        "learner.kernel=liger",
+        "cluster.gpus=1",
+        "objective.type=akl",
+        "streams.s={writer: teacher, objective: {type: forward_kl}}",
+    ],
 ]
 
 

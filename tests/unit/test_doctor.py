@@ -90,6 +90,14 @@ def test_peft_is_missing_only_where_adapters_are_trained(monkeypatch: pytest.Mon
     assert problems(settings(tmp_path, "student.lora={rank: 4}"))["peft"].missing
 
 
+def test_liger_is_looked_for_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    there = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "liger-kernel" else there(name))
+    assert "liger-kernel" not in problems() | problems(settings(tmp_path))
+    asking = settings(tmp_path, "learner.kernel=liger", "cluster.gpus=1")
+    assert "pip install --no-deps liger-kernel" in (problems(asking)["liger-kernel"].problem or "")
+
+
 def test_torchvision_of_another_build(monkeypatch: pytest.MonkeyPatch) -> None:
     there = doctor._version
     monkeypatch.setattr(doctor, "_cuda_build", lambda: None)

@@ -9,7 +9,7 @@ import yaml
 from minidist.config import DistillConfig, dump, load
 from minidist.config.methods import names
 from minidist.errors import ConfigError
-from minidist.fits import check_classes
+from minidist.fits import check_classes, check_kernel
 from minidist.losses.objectives import make_objective
 
 BASE: dict[str, Any] = {
@@ -194,6 +194,17 @@ def test_a_list_longer_than_the_vocabulary(overrides: list[str], key: str, tmp_p
         check_classes(config, 29)
     assert str(caught.value) == f"{key} is 30, and student and teacher share 29 tokens; set it to 29 or less"
     check_classes(config, 30)
+
+
+def test_a_kernel_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, asking = (
+        made(tmp_path, "objective={type: jsd}", f"learner.kernel={kernel}", "cluster.gpus=1") for kernel in ("torch", "liger")
+    )
+    check_kernel(asking)
+    monkeypatch.setattr("minidist.fits.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install --no-deps liger-kernel, or set learner\.kernel=torch"):
+        check_kernel(asking)
+    check_kernel(plain)
 
 
 def test_a_default_list_may_be_longer(tmp_path: Path) -> None:
