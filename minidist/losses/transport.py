@@ -35,27 +35,36 @@ class Settings(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Plan:
-    """A plan: what of row i goes to row j. `log_plan` [..., R, C] carries the gradient; `marginal_error` [] is the largest
+    """A plan: what of row i goes to row j. `log_plan` [..., R, C] carries the gradient; `marginal_error` [...] is the largest
     difference of a row's sum from what it should be (the columns' are exact)."""
 
     log_plan: Tensor
     marginal_error: Tensor
 
 
-def plan(cost_BB: Tensor, *, epsilon: float, iterations: int = 20, tolerance: float | None = None) -> Plan:
+def plan(
+    cost_BB: Tensor,
+    *,
+    epsilon: float,
+    iterations: int = 20,
+    tolerance: float | None = None,
+    sizes_G: Tensor | None = None,
+) -> Plan:
     """The entropic transport plan between B rows and B rows of equal weight: rows scaled to 1, then columns to 1, repeated.
 
     It tends to the minimum of <P, D> + epsilon * sum of P (log P - 1) over all P whose rows and columns sum to 1: B times the
     plan of marginals 1 / B. All in logarithms, so that no epsilon and no cost empties a row.
 
     Args:
-        cost_BB: cost D of moving row i to row j, [B, B], any finite numbers; halves are taken to float32.
+        cost_BB: cost D of moving row i to row j, [B, B], any finite numbers; halves are taken to float32. [G, B, B] are as many
+            plans, each by itself.
         epsilon: weight of the entropy, in the unit of the cost, above 0. Large spreads every row over all, small matches them.
         iterations: pairs of scalings; with a tolerance, the most that are made.
         tolerance: stop when no row's sum is further than this from 1. None: make all iterations.
+        sizes_G: of G plans, how many rows and columns count in each, [G]; those after are padding, each matched with itself.
 
     Returns:
-        The plan, [B, B], and its marginal error.
+        The plan, [B, B] or [G, B, B], and its marginal error, [] or [G].
 
     Raises:
         ValueError: a cost that is not square, or a setting out of range.
@@ -67,19 +76,33 @@ def plan(cost_BB: Tensor, *, epsilon: float, iterations: int = 20, tolerance: fl
 
     Source: Cuturi, Sinkhorn distances, arXiv:1306.0895; marginals and order as in SinKD, arXiv:2402.17110.
     """
-    if cost_BB.dim() != 2 or cost_BB.shape[0] != cost_BB.shape[1]:
+    if cost_BB.dim() not in (2, 3) or cost_BB.shape[-2] != cost_BB.shape[-1]:
         raise ValueError(
             f"a cost between the rows of one group is [B, B], got {tuple(cost_BB.shape)}; use as many rows of both"
         )
     _check(epsilon, iterations, tolerance)
     log_plan = -wide(cost_BB) / epsilon
-    ones = log_plan.new_ones(len(log_plan))
+    if sizes_G is not None:
+        log_plan = _padding_to_itself(log_plan, sizes_G)
+    ones, settled = log_plan.new_ones(log_plan.shape[:-1]), None
     for _ in range(iterations):
-        log_plan = log_plan - log_plan.logsumexp(1, keepdim=True)
-        log_plan = log_plan - log_plan.logsumexp(0, keepdim=True)
-        if tolerance is not None and bool(_row_error(log_plan, ones) < tolerance):
-            break
+        scaled = log_plan - log_plan.logsumexp(-1, keepdim=True)
+        scaled = scaled - scaled.logsumexp(-2, keepdim=True)
+        # A plan that is within the tolerance stays as it is while others go on.
+        log_plan = scaled if settled is None else torch.where(settled[..., None, None], log_plan, scaled)
+        if tolerance is not None:
+            settled = _row_error(log_plan, ones) < tolerance
+            if bool(settled.all()):
+                break
     return Plan(log_plan, _row_error(log_plan, ones))
+
+
+def _padding_to_itself(log_plan: Tensor, sizes_G: Tensor) -> Tensor:
+    places = torch.arange(log_plan.shape[-1], device=log_plan.device)
+    padding_GB = places >= sizes_G[:, None]
+    outside = padding_GB[:, :, None] | padding_GB[:, None, :]
+    itself = places[:, None] == places
+    return log_plan.masked_fill(outside & ~itself, -torch.inf).masked_fill(outside & itself, 0.0)
 
 
 def sinkhorn(
@@ -128,21 +151,16 @@ def sinkhorn(
     Source: Cui et al., SinKD, arXiv:2402.17110, batch-wise; debiased, Feydy et al., arXiv:1810.08278.
     """
 
-    def moved(cost_BB: Tensor) -> Tensor:
-        basis = cost_BB.detach() if gradient == "envelope" else cost_BB
-        found = plan(basis, epsilon=epsilon, iterations=iterations, tolerance=tolerance)
-        return (found.log_plan.exp() * cost_BB).sum(-1)
-
-    if not isinstance(teacher, tuple):
-        loss_N = moved(pairwise_cost(student_NC, teacher, norm=cost))
-        if debias:
-            own_N = moved(pairwise_cost(student_NC, student_NC, norm=cost))
-            loss_N = loss_N - (own_N + moved(pairwise_cost(teacher, teacher, norm=cost))) / 2
-    elif debias:
-        raise ValueError("debias needs distances between teacher rows, which the top K do not give; take the full vocabulary")
-    else:
-        loss_N = moved(top_k_cost(student_NC, *teacher, norm=cost))
-    return scale * loss_N
+    settings = Settings(
+        cost=cost,
+        epsilon=epsilon,
+        iterations=iterations,
+        tolerance=tolerance,
+        gradient=gradient,
+        debias=debias,
+        scale=scale,
+    )
+    return _of_groups([student_NC], [teacher], **settings)
 
 
 def grouped_sinkhorn(student_NV: Tensor, teacher: Teacher, group_N: Tensor, **settings: Unpack[Settings]) -> Tensor:
@@ -177,10 +195,56 @@ def grouped_sinkhorn(student_NV: Tensor, teacher: Teacher, group_N: Tensor, **se
     sizes = counts.tolist()
     if not sizes:
         return student_NV.sum(-1)
-    tables = [table.split(sizes) for table in (teacher if isinstance(teacher, tuple) else (teacher,))]
-    pieces = zip(student_NV.split(sizes), *tables, strict=True)
-    return torch.cat(
-        [sinkhorn(student, rest[0] if len(rest) == 1 else (rest[0], rest[1]), **settings) for student, *rest in pieces]
+    if isinstance(teacher, tuple):
+        pieces: list[Teacher] = list(zip(*(table.split(sizes) for table in teacher), strict=True))
+    else:
+        pieces = list(teacher.split(sizes))
+    return _of_groups(list(student_NV.split(sizes)), pieces, **settings)
+
+
+def _of_groups(
+    students: list[Tensor],
+    teachers: list[Teacher],
+    *,
+    cost: Norm = "l1",
+    epsilon: float = 0.1,
+    iterations: int = 20,
+    tolerance: float | None = None,
+    gradient: Gradient = "unrolled",
+    debias: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
+    """`sinkhorn` of each pair, one after the other, [N]: each cost by itself, all plans together."""
+    sizes = [len(student) for student in students]
+
+    def moved(costs: list[Tensor]) -> Tensor:
+        counts = torch.tensor(sizes, device=costs[0].device) if len(costs) > 1 else None
+        cost_GBB = costs[0] if counts is None else _padded(costs)
+        basis = cost_GBB.detach() if gradient == "envelope" else cost_GBB
+        found = plan(basis, epsilon=epsilon, iterations=iterations, tolerance=tolerance, sizes_G=counts)
+        moved_GB = (found.log_plan.exp() * cost_GBB).sum(-1)
+        return moved_GB if counts is None else torch.cat([row[:size] for row, size in zip(moved_GB, sizes, strict=True)])
+
+    def between(left: list[Tensor], right: list[Teacher]) -> Tensor:
+        pairs = zip(left, right, strict=True)
+        return moved(
+            [top_k_cost(a, *b, norm=cost) if isinstance(b, tuple) else pairwise_cost(a, b, norm=cost) for a, b in pairs]
+        )
+
+    whole = [teacher for teacher in teachers if not isinstance(teacher, tuple)]
+    if debias and len(whole) < len(teachers):
+        raise ValueError("debias needs distances between teacher rows, which the top K do not give; take the full vocabulary")
+    loss_N = between(students, teachers)
+    if debias:
+        loss_N = loss_N - (between(students, [*students]) + between(whole, [*whole])) / 2
+    return scale * loss_N
+
+
+def _padded(costs: list[Tensor]) -> Tensor:
+    """[G, B, B] of zeros beyond each cost's own rows and columns."""
+    widest = max(map(len, costs))
+    return torch.stack(
+        [torch.nn.functional.pad(table, (0, widest - table.shape[1], 0, widest - table.shape[0])) for table in costs]
     )
 
 
@@ -250,16 +314,16 @@ def _class_plan(student_NC: Tensor, teacher_NC: Tensor, exponent_CC: Tensor, ite
         left = rows - (right - exponent_CC).logsumexp(2, keepdim=True)
         right = columns - (left - exponent_CC).logsumexp(1, keepdim=True)
         log_plan = left + right - exponent_CC
-        if tolerance is not None and bool(_row_error(log_plan, rows[:, :, 0].exp()) < tolerance):
+        if tolerance is not None and bool((_row_error(log_plan, rows[:, :, 0].exp()) < tolerance).all()):
             break
     return Plan(log_plan, _row_error(log_plan, rows[:, :, 0].exp()))
 
 
 @torch.no_grad()
 def _row_error(log_plan: Tensor, wanted: Tensor) -> Tensor:
-    """Largest difference of a row's sum from what is wanted, []."""
+    """Largest difference of a row's sum from what is wanted, of each plan."""
     gaps = (log_plan.exp().sum(-1) - wanted).abs()
-    return gaps.max() if gaps.numel() else gaps.sum()
+    return gaps.amax(-1) if gaps.shape[-1] else gaps.sum(-1)
 
 
 def _check(epsilon: float, iterations: int, tolerance: float | None) -> None:

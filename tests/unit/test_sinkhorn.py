@@ -4,6 +4,7 @@ import doctest
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import ot
@@ -351,8 +352,24 @@ def test_finite_at_a_small_epsilon_in_few_bits_and_one_hot(
     assert rows.isfinite().all() and grad(rows.sum(), student)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["full", "top", "labels"])
-def test_each_group_is_by_itself(kind: str) -> None:
+GROUPED: list[transport.Settings] = [
+    {"epsilon": 0.3, "iterations": 4, "gradient": "envelope", "scale": 0.5},
+    {"epsilon": 0.01, "iterations": 6, "cost": "l1"},
+    {"epsilon": 0.05, "iterations": 300, "tolerance": 1e-3},
+    {"epsilon": 0.05, "iterations": 300, "tolerance": 1e-3, "debias": True},
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (kind, settings)
+        for kind in ("full", "top", "labels")
+        for settings in GROUPED
+        if kind != "top" or "debias" not in settings
+    ],
+)
+def test_each_group_is_by_itself(kind: str, settings: transport.Settings) -> None:
     logits, other = random_logits(9)
     top = other.log_softmax(-1).topk(2, -1)
     teacher: transport.Teacher = {"full": other.log_softmax(-1), "top": (top.indices, top.values), "labels": top.indices[:, 0]}[
@@ -363,13 +380,27 @@ def test_each_group_is_by_itself(kind: str) -> None:
         return (teacher[0][rows], teacher[1][rows]) if isinstance(teacher, tuple) else teacher[rows]
 
     groups = torch.tensor([4, 4, 4, 9, 2, 2, 2, 2, 0])
-    settings: transport.Settings = {"epsilon": 0.3, "iterations": 4, "gradient": "envelope", "scale": 0.5}
     alone = [slice(0, 3), slice(3, 4), slice(4, 8), slice(8, 9)]
     found = grouped_sinkhorn(logits.log_softmax(-1), teacher, groups, **settings)
     wanted = torch.cat([sinkhorn(logits.log_softmax(-1)[rows], part(rows), **settings) for rows in alone])
-    assert torch.equal(found, wanted)
-    torch.testing.assert_close(grad(found.sum(), logits, retain_graph=True)[0], grad(wanted.sum(), logits)[0])
+    assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-14)
+    weight = torch.linspace(0.5, 2, 9).to(found)
+    torch.testing.assert_close(*(grad((weight * each).sum(), logits, retain_graph=True)[0] for each in (found, wanted)))
     assert grouped_sinkhorn(logits[:0], part(slice(0, 0)), groups[:0]).shape == (0,)
+
+
+def test_plans_end_one_by_one() -> None:
+    """Each where it would end alone, though they are scaled together; what is padding is matched with itself."""
+    sizes, tables = [4, 1, 3], torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    settings: dict[str, Any] = {"epsilon": 0.05, "iterations": 500, "tolerance": 1e-4}
+    together = plan(tables, **settings, sizes_G=torch.tensor(sizes))
+    alone = [plan(cost[:size, :size], **settings) for cost, size in zip(tables, sizes, strict=True)]
+    assert len({round(float(each.marginal_error), 12) for each in alone}) == 3, "they end after different numbers of scalings"
+    assert together.marginal_error.tolist() == pytest.approx([float(each.marginal_error) for each in alone], abs=1e-12)
+    for table, size, each in zip(together.log_plan.exp(), sizes, alone, strict=True):
+        assert torch.allclose(table[:size, :size], each.log_plan.exp())
+        assert torch.equal(table[size:, size:], torch.eye(4 - size).to(table))
+        assert not table[:size, size:].any() and not table[size:, :size].any()
 
 
 def test_sample_wise_is_pot_for_each_sample() -> None:
