@@ -76,6 +76,8 @@ def role_needs(
     if config.teacher.placement == "learner":
         tokens = _micro_tokens(config.learner, longest)
         learner = with_tutor(learner, teacher, config.learner, dtype=config.teacher.dtype, tokens=tokens, gpu=gpu is not None)
+    if not config.asks_engines:
+        return [learner, *_teacher_needs(config, teacher, longest, gpu)]
     writers: dict[str, Any] = {
         "role": "rollout",
         "dtype": dtype,
@@ -96,8 +98,8 @@ def _teacher_needs(config: DistillConfig, shape: Shape, longest: int, gpu: int |
     teacher, role = config.teacher, config.cluster.teacher
     split = role.shards * role.tensor_parallel
     common = {"role": "teacher", "dtype": teacher.dtype, "devices": role.actors * split, "split": split}
-    if teacher.placement == "learner" and not config.asks_actors:
-        return []  # the learner holds it
+    if not config.asks_actors:
+        return []  # there is none, or the learner holds it
     if teacher.backend in ("server", "cache"):
         return []  # its memory is somebody else's, or there is none
     if teacher.backend == "vllm":
@@ -141,16 +143,15 @@ def _traffic(
 ) -> list[str]:
     """Cache room, and the bytes a step moves between the roles."""
     lines = []
-    if config.rollout.engine == "vllm":
+    if config.rollout.engine == "vllm" and config.asks_engines:
         each = kv_bytes_per_token(student, config.student.dtype, config.cluster.rollout.tensor_parallel)
         room = next(need.parts["cache"] for need in needs if need.role == "rollout") // each
         if gpu != 0:
             text = f"each engine's cache: {each / 1024:,.1f} KiB a token, room for {room:,} tokens"
             lines.append(f"{text}, {room // longest:,} sequences of {longest:,}")
     scores, weights = step_bytes(config, student, teacher)
-    lines.append(
-        f"a step moves up to {_amount(scores)} of scores to the learner and {_amount(weights)} of weights to the engines"
-    )
+    to_engines = f" and {_amount(weights)} of weights to the engines" if config.asks_engines else ""
+    lines.append(f"a step moves up to {_amount(scores)} of scores to the learner{to_engines}")
     store, ours = config.cluster.object_store_gib, config.cluster.roles == "ray" and config.cluster.address is None
     if ours and scores + weights > store * GIB:
         lines.append(
@@ -162,10 +163,11 @@ def _traffic(
 
 def step_bytes(config: DistillConfig, student: Shape, teacher: Shape) -> tuple[int, int]:
     """Bytes of a step's scores, at most, and of one publication of the student's weights."""
+    weights = student.parameters * BYTES[config.student.dtype] if config.asks_engines else 0
     if config.teacher.placement == "learner":
-        return 0, student.parameters * BYTES[config.student.dtype]
+        return 0, weights
     answers = config.rollout.prompts_per_step * config.rollout.samples_per_prompt * config.rollout.max_new_tokens
-    return answers * score_bytes_per_token(config.teacher, teacher.hidden), student.parameters * BYTES[config.student.dtype]
+    return answers * score_bytes_per_token(config.teacher, teacher.hidden), weights
 
 
 def _warnings(config: SftConfig | DistillConfig, needs: list[Need], longest: int, gpu: int | None) -> list[str]:

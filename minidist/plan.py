@@ -139,11 +139,9 @@ def _plan_distill(config: DistillConfig, prompts: tuple[list[Prompt], int] | Non
         f"({', '.join(writers)}), {config.run.steps} steps"
     )
     cluster, scorer = config.cluster, config.teacher
+    writes = f"{cluster.rollout.actors} x {config.rollout.engine} writes, " if config.asks_engines else ""
     scores = f"{cluster.teacher.actors} x {scorer.backend} scores ({scorer.payload}), " if config.main_scored else ""
-    plan.lines.append(
-        f"{cluster.rollout.actors} x {config.rollout.engine} writes, {scores}{cluster.learner.ranks} x "
-        f"{config.learner.backend} learns; roles in {cluster.roles}"
-    )
+    plan.lines.append(f"{writes}{scores}{cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}")
     plan.lines += memory_lines(config, student, teacher, longest=plan.max_tokens)
     return plan
 

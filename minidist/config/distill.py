@@ -120,6 +120,11 @@ class DistillConfig(Section):
         return self.objective.needs is not None and self.teacher.placement == "actor"
 
     @property
+    def asks_engines(self) -> bool:
+        """Whether the run asks engines of the student anything: for text, or to measure it."""
+        return self.prefix.student_writes or self.evaluation.every is not None
+
+    @property
     def asks_actors(self) -> bool:
         """Whether the run asks teacher actors anything: for scores, for text, or to measure the distance to them."""
         asked = self.main_scored or any(stream.objective.needs for stream in self.streams.values())

@@ -147,6 +147,5 @@ def needed(config: Config) -> tuple[Role, ...]:
         return ("teacher",)
     if isinstance(config, EvaluateConfig):
         return ("rollout", "teacher", "learner")
-    writes = config.prefix.student_writes or config.evaluation.every is not None
-    roles: list[tuple[Role, bool]] = [("rollout", writes), ("teacher", config.asks_actors), ("learner", True)]
-    return tuple(role for role, wanted in roles if wanted)
+    asked: dict[Role, bool] = {"rollout": config.asks_engines, "teacher": config.asks_actors, "learner": True}
+    return tuple(role for role, wanted in asked.items() if wanted)

@@ -294,6 +294,22 @@ def test_mixing_holds_the_teacher_twice(tmp_path: Path) -> None:
     assert steps["rollout"].parts["weights"] == turns["rollout"].parts["weights"] + alone.parts["weights"]
 
 
+def test_a_run_on_given_text_has_no_engines(tmp_path: Path) -> None:
+    """And one that learns from its labels alone has no teacher's actors either."""
+    given: dict[str, Any] = {"prefix": {"student": 0, "dataset": 1}, "data": {"prompts": {"path": "task:sort"}}}
+    watched = {"evaluation": {"every": 5}, "data": given["data"] | {"validation": {"path": "task:sort"}}}
+    for sections, roles in (
+        ({}, ["learner", "teacher"]),
+        ({"objective": {"type": "supervised"}}, ["learner"]),
+        (watched, ["learner", "rollout", "teacher"]),
+    ):
+        config = small(tmp_path, **given | sections)
+        assert isinstance(config, DistillConfig)
+        assert list(needs(config)) == roles
+        said = " ".join(budget.memory_lines(config, LlamaConfig(**SMALL), LlamaConfig(**SMALL), longest=640))
+        assert "to the learner" in said and ("engine" in said) == ("rollout" in roles)
+
+
 def test_cache_below_one_sequence(tmp_path: Path) -> None:
     config = small(tmp_path, rollout={"kv_cache_gib": 0.001})
     assert isinstance(config, DistillConfig)
