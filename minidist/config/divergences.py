@@ -147,10 +147,11 @@ class AlphaBetaConfig(Matching):
 
     @model_validator(mode="after")
     def _in_range(self) -> "AlphaBetaConfig":
-        if not (-1 <= self.alpha <= 2 and -1 <= self.beta <= 2):
+        if not (-1 <= self.alpha <= 2 and -1 <= self.beta <= 2 and self.alpha + self.beta >= 0):
             raise ValueError(
                 f"objective.alpha and objective.beta of alpha_beta are {self.alpha:g} and {self.beta:g}; exponents beyond "
-                "-1 and 2 overflow where a probability is small: set both from -1 to 2 (0.2 and 0.7 are published)"
+                "-1 and 2, or of a sum below 0, overflow where a probability is small: set both from -1 to 2, their sum not "
+                "negative (0.2 and 0.7 are published)"
             )
         return self
 
@@ -177,6 +178,8 @@ class SinkhornConfig(Section):
     """
 
     type: Literal["sinkhorn"] = "sinkhorn"
+    preset: Literal["released"] | None = None
+    """released: temperature 2 and scale 0.001, as in the authors' code, where nothing else is given."""
     paired: Literal["forward_kl", "reverse_kl", "none"] = "forward_kl"
     """The divergence at each token beside it."""
     weight: float = Field(default=0.8, ge=0)
@@ -200,10 +203,17 @@ class SinkhornConfig(Section):
     temperature: float = Field(default=1.0, gt=0)
     """Divides both models' logits; 2 in the authors' code. Other than 1 it needs the full vocabulary."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        """The preset's values where none are given."""
+        released = isinstance(given, dict) and given.get("preset") == "released"
+        return {"temperature": 2.0, "scale": 0.001} | given if released else given
+
     @model_validator(mode="after")
     def _in_range(self) -> "SinkhornConfig":
-        if not self.epsilon > 0:
-            raise ValueError(f"objective.epsilon of sinkhorn is {self.epsilon:g}; set it above 0 (0.1 is published)")
+        if not 0 < self.epsilon < float("inf"):
+            raise ValueError(f"objective.epsilon of sinkhorn is {self.epsilon:g}; set it above 0, finite (0.1 is published)")
         return self
 
     @property

@@ -25,17 +25,22 @@ def akl(student_NC: Tensor, teacher_NC: Tensor, *, mu: float = 0.5, head_rule: H
         student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
         teacher_NC: log-probabilities of the teacher p, the same shape.
         mu: mass of the head, between 0 and 1, 1 included (then, under released, the forward KL).
+        head_rule: released or paper. Of classes that the teacher finds equally likely the first comes first.
 
     Returns:
-        [N], nats, not negative; 0 with a gradient of 0 where the rows are equal (w is one half there).
+        [N], nats, not negative; 0 with a gradient of 0 where the rows are equal (w is one half there). The gradient in the
+        student's logits is w (q - p) + (1 - w) q (log(q / p) - KL(q || p)).
 
     Raises:
         ValueError: mu outside (0, 1], or other shapes.
 
-    Example: in the head |0.4 - 0.25| + |0.3 - 0.25| of 0.4 under paper; without the class that crosses mu, 0.15 of 0.4.
+    Example: in the head |0.4 - 0.25| + |0.3 - 0.25| of 0.4 under paper; without the class that crosses mu, 0.15 of 0.4, and
+    0.375 * 0.1064 + 0.625 * 0.1218 nats.
         >>> student, teacher = torch.tensor([[0.25, 0.25, 0.25, 0.25]]).log(), torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
         >>> [round(head_share(student, teacher, mu=0.5, head_rule=rule).item(), 3) for rule in ("released", "paper")]
         [0.375, 0.5]
+        >>> round(akl(student, teacher).item(), 4)
+        0.116
 
     Source: Wu et al., Rethinking Kullback-Leibler Divergence in Knowledge Distillation, arXiv:2404.02657, section 4.
     """
@@ -50,13 +55,23 @@ def head_share(student_NC: Tensor, teacher_NC: Tensor, *, mu: float, head_rule: 
         raise ValueError(f"mu of akl is {mu}; it is the mass of the head, above 0 and at most 1")
     same_shape(student_NC, teacher_NC)
     gap_NC = (teacher_NC.exp() - student_NC.exp()).abs()
-    count = min(top, teacher_NC.shape[-1])
-    sorted_NK, order_NK = teacher_NC.topk(count, -1)
+    classes = teacher_NC.shape[-1]
+    if top < classes:
+        order_NK = teacher_NC.topk(top, -1).indices.sort(-1).values  # equals in their own order again
+        sorted_NK, inner_NK = teacher_NC.gather(-1, order_NK).sort(stable=True, dim=-1, descending=True)
+        order_NK = order_NK.gather(-1, inner_NK)
+    else:
+        sorted_NK, order_NK = teacher_NC.sort(stable=True, dim=-1, descending=True)
     mass_NK = sorted_NK.exp().cumsum(-1)
-    if count < teacher_NC.shape[-1] and bool((mass_NK[:, -1] <= mu).any()):
-        return head_share(student_NC, teacher_NC, mu=mu, head_rule=head_rule, top=teacher_NC.shape[-1])
-    head_NK = mass_NK <= mu if head_rule == "released" else mass_NK - sorted_NK.exp() < mu
+    if head_rule == "released":
+        head_NK = mass_NK <= mu if mu < 1 else torch.ones_like(mass_NK, dtype=torch.bool)  # a sum of all may round above 1
+    else:
+        head_NK = mass_NK - sorted_NK.exp() < mu
     head_NK[:, 0] = True
+    # The head may go on beyond the sorted, or end among classes that are as likely as some that were left out.
+    last_N1 = sorted_NK.gather(-1, head_NK.sum(-1, keepdim=True) - 1)
+    if top < classes and bool((head_NK[:, -1:] | (last_N1 == sorted_NK[:, -1:])).any()):
+        return head_share(student_NC, teacher_NC, mu=mu, head_rule=head_rule, top=classes)
     head_N = (gap_NC.gather(-1, order_NK) * head_NK).sum(-1)
     whole_N = gap_NC.sum(-1)
     return torch.where(whole_N > 0, (head_N / whole_N.clamp(min=1e-30)).clamp(max=1), 0.5)
@@ -103,7 +118,9 @@ def entropy_gated(student_NC: Tensor, teacher_NC: Tensor, *, threshold: float) -
         threshold: entropy of the teacher, nats, not negative; from its logarithm of C on, the reverse KL alone.
 
     Returns:
-        [N], nats, not negative.
+        [N], nats, not negative. With g = 1 where the gate is open, else 0, the gradient in the student's logits is
+        q * (log(q / p) - KL(q || p)) + g * (q - p). Over the teacher's top K and their tail the entropy is a lower bound, so
+        the gate opens less often than over the full vocabulary.
 
     Raises:
         ValueError: a negative threshold, or other shapes.

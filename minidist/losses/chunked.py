@@ -114,8 +114,8 @@ def chunked_loss(
 
 def chunk_count(tokens: int, chunk_tokens: int, group_tokens: int | None = None) -> int:
     """Chunks that `chunked_loss` needs at most for so many tokens, where groups of up to `group_tokens` stay whole."""
-    count = max(1, math.ceil(tokens / max(chunk_tokens, group_tokens or 1)))
-    return count if group_tokens is None else 2 * count + 1  # two chunks in a row hold more than one chunk's tokens
+    count = max(1, math.ceil(tokens / chunk_tokens))
+    return count if group_tokens is None else 2 * count + 1  # two chunks in a row hold more tokens than one may
 
 
 @torch.no_grad()

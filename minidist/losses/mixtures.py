@@ -11,6 +11,9 @@ from torch import Tensor
 
 from minidist.losses.divergences import expected_log_ratio, forward_kl, reverse_kl, same_shape
 
+_FAR = 30.0
+"""Nats beyond which a ratio is taken by its logarithm."""
+
 
 def jsd(student_NC: Tensor, teacher_NC: Tensor, *, beta: float = 0.5, endpoint: Literal["refuse", "kl"] = "refuse") -> Tensor:
     """Generalised Jensen-Shannon divergence beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q.
@@ -68,7 +71,13 @@ def jsd_normalised(student_NC: Tensor, teacher_NC: Tensor, *, beta: float = 0.5)
     """
     if beta in (0, 1):
         return jsd(student_NC, teacher_NC, beta=beta, endpoint="kl")
-    return jsd(student_NC, teacher_NC, beta=beta) / (beta * (1 - beta))
+    if not 0 < beta < 1:
+        raise ValueError(f"beta of jsd_normalised is {beta}; it lies between 0 (the forward KL) and 1 (the reverse KL)")
+    same_shape(student_NC, teacher_NC)
+    # Each term over its share of the mixture, not their sum over both: near an end that would divide rounding errors.
+    of_teacher_NC = teacher_NC.exp() * _log_over_mixture(teacher_NC, student_NC, 1 - beta)
+    of_student_NC = student_NC.exp() * _log_over_mixture(student_NC, teacher_NC, beta)
+    return of_teacher_NC.sum(-1) / (1 - beta) + of_student_NC.sum(-1) / beta
 
 
 def skew_forward_kl(student_NC: Tensor, teacher_NC: Tensor, *, alpha: float = 0.1) -> Tensor:
@@ -134,6 +143,18 @@ def log_mixture(first_NC: Tensor, second_NC: Tensor, share: float) -> Tensor:
     parts = [table.masked_fill(absent_NC, 0.0) + math.log(weight) for table, weight in weighed if weight]
     mixture_NC = parts[0] if len(parts) == 1 else torch.logaddexp(*parts)
     return mixture_NC.masked_fill(absent_NC, -math.inf)
+
+
+def _log_over_mixture(own_NC: Tensor, other_NC: Tensor, share: float) -> Tensor:
+    """log(own / ((1 - share) own + share other)), [N, C], exact however small the share; 0, without gradient, where own is
+    -inf."""
+    gap_NC = (other_NC - own_NC).masked_fill(torch.isneginf(own_NC), 0.0)
+    rest = gap_NC.new_tensor(math.log1p(-share))
+    if share > 0.5:
+        return -torch.logaddexp(gap_NC + math.log(share), rest)
+    near_NC = torch.log1p(share * torch.expm1(gap_NC.clamp(max=_FAR)))
+    far_NC = torch.logaddexp(gap_NC.clamp(min=_FAR) + math.log(share), rest)
+    return -torch.where(gap_NC < _FAR, near_NC, far_NC)
 
 
 def _check_alpha(alpha: float, name: str) -> None:

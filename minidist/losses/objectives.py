@@ -17,7 +17,7 @@ from minidist.losses.minillm import surrogate
 from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
 from minidist.losses.powers import alpha_beta
 from minidist.losses.support import Support, on_support, top_k_and_tail
-from minidist.losses.transport import Teacher, grouped_sinkhorn
+from minidist.losses.transport import Moved, Teacher, grouped_sinkhorn
 from minidist.protocols import Divergence, Objective, TokenTargets
 
 DIVERGENCES: dict[str, Any] = {
@@ -109,7 +109,7 @@ class Transport(Plain):
     """
 
     settings: SinkhornConfig
-    figures = ("transport/moved",)
+    figures = ("transport/moved", "transport/marginal_error")
 
     @property
     def temperature(self) -> float:
@@ -121,17 +121,18 @@ class Transport(Plain):
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] nats, and distances times their weight."""
-        loss_N = self.settings.weight * self._moved(student_NV, targets)
+        loss_N = self.settings.weight * self._moved(student_NV, targets).distance_N
         if self.settings.paired == "none":
             return loss_N
         return loss_N + Match(DIVERGENCES[self.settings.paired], self.temperature)(student_NV, targets)
 
     @torch.no_grad()
     def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
-        """[N, 1]: the distance that each token's distribution is moved by."""
-        return self._moved(student_NV, targets)[:, None]
+        """[N, 2]: the distance that each token's distribution is moved by, and the marginal error of its group's plan."""
+        moved = self._moved(student_NV, targets)
+        return torch.stack([moved.distance_N, moved.marginal_error_N], -1)
 
-    def _moved(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+    def _moved(self, student_NV: Tensor, targets: TokenTargets) -> Moved:
         assert targets.group_N is not None, "transport needs the groups of its tokens"
         teacher: Teacher | None = targets.teacher_NV
         if teacher is None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from minidist.losses.divergences import same_shape
 
 FLOOR = -80.0
-"""Least log-probability that enters a power of negative exponent or a limit: exp(80) is about what float32 can hold."""
+"""Least log-probability that enters a power or a limit: exp(80) is about what float32 can hold."""
 
 
 def alpha_beta(student_NC: Tensor, teacher_NC: Tensor, *, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
@@ -15,16 +15,16 @@ def alpha_beta(student_NC: Tensor, teacher_NC: Tensor, *, alpha: float = 0.2, be
     Args:
         student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
         teacher_NC: log-probabilities of the teacher p, the same shape.
-        alpha, beta: exponents. (1, 0) is the forward KL, (0, 1) the reverse KL, (0.5, 0.5) four times Hellinger's squared
-            distance, (1, 1) half the squared distance; a + b = 1 are the alpha-divergences. The defaults are those of the
-            paper for GPT-2.
+        alpha, beta: exponents, whose sum is not negative. (1, 0) is the forward KL, (0, 1) the reverse KL (log-probabilities
+            below -80 count as -80), (0.5, 0.5) four times Hellinger's squared distance, (1, 1) half the squared distance;
+            a + b = 1 are the alpha-divergences. The defaults are those of the paper for GPT-2.
 
     Returns:
         [N], not negative; zero where the rows are equal. Where a, b and a + b are not 0, with
         h = -(p^a q^b - q^(a + b)) / a, the gradient in the student's logits is h - q sum(h).
 
     Raises:
-        ValueError: exponents that are not finite, or other shapes.
+        ValueError: exponents that are not finite, or whose sum is below 0, or other shapes.
 
     Example:
         >>> student, teacher = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.9, 0.05, 0.05]]).log()
@@ -36,6 +36,11 @@ def alpha_beta(student_NC: Tensor, teacher_NC: Tensor, *, alpha: float = 0.2, be
     same_shape(student_NC, teacher_NC)
     if not (abs(alpha) < float("inf") and abs(beta) < float("inf")):
         raise ValueError(f"alpha and beta of alpha_beta are {alpha} and {beta}; both are finite numbers")
+    if alpha + beta < 0:
+        raise ValueError(
+            f"alpha and beta of alpha_beta are {alpha} and {beta}; where their sum is below 0 every class of small probability "
+            "overflows"
+        )
     q, p = student_NC.clamp(min=FLOOR), teacher_NC.clamp(min=FLOOR)
     total = alpha + beta
     if alpha == 0 and beta == 0:

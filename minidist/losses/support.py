@@ -37,7 +37,7 @@ def top_k_and_tail(student_NV: Tensor, top_ids_NK: Tensor, top_logprobs_NK: Tens
     if top_ids_NK.shape[-1] == student_NV.shape[-1]:
         return listed_NK, top_logprobs_NK
     # From the tokens that are left, not as 1 - sum: exact however small, and with a gradient that stays finite.
-    rest_N1 = student_NV.scatter(-1, top_ids_NK, float("-inf")).logsumexp(-1, keepdim=True)
+    rest_N1 = _rest(student_NV, top_ids_NK)
     mass_N1 = top_logprobs_NK.logsumexp(-1, keepdim=True).clamp(max=-TAIL_FLOOR)
     tail_N1 = (-torch.expm1(mass_N1)).log()
     return torch.cat([listed_NK, rest_N1], -1), torch.cat([top_logprobs_NK, tail_N1], -1)
@@ -86,5 +86,16 @@ def on_support(student_NV: Tensor, teacher_NV: Tensor, support: Support, top_k: 
 
 def _listed(table_NV: Tensor, ids_NC: Tensor, again_NC: Tensor) -> Tensor:
     """The listed tokens, -inf where one is listed again, and the rest as one class."""
-    rest_N1 = table_NV.scatter(-1, ids_NC, float("-inf")).logsumexp(-1, keepdim=True)
+    rest_N1 = _rest(table_NV, ids_NC)
     return torch.cat([table_NV.gather(-1, ids_NC).masked_fill(again_NC, float("-inf")), rest_N1], -1)
+
+
+def _rest(table_NV: Tensor, ids_NC: Tensor) -> Tensor:
+    """The logarithm of what is left beside the listed tokens, [N, 1]; -inf, without gradient, where that is nothing."""
+    others_NV = table_NV.scatter(-1, ids_NC, float("-inf"))
+    rest_N1 = others_NV.logsumexp(-1, keepdim=True)
+    nothing_N1 = rest_N1.isneginf()
+    if not bool(nothing_N1.any()):
+        return rest_N1
+    # Replaced before the sum: the slope of a sum of -inf is nan.
+    return others_NV.masked_fill(nothing_N1, 0.0).logsumexp(-1, keepdim=True).masked_fill(nothing_N1, float("-inf"))

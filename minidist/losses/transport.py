@@ -34,6 +34,15 @@ class Settings(TypedDict, total=False):
 
 
 @dataclass(frozen=True)
+class Moved:
+    """`distance_N`, what each row's distribution is moved by, with the gradient; `marginal_error_N`, how far the plan of the
+    row's group is from its marginals at most."""
+
+    distance_N: Tensor
+    marginal_error_N: Tensor
+
+
+@dataclass(frozen=True)
 class Plan:
     """A plan: what of row i goes to row j. `log_plan` [..., R, C] carries the gradient; `marginal_error` [...] is the largest
     difference of a row's sum from what it should be (the columns' are exact)."""
@@ -160,10 +169,10 @@ def sinkhorn(
         debias=debias,
         scale=scale,
     )
-    return _of_groups([student_NC], [teacher], **settings)
+    return _of_groups([student_NC], [teacher], **settings).distance_N
 
 
-def grouped_sinkhorn(student_NV: Tensor, teacher: Teacher, group_N: Tensor, **settings: Unpack[Settings]) -> Tensor:
+def grouped_sinkhorn(student_NV: Tensor, teacher: Teacher, group_N: Tensor, **settings: Unpack[Settings]) -> Moved:
     """`sinkhorn` of each group of rows by itself: for decoders, whose groups are the loss tokens of a few sequences.
 
     Args:
@@ -174,14 +183,14 @@ def grouped_sinkhorn(student_NV: Tensor, teacher: Teacher, group_N: Tensor, **se
         settings: the keywords of `sinkhorn`.
 
     Returns:
-        [N], the rows of `sinkhorn` for each group.
+        [N] and [N]: the rows of `sinkhorn` for each group, and the marginal error of its plan.
 
     Raises:
         ValueError: a group that comes back after another, or as many groups as not rows; and what `sinkhorn` refuses.
 
     Example: of two groups, the second is matched across its rows, and a group of one row has its distance.
         >>> student, teacher = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]]).log(), torch.tensor([0, 1, 0])
-        >>> grouped_sinkhorn(student, teacher, torch.tensor([7, 8, 8]), epsilon=0.01).tolist()
+        >>> grouped_sinkhorn(student, teacher, torch.tensor([7, 8, 8]), epsilon=0.01).distance_N.tolist()
         [1.0, 0.0, 0.0]
 
     Source: the batch-wise loss of SinKD, arXiv:2402.17110, over groups of tokens.
@@ -194,7 +203,7 @@ def grouped_sinkhorn(student_NV: Tensor, teacher: Teacher, group_N: Tensor, **se
         )
     sizes = counts.tolist()
     if not sizes:
-        return student_NV.sum(-1)
+        return Moved(student_NV.sum(-1), student_NV.sum(-1).detach())
     if isinstance(teacher, tuple):
         pieces: list[Teacher] = list(zip(*(table.split(sizes) for table in teacher), strict=True))
     else:
@@ -213,19 +222,23 @@ def _of_groups(
     gradient: Gradient = "unrolled",
     debias: bool = False,
     scale: float = 1.0,
-) -> Tensor:
-    """`sinkhorn` of each pair, one after the other, [N]: each cost by itself, all plans together."""
+) -> Moved:
+    """`sinkhorn` of each pair, one after the other: each cost by itself, all plans together."""
     sizes = [len(student) for student in students]
 
-    def moved(costs: list[Tensor]) -> Tensor:
+    def moved(costs: list[Tensor]) -> Moved:
         counts = torch.tensor(sizes, device=costs[0].device) if len(costs) > 1 else None
         cost_GBB = costs[0] if counts is None else _padded(costs)
         basis = cost_GBB.detach() if gradient == "envelope" else cost_GBB
         found = plan(basis, epsilon=epsilon, iterations=iterations, tolerance=tolerance, sizes_G=counts)
         moved_GB = (found.log_plan.exp() * cost_GBB).sum(-1)
-        return moved_GB if counts is None else torch.cat([row[:size] for row, size in zip(moved_GB, sizes, strict=True)])
+        error_GB = found.marginal_error[..., None].expand_as(moved_GB)
+        if counts is None:
+            return Moved(moved_GB, error_GB)
+        real_GB = torch.arange(moved_GB.shape[1], device=counts.device) < counts[:, None]
+        return Moved(moved_GB[real_GB], error_GB[real_GB])
 
-    def between(left: list[Tensor], right: list[Teacher]) -> Tensor:
+    def between(left: list[Tensor], right: list[Teacher]) -> Moved:
         pairs = zip(left, right, strict=True)
         return moved(
             [top_k_cost(a, *b, norm=cost) if isinstance(b, tuple) else pairwise_cost(a, b, norm=cost) for a, b in pairs]
@@ -234,10 +247,11 @@ def _of_groups(
     whole = [teacher for teacher in teachers if not isinstance(teacher, tuple)]
     if debias and len(whole) < len(teachers):
         raise ValueError("debias needs distances between teacher rows, which the top K do not give; take the full vocabulary")
-    loss_N = between(students, teachers)
+    found = between(students, teachers)
+    distance_N = found.distance_N
     if debias:
-        loss_N = loss_N - (between(students, [*students]) + between(whole, [*whole])) / 2
-    return scale * loss_N
+        distance_N = distance_N - (between(students, [*students]).distance_N + between(whole, [*whole]).distance_N) / 2
+    return Moved(scale * distance_N, found.marginal_error_N)
 
 
 def _padded(costs: list[Tensor]) -> Tensor:

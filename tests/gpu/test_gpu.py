@@ -16,6 +16,7 @@ from minidist.config.models import ModelConfig, StudentConfig
 from minidist.config.runtime import ClusterConfig
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.data.tasks import find
+from minidist.losses import kernels
 from minidist.losses.chunked import LinearHead, chunked_loss
 from minidist.losses.kernels import in_one_pass
 from minidist.losses.objectives import make_objective
@@ -55,7 +56,9 @@ def test_engine_and_learner_agree_after_a_sync(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kernel", ["torch", "liger"])
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "akl", "alpha_beta"])
-def test_chunks_on_a_gpu_are_those_of_the_cpu(kind: str, kernel: str, dtype: torch.dtype) -> None:
+def test_chunks_on_a_gpu_are_those_of_the_cpu(
+    kind: str, kernel: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     objective = make_objective(kind)
     on_gpu = in_one_pass(objective) if kernel == "liger" else objective
     generator = torch.Generator().manual_seed(0)
@@ -72,5 +75,11 @@ def test_chunks_on_a_gpu_are_those_of_the_cpu(kind: str, kernel: str, dtype: tor
         return [each.double().cpu() for each in (loss.detach(), *torch.autograd.grad(loss, (own, head)))]
 
     room = 1e-4 if dtype is torch.float32 else 0.03
-    for got, wanted in zip(found("cuda"), found("cpu"), strict=True):
+    calls: list[float] = []
+    if kernel == "liger":
+        launched = kernels._kernel()
+        monkeypatch.setattr(kernels, "_kernel", lambda: lambda *given: (calls.append(given[3]), launched(*given))[1])
+    pairs = list(zip(found("cuda"), found("cpu"), strict=True))
+    assert bool(calls) == (kernel == "liger" and kind in ("forward_kl", "reverse_kl", "jsd")), "the kernel was launched"
+    for got, wanted in pairs:
         assert (got - wanted).abs().max() <= room * wanted.abs().max()

@@ -1,6 +1,7 @@
 """Chunk by chunk equals the whole, in value and gradient."""
 
 from collections.abc import Callable
+from dataclasses import fields
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from minidist.losses import K2, Match, Supervised, akl, chunked_loss, forward_kl, jsd, reverse_kl
-from minidist.losses.chunked import LinearHead, chunk_count
+from minidist.losses.chunked import LinearHead, _parts, chunk_count
 from minidist.losses.objectives import Plain, make_objective
 from minidist.protocols import Objective, TokenCredit, TokenTargets
 
@@ -187,6 +188,19 @@ def test_groups_are_never_split(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
     assert max(calls) <= max(chunk, 4), "no chunk is larger than asked for, unless one group is"
 
 
+def test_no_groups_need_more_chunks_than_are_counted() -> None:
+    """Ranks of a sharded head call it as often as the count says: one call more, and they wait for ever."""
+    generator = torch.Generator().manual_seed(0)
+    for chunk in (1, 3, 8, 20):
+        for most in (1, 5, 12, 32):
+            for _ in range(20):
+                sizes = torch.randint(1, most + 1, (40,), generator=generator)
+                groups = torch.arange(40).repeat_interleave(sizes)
+                parts = list(_parts(len(groups), chunk, groups, 1))
+                assert len(parts) <= chunk_count(len(groups), chunk, most)
+    assert chunk_count(160, 8, 32) >= len(list(_parts(160, 8, torch.arange(32).repeat_interleave(5), 1))) == 32
+
+
 @pytest.mark.parametrize("frozen", [None, "weight", "hidden"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_every_part_of_a_head(dtype: torch.dtype, frozen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +221,35 @@ def test_every_part_of_a_head(dtype: torch.dtype, frozen: str | None, monkeypatc
     for got, wanted in zip(grad(terms.loss, learned), grad(whole, learned), strict=True):
         assert got.dtype == dtype
         assert torch.allclose(got.double(), wanted.double(), rtol=room, atol=room * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_halves_are_only_what_is_given_and_returned(name: str) -> None:
+    """From bfloat16 hidden states and heads, what follows the logits is float32: only the gradients are rounded at last."""
+    hidden, weight, taught, theirs, labels = made()
+    halves = [each.detach().bfloat16() for each in (hidden, weight)]
+    teacher = theirs.detach().bfloat16()
+    given = {"teacher_hidden_NE": taught.detach().bfloat16(), "chunk_tokens": 4}
+    with torch.no_grad():  # the same logits, which bfloat16 products are rounded to
+        tables = [(left @ right.T).double() for left, right in (halves, (given["teacher_hidden_NE"], teacher))]
+    earned = TokenCredit(*(getattr(credit(labels), field.name).float() for field in fields(TokenCredit)))
+    targets, objective = TokenTargets(labels, credit=earned), OBJECTIVES[name]
+    own, head = (each.clone().requires_grad_() for each in halves)
+    terms = chunked_loss(objective, LinearHead(head), own, targets, teacher_head=LinearHead(teacher), **given)  # type: ignore[arg-type]
+    assert terms.loss.dtype == torch.float32
+    logits = tables[0].requires_grad_()
+    told = (tables[1] / objective.temperature).log_softmax(-1)
+    whole = objective(
+        (logits / objective.temperature).log_softmax(-1),
+        TokenTargets(labels, told, teacher_logprob_N=told[range(N), labels], credit=credit(labels)),
+    ).sum()
+    assert terms.loss.item() == pytest.approx(whole.item(), rel=2e-5, abs=1e-5)
+    slope = grad(whole, logits)[0]
+    for got, wanted in zip(
+        grad(terms.loss, (own, head)), (slope @ halves[1].double(), slope.T @ halves[0].double()), strict=True
+    ):
+        assert got.dtype == torch.bfloat16
+        assert torch.allclose(got.double(), wanted, rtol=0.02, atol=0.01 * float(wanted.abs().max()))
 
 
 def test_nothing_is_computed_again_in_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ import pytest
 import yaml
 
 from minidist.config import DistillConfig, dump, load
+from minidist.config.divergences import SinkhornConfig
 from minidist.config.methods import names
 from minidist.errors import ConfigError
 from minidist.fits import check_classes, check_kernel
 from minidist.losses.objectives import make_objective
+from minidist.losses.transport import RELEASED_SCALE
 
 BASE: dict[str, Any] = {
     "stage": "distill",
@@ -116,6 +118,11 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "skew reverse": (["objective={type: skew_reverse_kl, alpha: -1}"], ["alpha of a skew divergence is -1", "from 0"]),
     "mu": (["objective={type: akl, mu: 0}"], ["objective.mu of akl is 0", "above 0 and at most 1"]),
     "alpha beta": (["objective={type: alpha_beta, alpha: 3}"], ["alpha_beta are 3 and 0.7", "set both from -1 to 2"]),
+    "alpha beta below 0": (
+        ["objective={type: alpha_beta, alpha: -0.6, beta: 0.5}"],
+        ["alpha_beta are -0.6 and 0.5", "sum below 0", "their sum not negative"],
+    ),
+    "epsilon without end": (["objective={type: sinkhorn, epsilon: .inf}"], ["objective.epsilon of sinkhorn is inf", "finite"]),
     "epsilon": (["objective={type: sinkhorn, epsilon: 0}"], ["objective.epsilon of sinkhorn is 0", "set it above 0"]),
     "support": (
         ["teacher.payload=top_k", "objective={type: jsd, support: union}"],
@@ -169,6 +176,18 @@ def test_refused_with_its_fix(case: str, tmp_path: Path) -> None:
     assert "\n" not in sentence
     for part in parts:
         assert part in sentence
+
+
+def test_the_released_sinkhorn(tmp_path: Path) -> None:
+    released = made(tmp_path, "method=sinkd", "objective.preset=released").objective
+    assert isinstance(released, SinkhornConfig)
+    assert (released.temperature, released.scale, released.weight, released.epsilon) == (2.0, RELEASED_SCALE, 0.8, 0.1)
+    assert (released.iterations, released.cost, released.gradient, released.debias) == (20, "l1", "unrolled", False)
+    plain, mixed = (
+        made(tmp_path, "method=sinkd", *more).objective for more in ((), ("objective.preset=released", "objective.scale=1"))
+    )
+    assert isinstance(plain, SinkhornConfig) and isinstance(mixed, SinkhornConfig)
+    assert (plain.temperature, plain.scale, mixed.temperature, mixed.scale) == (1.0, 1.0, 2.0, 1.0)
 
 
 def test_endpoints_on_request(tmp_path: Path) -> None:

@@ -352,6 +352,13 @@ def test_finite_at_a_small_epsilon_in_few_bits_and_one_hot(
     assert rows.isfinite().all() and grad(rows.sum(), student)[0].isfinite().all()
 
 
+def _error(student: Tensor, teacher: transport.Teacher, settings: transport.Settings) -> Tensor:
+    """How far the plan of one group is from its marginals."""
+    cost = top_k_cost(student, *teacher) if isinstance(teacher, tuple) else pairwise_cost(student, teacher)
+    kept: dict[str, Any] = {name: settings[name] for name in ("epsilon", "iterations", "tolerance") if name in settings}
+    return plan(cost, **kept).marginal_error
+
+
 GROUPED: list[transport.Settings] = [
     {"epsilon": 0.3, "iterations": 4, "gradient": "envelope", "scale": 0.5},
     {"epsilon": 0.01, "iterations": 6, "cost": "l1"},
@@ -381,12 +388,17 @@ def test_each_group_is_by_itself(kind: str, settings: transport.Settings) -> Non
 
     groups = torch.tensor([4, 4, 4, 9, 2, 2, 2, 2, 0])
     alone = [slice(0, 3), slice(3, 4), slice(4, 8), slice(8, 9)]
-    found = grouped_sinkhorn(logits.log_softmax(-1), teacher, groups, **settings)
+    moved = grouped_sinkhorn(logits.log_softmax(-1), teacher, groups, **settings)
+    found = moved.distance_N
     wanted = torch.cat([sinkhorn(logits.log_softmax(-1)[rows], part(rows), **settings) for rows in alone])
     assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-14)
     weight = torch.linspace(0.5, 2, 9).to(found)
     torch.testing.assert_close(*(grad((weight * each).sum(), logits, retain_graph=True)[0] for each in (found, wanted)))
-    assert grouped_sinkhorn(logits[:0], part(slice(0, 0)), groups[:0]).shape == (0,)
+    errors = [_error(logits.detach().log_softmax(-1)[rows], part(rows), settings) for rows in alone]
+    told = torch.cat([error.expand(rows.stop - rows.start) for error, rows in zip(errors, alone, strict=True)])
+    assert torch.allclose(moved.marginal_error_N, told, atol=1e-12) and told.max() > 0
+    nothing = grouped_sinkhorn(logits[:0], part(slice(0, 0)), groups[:0])
+    assert nothing.distance_N.shape == nothing.marginal_error_N.shape == (0,)
 
 
 def test_plans_end_one_by_one() -> None:

@@ -12,6 +12,7 @@ from torch.autograd import grad
 import minidist.losses.support as module
 from minidist.losses import (
     Match,
+    entropy_gated,
     forward_kl,
     jeffreys,
     jsd,
@@ -83,6 +84,41 @@ def test_gradient_is_that_of_finite_differences(divergence: Divergence) -> None:
         lambda logits: divergence(*top_k_and_tail(logits.log_softmax(-1), ids[:4], values[:4])),
         student[:4].detach().requires_grad_(),
     )
+
+
+def test_renormalised_lists_are_no_bound() -> None:
+    """What top K and tail give is at most the full divergence; over the listed classes scaled up it can be above."""
+    teacher = torch.tensor([[0.4, 0.1, 0.5 - 1e-3, 1e-3]], dtype=torch.float64).log()
+    student = torch.tensor([[0.1, 0.4, 0.5 - 1e-3, 1e-3]], dtype=torch.float64).log()
+    ids = torch.tensor([[0, 1]])
+    full = forward_kl(student, teacher)
+    assert (forward_kl(*top_k_and_tail(student, ids, teacher[:, :2])) <= full + 1e-12).all()
+    scaled = forward_kl(*(table[:, :2].log_softmax(-1) for table in (student, teacher)))
+    assert (scaled > 1.5 * full).all()
+
+
+def test_an_entropy_gate_opens_less_often_over_a_list() -> None:
+    _, teacher = tables()
+    ids, values = listed(teacher, 2)
+    _, coarse = top_k_and_tail(teacher, ids, values)
+    entropies = [-(table.exp() * table).sum(-1) for table in (coarse, teacher)]
+    assert (entropies[0] <= entropies[1] + 1e-9).all() and (entropies[0] < entropies[1] - 0.1).any()
+    other = teacher.flip(-1)
+    opened = [
+        entropy_gated(*pair, threshold=0.8) > reverse_kl(*pair) + 1e-9
+        for pair in (top_k_and_tail(other, ids, values), (other, teacher))
+    ]
+    assert not (opened[0] & ~opened[1]).any() and 0 < opened[0].sum() < opened[1].sum()
+
+
+@pytest.mark.parametrize("support", ["teacher", "union"])
+def test_a_student_that_excludes_all_the_rest(support: Support) -> None:
+    logits = torch.tensor([[0.0, -math.inf, -math.inf], [1.0, 0.0, 2.0]], requires_grad=True)
+    teacher = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log()
+    value = forward_kl(*on_support(logits.log_softmax(-1), teacher, support, 1))
+    assert value.isfinite().all() and grad(value.sum(), logits)[0].isfinite().all()
+    value = forward_kl(*top_k_and_tail(logits.log_softmax(-1), torch.tensor([[0], [0]]), teacher[:, :1]))
+    assert value.isfinite().all() and grad(value.sum(), logits)[0].isfinite().all()
 
 
 def test_student_mass_outside_the_list_costs() -> None:
