@@ -68,9 +68,9 @@ def head_share(student_NC: Tensor, teacher_NC: Tensor, *, mu: float, head_rule: 
     else:
         head_NK = mass_NK - sorted_NK.exp() < mu
     head_NK[:, 0] = True
-    # The head may go on beyond the sorted, or end among classes that are as likely as some that were left out.
+    # The head may end at the last of the sorted, or among classes as likely as it: some of those were left out.
     last_N1 = sorted_NK.gather(-1, head_NK.sum(-1, keepdim=True) - 1)
-    if top < classes and bool((head_NK[:, -1:] | (last_N1 == sorted_NK[:, -1:])).any()):
+    if top < classes and bool((last_N1 == sorted_NK[:, -1:]).any()):
         return head_share(student_NC, teacher_NC, mu=mu, head_rule=head_rule, top=classes)
     head_N = (gap_NC.gather(-1, order_NK) * head_NK).sum(-1)
     whole_N = gap_NC.sum(-1)

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from minidist.losses.divergences import expected_log_ratio, forward_kl, reverse_kl, same_shape
 
-_FAR = 30.0
-"""Nats beyond which a ratio is taken by its logarithm."""
-
 
 def jsd(student_NC: Tensor, teacher_NC: Tensor, *, beta: float = 0.5, endpoint: Literal["refuse", "kl"] = "refuse") -> Tensor:
     """Generalised Jensen-Shannon divergence beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q.
@@ -149,12 +146,7 @@ def _log_over_mixture(own_NC: Tensor, other_NC: Tensor, share: float) -> Tensor:
     """log(own / ((1 - share) own + share other)), [N, C], exact however small the share; 0, without gradient, where own is
     -inf."""
     gap_NC = (other_NC - own_NC).masked_fill(torch.isneginf(own_NC), 0.0)
-    rest = gap_NC.new_tensor(math.log1p(-share))
-    if share > 0.5:
-        return -torch.logaddexp(gap_NC + math.log(share), rest)
-    near_NC = torch.log1p(share * torch.expm1(gap_NC.clamp(max=_FAR)))
-    far_NC = torch.logaddexp(gap_NC.clamp(min=_FAR) + math.log(share), rest)
-    return -torch.where(gap_NC < _FAR, near_NC, far_NC)
+    return -torch.logaddexp(gap_NC + math.log(share), gap_NC.new_tensor(math.log1p(-share)))
 
 
 def _check_alpha(alpha: float, name: str) -> None:

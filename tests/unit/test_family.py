@@ -333,6 +333,12 @@ def test_likely_alike_the_first_comes_first() -> None:
     for top in (1, 2, 3, 4):
         share = head_share(student, teacher, mu=0.5, head_rule="released", top=top)
         assert share.tolist() == pytest.approx([0.0, 0.5]), top
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randn(40, 200, generator=generator)
+    levels.scatter_(-1, torch.rand(40, 200, generator=generator).argsort(-1)[:, :30], 4.0)  # the head is some of thirty equals
+    student = torch.randn(40, 200, generator=generator).log_softmax(-1)
+    found = [head_share(student, levels.log_softmax(-1), mu=0.4, head_rule="released", top=top) for top in (64, 200)]
+    torch.testing.assert_close(*found)
     tied = torch.zeros(3, 500).log_softmax(-1)  # a head that ends among equals, most of which are not sorted at first
     other = torch.randn(3, 500, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     for rule in ("released", "paper"):
@@ -346,8 +352,10 @@ def test_akl_of_equal_gaps_is_the_mean_of_both_and_of_all_mass_the_forward_kl() 
     teacher = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
     student = torch.tensor([[0.3, 0.4, 0.3]], dtype=torch.float64).log()  # 0.2 in the head, 0.2 in the tail
     torch.testing.assert_close(akl(student, teacher), jeffreys(student, teacher) / 2)
-    student, teacher = torch.randn(2, 64, 20_000, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    teacher = torch.randn(64, 20_000, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     assert bool((teacher.sort(-1, descending=True).values.exp().cumsum(-1) > 1).any()), "a sum rounds above one"
+    logits = torch.zeros(64, 20_000).scatter(-1, teacher.argmin(-1, keepdim=True), 12.0)  # likely where the teacher's tail ends
+    student = logits.log_softmax(-1)
     torch.testing.assert_close(akl(student, teacher, mu=1.0), forward_kl(student, teacher))
 
 
