@@ -11,6 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minidist.errors import RunDirectoryError
+
 _FILE_BYTES = 4 << 30
 _DIRECTORY = "training"
 _STEPS = "optimizer_steps"
@@ -48,6 +50,11 @@ class StateReader:
         for file in sorted((path / _DIRECTORY).glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
                 self._files |= dict.fromkeys(tensors.keys(), file)
+        if _STEPS not in self._files:
+            raise RunDirectoryError(
+                f"{path} has no training state in {_DIRECTORY}/, so no run goes on from it; set "
+                "run.overwrite=true to start again, or student.model to its path"
+            )
         self.steps = int(self._read(_STEPS))
 
     def tensors(self, parameter: str) -> dict[str, Tensor]:

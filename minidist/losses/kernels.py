@@ -22,7 +22,7 @@ from minidist.protocols import Divergence, Objective
 class OnePass:
     """`plain`, a generalised JSD of `beta` (0 the forward KL, 1 the reverse KL), by the kernel; [N, C] and [N, C] to [N] nats.
 
-    Rows in which a log-probability is -inf, and tables wider than float32, are left to `plain`.
+    Tables in which a log-probability is -inf, and those in float64, are left to `plain`.
     """
 
     plain: Divergence

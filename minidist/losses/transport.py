@@ -114,18 +114,7 @@ def _padding_to_itself(log_plan: Tensor, sizes_G: Tensor) -> Tensor:
     return log_plan.masked_fill(outside & ~itself, -torch.inf).masked_fill(outside & itself, 0.0)
 
 
-def sinkhorn(
-    student_NC: Tensor,
-    teacher: Teacher,
-    *,
-    cost: Norm = "l1",
-    epsilon: float = 0.1,
-    iterations: int = 20,
-    tolerance: float | None = None,
-    gradient: Gradient = "unrolled",
-    debias: bool = False,
-    scale: float = 1.0,
-) -> Tensor:
+def sinkhorn(student_NC: Tensor, teacher: Teacher, **settings: Unpack[Settings]) -> Tensor:
     """Sinkhorn distance <P, D> between the N rows of the student and the N rows of the teacher, taken as one group.
 
     D are the distances between rows, P the `plan`. **It is blind to the order of the rows:** a student that answers every
@@ -136,13 +125,14 @@ def sinkhorn(
         student_NC: log-probabilities of the student, [N, C], nats; or [N], its numbers in a regression.
         teacher: log-probabilities, [N, C]; labels, [N], int64; numbers, [N]; or (token ids, log-probabilities), both [N, K],
             the teacher's likeliest, with one class for the rest.
-        cost: distance between two rows, l1 (at most 2) or l2; of numbers, their absolute difference.
-        epsilon, iterations, tolerance: of `plan`.
-        gradient: unrolled follows every iteration, and is that of the value returned. envelope holds the plan fixed, and is at
-            convergence that of <P, D> + epsilon * sum of P (log P - 1), of which the value leaves the entropy out.
+        cost: distance between two rows, l1 (at most 2; the default) or l2; of numbers, their absolute difference.
+        epsilon, iterations, tolerance: of `plan`; 0.1, 20 and None by default.
+        gradient: unrolled, the default, follows every iteration, and is that of the value returned. envelope holds the plan
+            fixed, and is at convergence that of <P, D> + epsilon * sum of P (log P - 1), of which the value leaves the entropy
+            out.
         debias: take off half of the student's distance to itself and half of the teacher's, row by row, so that equal groups
-            (in any order) have 0. Needs a teacher whose rows are known in full.
-        scale: factor of every row; RELEASED_SCALE is that of SinKD's code.
+            (in any order) have 0. Needs a teacher whose rows are known in full. Off by default.
+        scale: factor of every row, 1 by default; RELEASED_SCALE is that of SinKD's code.
 
     Returns:
         [N]: row i is scale * sum over j of P_ij D_ij. Their sum is the group's loss: not negative, in the unit of the cost.
@@ -159,16 +149,6 @@ def sinkhorn(
 
     Source: Cui et al., SinKD, arXiv:2402.17110, batch-wise; debiased, Feydy et al., arXiv:1810.08278.
     """
-
-    settings = Settings(
-        cost=cost,
-        epsilon=epsilon,
-        iterations=iterations,
-        tolerance=tolerance,
-        gradient=gradient,
-        debias=debias,
-        scale=scale,
-    )
     return _of_groups([student_NC], [teacher], **settings).distance_N
 
 

@@ -222,6 +222,11 @@ def test_state_keeps_precision_and_is_a_copy(tmp_path: Path) -> None:
     assert torch.equal(found["exp_avg"], held["exp_avg"])
 
 
+def test_a_checkpoint_without_training_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"has no training state in training/[\s\S]*set run\.overwrite=true"):
+        StateReader(tmp_path)
+
+
 def test_parameter_that_was_not_trained_is_named(tmp_path: Path) -> None:
     writer = StateWriter(tmp_path, 0)
     writer.add("layer.weight", tensors(0))
