@@ -74,7 +74,7 @@ def make_teacher(
         from minidist.teachers.http import ServerTeacher
 
         return ServerTeacher(config, renderer, vocabulary=vocabulary)
-    from minidist.modeling import repeatable
+    from minidist.models.hub import repeatable
     from minidist.teachers.hf import HFTeacher
 
     repeatable(deterministic)
@@ -107,7 +107,7 @@ def make_learner(
     from minidist.learners.single import SingleLearner
     from minidist.lora import inject
     from minidist.losses.objectives import make_objective
-    from minidist.modeling import build_student, repeatable
+    from minidist.models.hub import build_student, repeatable
     from minidist.teachers.head import load_teacher_head
 
     repeatable(deterministic)
@@ -144,7 +144,7 @@ def make_prompted(
 ) -> "PromptedTeacher":
     """A whole copy of the teacher for this rank, and the prompt it starts with."""
     from minidist.learners.prompted import PromptedTeacher, initial_prompt
-    from minidist.modeling import load_model
+    from minidist.models.hub import load_model
 
     model = load_model(teacher, "teacher.model", gpus)
     start = initial_prompt(model, renderer.tokenizer, prompt)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def tokens_held(models: tuple["PretrainedConfig", ...], tokens: int) -> int:
     """Tokens an engine must hold: a prompt and its answer, and the probe of a weight sync."""
-    from minidist.modeling import context_length
+    from minidist.models.hub import context_length
 
     context = min(context_length(model) for model in models)
     check_context(context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")

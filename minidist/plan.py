@@ -65,7 +65,7 @@ def make_plan(config: Config, prompts: tuple[list[Prompt], int] | None = None) -
 
 
 def _plan_sft(config: SftConfig) -> Plan:
-    from minidist.modeling import architecture, context_length, load_config, student_tokenizer
+    from minidist.models.hub import architecture, context_length, load_config, student_tokenizer
 
     tokenizer = student_tokenizer(config.student)
     trained = config.student.model is not None
@@ -89,7 +89,7 @@ def _plan_sft(config: SftConfig) -> Plan:
 
 def _plan_distill(config: DistillConfig, prompts: tuple[list[Prompt], int] | None = None) -> Plan:
     from minidist.learners.prompted import prompt_lines
-    from minidist.modeling import context_length, load_config, student_tokenizer
+    from minidist.models.hub import context_length, load_config, student_tokenizer
     from minidist.offline import open_cache
 
     tokenizer = student_tokenizer(config.student)
@@ -187,7 +187,7 @@ def _plan_teacher(config: DistillConfig | ScoreConfig, plan: Plan, model: "Pretr
 
 
 def _plan_score(config: ScoreConfig) -> Plan:
-    from minidist.modeling import architecture, context_length, load_config, student_tokenizer
+    from minidist.models.hub import architecture, context_length, load_config, student_tokenizer
     from minidist.offline import longest, place_cache, read_texts
 
     tokenizer, teacher = student_tokenizer(config.student), load_config(config.teacher, "teacher.model")
@@ -206,7 +206,7 @@ def _plan_score(config: ScoreConfig) -> Plan:
 
 
 def _plan_evaluate(config: EvaluateConfig) -> Plan:
-    from minidist.modeling import load_config, load_tokenizer
+    from minidist.models.hub import load_config, load_tokenizer
 
     teacher = load_config(config.teacher, "teacher.model")
     plan: Plan | None = None
@@ -236,7 +236,7 @@ def as_model(config: EvaluateConfig, path: str) -> ModelConfig:
 
 def _shared(tokenizer: Any, student: Any, teacher: Any, config: TeacherConfig) -> int:
     from minidist.canaries import shared_vocabulary
-    from minidist.modeling import load_tokenizer
+    from minidist.models.hub import load_tokenizer
     from minidist.teachers.head import vocabulary_size
 
     theirs = load_tokenizer(config.model or "", "teacher.model", trust_remote_code=config.trust_remote_code)

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from minidist.config.models import ModelConfig
 from minidist.learners.schedule import make_optimizer
 from minidist.learners.single import SingleLearner
-from minidist.modeling import load_model
+from minidist.models.hub import load_model
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

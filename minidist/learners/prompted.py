@@ -21,7 +21,7 @@ from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.state import StateReader
 from minidist.learners.tutor import Lesson
 from minidist.losses.divergences import reverse_kl
-from minidist.modeling import check_head, checkpoint_activations, context_length, head_of, hidden_states, padded_layout
+from minidist.models.hub import check_head, checkpoint_activations, context_length, head_of, hidden_states, padded_layout
 
 _NAME = "teacher_prompt"
 

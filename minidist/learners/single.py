@@ -26,7 +26,7 @@ from minidist.learners.tutor import Tutor, Tutoring
 from minidist.lora import Adapters, is_adapter, merged, read_adapters, rebased, save_adapters
 from minidist.losses.chunked import chunk_count
 from minidist.losses.kernels import in_one_pass
-from minidist.modeling import checkpoint_activations, context_length, load_model, to_array
+from minidist.models.hub import checkpoint_activations, context_length, load_model, to_array
 from minidist.protocols import Objective
 from minidist.types import PROBE_TOKENS, Array, Batch, Measures, Probe, Stream, TeacherHead, Update, Weights
 from minidist.worker import Worker

@@ -12,7 +12,7 @@ from minidist.data.batching import MicroBatch
 from minidist.learners.tutor import Look
 from minidist.losses.chunked import Head, chunked_loss, complete
 from minidist.losses.divergences import forward_kl, reverse_kl
-from minidist.modeling import apply_head, check_head, head_of, hidden_states, padded_layout, to_tensor
+from minidist.models.hub import apply_head, check_head, head_of, hidden_states, padded_layout, to_tensor
 from minidist.protocols import Objective, TokenCredit, TokenTargets
 from minidist.types import Array, Detail, Measures, TeacherHead, TeacherScores
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
-from minidist.modeling import load_model, to_tensor
+from minidist.models.hub import load_model, to_tensor
 from minidist.rollout.ngrams import completions
 from minidist.rollout.seeds import sample_seed
 from minidist.types import Finish, Prompt, Rollout, Weights

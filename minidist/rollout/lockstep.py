@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
-from minidist.modeling import load_model
+from minidist.models.hub import load_model
 from minidist.rollout.hf import HFEngine, flush_right, warp
 from minidist.types import Array, Finish, Prompt, Rollout
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from minidist.config.learning import RolloutConfig
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
-from minidist.modeling import resolve, to_tensor
+from minidist.models.hub import resolve, to_tensor
 from minidist.rollout.core import VLLMCore, VLLMSettings
 from minidist.rollout.sessions import TakesTurns
 from minidist.types import Prompt, Rollout, Weights

@@ -12,7 +12,7 @@ from minidist.config.learning import LearnerConfig
 from minidist.config.models import StudentConfig
 from minidist.evaluation.student import Examiner
 from minidist.evaluation.table import show
-from minidist.modeling import resolve
+from minidist.models.hub import resolve
 from minidist.plan import Plan, as_model
 from minidist.protocols import Learner, Teacher
 from minidist.rollout.pool import Engines

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minidist.config.models import TeacherConfig
 from minidist.errors import ModelError
-from minidist.modeling import load_config, logit_scale, resolve, to_array
+from minidist.models.hub import load_config, logit_scale, resolve, to_array
 from minidist.types import TeacherHead
 
 

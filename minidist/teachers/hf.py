@@ -12,7 +12,7 @@ from minidist.config.models import TeacherConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.rendering import Renderer
 from minidist.group import Alone, Joined
-from minidist.modeling import check_head, head_of, hidden_states, load_model, padded_layout, to_array
+from minidist.models.hub import check_head, head_of, hidden_states, load_model, padded_layout, to_array
 from minidist.rollout.core import VLLMCore
 from minidist.rollout.hf import sample
 from minidist.rollout.sessions import TakesTurns

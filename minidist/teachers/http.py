@@ -13,7 +13,7 @@ import numpy as np
 from minidist.config.models import TeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import RoleError
-from minidist.modeling import load_config
+from minidist.models.hub import load_config
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.head import vocabulary_size
 from minidist.teachers.payload import classes_asked, to_scores

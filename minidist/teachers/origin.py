@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from minidist.config.models import TeacherConfig
 from minidist.errors import ModelError
-from minidist.modeling import resolve
+from minidist.models.hub import resolve
 from minidist.teachers.cache import Origin
 
 if TYPE_CHECKING:

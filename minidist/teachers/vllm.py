@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from minidist.config.models import TeacherConfig
 from minidist.data.rendering import Renderer
-from minidist.modeling import context_length, load_config, resolve
+from minidist.models.hub import context_length, load_config, resolve
 from minidist.rollout.core import VLLMCore, VLLMSettings
 from minidist.rollout.sessions import TakesTurns
 from minidist.teachers.head import vocabulary_size

@@ -45,7 +45,7 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
     from minidist.learners.single import SingleLearner
     from minidist.losses.objectives import make_objective
     from minidist.memory import _HELD, _PROCESS, learner_need, read_shape
-    from minidist.modeling import to_array
+    from minidist.models.hub import to_array
     from minidist.types import Batch, Detail, TeacherHead, TeacherScores
     from tests.tiny import random_rollouts, tiny_renderer
 

@@ -19,7 +19,7 @@ from minidist.config.runtime import ClusterConfig, LearnerRoleConfig, RolloutRol
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.data.tasks import find
 from minidist.learners.ranks import LearnerRanks
-from minidist.modeling import build_student
+from minidist.models.hub import build_student
 from minidist.rollout.pool import Engines
 from minidist.teachers.pool import Shards, Teachers
 from minidist.types import Prompt, RankGroup

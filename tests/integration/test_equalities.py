@@ -17,7 +17,7 @@ from minidist.data.tasks import generate
 from minidist.errors import CanaryError
 from minidist.learners.single import SingleLearner
 from minidist.losses.objectives import make_objective
-from minidist.modeling import build_student, load_model
+from minidist.models.hub import build_student, load_model
 from minidist.protocols import Objective
 from minidist.rollout.hf import HFEngine
 from minidist.teachers.head import load_teacher_head
@@ -167,7 +167,7 @@ def test_a_sync_without_the_tied_head_is_caught(stack: Stack) -> None:
 
 def test_hidden_state_scores_equal_full_logits(stack: Stack) -> None:
     from minidist.config.models import TeacherConfig
-    from minidist.modeling import apply_head
+    from minidist.models.hub import apply_head
 
     rollouts = written(stack)
     scores = stack.run(stack.teacher.score(rollouts))

@@ -8,7 +8,7 @@ import torch
 
 from minidist.build import make_learner
 from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
-from minidist.modeling import load_model
+from minidist.models.hub import load_model
 from minidist.transfer.object_store import ObjectStoreTransfer
 from minidist.types import Batch
 from tests.integration.conftest import Stack, learner_arguments, settings

@@ -11,7 +11,7 @@ from minidist.config.objectives import MiniLLMConfig
 from minidist.credit import Policy
 from minidist.data.batching import collate, in_minibatches
 from minidist.losses import minillm_loss
-from minidist.modeling import load_model
+from minidist.models.hub import load_model
 from minidist.types import Batch, Rollout
 from tests.integration.conftest import Stack, settings
 from tests.integration.test_equalities import written

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import minidist.rollout.hf as module
 from minidist.config.models import ModelConfig
-from minidist.modeling import to_array
+from minidist.models.hub import to_array
 from minidist.rollout.hf import HFEngine, sample
 from minidist.rollout.seeds import sample_seed
 from minidist.types import Finish, Prompt, Rollout, Weights

@@ -21,7 +21,7 @@ LAYERS = [
     ("checkpoint",),
     ("rundir",),
     ("lora",),
-    ("modeling", "canaries", "alarms", "group", "memory"),
+    ("models", "canaries", "alarms", "group", "memory"),
     ("budget", "sizes", "fits"),
     ("rollout",),
     ("teachers", "learners", "transfer", "evaluation", "credit", "replay"),

@@ -22,7 +22,7 @@ from minidist.data.sources import Example
 from minidist.errors import ModelError
 from minidist.learners.single import SingleLearner
 from minidist.lora import Adapters, inject, linear_layers, merged
-from minidist.modeling import load_config, load_model, to_tensor
+from minidist.models.hub import load_config, load_model, to_tensor
 from minidist.types import Batch, Stream
 from tests.tiny import random_rollouts, tiny_model, tiny_renderer
 

@@ -13,7 +13,7 @@ from minidist.data.batching import collate_examples, pack
 from minidist.data.rendering import character_tokenizer
 from minidist.data.sources import Example
 from minidist.errors import ModelError
-from minidist.modeling import (
+from minidist.models.hub import (
     apply_head,
     architecture,
     build_student,

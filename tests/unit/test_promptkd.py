@@ -27,7 +27,7 @@ from minidist.learners.prompted import PromptedTeacher, anchor_weight, initial_p
 from minidist.learners.single import SingleLearner
 from minidist.losses import Match, Supervised, reverse_kl
 from minidist.memory import read_shape
-from minidist.modeling import _lengthened, head_of, hidden_states
+from minidist.models.hub import _lengthened, head_of, hidden_states
 from minidist.stages.roles import needed
 from minidist.types import Batch, Row, Stream
 from tests.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer

@@ -23,7 +23,7 @@ from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.single import SingleLearner
 from minidist.losses import Match, Supervised, forward_kl, reverse_kl
 from minidist.losses.objectives import Plain
-from minidist.modeling import load_model, to_tensor
+from minidist.models.hub import load_model, to_tensor
 from minidist.protocols import Objective, TokenTargets
 from minidist.types import Batch, Stream, TeacherHead
 from tests.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer

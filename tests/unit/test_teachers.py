@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from minidist.config.models import TeacherConfig
 from minidist.data.batching import collate
-from minidist.modeling import head_of, to_tensor
+from minidist.models.hub import head_of, to_tensor
 from minidist.rollout.hf import sample
 from minidist.teachers.hf import HFTeacher
 from minidist.types import Detail, Rollout, TeacherScores
