@@ -65,7 +65,7 @@ def doctor(
 ) -> None:
     """Look at what is installed and at the machine; name each fault with its cure. Code 1 when there is one."""
     from minidist.config import CompareConfig, ToyConfig, load
-    from minidist.doctor import examine
+    from minidist.preflight.doctor import examine
 
     given = None if config is None else load(config, overrides or ())
     given = given.first if isinstance(given, CompareConfig) else given
@@ -81,7 +81,7 @@ def sample(
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Leave the same as a page there.")] = None,
 ) -> None:
     """Show a run's prompts and answers, each token coloured by how student and teacher differ about it."""
-    from minidist.samples import show
+    from minidist.run.show import show
 
     show(directory, step=step, rows=rows, html=html)
 
@@ -108,7 +108,7 @@ def _run(stage: str | None, path: Path, overrides: list[str] | None) -> None:
     config = load(path, overrides or (), stage)
     _set_environment(config)
     if stage is None:
-        from minidist.stages.plans import plan_lines
+        from minidist.preflight.compare import plan_lines
 
         for line in plan_lines(config):
             print(line)
@@ -119,7 +119,7 @@ def _run(stage: str | None, path: Path, overrides: list[str] | None) -> None:
 
 def _set_environment(config: Any) -> None:
     """Threads, before torch is imported: this process works only when the roles live in it."""
-    from minidist.cluster import thread_environment
+    from minidist.cluster.cluster import thread_environment
 
     alone = config.stage == "toy"
     threads = 1 if alone else config.cluster.threads if config.cluster.roles == "local" else 1
@@ -134,8 +134,8 @@ def _until_done(config: Any) -> None:
     import asyncio
     import signal
 
-    from minidist.rundir import RunDirectory
-    from minidist.tracking import log, start_log
+    from minidist.run.directory import RunDirectory
+    from minidist.run.tracking import log, start_log
 
     start_log(None)
     directory = RunDirectory(config)

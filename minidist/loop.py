@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from minidist.protocols import ExperienceSource, Learner, RolloutEngine, WeightTransfer
-from minidist.tracking import Clock
+from minidist.run.tracking import Clock
 from minidist.types import Batch, Update
 
 

@@ -2,9 +2,11 @@
 
 from minidist.config.compare import CompareConfig
 from minidist.config.distill import DistillConfig
+from minidist.config.evaluate import EvaluateConfig
 from minidist.config.load import dump, load
 from minidist.config.score import ScoreConfig
-from minidist.config.stages import CONFIGS, VERBS, Command, Config, EvaluateConfig, SftConfig
+from minidist.config.sft import SftConfig
+from minidist.config.stages import CONFIGS, VERBS, Command, Config
 from minidist.config.toy import ToyConfig
 
 __all__ = [

@@ -6,10 +6,10 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from minidist.config.base import Section
+from minidist.config.cluster import ClusterConfig
 from minidist.config.data import SourceConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.run import PlaceConfig
-from minidist.config.runtime import ClusterConfig
 from minidist.config.sentence import sentence
 
 _WHOLE = ("method", "objective", "prefix", "streams")

@@ -5,14 +5,20 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from minidist.config.base import Section
+from minidist.config.canaries import CanaryConfig
+from minidist.config.cluster import ClusterConfig
+from minidist.config.conflicts import check_learner, check_teacher_role
 from minidist.config.data import DistillDataConfig
 from minidist.config.divergences import Matching
-from minidist.config.learning import LearnerConfig, PrefixConfig, RolloutConfig, StreamConfig
+from minidist.config.evaluation import EvaluationConfig
+from minidist.config.learner import LearnerConfig
 from minidist.config.methods import with_method
-from minidist.config.models import StudentConfig, TeacherConfig
+from minidist.config.models import StudentConfig
 from minidist.config.objectives import K2Config, ObjectiveConfig, PolicyConfig, RankingConfig
+from minidist.config.rollout import RolloutConfig
 from minidist.config.run import RunConfig
-from minidist.config.runtime import CanaryConfig, ClusterConfig, EvaluationConfig, check_learner, check_teacher_role
+from minidist.config.teacher import TeacherConfig
+from minidist.config.text import PrefixConfig, StreamConfig
 
 _RICHNESS = {"sampled": 1, "top_k": 2, "hidden": 3}
 
@@ -115,6 +121,11 @@ class DistillConfig(Section):
         return 0.2 if self.objective.type == "minillm" else 0.0
 
     @property
+    def takes_turns(self) -> bool:
+        """Whether student and teacher write in turns, each in its own engine."""
+        return self.teacher_mix > 0 and self.rollout.engine == "vllm"
+
+    @property
     def main_scored(self) -> bool:
         """Whether teacher actors score the main stream."""
         return self.objective.needs is not None and self.teacher.placement == "actor"
@@ -128,9 +139,8 @@ class DistillConfig(Section):
     def asks_actors(self) -> bool:
         """Whether the run asks teacher actors anything: for scores, for text, or to measure the distance to them."""
         asked = self.main_scored or any(stream.objective.needs for stream in self.streams.values())
-        turns = self.teacher_mix > 0 and self.rollout.engine == "vllm"
         writes = self.prefix.teacher > 0 or any(stream.writer == "teacher" for stream in self.streams.values())
-        return asked or turns or writes or self.evaluation.every is not None
+        return asked or self.takes_turns or writes or self.evaluation.every is not None
 
     @property
     def gold(self) -> bool:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from minidist.config.base import Section
-from minidist.config.models import Payload
+from minidist.config.teacher import Payload
 
 
 class Matching(Section):

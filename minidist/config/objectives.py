@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from minidist.config.base import Section
 from minidist.config.divergences import Divergences, SinkhornConfig
-from minidist.config.models import Payload
+from minidist.config.teacher import Payload
 
 
 class K2Config(Section):

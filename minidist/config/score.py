@@ -6,10 +6,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from minidist.config.base import Section
+from minidist.config.canaries import CanaryConfig
+from minidist.config.cluster import ClusterConfig
+from minidist.config.conflicts import check_teacher_role
 from minidist.config.data import ScoreDataConfig
-from minidist.config.models import StudentConfig, TeacherConfig
+from minidist.config.models import StudentConfig
 from minidist.config.run import RunConfig
-from minidist.config.runtime import CanaryConfig, ClusterConfig, check_teacher_role
+from minidist.config.teacher import TeacherConfig
 
 
 class ScoreConfig(Section):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minidist.evaluation.comparison import BEFORE, TEACHER, Record, by_objective
+from minidist.evaluation.records import BEFORE, TEACHER, Record, by_objective
 from minidist.types import Array
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from minidist.config.models import ModelConfig
+from minidist.learners.learner import SingleLearner
 from minidist.learners.schedule import make_optimizer
-from minidist.learners.single import SingleLearner
 from minidist.models.hub import load_model
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from minidist.concurrency import together
 from minidist.data.batching import idle, share_out
 from minidist.protocols import Learner
 from minidist.types import Array, Batch, Measures, Probe, Stream, Update, Weights
-from minidist.worker import together
 
 
 class LearnerRanks:

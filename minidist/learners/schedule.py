@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch.nn import Parameter
 
-from minidist.config.learning import OptimizerConfig
+from minidist.config.learner import OptimizerConfig
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from minidist.protocols import Objective, TokenTargets
+from minidist.losses.targets import Objective, TokenTargets
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states [N, D] to logits [N, V] in float32, vocabulary already sliced."""

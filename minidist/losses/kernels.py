@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from minidist.losses.divergences import forward_kl, reverse_kl, same_shape
 from minidist.losses.mixtures import jsd
-from minidist.protocols import Divergence, Objective
+from minidist.losses.targets import Divergence, Objective
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from minidist.losses.minillm import surrogate
 from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
 from minidist.losses.powers import alpha_beta
 from minidist.losses.support import Support, on_support, top_k_and_tail
+from minidist.losses.targets import Divergence, Objective, TokenTargets
 from minidist.losses.transport import Moved, Teacher, grouped_sinkhorn
-from minidist.protocols import Divergence, Objective, TokenTargets
 
 DIVERGENCES: dict[str, Any] = {
     "forward_kl": forward_kl,

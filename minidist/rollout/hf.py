@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from minidist.concurrency import Worker
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
-from minidist.models.hub import load_model, to_tensor
+from minidist.models.arrays import to_tensor
+from minidist.models.hub import load_model
 from minidist.rollout.ngrams import completions
 from minidist.rollout.seeds import sample_seed
 from minidist.types import Finish, Prompt, Rollout, Weights
-from minidist.worker import Worker
 
 _ROWS = 128  # sequences decoded side by side
 

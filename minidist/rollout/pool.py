@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from minidist.concurrency import deal, together
 from minidist.protocols import RolloutEngine
 from minidist.types import Prompt, Rollout, Weights
-from minidist.worker import deal, together
 
 
 class Engines:

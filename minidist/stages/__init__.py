@@ -3,18 +3,18 @@
 import time
 from typing import Any
 
-from minidist.cluster import Cluster
+from minidist.cluster.cluster import Cluster
 from minidist.config import Command, CompareConfig, DistillConfig, ScoreConfig, SftConfig, ToyConfig
-from minidist.plan import make_plan
-from minidist.rundir import RunDirectory
+from minidist.preflight.plan import make_plan
+from minidist.roles.host import Roles, hosted
+from minidist.run.directory import RunDirectory
+from minidist.run.tracking import log, start_log
 from minidist.stages.compare import compare
 from minidist.stages.distill import distill
 from minidist.stages.evaluate import evaluate
-from minidist.stages.roles import Roles, hosted
 from minidist.stages.score import score
 from minidist.stages.sft import sft
 from minidist.stages.toy import toy
-from minidist.tracking import log, start_log
 
 
 async def run_stage(config: Command) -> dict[str, Any]:

@@ -6,29 +6,31 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minidist.build import make_engine, make_learner
-from minidist.canaries import tolerance
-from minidist.cluster import Cluster
+from minidist.cluster.cluster import Cluster
+from minidist.concurrency import together
 from minidist.config import CompareConfig, DistillConfig
-from minidist.config.learning import LearnerConfig, RolloutConfig
-from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
+from minidist.config.learner import LearnerConfig
+from minidist.config.models import ModelConfig, StudentConfig
+from minidist.config.rollout import RolloutConfig
+from minidist.config.teacher import TeacherConfig
 from minidist.errors import AlarmError, DivergedError
-from minidist.evaluation.comparison import BEFORE, TEACHER, Records, failures, over_runs
+from minidist.evaluation.examiner import Examiner
 from minidist.evaluation.picture import draw_comparison
-from minidist.evaluation.student import Examiner
+from minidist.evaluation.records import BEFORE, TEACHER, Records, failures, over_runs
 from minidist.evaluation.table import markdown, show
 from minidist.learners.ranks import LearnerRanks
-from minidist.plan import Plan
+from minidist.preflight.compare import ComparePlan, plan_compare
+from minidist.preflight.plan import Plan
 from minidist.protocols import Learner
+from minidist.roles.host import Roles
+from minidist.roles.make import make_engine, make_learner
+from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.pool import Engines
-from minidist.rundir import RunDirectory
+from minidist.run.canaries import tolerance
+from minidist.run.directory import RunDirectory
+from minidist.run.tracking import log, start_log
 from minidist.stages.distill import distill
-from minidist.stages.plans import ComparePlan, plan_compare
-from minidist.stages.roles import Roles, takes_turns
 from minidist.teachers.pool import Teachers
-from minidist.tracking import log, start_log
-from minidist.transfer.object_store import ObjectStoreTransfer
-from minidist.worker import together
 
 
 async def compare(config: CompareConfig) -> dict[str, Any]:
@@ -85,7 +87,7 @@ class Bench:
         self._cluster, self._config, self._plan = cluster, config, plan
         first = config.first
         self.shared = Roles(cluster, first, plan.shared)
-        self._mixing = any(takes_turns(config.cell(name, config.seeds[0])) for name in config.cells)
+        self._mixing = any(config.cell(name, config.seeds[0]).takes_turns for name in config.cells)
         dtypes = (first.student.dtype, first.teacher.dtype)
         self._tolerance = tolerance(first.canaries.logprob_tolerance_nats, dtypes, exact=1e-3, rounded=0.05)
         self._sync = tolerance(first.canaries.sync_tolerance_nats, dtypes, exact=5e-3, rounded=0.5)

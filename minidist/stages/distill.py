@@ -2,27 +2,27 @@
 
 from typing import Any
 
-from minidist.alarms import Alarms
-from minidist.canaries import check_engine, check_teacher, tolerance
-from minidist.checkpoint import Checkpoint
+from minidist.concurrency import together
 from minidist.config import DistillConfig
 from minidist.config.objectives import PolicyConfig, RankingConfig
-from minidist.credit import Policy, Ranks
 from minidist.errors import AlarmError
-from minidist.evaluation.student import Examiner
-from minidist.experience import Beside, Prefixes, Written
+from minidist.evaluation.examiner import Examiner
+from minidist.experience.source import Beside, Prefixes, Written
 from minidist.loop import Run, train
-from minidist.plan import Plan
+from minidist.methods.credit import Policy, Ranks
+from minidist.methods.distillm import Replay
+from minidist.preflight.plan import Plan
 from minidist.protocols import Learner
-from minidist.replay import Replay
+from minidist.roles.host import Roles, needed, writer
+from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.pool import Engines
-from minidist.rundir import RunDirectory
-from minidist.stages.roles import Roles, needed, takes_turns, writer
+from minidist.run.alarms import Alarms
+from minidist.run.canaries import check_engine, check_teacher, tolerance
+from minidist.run.checkpoint import Checkpoint
+from minidist.run.directory import RunDirectory
+from minidist.run.tracking import Clock, Recorder, log
 from minidist.teachers.pool import Teachers
-from minidist.tracking import Clock, Recorder, log
-from minidist.transfer.object_store import ObjectStoreTransfer
 from minidist.types import Batch, Measures, Update, Writer
-from minidist.worker import together
 
 
 async def distill(
@@ -77,10 +77,10 @@ async def _host(config: DistillConfig, roles: Roles) -> tuple[Engines | None, Te
     teacher = config.teacher if "teacher" in wanted or config.teacher.placement == "learner" else None
     hosting: dict[str, Any] = {"learner": roles.learner(config.student, config.learner, objectives, teacher=teacher)}
     if "rollout" in wanted:
-        lockstep = config.teacher_mix > 0 and not takes_turns(config)
+        lockstep = config.teacher_mix > 0 and not config.takes_turns
         hosting["rollout"] = roles.engines(config.student, config.rollout, teacher=config.teacher if lockstep else None)
     if "teacher" in wanted:
-        hosting["teacher"] = roles.teachers(config.teacher, mixing=takes_turns(config))
+        hosting["teacher"] = roles.teachers(config.teacher, mixing=config.takes_turns)
     hosted: dict[str, Any] = dict(zip(hosting, await together(hosting.values()), strict=True))
     return hosted.get("rollout"), hosted.get("teacher"), hosted["learner"]
 

@@ -5,21 +5,21 @@ import re
 from pathlib import Path
 from typing import Any
 
-from minidist.build import same_architecture
-from minidist.canaries import tolerance
+from minidist.concurrency import together
 from minidist.config import EvaluateConfig
-from minidist.config.learning import LearnerConfig
+from minidist.config.learner import LearnerConfig
 from minidist.config.models import StudentConfig
-from minidist.evaluation.student import Examiner
+from minidist.evaluation.examiner import Examiner
 from minidist.evaluation.table import show
 from minidist.models.hub import resolve
-from minidist.plan import Plan, as_model
+from minidist.preflight.plan import Plan, as_model
 from minidist.protocols import Learner, Teacher
+from minidist.roles.host import Roles
+from minidist.roles.make import same_architecture
 from minidist.rollout.pool import Engines
-from minidist.rundir import RunDirectory
-from minidist.stages.roles import Roles
-from minidist.tracking import log
-from minidist.worker import together
+from minidist.run.canaries import tolerance
+from minidist.run.directory import RunDirectory
+from minidist.run.tracking import log
 
 
 async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, roles: Roles) -> dict[str, Any]:

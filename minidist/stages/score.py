@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from minidist.canaries import check_teacher
 from minidist.config import ScoreConfig
-from minidist.plan import Plan
+from minidist.preflight.plan import Plan
 from minidist.protocols import Teacher
-from minidist.rundir import RunDirectory
-from minidist.stages.roles import Roles
-from minidist.teachers.cache import ScoreCache
-from minidist.teachers.cache_writer import ScoreWriter
-from minidist.tracking import Recorder, log
+from minidist.roles.host import Roles
+from minidist.run.canaries import check_teacher
+from minidist.run.directory import RunDirectory
+from minidist.run.tracking import Recorder, log
+from minidist.teachers.cache.store import ScoreCache
+from minidist.teachers.cache.writer import ScoreWriter
 from minidist.types import Measures, Rollout, TeacherScores
 
 

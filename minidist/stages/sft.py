@@ -3,17 +3,17 @@
 import shutil
 from typing import Any
 
-from minidist.checkpoint import Checkpoint
 from minidist.config import SftConfig
 from minidist.data.batching import collate_examples
-from minidist.experience import Examples
+from minidist.experience.source import Examples
 from minidist.loop import Run, train
-from minidist.plan import Plan
+from minidist.preflight.plan import Plan
 from minidist.protocols import Learner
-from minidist.rundir import RunDirectory
-from minidist.stages.roles import Roles
-from minidist.tracking import Clock, Recorder, log
-from minidist.transfer.object_store import ObjectStoreTransfer
+from minidist.roles.host import Roles
+from minidist.roles.transfer import ObjectStoreTransfer
+from minidist.run.checkpoint import Checkpoint
+from minidist.run.directory import RunDirectory
+from minidist.run.tracking import Clock, Recorder, log
 from minidist.types import Batch, Update
 
 

@@ -16,8 +16,8 @@ from minidist.config import ToyConfig
 from minidist.config.toy import MixtureConfig, ZipfConfig
 from minidist.errors import ConfigError
 from minidist.evaluation.picture import draw_toy
-from minidist.rundir import RunDirectory, write_whole
-from minidist.tracking import log, start_log
+from minidist.run.directory import RunDirectory, write_whole
+from minidist.run.tracking import log, start_log
 from minidist.types import Array
 
 Divergence = Callable[[Tensor, Tensor], Tensor]

@@ -8,16 +8,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from minidist.config.models import TeacherConfig
+from minidist.concurrency import Worker
+from minidist.config.teacher import TeacherConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.rendering import Renderer
-from minidist.group import Alone, Joined
-from minidist.models.hub import check_head, head_of, hidden_states, load_model, padded_layout, to_array
-from minidist.rollout.core import VLLMCore
+from minidist.learners.group import Alone, Joined
+from minidist.models.arrays import to_array
+from minidist.models.forward import hidden_states, padded_layout
+from minidist.models.heads import check_head, head_of
+from minidist.models.hub import load_model
 from minidist.rollout.hf import sample
-from minidist.rollout.sessions import TakesTurns
+from minidist.rollout.vllm.core import VLLMCore
+from minidist.rollout.vllm.sessions import TakesTurns
 from minidist.types import Detail, Prompt, RankGroup, Rollout, Row, TeacherScores
-from minidist.worker import Worker
 
 
 class HFTeacher(TakesTurns):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidist.config.models import TeacherConfig
+from minidist.config.teacher import TeacherConfig
 from minidist.types import Array, Detail, TeacherScores
 
 

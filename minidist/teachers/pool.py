@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from minidist.concurrency import deal, together
 from minidist.protocols import Teacher
 from minidist.types import Prompt, Rollout, TeacherScores
-from minidist.worker import deal, together
 
 
 class Teachers:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from minidist.config.models import TeacherConfig
+from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer
+from minidist.models.heads import vocabulary_size
 from minidist.models.hub import context_length, load_config, resolve
-from minidist.rollout.core import VLLMCore, VLLMSettings
-from minidist.rollout.sessions import TakesTurns
-from minidist.teachers.head import vocabulary_size
+from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
+from minidist.rollout.vllm.sessions import TakesTurns
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.types import Prompt, Rollout, TeacherScores
 

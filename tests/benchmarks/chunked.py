@@ -148,10 +148,10 @@ def _plain(name: str) -> Loss:
 def _ours(name: str) -> Loss:
     import torch
 
-    from minidist.config.learning import MeasureConfig
+    from minidist.config.learner import MeasureConfig
     from minidist.losses.chunked import LinearHead, chunked_loss
     from minidist.losses.objectives import make_objective
-    from minidist.protocols import TokenTargets
+    from minidist.losses.targets import TokenTargets
 
     objective, chunk = make_objective(**DIVERGENCES[name]), MeasureConfig().chunk(VOCABULARY)
 

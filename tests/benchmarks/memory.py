@@ -40,14 +40,14 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
     import torch
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    from minidist.config.learning import LearnerConfig
+    from minidist.config.learner import LearnerConfig
     from minidist.data.batching import collate
-    from minidist.learners.single import SingleLearner
+    from minidist.learners.learner import SingleLearner
     from minidist.losses.objectives import make_objective
-    from minidist.memory import _HELD, _PROCESS, learner_need, read_shape
-    from minidist.models.hub import to_array
+    from minidist.models.arrays import to_array
+    from minidist.preflight.memory import _HELD, _PROCESS, learner_need, read_shape
     from minidist.types import Batch, Detail, TeacherHead, TeacherScores
-    from tests.tiny import random_rollouts, tiny_renderer
+    from tests.support.tiny import random_rollouts, tiny_renderer
 
     supervised = objective == "supervised"
     model_config = LlamaConfig(**_SHAPE)

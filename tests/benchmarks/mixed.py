@@ -20,16 +20,17 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from minidist.build import make_engine, make_teacher
-from minidist.cluster import Cluster, cores
+from minidist.cluster.cluster import Cluster, cores
+from minidist.config.cluster import ClusterConfig, LearnerRoleConfig, RolloutRoleConfig, TeacherRoleConfig
 from minidist.config.data import RenderConfig
-from minidist.config.learning import RolloutConfig
-from minidist.config.models import ModelConfig, TeacherConfig
-from minidist.config.runtime import ClusterConfig, LearnerRoleConfig, RolloutRoleConfig, TeacherRoleConfig
+from minidist.config.models import ModelConfig
+from minidist.config.rollout import RolloutConfig
+from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer, character_tokenizer
-from minidist.rollout.mixed import Alternating, Lockstep
+from minidist.roles.make import make_engine, make_teacher
+from minidist.rollout.mixed.turns import Alternating, Lockstep
 from minidist.types import Prompt, Rollout
-from tests.mixture import law, p_value
+from tests.support.mixture import law, p_value
 
 ALPHA, PROMPT, DRAWS, REPEATS = 0.2, 24, 100_000, 3
 STUDENT = (192, 512, 4, 3)  # hidden and intermediate size, layers, heads

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from minidist.build import make_engine, make_learner
-from minidist.cluster import Cluster
+from minidist.cluster.cluster import Cluster
+from minidist.config.cluster import ClusterConfig
 from minidist.config.data import RenderConfig
-from minidist.config.learning import RolloutConfig
 from minidist.config.models import ModelConfig, StudentConfig
-from minidist.config.runtime import ClusterConfig
+from minidist.config.rollout import RolloutConfig
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.data.tasks import find
 from minidist.losses import kernels
 from minidist.losses.chunked import LinearHead, chunked_loss
 from minidist.losses.kernels import in_one_pass
 from minidist.losses.objectives import make_objective
-from minidist.protocols import TokenTargets
-from minidist.transfer.object_store import ObjectStoreTransfer
+from minidist.losses.targets import TokenTargets
+from minidist.roles.make import make_engine, make_learner
+from minidist.roles.transfer import ObjectStoreTransfer
 from tests.integration.conftest import SHAPE, save_model, settings
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]

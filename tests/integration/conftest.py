@@ -10,20 +10,22 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from minidist.build import make_engine, make_learner, make_teacher
-from minidist.cluster import Cluster
+from minidist.cluster.cluster import Cluster
+from minidist.concurrency import together
+from minidist.config.cluster import ClusterConfig, LearnerRoleConfig, RolloutRoleConfig, TeacherRoleConfig
 from minidist.config.data import RenderConfig
-from minidist.config.learning import LearnerConfig, OptimizerConfig, RolloutConfig
-from minidist.config.models import ModelConfig, StudentConfig, TeacherConfig
-from minidist.config.runtime import ClusterConfig, LearnerRoleConfig, RolloutRoleConfig, TeacherRoleConfig
+from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.config.models import ModelConfig, StudentConfig
+from minidist.config.rollout import RolloutConfig
+from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.data.tasks import find
 from minidist.learners.ranks import LearnerRanks
 from minidist.models.hub import build_student
+from minidist.roles.make import make_engine, make_learner, make_teacher
 from minidist.rollout.pool import Engines
 from minidist.teachers.pool import Shards, Teachers
 from minidist.types import Prompt, RankGroup
-from minidist.worker import together
 
 SHAPE: dict[str, Any] = {
     "model_type": "llama",

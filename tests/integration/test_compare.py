@@ -13,11 +13,11 @@ import torch
 import yaml
 
 from minidist.config import CompareConfig, load
-from minidist.evaluation.comparison import BEFORE, TEACHER
+from minidist.evaluation.records import BEFORE, TEACHER
+from minidist.preflight.compare import plan_compare
+from minidist.run.tracking import log
 from minidist.stages import run_stage
 from minidist.stages.compare import Bench
-from minidist.stages.plans import plan_compare
-from minidist.tracking import log
 from tests.integration.conftest import SHAPE, Stack, save_model
 
 CELLS: dict[str, Any] = {

@@ -9,19 +9,19 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minidist.config.learning import LearnerConfig
+from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig
 from minidist.data.batching import collate, collate_examples
 from minidist.data.sources import Example
 from minidist.data.tasks import generate
 from minidist.errors import CanaryError
-from minidist.learners.single import SingleLearner
+from minidist.learners.learner import SingleLearner
 from minidist.losses.objectives import make_objective
+from minidist.losses.targets import Objective
+from minidist.models.heads import load_teacher_head
 from minidist.models.hub import build_student, load_model
-from minidist.protocols import Objective
+from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.hf import HFEngine
-from minidist.teachers.head import load_teacher_head
-from minidist.transfer.object_store import ObjectStoreTransfer
 from minidist.types import Batch, Rollout, Weights
 from tests.integration.conftest import OBJECTIVES, SHAPE, Stack, save_model, settings
 
@@ -166,8 +166,8 @@ def test_a_sync_without_the_tied_head_is_caught(stack: Stack) -> None:
 
 
 def test_hidden_state_scores_equal_full_logits(stack: Stack) -> None:
-    from minidist.config.models import TeacherConfig
-    from minidist.models.hub import apply_head
+    from minidist.config.teacher import TeacherConfig
+    from minidist.models.heads import apply_head
 
     rollouts = written(stack)
     scores = stack.run(stack.teacher.score(rollouts))
@@ -206,7 +206,8 @@ def test_deepspeed_equals_the_plain_learner_with_uneven_micro_batches(stack: Sta
 
 
 def plain_learner(stack: Stack, config: LearnerConfig | None = None) -> SingleLearner:
-    from minidist.config.models import StudentConfig, TeacherConfig
+    from minidist.config.models import StudentConfig
+    from minidist.config.teacher import TeacherConfig
 
     model = build_student(StudentConfig(model=str(stack.student)), stack.renderer.tokenizer, 0)
     head = load_teacher_head(TeacherConfig(model=str(stack.teacher_path)), None)

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minidist.build import make_learner
 from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
 from minidist.models.hub import load_model
-from minidist.transfer.object_store import ObjectStoreTransfer
+from minidist.roles.make import make_learner
+from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.types import Batch
 from tests.integration.conftest import Stack, learner_arguments, settings
 from tests.integration.test_equalities import EXACT, on_policy_batch, written

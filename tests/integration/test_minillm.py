@@ -8,9 +8,9 @@ import torch
 
 from minidist.config.models import ModelConfig
 from minidist.config.objectives import MiniLLMConfig
-from minidist.credit import Policy
 from minidist.data.batching import collate, in_minibatches
 from minidist.losses import minillm_loss
+from minidist.methods.credit import Policy
 from minidist.models.hub import load_model
 from minidist.types import Batch, Rollout
 from tests.integration.conftest import Stack, settings

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minidist.build import make_teacher
-from minidist.config.models import TeacherConfig
-from minidist.rollout.mixed import Alternating, Mixtures
+from minidist.config.teacher import TeacherConfig
+from minidist.roles.make import make_teacher
+from minidist.rollout.mixed.turns import Alternating, Mixtures
 from minidist.types import Finish, Prompt, Rollout
 from tests.integration.conftest import MAX_TOKENS, SHAPE, Stack, save_model
-from tests.mixture import law, p_value
+from tests.support.mixture import law, p_value
 
 DRAWS = 20_000
 

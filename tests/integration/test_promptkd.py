@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minidist.build import make_learner
-from minidist.config.learning import LearnerConfig, OptimizerConfig
-from minidist.config.models import SoftPromptConfig, TeacherConfig
+from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.config.teacher import SoftPromptConfig, TeacherConfig
 from minidist.data.batching import collate
+from minidist.roles.make import make_learner
 from minidist.types import Batch, Rollout
 from tests.integration.conftest import Stack, learner_arguments
 from tests.integration.test_equalities import written

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minidist.config.models import LoraConfig, StudentConfig, TeacherConfig
+from minidist.config.models import LoraConfig, StudentConfig
+from minidist.config.teacher import TeacherConfig
 from minidist.data.batching import collate
 from minidist.errors import DivergedError
-from minidist.learners.single import SingleLearner
+from minidist.learners.learner import SingleLearner
 from minidist.losses.objectives import make_objective
+from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.pool import Engines
-from minidist.transfer.object_store import ObjectStoreTransfer
 from minidist.types import Batch, Rollout, TeacherScores, Weights
 from tests.integration.conftest import Stack, settings
 from tests.integration.test_equalities import EXACT, GREEDY, SAMPLING, on_policy_batch, plain_learner, texts, written

@@ -13,17 +13,17 @@ import psutil
 import pytest
 import torch
 
-from minidist.config.models import ServerConfig, TeacherConfig
+from minidist.config.teacher import ServerConfig, TeacherConfig
 from minidist.errors import ConfigError, RoleError
+from minidist.preflight.server import check_server
 from minidist.teachers.hf import HFTeacher
-from minidist.teachers.http import ServerTeacher
 from minidist.teachers.payload import classes_asked
-from minidist.teachers.probe import check_server
+from minidist.teachers.server.teacher import ServerTeacher
 from minidist.teachers.vllm import VLLMTeacher
 from minidist.types import Rollout, TeacherScores
 from tests.integration.conftest import MAX_TOKENS, SHAPE, Stack, save_model
 from tests.integration.live_server import LOGPROBS, Live
-from tests.tiny import random_rollouts
+from tests.support.tiny import random_rollouts
 
 EXACT = 2e-4  # nats; float32, two implementations of the same arithmetic
 SAMPLING: dict[str, Any] = {"samples": 2, "max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "seed": 3}

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from minidist.config.learning import LearnerConfig, OptimizerConfig
+from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.data.batching import collate
-from minidist.learners.single import SingleLearner
+from minidist.learners.learner import SingleLearner
 from minidist.losses import kernels
 from minidist.losses.chunked import LinearHead, chunked_loss
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.losses.kernels import OnePass, in_one_pass
 from minidist.losses.mixtures import jsd
 from minidist.losses.objectives import Match, make_objective
-from minidist.protocols import TokenCredit, TokenTargets
+from minidist.losses.targets import TokenCredit, TokenTargets
 from minidist.types import Batch, TeacherHead
-from tests.tiny import hidden_scores, random_rollouts, tiny_model, tiny_renderer
+from tests.support.tiny import hidden_scores, random_rollouts, tiny_model, tiny_renderer
 
 N, V, D, E = 7, 50, 6, 5
 SERVED: dict[str, Callable[..., Tensor]] = {

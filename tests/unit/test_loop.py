@@ -8,7 +8,7 @@ import pytest
 
 from minidist.errors import DivergedError
 from minidist.loop import Run, train
-from minidist.tracking import Clock
+from minidist.run.tracking import Clock
 from minidist.types import Batch, Update
 
 

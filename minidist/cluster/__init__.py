@@ -1,0 +1,1 @@
+"""Where the roles live: Ray actors, or this process; and what the machine has."""

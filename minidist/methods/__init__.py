@@ -1,0 +1,1 @@
+"""Published methods: one YAML file each, and the code of those that need any."""

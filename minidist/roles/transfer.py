@@ -1,0 +1,38 @@
+"""Weights through Ray's object store: the learner puts them there once, every engine on a node reads the same copy."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minidist.concurrency import together
+from minidist.errors import CanaryError
+from minidist.protocols import Learner, RolloutEngine
+
+
+class ObjectStoreTransfer:
+    """Publishes to all engines and proves it: each must give the learner's log-probabilities of fresh random tokens.
+
+    An engine reports success even when it kept a stale head, so nothing less than a log-probability will do. The proof
+    reads every layer and, through the softmax, every row of the output head.
+    """
+
+    def __init__(self, tolerance_nats: float) -> None:
+        self.proved = 0
+        self._tolerance = tolerance_nats
+
+    async def publish(self, learner: Learner, engines: Sequence[RolloutEngine]) -> float:
+        """Largest difference of any engine, nats. Raises CanaryError beyond the tolerance."""
+        keep = getattr(learner, "keep", None)  # a learner in actors leaves its weights in the object store
+        weights = await (learner.weights() if keep is None else keep("weights"))
+        assert weights is not None, "the first rank gives the weights"
+        await together(engine.load(weights) for engine in engines)
+        self.proved += 1
+        probe = await learner.probe(self.proved)
+        scored = await together(engine.score(probe.tokens.tolist()) for engine in engines)
+        worst = float(np.max([np.abs(probe.logprobs - rows).max() for rows in scored])) if scored else 0.0
+        if not worst <= self._tolerance:
+            raise CanaryError(
+                f"weight sync {self.proved}: an engine's log-probabilities differ from the learner's by {worst:.3g} nats, more "
+                f"than {self._tolerance:g}; the engine did not take the new weights"
+            )
+        return worst

@@ -1,0 +1,1 @@
+"""vLLM as writer and as scorer."""

@@ -1,0 +1,284 @@
+"""vLLM in the process of its actor, for whoever writes or scores with it: when the actor dies, nothing of it stays.
+
+The engine core is stepped by hand, so that a call can be aborted between two tokens, and weights can be swapped without a
+second process. With tensor parallelism the model alone lives in processes of its own, which end with this one.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minidist.concurrency import Worker
+from minidist.config.models import DType
+from minidist.data.rendering import Renderer
+from minidist.errors import RoleError
+from minidist.rollout.ngrams import OPTION
+from minidist.rollout.seeds import sample_seed
+from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
+from minidist.rollout.vllm.sessions import Sampling, Sessions, Turn, Written
+from minidist.types import Array, Finish, Prompt, Rollout
+
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    # A sequence as long as the model's context is scored with room for one more token, whose place is never computed.
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+}
+
+
+@dataclass(frozen=True)
+class VLLMSettings:
+    """One engine: which model, and what it may take.
+
+    `max_tokens` is the longest sequence, prompt and answer together. `batch_tokens` bounds a forward pass, `max_logprobs` the
+    classes asked for at one position; `tensor_parallel` counts the devices (processes, on a CPU) that the model is split over.
+    `ngrams`: requests may ask that no n-gram is written twice. None leaves the choice to vLLM.
+    """
+
+    model: Path
+    dtype: DType
+    trust_remote_code: bool
+    max_tokens: int
+    max_sequences: int
+    kv_cache_gib: float
+    gpu_memory_utilization: float
+    seed: int = 0
+    gpus: int = 0
+    tensor_parallel: int = 1
+    batch_tokens: int | None = None
+    max_logprobs: int = 1
+    prefix_caching: bool | None = None
+    ngrams: bool = False
+
+
+class VLLMCore:
+    """A vLLM engine and its one thread: writes, and gives log-probabilities of given sequences."""
+
+    def __init__(self, settings: VLLMSettings, renderer: Renderer, *, name: str, vocabulary: int | None) -> None:
+        self.tokens_written = self.aborted = 0
+        self._renderer, self._worker = renderer, Worker(name)
+        self._finished: dict[str, Any] = {}
+        self._requests = 0
+        # Built in the worker's thread: vLLM and OpenMP keep per-thread state.
+        self._engine = self._worker.run_now(_make_engine, settings)
+        self._shared = hide_shared_memory() if settings.tensor_parallel > 1 else []
+        self.width = int(self._engine.vllm_config.model_config.get_vocab_size())
+        """Rows of the softmax, padding included."""
+        # Ids beyond the shared vocabulary are padding: the learner slices them off, so the engine must not write them.
+        self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < self.width else None
+        self._sessions = Sessions(self._engine, renderer.eos, self._allowed)
+
+    async def write(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        version: int,
+        no_repeat_ngram_size: int | None = None,
+    ) -> list[Rollout]:
+        """`samples` rollouts a prompt, in order. Cancelling it aborts the requests.
+
+        `no_repeat_ngram_size`: no n-gram of so many tokens twice, prompt included; the engine was started with `ngrams`.
+        """
+        from vllm import SamplingParams
+
+        jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
+        parameters = [
+            SamplingParams(
+                max_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=sample_seed(seed, prompt.row, number),
+                logprobs=0,
+                detokenize=False,
+                stop_token_ids=[self._renderer.eos],
+                allowed_token_ids=self._allowed,
+                extra_args=None if no_repeat_ngram_size is None else {OPTION: no_repeat_ngram_size},
+            )
+            for prompt, number in jobs
+        ]
+        outputs = await self._run([prompt.tokens.tolist() for prompt, _ in jobs], parameters)
+        rollouts = [self._rollout(*job, output, version) for job, output in zip(jobs, outputs, strict=True)]
+        self.tokens_written += sum(len(rollout.tokens) for rollout in rollouts)
+        return rollouts
+
+    async def logprobs(self, sequences: Sequence[Sequence[int]], top: int = 0) -> list[tuple[Array, Array]]:
+        """For each sequence of S tokens, ids and log-probabilities (nats, temperature 1, nothing cut off) [S-1, 1 + top].
+
+        Row s describes the token after position s: in column 0 the sequence's own, then the `top` likeliest, falling.
+        """
+        from vllm import SamplingParams
+
+        # Flat lists in place of a dictionary for every position, which is what takes the time otherwise.
+        ask = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": top, "flat_logprobs": True, "detokenize": False}
+        outputs = await self._run([list(sequence) for sequence in sequences], [SamplingParams(**ask) for _ in sequences])
+        return [_table(sequence, output.prompt_logprobs) for sequence, output in zip(sequences, outputs, strict=True)]
+
+    async def take_turns(
+        self, party: str, turns: Sequence[Turn], *, ended: Sequence[int], sampling: Sampling, share: float
+    ) -> list[Written]:
+        """Of `sessions.TakesTurns`."""
+        await self._worker.run(self._begin, party, turns, ended, sampling, share)
+        while not self._sessions.enough(party, share):
+            await self._worker.run(self._steps, lambda: self._sessions.enough(party, share))
+        written = self._sessions.collect(party)
+        self.tokens_written += sum(len(each.tokens) for each in written)
+        return written
+
+    async def end_turns(self, party: str) -> None:
+        await self._worker.run(self._sessions.end, party)
+
+    def places(self, tokens: int) -> int:
+        return self._sessions.places(tokens)
+
+    async def reload(self, tensors: list[tuple[str, Any]]) -> None:
+        """Swap the weights in place, in every process that holds a part of them, and forget cached keys and values."""
+        await self._worker.run(self._reload, tensors)
+
+    def facts(self) -> dict[str, object]:
+        """Engine class, architecture, processes: for the run's summary."""
+        config = self._engine.vllm_config
+        return {
+            "class": f"vllm {type(self._engine).__name__}",
+            "architecture": config.model_config.architectures[0],
+            "tensor_parallel": config.parallel_config.tensor_parallel_size,
+            "sequences_held": len(self._sessions),
+        }
+
+    async def close(self) -> None:
+        show_shared_memory(self._shared)
+        await self._worker.run(self._engine.engine_core.shutdown)
+        self._worker.close()
+
+    async def _run(self, prompts: list[list[int]], parameters: list[Any]) -> list[Any]:
+        """Submit all requests in order, step the engine until they are finished; abort them if this call is cancelled."""
+        names = [str(self._requests + index) for index in range(len(prompts))]
+        self._requests += len(prompts)
+        wanted = set(names)
+        try:
+            await self._worker.run(self._submit, names, prompts, parameters)
+            while not wanted <= self._finished.keys():
+                await self._worker.run(self._steps, lambda: wanted <= self._finished.keys())
+        except BaseException:
+            unfinished = [name for name in names if self._finished.pop(name, None) is None]
+            await self._worker.run(self._engine.abort_request, unfinished)
+            self.aborted += len(unfinished)
+            raise
+        return [self._finished.pop(name) for name in names]
+
+    def _submit(self, names: list[str], prompts: list[list[int]], parameters: list[Any]) -> None:
+        for name, prompt, parameter in zip(names, prompts, parameters, strict=True):
+            self._engine.add_request(name, {"prompt_token_ids": prompt}, parameter)
+
+    def _begin(self, party: str, turns: Sequence[Turn], ended: Sequence[int], sampling: Sampling, share: float) -> None:
+        self._sessions.submit(party, turns, ended, sampling)
+        self._steps(lambda: self._sessions.enough(party, share))
+
+    def _steps(self, done: Callable[[], bool]) -> None:
+        """Step for a quarter of a second or until `done`, so that a cancelled call is noticed soon.
+
+        What finishes may belong to another call, which finds it when its turn comes.
+        """
+        until = time.monotonic() + 0.25
+        while not done() and time.monotonic() < until:
+            self._step()
+
+    def _step(self) -> None:
+        """One pass of the model: vLLM's own `step`, but for the sessions' tokens, which need none of its bookkeeping."""
+        said = self._engine.engine_core.get_output()
+        others = self._sessions.take(said.outputs)
+        done = self._engine.output_processor.process_outputs(others)
+        self._engine.engine_core.abort_requests(done.reqs_to_abort)
+        self._finished |= {output.request_id: output for output in done.request_outputs if output.finished}
+
+    def _rollout(self, prompt: Prompt, number: int, output: Any, version: int) -> Rollout:
+        completion = output.outputs[0]
+        tokens = np.asarray(completion.token_ids, dtype=np.int32)
+        logprobs = [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)]
+        return Rollout(
+            prompt=prompt,
+            tokens=tokens,
+            logprobs=np.asarray(logprobs, dtype=np.float32),
+            versions=np.full(len(tokens), version, dtype=np.int32),
+            finish=Finish.STOP if completion.finish_reason == "stop" else Finish.LENGTH,
+            sample=number,
+            text=self._renderer.decode(tokens),
+        )
+
+    def _reload(self, tensors: list[tuple[str, Any]]) -> None:
+        # A direct model.load_weights fails on CPU, and a saved tied model must bring its head: the caller proves the swap.
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
+        if not self._engine.reset_prefix_cache():
+            raise RoleError("vLLM did not clear its prefix cache after new weights: requests of the old ones still run")
+
+
+def _table(sequence: Sequence[int], flat: Any) -> tuple[Array, Array]:
+    """vLLM's flat lists as two arrays; the first position has no entries."""
+    rows = len(sequence) - 1
+    ids = np.asarray(flat.token_ids, dtype=np.int32).reshape(rows, -1)
+    assert (ids[:, 0] == sequence[1:]).all(), "vLLM puts the sequence's own token first"
+    return ids, np.asarray(flat.logprobs, dtype=np.float32).reshape(rows, -1)
+
+
+def _make_engine(settings: VLLMSettings) -> Any:
+    os.environ.update(_ENVIRONMENT)
+    if not settings.gpus:
+        # Compiling the sampler's few operations takes vLLM 20 s at the first request, and buys nothing on a CPU.
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    if settings.ngrams:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # which has another interface for what sees the logits
+    if settings.tensor_parallel > 1:
+        prepare(settings.tensor_parallel)
+    from vllm import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(settings)))
+
+
+def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
+    """The arguments of vLLM's engine."""
+    split = {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
+    return {
+        "model": str(settings.model),
+        "tokenizer": str(settings.model),
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "max_model_len": settings.max_tokens,
+        "max_num_seqs": settings.max_sequences,
+        "max_logprobs": settings.max_logprobs,
+        "enable_prefix_caching": settings.prefix_caching,
+        "enforce_eager": not settings.gpus,
+        "trust_remote_code": settings.trust_remote_code,
+        # Of the distribution that was sampled: the default is before temperature and truncation.
+        "logprobs_mode": "processed_logprobs",
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+        "logits_processors": ["minidist.rollout.vllm.ngrams:NoRepeatNgram"] if settings.ngrams else None,
+        **(split if settings.tensor_parallel > 1 else {}),
+        **(_on_gpu(settings) if settings.gpus else _on_cpu(settings)),
+    }
+
+
+def _on_gpu(settings: VLLMSettings) -> dict[str, Any]:
+    return {"gpu_memory_utilization": settings.gpu_memory_utilization, "max_num_batched_tokens": settings.batch_tokens}
+
+
+def _on_cpu(settings: VLLMSettings) -> dict[str, Any]:
+    return {
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+        # A prompt that is prefilled in two parts draws a token too many, and vLLM takes it back by rewinding the request's
+        # generator, which a CPU generator cannot do: so prompts are never split.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(settings.max_tokens, settings.batch_tokens or 4096),
+    }

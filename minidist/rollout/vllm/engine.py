@@ -1,0 +1,118 @@
+"""vLLM as rollout engine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from minidist.config.models import ModelConfig
+from minidist.config.rollout import RolloutConfig
+from minidist.data.rendering import Renderer
+from minidist.models.arrays import to_tensor
+from minidist.models.hub import resolve
+from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
+from minidist.rollout.vllm.sessions import TakesTurns
+from minidist.types import Prompt, Rollout, Weights
+
+
+class VLLMEngine(TakesTurns):
+    """Samples with vLLM. `max_tokens` is the longest sequence, prompt and answer together."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        rollout: RolloutConfig,
+        renderer: Renderer,
+        *,
+        max_tokens: int,
+        seed: int,
+        vocabulary: int | None = None,
+        gpus: int = 0,
+        tensor_parallel: int = 1,
+        deterministic: bool = False,
+    ) -> None:
+        settings = VLLMSettings(
+            model=resolve(config.model or "", "student.model"),
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            max_tokens=max_tokens,
+            max_sequences=rollout.max_sequences,
+            kv_cache_gib=rollout.kv_cache_gib,
+            gpu_memory_utilization=rollout.gpu_memory_utilization,
+            seed=seed,
+            gpus=gpus,
+            tensor_parallel=tensor_parallel,
+            # What was cached before, by whichever call, would decide which keys and values are computed anew.
+            prefix_caching=False if deterministic else None,
+            ngrams=rollout.no_repeat_ngram_size is not None,
+        )
+        self._core = VLLMCore(settings, renderer, name="rollout", vocabulary=vocabulary)
+        self._version = 0
+
+    async def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        samples: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        no_repeat_ngram_size: int | None = None,
+    ) -> list[Rollout]:
+        """`samples` rollouts a prompt, in order. Cancelling it aborts the requests.
+
+        `no_repeat_ngram_size`: no n-gram of so many tokens twice, prompt included, where rollout.no_repeat_ngram_size is set.
+        """
+        return await self._core.write(
+            prompts,
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            version=self._version,
+            no_repeat_ngram_size=no_repeat_ngram_size,
+        )
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities of every token after the first."""
+        return [logprobs[:, 0].tolist() for _, logprobs in await self._core.logprobs(sequences)]
+
+    async def load(self, weights: Weights | Path) -> None:
+        """Swap the weights in place and forget every cached key and value."""
+        if isinstance(weights, Path):
+            tensors, version = list(_read(weights)), self._version + 1
+        else:
+            tensors = [(name, to_tensor(array, weights.dtypes[name])) for name, array in weights.arrays.items()]
+            version = weights.version
+        await self._core.reload(tensors)
+        self._version = version
+
+    async def describe(self) -> dict[str, object]:
+        return {
+            **self._core.facts(),
+            "version": self._version,
+            "tokens_written": self._core.tokens_written,
+            "requests_aborted": self._core.aborted,
+        }
+
+    async def close(self) -> None:
+        await self._core.close()
+
+
+def _read(path: Path) -> Any:
+    """Names and tensors of a checkpoint, its tied output head included."""
+    names: set[str] = set()
+    tied: tuple[str, Any] | None = None
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+                names.add(name)
+                tensor = tensors.get_tensor(name)
+                if name.endswith(("embed_tokens.weight", "wte.weight")):
+                    tied = ("lm_head.weight", tensor)
+                yield name, tensor
+    if "lm_head.weight" not in names and tied is not None:
+        yield tied

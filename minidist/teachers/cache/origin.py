@@ -1,0 +1,54 @@
+"""What tells one teacher's scores from another's: sums of its configuration and weights, and of its vocabulary."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minidist.config.teacher import TeacherConfig
+from minidist.errors import ModelError
+from minidist.models.hub import resolve
+from minidist.teachers.cache.store import Origin
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PASSING = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+
+
+def origin_of(config: TeacherConfig, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> Origin:
+    """The origin of what this teacher says, or of what a cache in its place must hold. Reads the whole of its weights."""
+    path = resolve(config.model or "", "teacher.model", weights=False)
+    shape = {key: value for key, value in json.loads((path / "config.json").read_text()).items() if key not in _PASSING}
+    return Origin(
+        model=config.model or "",
+        backend=config.backend,
+        shape=_text_sum(shape),
+        weights=_weights(config, path),
+        tokenizer=_text_sum([tokenizer.get_vocab(), tokenizer.eos_token_id]),
+        dtype=config.dtype,
+        payload=config.payload,
+        top_k=min(config.top_k, vocabulary) if config.payload == "top_k" else None,
+        vocabulary=None if config.payload == "hidden" else vocabulary,
+    )
+
+
+def _weights(config: TeacherConfig, path: Path) -> str:
+    """By content where they are on this machine, else by name."""
+    if config.server is not None:
+        return f"server:{config.server.model or config.server.url}"
+    if not Path(config.model or "").expanduser().is_dir():
+        return f"hub:{config.model}@{path.name}"  # a snapshot's directory is called by its revision
+    index = path / "model.safetensors.index.json"
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    total = hashlib.sha256()
+    for name in names:
+        if not (path / name).is_file():
+            raise ModelError(f"teacher.model: {path} has no {name}, by which scores are known to be this teacher's")
+        with (path / name).open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _text_sum(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

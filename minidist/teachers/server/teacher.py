@@ -1,0 +1,164 @@
+"""A teacher behind an OpenAI-style vLLM server: token ids go out, log-probabilities and token ids come back."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+import numpy as np
+
+from minidist.concurrency import together
+from minidist.config.teacher import TeacherConfig
+from minidist.data.rendering import Renderer
+from minidist.errors import RoleError
+from minidist.models.heads import vocabulary_size
+from minidist.models.hub import load_config
+from minidist.rollout.seeds import sample_seed
+from minidist.teachers.payload import classes_asked, to_scores
+from minidist.teachers.server.protocol import COMPLETIONS, address, headers, read_scores, refusal, scoring, words
+from minidist.types import Finish, Prompt, Rollout, TeacherScores
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+
+
+class ServerTeacher:
+    """Scores and writes through HTTP, at most `teacher.server.requests` requests at a time, answers in order.
+
+    A server that is busy or away is asked again; after `teacher.server.attempts` tries, or when it refuses, the call raises
+    RoleError. Cancelling a call takes its requests back.
+    """
+
+    def __init__(self, config: TeacherConfig, renderer: Renderer, *, vocabulary: int | None) -> None:
+        assert config.server is not None
+        width = vocabulary_size(load_config(config, "teacher.model"))
+        self._config, self._server = config, config.server
+        self._renderer, self._vocabulary = renderer, vocabulary
+        self._classes = classes_asked(config, width, vocabulary)
+        self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < width else None
+        self._slots = asyncio.Semaphore(self._server.requests)
+        self._client = httpx.AsyncClient(
+            base_url=address(self._server),
+            headers=headers(self._server),
+            timeout=self._server.timeout_s,
+            # Requests wait for a slot and never for a connection, which would count against their time.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self._server.requests),
+        )
+        self._model = self._server.model
+        self._answers = self._retries = 0
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+        """Scores of the rollouts' tokens, in their order."""
+        model = await self._name()
+        return await together([self._score(model, rollout) for rollout in rollouts])
+
+    async def extend(
+        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
+    ) -> list[Rollout]:
+        """The teacher's own samples. Without log-probabilities where the server's may be of another distribution."""
+        settings = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        # Servers give them before temperature and truncation, unless they were started otherwise.
+        plain = top_p == 1 and temperature in (0, 1) and self._allowed is None
+        model = await self._name()
+        jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
+        return await together([self._write(model, *job, settings, seed, plain=plain) for job in jobs])
+
+    async def describe(self) -> dict[str, object]:
+        """What scores, and what it says."""
+        return {
+            "class": type(self).__name__,
+            "server": address(self._server),
+            "model": self._model,
+            "payload": self._config.payload,
+            "requests": self._answers,
+            "retries": self._retries,
+        }
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _name(self) -> str:
+        """The name the server knows the teacher under."""
+        if self._model is None:
+            served = await self._ask("GET", "/v1/models")
+            self._model = str(served["data"][0]["id"])
+        return self._model
+
+    async def _score(self, model: str, rollout: Rollout) -> TeacherScores:
+        sequence, count = [*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()], len(rollout.tokens)
+        answer = await self._ask("POST", COMPLETIONS, scoring(model, sequence, self._classes))
+        logprobs, ids, values = (array[-count:] for array in read_scores(answer, sequence, self._classes))
+        return to_scores(logprobs, ids, values, self._config, self._vocabulary)
+
+    async def _write(
+        self, model: str, prompt: Prompt, number: int, settings: dict[str, Any], seed: int, *, plain: bool
+    ) -> Rollout:
+        # All that a server may have other defaults for is said; the only token that ends an answer is the renderer's.
+        body = {"model": model, "prompt": prompt.tokens.tolist(), "seed": sample_seed(seed, prompt.row, number), **settings}
+        body |= {"top_k": 0, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+        body |= {"ignore_eos": True, "stop_token_ids": [self._renderer.eos], "allowed_token_ids": self._allowed}
+        answer = await self._ask("POST", COMPLETIONS, body | {"logprobs": 0, "return_token_ids": True})
+        try:
+            choice = answer["choices"][0]
+            tokens = np.array(choice["token_ids"], dtype=np.int32)
+            logprobs = np.array(choice["logprobs"]["token_logprobs"], dtype=np.float32)
+            stopped = choice["finish_reason"] == "stop"
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise RoleError(
+                f"the server at {address(self._server)} gives no token ids ({type(error).__name__}: {error}); it must be a "
+                "vLLM server that knows return_token_ids"
+            ) from None
+        return Rollout(
+            prompt=prompt,
+            tokens=tokens,
+            logprobs=logprobs if plain else None,
+            versions=np.zeros(len(tokens), dtype=np.int32),
+            finish=Finish.STOP if stopped else Finish.LENGTH,
+            sample=number,
+            text=self._renderer.decode(tokens),
+        )
+
+    async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The server's answer; asked again, after a pause that doubles, while it is busy or away."""
+        said = ""
+        for attempt in range(self._server.attempts):
+            pause = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S) * random.uniform(0.5, 1)
+            try:
+                async with self._slots:
+                    answer = await self._client.request(method, path, json=body)
+            except httpx.TransportError as error:
+                said = f"{type(error).__name__} {error}".strip()
+            else:
+                if answer.is_success:
+                    self._answers += 1
+                    return self._json(answer)
+                if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and not answer.is_server_error:
+                    raise RoleError(refusal(self._config, answer, self._classes))
+                said, told = words(answer), _retry_after(answer)
+                pause = pause if told is None else told
+            if attempt + 1 < self._server.attempts:
+                self._retries += 1
+                await asyncio.sleep(pause)
+        raise RoleError(
+            f"the server at {address(self._server)} gave no answer in {self._server.attempts} tries (teacher.server.attempts); "
+            f"at last: {said}"
+        )
+
+    def _json(self, answer: httpx.Response) -> Any:
+        try:
+            return answer.json()
+        except ValueError:
+            raise RoleError(f"the server at {address(self._server)} gives no JSON: {answer.text[:100]!r}") from None
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    """Seconds of pause that the server asks for, given as seconds or as a date."""
+    told = answer.headers.get("Retry-After", "")
+    if told.replace(".", "", 1).isdecimal():
+        return float(told)
+    try:
+        return max(0.0, (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

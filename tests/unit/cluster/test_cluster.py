@@ -1,0 +1,125 @@
+"""What each actor is given, and machines that are too small for what is asked."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import minidist.cluster.cluster as module
+from minidist.cluster.cluster import Cluster, Role, check_machine
+from minidist.config.cluster import ClusterConfig
+from minidist.errors import ConfigError
+from minidist.learners.group import Alone
+
+CORES = 8
+ROLES: tuple[Role, ...] = ("rollout", "teacher", "learner")
+
+
+@pytest.fixture(autouse=True)
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cores", lambda: CORES)
+
+
+def cpus(**fields: Any) -> dict[str, float]:
+    config = ClusterConfig(**fields)
+    cluster = Cluster(config, Path("logs"))
+    return {role: cluster._cpus(getattr(config, role)) for role in ROLES}
+
+
+def counts(config: ClusterConfig) -> dict[str, int]:
+    return {role: getattr(config, role).processes for role in ROLES}
+
+
+SOME: list[dict[str, Any]] = [
+    {},
+    {"rollout": {"actors": 2}, "learner": {"ranks": 4}},
+    {"rollout": {"actors": 300}},
+    {"learner": {"cpus": 6.5}},
+    {"learner": {"cpus": 2, "ranks": 3}, "teacher": {"cpus": 0.25, "actors": 2}, "rollout": {"actors": 7}},
+    {"learner": {"cpus": 6}, "teacher": {"cpus": 1}, "rollout": {"cpus": 1}},
+]
+
+
+@pytest.mark.parametrize("fields", SOME, ids=str)
+def test_shares_fit_the_machine_and_use_it(fields: dict[str, Any]) -> None:
+    config, given = ClusterConfig(**fields), cpus(**fields)
+    check_machine(config)
+    total = sum(given[role] * count for role, count in counts(config).items())
+    assert total <= CORES + 1e-9
+    assert total > CORES - 0.01 * config.processes - 1e-9, "rounded down to hundredths, and no more"
+    for role in ROLES:
+        assert given[role] == (getattr(config, role).cpus or given[role])
+
+
+def test_an_equal_share_each() -> None:
+    assert cpus() == dict.fromkeys(ROLES, 2.66)
+    assert cpus(learner={"cpus": 7}) == {"rollout": 0.5, "teacher": 0.5, "learner": 7}
+    assert cpus(address="auto", learner={"cpus": 3}) == {"rollout": 1.0, "teacher": 1.0, "learner": 3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"learner": {"cpus": 3, "ranks": 3}}, "the cpus under cluster add up to 9, and this machine has 8; lower them"),
+        ({"learner": {"cpus": 8}}, "this machine has 8 CPUs, and 0 of them are left for the actors without cpus"),
+        ({"rollout": {"actors": 900}}, "this machine has 8 CPUs, and 8 of them are left .* or the number of actors"),
+    ],
+)
+def test_more_cpus_than_there_are(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        check_machine(ClusterConfig(**fields))
+    check_machine(ClusterConfig(**fields, address="auto"))
+
+
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_machine(ClusterConfig(gpus=2))
+    with pytest.raises(ConfigError, match=r"cluster.gpus is 3, and this machine has 2; set cluster.gpus=2, or cluster.address"):
+        check_machine(ClusterConfig(gpus=3))
+    check_machine(ClusterConfig(gpus=3, address="auto"))
+
+
+def gpus(**fields: Any) -> tuple[float, ...]:
+    config = ClusterConfig(**fields)
+    return tuple(config.gpus_of(getattr(config, role)) for role in ROLES)
+
+
+def test_whole_devices_where_there_are_enough_else_equal_shares() -> None:
+    assert gpus(gpus=0) == (0, 0, 0)
+    assert gpus(gpus=3) == (1, 1, 1)
+    assert gpus(gpus=4, rollout={"tensor_parallel": 2}) == (2, 1, 1)
+    assert gpus(gpus=8, rollout={"tensor_parallel": 2, "actors": 2}) == (2, 1, 1)
+    assert gpus(gpus=2) == (0.5, 0.5, 0.5)
+    assert gpus(gpus=1) == (0.33, 0.33, 0.33)
+    assert gpus(gpus=2, rollout={"actors": 4}, learner={"ranks": 2}) == (0.25, 0.25, 0.25)
+    assert gpus(gpus=1, learner={"gpus": 0.6}, teacher={"gpus": 0}) == (0.33, 0, 0.6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("actors", [1, 2, 3, 7])
+def test_shares_of_a_device_fit_it(count: int, actors: int) -> None:
+    """As Ray seats them: as many on a device as fit."""
+    config = ClusterConfig(gpus=count, rollout={"actors": actors}, learner={"ranks": 2})  # type: ignore[arg-type]
+    share = config.gpus_of(config.rollout)
+    assert int(1 / share + 1e-9) * count >= config.processes
+
+
+def test_room_for_the_roles_of_the_run_alone() -> None:
+    config = ClusterConfig(rollout={"actors": 2}, learner={"ranks": 3})  # type: ignore[arg-type]
+    assert Cluster(config, Path("logs"))._bundles == ["rollout", "rollout", "teacher", "learner", "learner", "learner"]
+    assert Cluster(config, Path("logs"), ["learner"])._bundles == ["learner"] * 3
+
+
+def test_alone_each_is_what_it_was() -> None:
+    assert (Alone().rank, Alone().size) == (0, 1)
+    assert Alone().largest([3, 1, 2]) == [3, 1, 2]
+    assert Alone().total([0.5]) == [0.5]  # type: ignore[arg-type, comparison-overlap]
+
+
+def test_every_shard_of_a_teacher_has_a_place() -> None:
+    sharded = ClusterConfig.model_validate({"teacher": {"actors": 2, "shards": 3}})
+    assert Cluster(sharded, Path("logs"), ["teacher"])._bundles == ["teacher"] * 6
+    split = ClusterConfig.model_validate({"gpus": 10, "teacher": {"actors": 2, "tensor_parallel": 4}})
+    assert Cluster(split, Path("logs"), ["teacher"])._bundles == ["teacher"] * 2
+    assert split.gpus_of(split.teacher) == 4  # one process that holds four devices

@@ -1,0 +1,263 @@
+"""Rows from files, directories and tasks; rows that cannot be used are refused or counted."""
+
+import gzip
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+from minidist.config.data import QuestionsConfig, SourceConfig
+from minidist.data.questions import Question, read_questions
+from minidist.data.sources import Example, read_examples, read_prompts, read_rows
+from minidist.errors import DataError
+from minidist.types import Prompt
+from tests.support.tiny import tiny_renderer
+
+ROWS = [{"q": "31=", "a": "13"}, {"q": "20=", "a": "02"}, {"q": "9=", "a": "9"}]
+COLUMNS = {"prompt": "{{ q }}", "answer": "{{ a }}"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def gzipped(path: Path) -> Path:
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in ROWS)
+    return path
+
+
+def parquet(path: Path) -> Path:
+    Dataset.from_list(ROWS).to_parquet(path)
+    return path
+
+
+def prompts(path: Path | str, **fields: Any) -> tuple[list[Prompt], int]:
+    limit = fields.pop("max_prompt_tokens", 16)
+    return read_prompts(SourceConfig(path=str(path), **fields), tiny_renderer(), max_prompt_tokens=limit)
+
+
+def examples(path: Path | str, **fields: Any) -> tuple[list[Example], int]:
+    limits = {"max_prompt_tokens": fields.pop("max_prompt_tokens", 16), "max_tokens": fields.pop("max_tokens", 32)}
+    return read_examples(SourceConfig(path=str(path), **fields), tiny_renderer(), **limits)
+
+
+MAKERS: list[tuple[str, Callable[[Path], Path]]] = [("r.jsonl", jsonl), ("r.jsonl.gz", gzipped), ("r.parquet", parquet)]
+
+
+@pytest.mark.parametrize(("name", "make"), MAKERS, ids=[name for name, _ in MAKERS])
+def test_files(tmp_path: Path, name: str, make: Callable[[Path], Path]) -> None:
+    found, skipped = prompts(make(tmp_path / name), **COLUMNS)
+    assert [(prompt.row, prompt.text, prompt.answer) for prompt in found] == [
+        (0, "31=", "13"),
+        (1, "20=", "02"),
+        (2, "9=", "9"),
+    ]
+    assert found[0].tokens.tolist() == tiny_renderer().prompt("31=").tolist()
+    assert skipped == 0
+
+
+def test_directory(tmp_path: Path) -> None:
+    jsonl(tmp_path / "data" / "train.jsonl")
+    jsonl(tmp_path / "data" / "test.jsonl", ROWS[:1])
+    assert len(prompts(tmp_path / "data", **COLUMNS)[0]) == 3
+    assert len(prompts(tmp_path / "data", split="test", **COLUMNS)[0]) == 1
+    with pytest.raises(DataError, match=r"cannot read the data .*split 'dev'"):
+        prompts(tmp_path / "data", split="dev", **COLUMNS)
+
+
+def test_task_is_a_source_with_answers() -> None:
+    found, _ = prompts("task:sort", rows=5, split="test")
+    assert [prompt.answer for prompt in found] == ["".join(sorted(prompt.text[:-1])) for prompt in found]
+    assert len(read_rows(SourceConfig(path="task:sort"))) == 1000
+
+
+def test_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "r.jsonl")
+    with pytest.raises(DataError, match=r"r.jsonl has no column 'question', which prompt uses; its columns are q, a"):
+        prompts(file, prompt="{{ question }}")
+    with pytest.raises(DataError, match="no column 'gold', which answer uses"):
+        examples(file, prompt="{{ q }}", answer="{{ gold }}")
+    with pytest.raises(DataError, match="no column 'body', which text uses"):
+        examples(file, text="{{ body }}")
+
+
+def test_missing_column_of_a_task_is_named_too() -> None:
+    with pytest.raises(DataError, match="no column 'question', which prompt uses; its columns are prompt, answer"):
+        prompts("task:sort", prompt="{{ question }}", rows=3)
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.jsonl.gz", "./none", "a/b/c"])
+def test_missing_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no data file or directory at"):
+        prompts(name)
+
+
+def test_unknown_ending_and_broken_file(tmp_path: Path) -> None:
+    (tmp_path / "a.xml").write_text("<a/>")
+    with pytest.raises(DataError, match=r"unknown ending; expected .jsonl"):
+        prompts(tmp_path / "a.xml")
+    (tmp_path / "b.jsonl").write_text("{not json\n")
+    with pytest.raises(DataError, match="cannot read the data"):
+        prompts(tmp_path / "b.jsonl")
+
+
+BAD = [{"q": "31=", "a": "13"}, {"q": " ", "a": "1"}, {"q": "1234567890=", "a": "1"}, {"q": "4=", "a": ""}]
+
+
+def test_bad_rows_are_refused_the_first_one_named(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "r.jsonl", BAD)
+    with pytest.raises(DataError, match=r"2 of 4 rows .* the first is row 1: the prompt is empty.*bad_rows: skip"):
+        prompts(file, max_prompt_tokens=8, **COLUMNS)
+    with pytest.raises(DataError, match=r"3 of 4 rows .* the first is row 1: the prompt is empty"):
+        examples(file, max_prompt_tokens=8, **COLUMNS)
+
+
+def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "r.jsonl", BAD)
+    found, skipped = prompts(file, max_prompt_tokens=8, bad_rows="skip", **COLUMNS)
+    assert ([prompt.row for prompt in found], skipped) == ([0, 3], 2)
+    learned, skipped = examples(file, max_prompt_tokens=8, bad_rows="skip", **COLUMNS)
+    assert (len(learned), skipped) == (1, 3)
+
+
+def test_reasons_name_the_key_to_change(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "r.jsonl", BAD[:1] + BAD[2:3])
+    with pytest.raises(DataError, match=r"row 1: the prompt has 11 tokens, more than data.max_prompt_tokens = 8"):
+        prompts(file, max_prompt_tokens=8, **COLUMNS)
+    with pytest.raises(DataError, match=r"row 1: it has 13 tokens, more than data.max_tokens = 12"):
+        examples(file, max_tokens=12, **COLUMNS)
+
+
+def test_no_row_left_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 of 1 rows .* No row is left"):
+        prompts(jsonl(tmp_path / "r.jsonl", BAD[1:2]), bad_rows="skip", **COLUMNS)
+
+
+def test_source_without_rows_is_refused(tmp_path: Path) -> None:
+    Dataset.from_list(ROWS).select([]).to_parquet(tmp_path / "none.parquet")
+    with pytest.raises(DataError):
+        prompts(tmp_path / "none.parquet", **COLUMNS)
+    with pytest.raises(DataError):
+        prompts(jsonl(tmp_path / "none.jsonl", []), **COLUMNS)
+
+
+def test_null_is_an_empty_text(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "r.jsonl", [{"q": "1=", "a": "1"}, {"q": None, "a": "2"}])
+    assert prompts(file, bad_rows="skip", **COLUMNS)[1] == 1
+
+
+def test_rows_counts_usable_rows(tmp_path: Path) -> None:
+    found, _ = prompts(jsonl(tmp_path / "r.jsonl", BAD), rows=2, bad_rows="skip", max_prompt_tokens=8, **COLUMNS)
+    assert [prompt.row for prompt in found] == [0, 3]
+    found, skipped = prompts(jsonl(tmp_path / "s.jsonl", BAD), rows=1, **COLUMNS)
+    assert ([prompt.row for prompt in found], skipped) == ([0], 0), "rows beyond the wanted ones are not looked at"
+
+
+def test_example_is_prompt_then_answer_then_eos(tmp_path: Path) -> None:
+    renderer = tiny_renderer()
+    learned, _ = examples(jsonl(tmp_path / "r.jsonl"), **COLUMNS)
+    first = learned[0]
+    assert first.start == 3
+    assert first.tokens.tolist() == [*renderer.prompt("31=").tolist(), *renderer.answer("13").tolist()]
+    assert first.tokens[-1] == renderer.eos
+
+
+def test_plain_text_is_cut_into_pieces(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "r.jsonl", [{"t": "0123456789"}, {"t": "55"}])
+    pieces, skipped = examples(file, text="{{ t }}", max_tokens=4)
+    whole = tiny_renderer().text("0123456789").tolist()
+    assert [piece.tokens.tolist() for piece in pieces] == [
+        whole[:4],
+        whole[3:7],
+        whole[6:10],
+        whole[9:],
+        tiny_renderer().text("55").tolist(),
+    ]
+    assert {piece.start for piece in pieces} == {1}
+    assert skipped == 0
+
+
+def test_text_file_with_blank_lines(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_text("12\n\n34\n")
+    pieces, skipped = examples(tmp_path / "r.txt", text="{{ text }}")
+    assert ([len(piece.tokens) for piece in pieces], skipped) == ([3, 3], 0)
+    assert len(examples(tmp_path / "r.txt", text="{{ text }}", rows=2)[0]) == 2, "rows counts usable rows"
+
+
+def test_empty_plain_text_is_a_bad_row(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "r.jsonl", [{"t": "12"}, {"t": " "}])
+    with pytest.raises(DataError, match=r"1 of 2 rows .* row 1: the text is empty"):
+        examples(file, text="{{ t }}")
+    assert examples(file, text="{{ t }}", bad_rows="skip")[1] == 1
+
+
+def test_references_are_a_column_of_lists(tmp_path: Path) -> None:
+    rows = [{"q": "1=", "all": ["1", "one"]}, {"q": "2=", "all": ["2"]}]
+    found, _ = prompts(jsonl(tmp_path / "r.jsonl", rows), prompt="{{ q }}", references="all")
+    assert [(prompt.answer, prompt.references) for prompt in found] == [("1", ("1", "one")), ("2", ("2",))]
+    with pytest.raises(DataError, match=r"has no column 'outputs', which references names; its columns are q, all"):
+        prompts(tmp_path / "r.jsonl", prompt="{{ q }}", references="outputs")
+
+
+@pytest.mark.parametrize("cell", [[], None, "3"])
+def test_a_row_without_references_cannot_be_used(tmp_path: Path, cell: object) -> None:
+    rows = [{"q": "1=", "all": "1" if isinstance(cell, str) else ["1"]}, {"q": "2=", "all": cell}]
+    file = jsonl(tmp_path / "r.jsonl", rows)
+    with pytest.raises(DataError, match=r"row [01]: its all is .*, not a list of texts"):
+        prompts(file, prompt="{{ q }}", references="all")
+
+
+def questions(path: Path, **fields: Any) -> tuple[list[Question], int]:
+    limits = {"max_prompt_tokens": fields.pop("max_prompt_tokens", 16), "max_tokens": fields.pop("max_tokens", 32)}
+    source = {"path": str(path), "prompt": "{{ q }}", "answer": "{{ a }}"} | fields
+    return read_questions(QuestionsConfig.model_validate(source), tiny_renderer(), **limits)
+
+
+def test_questions_of_one_list_of_choices(tmp_path: Path) -> None:
+    rows = [{"q": "3=", "a": "12"}, {"q": "20=", "a": "0"}, {"q": "9=", "a": "7"}]
+    found, skipped = questions(jsonl(tmp_path / "r.jsonl", rows), choices=["7", "12"])
+    assert skipped == 0
+    assert [question.right for question in found] == [1, 0, 0], "by its text, by its number, by its text again"
+    renderer = tiny_renderer()
+    whole = [[each.tokens.tolist() for each in question.choices] for question in found]
+    assert whole[1] == [renderer.prompt("20=7").tolist(), renderer.prompt("20=12").tolist()], "no end-of-sequence token"
+    assert [each.start for each in found[1].choices] == [3, 3]
+
+
+def test_questions_with_choices_of_their_own(tmp_path: Path) -> None:
+    rows = [{"q": "3=", "a": 2, "c": ["7", "12", "1"]}, {"q": "4=", "a": 0, "c": ["7", "1"]}]
+    found, _ = questions(jsonl(tmp_path / "r.jsonl", rows), choices="c")
+    assert [(len(question.choices), question.right) for question in found] == [(3, 2), (2, 0)]
+    with pytest.raises(DataError, match=r"has no column 'options', which choices names; its columns are q, a, c"):
+        questions(tmp_path / "r.jsonl", choices="options")
+
+
+@pytest.mark.parametrize(
+    ("row", "fields", "reason"),
+    [
+        ({"q": " ", "a": "7"}, {}, "the prompt is empty"),
+        ({"q": "1=", "a": "8"}, {}, "its answer '8' is none of its choices ['7', '12'], nor the number of one"),
+        ({"q": "1=", "a": "2"}, {}, "its answer '2' is none"),
+        ({"q": "1=", "a": "7"}, {"choices": ["7", ""]}, "one of its choices ['7', ''] is empty"),
+        ({"q": "1=", "a": "7", "c": ["7"]}, {"choices": "c"}, "its choices are ['7'], not a list of two texts or more"),
+        ({"q": "11111=", "a": "7"}, {"max_prompt_tokens": 5}, "the prompt has 6 tokens, more than data.max_prompt_tokens = 5"),
+        ({"q": "1111=", "a": "7"}, {"max_tokens": 6}, "it has 7 tokens with its longest choice, and there is room for 6"),
+    ],
+)
+def test_questions_that_cannot_be_used(tmp_path: Path, row: dict[str, Any], fields: dict[str, Any], reason: str) -> None:
+    file = jsonl(tmp_path / "r.jsonl", [row])
+    with pytest.raises(DataError, match=re.escape(f"row 0: {reason}")):
+        questions(file, **({"choices": ["7", "12"]} | fields))

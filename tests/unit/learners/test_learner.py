@@ -1,0 +1,359 @@
+"""The learner's arithmetic against the same loss written out in plain torch; and what stops it."""
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import minidist.learners.learner as module
+from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.config.models import ModelConfig
+from minidist.data.batching import collate, collate_examples
+from minidist.data.sources import Example
+from minidist.errors import CanaryError, DivergedError
+from minidist.learners.learner import SingleLearner
+from minidist.learners.schedule import learning_rate, make_optimizer
+from minidist.losses import Match, Supervised, forward_kl, reverse_kl
+from minidist.losses.objectives import Plain
+from minidist.losses.targets import Objective, TokenTargets
+from minidist.models.arrays import to_tensor
+from minidist.models.hub import load_model
+from minidist.types import Batch, Stream, TeacherHead
+from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
+
+LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)]
+SGD = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
+OBJECTIVES: dict[str, Objective] = {
+    "reverse": Match(reverse_kl),
+    "forward": Match(forward_kl),
+    "cold": Match(reverse_kl, 0.5),
+    "gold": Supervised(),
+}
+MakeLearner = Callable[..., SingleLearner]
+
+
+@pytest.fixture
+def make() -> Iterator[MakeLearner]:
+    """Makes learners, and ends their threads with the test."""
+    made: list[SingleLearner] = []
+
+    def learner(
+        model: PreTrainedModel,
+        teacher: PreTrainedModel | None = None,
+        *,
+        objectives: Any = OBJECTIVES,
+        steps: int = 10,
+        **fields: Any,
+    ) -> SingleLearner:
+        head = None if teacher is None else TeacherHead(teacher.get_output_embeddings().weight.detach().numpy())
+        config = LearnerConfig(**({"backend": "single", "optimizer": SGD} | fields))
+        made.append(SingleLearner(model, tiny_renderer(), config, objectives, steps=steps, teacher_head=head))
+        return made[-1]
+
+    yield learner
+    for learner_ in made:
+        asyncio.run(learner_.close())
+
+
+def own_text(teacher: PreTrainedModel, objective: str, weight: float = 1.0, seed: int = 0) -> Stream:
+    rollouts = random_rollouts(LENGTHS, seed=seed)
+    return collate(objective, rollouts, hidden_scores(teacher, rollouts), objective=objective, weight=weight)
+
+
+def gold_text(weight: float = 1.0, seed: int = 1) -> Stream:
+    rollouts = random_rollouts(LENGTHS[:3], seed=seed)
+    examples = [Example(np.concatenate([r.prompt.tokens, r.tokens]), len(r.prompt.tokens)) for r in rollouts]
+    return collate_examples("gold", examples, objective="gold", weight=weight)
+
+
+def naive_loss(model: PreTrainedModel, teacher: PreTrainedModel, streams: tuple[Stream, ...]) -> Tensor:
+    """The formulas once more, row by row: sum over streams of weight * mean over that stream's tokens."""
+    total = torch.zeros(())
+    for stream in streams:
+        values = []
+        for row in stream.rows:
+            heat = 0.5 if stream.objective == "cold" else 1.0
+            q = (row_logits(model, row) / heat).log_softmax(-1)
+            with torch.no_grad():
+                p = (row_logits(teacher, row) / heat).log_softmax(-1)
+            if stream.objective == "gold":
+                values.append(-q[range(len(row.labels)), row.labels])
+            elif stream.objective == "forward":
+                values.append((p.exp() * (p - q)).sum(-1))
+            else:
+                values.append((q.exp() * (q - p)).sum(-1))
+        total = total + stream.weight * torch.cat(values).mean()
+    return total
+
+
+def naive_gradient(model: PreTrainedModel, teacher: PreTrainedModel, streams: tuple[Stream, ...]) -> dict[str, Tensor]:
+    loss = naive_loss(model, teacher, streams)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def copy_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def unchanged(model: PreTrainedModel, before: dict[str, Tensor]) -> bool:
+    return all(torch.equal(p.nan_to_num(7.0), before[name].nan_to_num(7.0)) for name, p in model.named_parameters())
+
+
+def step(learner: SingleLearner, *streams: Stream) -> dict[str, float]:
+    return asyncio.run(learner.update(Batch(0, streams))).metrics
+
+
+STREAMS: dict[str, Callable[[PreTrainedModel], tuple[Stream, ...]]] = {
+    "reverse": lambda teacher: (own_text(teacher, "reverse"),),
+    "forward": lambda teacher: (own_text(teacher, "forward"),),
+    "cold": lambda teacher: (own_text(teacher, "cold"),),
+    "gold": lambda teacher: (gold_text(),),
+    "two streams": lambda teacher: (own_text(teacher, "reverse", 0.7), gold_text(2.5)),
+}
+
+
+@pytest.mark.parametrize("chunk", [1000, 3])
+@pytest.mark.parametrize("budget", [1000, 16, 1])
+@pytest.mark.parametrize("layout", ["packed", "buckets"])
+@pytest.mark.parametrize("name", STREAMS)
+def test_gradient_is_that_of_the_whole_batch(make: MakeLearner, name: str, layout: str, budget: int, chunk: int) -> None:
+    model, teacher = tiny_model(), tiny_model(seed=1)
+    streams, before = STREAMS[name](teacher), copy_of(model)
+    loss, wanted = naive_loss(model, teacher, streams), naive_gradient(model, teacher, streams)
+    metrics = step(make(model, teacher, layout=layout, micro_batch_tokens=budget, chunk_tokens=chunk), *streams)
+    assert metrics["learner/micro_batches"] >= {1000: 1, 16: 2, 1: 3}[budget]
+    assert metrics["loss/nats_per_token"] == pytest.approx(loss.item(), abs=1e-5)
+    assert metrics["learner/grad_norm"] == pytest.approx(math.sqrt(sum(float((g**2).sum()) for g in wanted.values())), rel=1e-4)
+    for parameter_name, parameter in model.named_parameters():
+        got, want = before[parameter_name] - parameter.detach(), wanted[parameter_name]
+        assert (got - want).abs().max() < 2e-5 * max(1.0, float(want.abs().max())), parameter_name
+
+
+def test_step_figures(make: MakeLearner) -> None:
+    model, teacher = tiny_model(), tiny_model(seed=1)
+    own = own_text(teacher, "reverse")
+    with torch.no_grad():
+        pairs = [(row_logits(m, row).log_softmax(-1), row.labels) for m in (model, teacher) for row in own.rows]
+        said = [float(table[range(len(labels)), labels].sum()) for table, labels in pairs]
+    metrics = step(make(model, teacher), own, gold_text())
+    assert metrics["reverse/student_logprob_nats"] == pytest.approx(sum(said[:6]) / own.loss_tokens, abs=1e-5)
+    assert metrics["reverse/teacher_logprob_nats"] == pytest.approx(sum(said[6:]) / own.loss_tokens, abs=1e-5)
+    assert "gold/teacher_logprob_nats" not in metrics
+    assert metrics["learner/loss_tokens"] == own.loss_tokens + gold_text().loss_tokens
+    assert metrics["learner/lr"] == 1.0
+
+
+def test_gradient_does_not_pile_up_over_steps(make: MakeLearner) -> None:
+    model, teacher, streams = tiny_model(), tiny_model(seed=1), (gold_text(),)
+    learner = make(model, optimizer=OptimizerConfig(type="sgd", lr=0.01, grad_clip=None))
+    step(learner, *streams)
+    before, wanted = copy_of(model), naive_gradient(model, teacher, streams)
+    step(learner, *streams)
+    name = "lm_head.weight"
+    assert torch.allclose(before[name] - model.get_parameter(name), 0.01 * wanted[name], atol=1e-6)
+
+
+def test_gradient_is_clipped_to_its_norm(make: MakeLearner) -> None:
+    model = tiny_model()
+    before = copy_of(model)
+    metrics = step(make(model, optimizer=OptimizerConfig(type="sgd", lr=1.0, grad_clip=0.01)), gold_text())
+    moved = math.sqrt(sum(float(((before[name] - p.detach()) ** 2).sum()) for name, p in model.named_parameters()))
+    assert metrics["learner/grad_norm"] > 0.01
+    assert moved == pytest.approx(0.01, rel=1e-2)
+
+
+def test_shared_vocabulary_is_sliced_before_the_softmax(make: MakeLearner) -> None:
+    model, teacher, stream = tiny_model(vocabulary=20), tiny_model(seed=1), own_text(tiny_model(seed=1), "forward")
+    head = TeacherHead(teacher.lm_head.weight.detach().numpy(), vocabulary=VOCABULARY)
+    config = LearnerConfig(backend="single", optimizer=SGD)
+    learner = SingleLearner(model, tiny_renderer(), config, OBJECTIVES, steps=1, teacher_head=head, vocabulary=VOCABULARY)
+    values = []
+    with torch.no_grad():
+        for row in stream.rows:
+            q, p = row_logits(model, row)[:, :VOCABULARY].log_softmax(-1), row_logits(teacher, row).log_softmax(-1)
+            values.append((p.exp() * (p - q)).sum(-1))
+    assert step(learner, stream)["loss/nats_per_token"] == pytest.approx(torch.cat(values).mean().item(), abs=1e-5)
+    asyncio.run(learner.close())
+
+
+class Infinite(Plain):
+    """A loss that is not finite."""
+
+    temperature = 1.0
+
+    def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+        return student_NV[:, 0] * math.inf
+
+
+class NoSlope(Infinite):
+    """A finite loss whose gradient is nan: the root has no slope at zero."""
+
+    def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+        return (student_NV[:, 0] * 0).abs().sqrt()
+
+
+def test_weights_that_are_nan_stop_the_step(make: MakeLearner) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.lm_head.weight[3, 5] = math.nan
+    before = copy_of(model)
+    with pytest.raises(DivergedError, match="loss of stream gold is nan"):
+        step(make(model), gold_text())
+    assert unchanged(model, before)
+
+
+def test_infinite_loss_stops_the_step(make: MakeLearner) -> None:
+    model = tiny_model()
+    before = copy_of(model)
+    with pytest.raises(DivergedError, match=r"loss of stream gold is -?inf"):
+        step(make(model, objectives={"gold": Infinite()}), gold_text())
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("chunk", [1000, 3])
+def test_gradient_that_is_nan_is_named_and_stops_the_step(make: MakeLearner, chunk: int) -> None:
+    model = tiny_model()
+    before = copy_of(model)
+    with pytest.raises(DivergedError, match=r"step 0: the gradient of [\w.]+ is not finite; nothing was updated") as caught:
+        step(make(model, objectives={"gold": NoSlope()}, chunk_tokens=chunk, micro_batch_tokens=16), gold_text())
+    assert str(caught.value).split("gradient of ")[1].split(" is not")[0] in before
+    assert unchanged(model, before)
+
+
+class NoSlopeAtFirst(NoSlope):
+    """The gradient of the first micro-batch alone is nan."""
+
+    calls = 0
+
+    def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+        self.calls += 1
+        return super().__call__(student_NV, targets) if self.calls == 1 else -student_NV[:, 0]
+
+
+def test_gradient_that_is_nan_in_one_micro_batch_stops_the_step(make: MakeLearner) -> None:
+    model = tiny_model()
+    before = copy_of(model)
+    with pytest.raises(DivergedError, match="is not finite"):
+        step(make(model, objectives={"gold": NoSlopeAtFirst()}, micro_batch_tokens=1), gold_text())
+    assert unchanged(model, before)
+
+
+def test_nothing_of_a_stopped_step_is_left(make: MakeLearner) -> None:
+    """The next good step is as if the bad one had not been."""
+    model, teacher, streams = tiny_model(), tiny_model(seed=1), (gold_text(),)
+    wanted, before = naive_gradient(model, teacher, streams), copy_of(model)
+    learner = make(model, objectives={"gold": Supervised(), "bad": NoSlope()})
+    with pytest.raises(DivergedError):
+        step(learner, *streams, replace(gold_text(), objective="bad"))
+    update = asyncio.run(learner.update(Batch(1, streams)))
+    assert update.version == 1
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(before[name] - parameter.detach(), wanted[name], atol=2e-5)
+
+
+@pytest.mark.parametrize("layout", ["packed", "buckets"])
+def test_lost_row_is_noticed(make: MakeLearner, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+    whole = module.pack
+    monkeypatch.setattr(module, "pack", lambda rows, **options: whole(rows, **options)[:-1])
+    model = tiny_model()
+    before = copy_of(model)
+    with pytest.raises(CanaryError, match=r"labels were counted and .* trained"):
+        step(make(model, layout=layout, micro_batch_tokens=12), gold_text())
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("layout", ["packed", "buckets"])
+def test_measure_is_per_token_and_in_row_order(make: MakeLearner, layout: str) -> None:
+    model, teacher = tiny_model(), tiny_model(seed=1)
+    stream, before = own_text(teacher, "reverse"), copy_of(model)
+    found = asyncio.run(make(model, teacher, layout=layout, micro_batch_tokens=20, chunk_tokens=4).measure(stream))
+    assert found.row.tolist() == [row for row, (_, written) in enumerate(LENGTHS) for _ in range(written)]
+    with torch.no_grad():
+        for index, row in enumerate(stream.rows):
+            here = found.row == index
+            q, p = (row_logits(m, row).log_softmax(-1).double().numpy() for m in (model, teacher))
+            places = range(len(row.labels))
+            assert np.allclose(found.student_logprob[here], q[places, row.labels], atol=1e-5)
+            assert np.allclose(found.teacher_logprob[here], p[places, row.labels], atol=1e-5)
+            assert np.allclose(found.reverse_kl[here], (np.exp(q) * (q - p)).sum(-1), atol=1e-5)
+            assert np.allclose(found.forward_kl[here], (np.exp(p) * (p - q)).sum(-1), atol=1e-5)
+    assert unchanged(model, before)
+
+
+def test_measure_without_a_teacher(make: MakeLearner) -> None:
+    found = asyncio.run(make(tiny_model()).measure(gold_text()))
+    assert found.teacher_logprob is found.reverse_kl is found.forward_kl is None
+    assert len(found.student_logprob) == gold_text().loss_tokens
+
+
+def test_loss_falls(make: MakeLearner) -> None:
+    model, teacher = tiny_model(), tiny_model(seed=1)
+    adam = OptimizerConfig(lr=0.01, warmup_steps=3, schedule="cosine")
+    learner = make(model, teacher, optimizer=adam, steps=30)
+    losses = [step(learner, own_text(teacher, "reverse", seed=at % 2))["loss/nats_per_token"] for at in range(30)]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+SCHEDULES = [
+    ("constant", 0, [1, 1, 1, 1]),
+    ("linear", 0, [1, 0.75, 0.5, 0.25]),
+    ("cosine", 0, [1, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5, 0.5 + 0.5 * math.cos(3 * math.pi / 4)]),
+    ("constant", 2, [0.5, 1, 1, 1]),
+    ("linear", 2, [0.5, 1, 1, 0.5]),
+    ("cosine", 8, [1 / 8, 2 / 8, 3 / 8, 4 / 8]),
+]
+
+
+@pytest.mark.parametrize(("schedule", "warmup", "rates"), SCHEDULES)
+def test_learning_rate(schedule: Any, warmup: int, rates: list[float]) -> None:
+    config = OptimizerConfig(lr=0.1, schedule=schedule, warmup_steps=warmup)
+    assert [learning_rate(config, at, 4) for at in range(4)] == pytest.approx([0.1 * rate for rate in rates])
+
+
+def test_learner_follows_the_schedule(make: MakeLearner) -> None:
+    learner = make(tiny_model(), optimizer=OptimizerConfig(lr=0.1, schedule="linear"), steps=4)
+    assert [step(learner, gold_text())["learner/lr"] for _ in range(3)] == pytest.approx([0.1, 0.075, 0.05])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_decay_is_for_matrices_alone(kind: str) -> None:
+    model = tiny_model(kind)
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.1), model.named_parameters())
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
+    assert groups[0.1] | groups[0.0] == set(names.values())
+    assert not any("norm" in name or "bias" in name or "ln_" in name or "embed" in name for name in groups[0.1])
+    assert {"wte", "wpe"} & {name.split(".")[-2] for name in groups[0.1]} == set()
+
+
+def test_weights_and_probe(make: MakeLearner) -> None:
+    model = tiny_model("llama", tie_word_embeddings=True)
+    learner = make(model)
+    weights = asyncio.run(learner.weights())
+    assert set(weights.arrays) >= {"lm_head.weight", "model.embed_tokens.weight"}, "a tied head is sent too"
+    assert all(torch.equal(to_tensor(weights.arrays[name], weights.dtypes[name]), t) for name, t in model.state_dict().items())
+    one, other = (asyncio.run(learner.probe(version)) for version in (1, 2))
+    assert not np.array_equal(one.tokens, other.tokens)
+    with torch.no_grad():
+        ids = torch.tensor(one.tokens.astype(np.int64))
+        table = model(ids).logits.log_softmax(-1)
+    wanted = [[float(table[b, s, ids[b, s + 1]]) for s in range(ids.shape[1] - 1)] for b in range(2)]
+    assert np.allclose(one.logprobs, wanted, atol=1e-5)
+
+
+def test_save_and_load(make: MakeLearner, tmp_path: Path) -> None:
+    first, second = tiny_model(seed=0), tiny_model(seed=3)
+    asyncio.run(make(first).save(tmp_path / "a" / "final"))
+    saved = load_model(ModelConfig(model=str(tmp_path / "a" / "final")), "test")
+    assert unchanged(saved, copy_of(first))
+    asyncio.run(make(second).load(tmp_path / "a" / "final"))
+    assert unchanged(second, copy_of(first))

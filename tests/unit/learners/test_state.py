@@ -1,0 +1,137 @@
+"""Three updates straight, against two, a checkpoint, and one more in a new learner: the same bits."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import minidist.learners.state as state_module
+from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.config.models import LoraConfig
+from minidist.data.batching import collate_examples
+from minidist.data.sources import Example
+from minidist.learners.learner import SingleLearner
+from minidist.learners.state import StateReader
+from minidist.losses import Supervised
+from minidist.models.lora import inject
+from minidist.types import Batch
+from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
+
+Make = Callable[..., SingleLearner]
+OPTIMIZERS = {
+    "adamw": OptimizerConfig(lr=0.01, weight_decay=0.1, grad_clip=0.5, warmup_steps=2, schedule="cosine"),
+    "sgd": OptimizerConfig(type="sgd", lr=0.5, grad_clip=0.3, schedule="linear"),
+}
+STEPS = 5
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes learners, and ends their threads with the test."""
+    made: list[SingleLearner] = []
+
+    def learner(optimizer: OptimizerConfig, *, seed: int = 0, lora: bool = False, **fields: Any) -> SingleLearner:
+        model = tiny_model("llama", seed=seed, **({"tie_word_embeddings": True} | fields))
+        adapters = inject(model, LoraConfig(rank=2, alpha=4), "base", seed=seed) if lora else None
+        config = LearnerConfig(backend="single", optimizer=optimizer)
+        made.append(SingleLearner(model, tiny_renderer(), config, {"gold": Supervised()}, steps=STEPS, adapters=adapters))
+        return made[-1]
+
+    yield learner
+    for learner_ in made:
+        asyncio.run(learner_.close())
+
+
+def batch(step: int) -> Batch:
+    rollouts = random_rollouts([(3, 4), (1, 9), (6, 1)], seed=step)
+    examples = [Example(np.concatenate([r.prompt.tokens, r.tokens]), len(r.prompt.tokens)) for r in rollouts]
+    return Batch(step, (collate_examples("gold", examples, objective="gold"),))
+
+
+def update(learner: SingleLearner, *steps: int) -> list[dict[str, float]]:
+    return [asyncio.run(learner.update(batch(step))).metrics for step in steps]
+
+
+def held(learner: SingleLearner) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in learner._model.named_parameters()}
+
+
+def assert_same_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_new_learner_goes_on_bit_for_bit(make: Make, tmp_path: Path, name: str, lora: bool, after: int) -> None:
+    optimizer = OPTIMIZERS[name]
+    straight = make(optimizer, lora=lora)
+    wanted = update(straight, 0, 1, 2)
+    assert max(figures["learner/grad_norm"] for figures in wanted) > 0.5, "the gradient is clipped"
+    first = make(optimizer, lora=lora)
+    update(first, *range(after))
+    asyncio.run(first.save_state(tmp_path))
+    update(first, *range(after, 3))
+    assert_same_bits(held(first), held(straight))  # to save changes nothing
+    base = held(make(optimizer, lora=lora))
+    second = make(optimizer, seed=0 if lora else 9, lora=lora)
+    if lora:  # the frozen base comes from the model itself; the adapters do not
+        with torch.no_grad():
+            for parameter in second._model.parameters():
+                if parameter.requires_grad:
+                    parameter.fill_(7.0)
+    asyncio.run(second.resume(tmp_path))
+    assert update(second, *range(after, 3)) == wanted[after:], "loss, norm and rate of every further step"
+    assert_same_bits(held(second), held(straight))
+    assert any(not torch.equal(held(straight)[key], base[key]) for key in base), "something was learned"
+
+
+def test_an_update_says_how_far_the_optimizer_is(make: Make, tmp_path: Path) -> None:
+    first = make(OPTIMIZERS["adamw"])
+    update(first, 0, 1)
+    asyncio.run(first.save_state(tmp_path))
+    second = make(OPTIMIZERS["adamw"])
+    asyncio.run(second.resume(tmp_path))
+    assert asyncio.run(second.describe())["optimizer_steps"] == 2
+    assert asyncio.run(second.weights()).version == 2  # type: ignore[union-attr]
+    assert asyncio.run(second.update(batch(2))).version == 3
+
+
+def test_a_learner_that_had_learned_something_else_forgets_it(make: Make, tmp_path: Path) -> None:
+    straight = make(OPTIMIZERS["adamw"])
+    update(straight, 0, 1)
+    asyncio.run(straight.save_state(tmp_path))
+    other = make(OPTIMIZERS["adamw"], seed=4)
+    update(other, 7, 8, 9)
+    asyncio.run(other.resume(tmp_path))
+    assert update(other, 2) == update(straight, 2)
+    assert_same_bits(held(other), held(straight))
+
+
+def test_state_in_many_files(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "_FILE_BYTES", 20_000)
+    straight = make(OPTIMIZERS["adamw"])
+    update(straight, 0, 1)
+    asyncio.run(straight.save_state(tmp_path))
+    assert len(list(tmp_path.glob("training/*.safetensors"))) > 3
+    second = make(OPTIMIZERS["adamw"], seed=5)
+    asyncio.run(second.resume(tmp_path))
+    assert update(second, 2) == update(straight, 2)
+    assert_same_bits(held(second), held(straight))
+
+
+def test_adapters_alone_are_saved(make: Make, tmp_path: Path) -> None:
+    learner = make(OPTIMIZERS["adamw"], lora=True)
+    update(learner, 0)
+    asyncio.run(learner.save_state(tmp_path))
+    trained = [name for name, parameter in learner._model.named_parameters() if parameter.requires_grad]
+    assert {key.rpartition("|")[0] for key in StateReader(tmp_path)._files} - {""} == set(trained)
+    assert trained and all("lora" in name for name in trained)
+    with pytest.raises(KeyError, match="embed_tokens"):
+        asyncio.run(make(OPTIMIZERS["adamw"]).resume(tmp_path))

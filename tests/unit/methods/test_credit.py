@@ -1,0 +1,236 @@
+"""A collection through source, credit and learner, in flat micro-batches and chunks, against the reference loss."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.config.objectives import MiniLLMConfig
+from minidist.config.rollout import RolloutConfig
+from minidist.config.text import PrefixConfig
+from minidist.data.batching import in_minibatches, in_turn
+from minidist.data.sources import Example
+from minidist.experience.source import Beside, Prefixes
+from minidist.learners.learner import SingleLearner
+from minidist.learners.ranks import LearnerRanks
+from minidist.losses import minillm_loss
+from minidist.losses.objectives import make_objective
+from minidist.methods.credit import Policy
+from minidist.run.tracking import Clock
+from minidist.types import Batch, Prompt, Rollout, Row, Stream, TeacherHead, TeacherScores
+from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
+
+ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)])
+WIDTH = 12
+RATE = 0.05
+GOLD = [Example(np.arange(1 + n, dtype=np.int32) % VOCABULARY, 1) for n in range(3, 12)]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "lmops": {"preset": "lmops", "minibatches": 2},
+    "masked": {"whitening": "masked", "clip": 0.1, "inner_epochs": 2},
+    "per decision": {"importance": "per_decision", "length_norm": False},
+    "warm": {"temperature": 1.5, "minibatches": 3},
+    "long alone": {"single_step": False, "credit": "own", "gamma": 0.9},
+    "single alone": {"long_term": False},
+}
+CUTS = [("packed", 1000, 1000), ("packed", 16, 3), ("buckets", 30, 1000)]
+
+
+class Writer:
+    """Answers every prompt with what is given."""
+
+    async def generate(self, prompts: Sequence[Prompt], **sampling: Any) -> list[Rollout]:
+        return [ROLLOUTS[prompt.row] for prompt in prompts]
+
+
+class HiddenTeacher:
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+        return hidden_scores(self.model, rollouts)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> PreTrainedModel:
+    return tiny_model(seed=1)
+
+
+@pytest.fixture
+def learners() -> Iterator[list[SingleLearner]]:
+    made: list[SingleLearner] = []
+    yield made
+    for learner in made:
+        asyncio.run(learner.close())
+
+
+def make_learner(made: list[SingleLearner], teacher: PreTrainedModel, settings: MiniLLMConfig, **fields: Any) -> SingleLearner:
+    head = TeacherHead(teacher.get_output_embeddings().weight.detach().numpy())
+    optimizer = OptimizerConfig(type="sgd", lr=RATE, grad_clip=None)
+    objectives = {"main": make_objective(**settings.model_dump()), "gold": make_objective("kd", ratio=0.25)}
+    config = LearnerConfig(backend="single", optimizer=optimizer, **fields)
+    made.append(SingleLearner(tiny_model(), tiny_renderer(), config, objectives, steps=10, teacher_head=head))
+    return made[-1]
+
+
+def collected(learner: Any, teacher: PreTrainedModel, settings: MiniLLMConfig, *, mix: float, gold: float = 0.0) -> Batch:
+    """The first collection of a run."""
+    source = Prefixes(
+        [rollout.prompt for rollout in ROLLOUTS],
+        Writer(),  # type: ignore[arg-type]
+        HiddenTeacher(teacher),  # type: ignore[arg-type]
+        RolloutConfig(prompts_per_step=len(ROLLOUTS)),
+        PrefixConfig(),
+        scored=True,
+        beside=[Beside("gold", GOLD, 2, gold, True)] if gold else (),
+        policy=Policy(learner, settings, mix, WIDTH),
+        seed=3,
+        clock=Clock(),
+    )
+    return asyncio.run(source.next(0))
+
+
+def tables(model: PreTrainedModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [B, T, V], tokens and lengths of the rows, each run alone."""
+    logits = torch.zeros(len(rows), WIDTH, VOCABULARY)
+    tokens = torch.zeros(len(rows), WIDTH, dtype=torch.long)
+    for number, row in enumerate(rows):
+        logits[number, : len(row.labels)] = row_logits(model, row)
+        tokens[number, : len(row.labels)] = torch.tensor(row.labels)
+    return logits, tokens, torch.tensor([len(row.labels) for row in rows])
+
+
+def reference(teacher: PreTrainedModel, batch: Batch, options: dict[str, Any], mix: float) -> dict[str, Tensor]:
+    """The weights after the batch's steps: the reference loss of the whole collection, of which each step takes its rows."""
+    model, rows = tiny_model(), batch.streams[0].rows
+    asked = {"whitening": MiniLLMConfig(**options).whitening} | options
+    with torch.no_grad():
+        taught, tokens, lengths = tables(teacher, rows)
+        heat = options.get("temperature", 1.0)
+        said = torch.log_softmax(tables(model, rows)[0] / heat, -1).gather(-1, tokens[..., None])[..., 0]
+    for main, *beside in batch.steps:
+        picked = [next(i for i, row in enumerate(rows) if row is own) for own in main.rows]
+        losses = minillm_loss(tables(model, rows)[0], taught, tokens, lengths, old_logprobs_BT=said, teacher_mix=mix, **asked)
+        loss = losses[picked].sum() / lengths[picked].sum()
+        for stream in beside:
+            loss = loss + stream.weight * kd(model, teacher, stream.rows)
+        names, parameters = zip(*model.named_parameters(), strict=True)
+        for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+            parameter.data -= RATE * slope
+    return dict(zip(names, [parameter.detach() for parameter in parameters], strict=True))
+
+
+def kd(model: PreTrainedModel, teacher: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
+    """0.75 of the cross-entropy and 0.25 of KL(teacher || student), a mean over tokens."""
+    values = []
+    for row in rows:
+        q, p = (torch.log_softmax(row_logits(each, row), -1) for each in (model, teacher))
+        values.append(-0.75 * q[range(len(row.labels)), row.labels] + 0.25 * (p.exp() * (p - q)).sum(-1))
+    return torch.cat(values).mean()
+
+
+def assert_weights(model: PreTrainedModel, expected: dict[str, Tensor]) -> None:
+    start = dict(tiny_model().named_parameters())
+    assert max((expected[name] - start[name]).abs().max().item() for name in expected) > 2e-3
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value.detach(), expected[name].detach(), atol=2e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("layout", "micro", "chunk"), CUTS)
+def test_the_fast_path_equals_the_reference(
+    teacher: PreTrainedModel, learners: list[SingleLearner], variant: str, layout: Any, micro: int, chunk: int
+) -> None:
+    options = VARIANTS[variant]
+    settings = MiniLLMConfig(**options)
+    learner = make_learner(learners, teacher, settings, layout=layout, micro_batch_tokens=micro, chunk_tokens=chunk)
+    batch = collected(learner, teacher, settings, mix=0.2)
+    assert len(batch.steps) == settings.updates
+    expected = reference(teacher, batch, options, 0.2)
+    update = asyncio.run(learner.update(batch))
+    assert update.version == settings.updates
+    assert_weights(learner._model, expected)
+
+
+def test_regularisers_are_in_every_inner_step(teacher: PreTrainedModel, learners: list[SingleLearner]) -> None:
+    options = {"preset": "lmops", "minibatches": 2, "inner_epochs": 2}
+    settings = MiniLLMConfig(**options)
+    learner = make_learner(learners, teacher, settings)
+    batch = collected(learner, teacher, settings, mix=0.2, gold=0.7)
+    assert [[len(stream.rows) for stream in streams] for streams in batch.steps] == [[3, 2]] * 4
+    given = [row.tokens.tobytes() for streams in batch.steps for row in streams[1].rows]
+    assert len(set(given)) == 8  # other text at every step
+    expected = reference(teacher, batch, options, 0.2)
+    asyncio.run(learner.update(batch))
+    assert_weights(learner._model, expected)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_are_dealt_every_minibatch(teacher: PreTrainedModel, learners: list[SingleLearner], ranks: int) -> None:
+    settings = MiniLLMConfig(preset="lmops", minibatches=2)
+    learner = make_learner(learners, teacher, settings)
+    batch = collected(learner, teacher, settings, mix=0.2, gold=0.7)
+    asked: list[Batch] = []
+
+    class Rank:
+        async def update(self, share: Batch) -> None:
+            asked.append(share)
+
+    asyncio.run(LearnerRanks([Rank() for _ in range(ranks)]).update(batch))  # type: ignore[misc, list-item]
+    for number, streams in enumerate(batch.steps):
+        for place, stream in enumerate(streams):
+            shares = [share.steps[number][place] for share in asked]
+            assert {share.loss_tokens for share in shares} == {stream.loss_tokens}
+            rows = [row for share in shares for row in share.rows if len(row.labels)]
+            assert {id(row) for row in rows} == {id(row) for row in stream.rows}
+            assert sum(len(row.labels) for row in rows) == stream.loss_tokens
+
+
+def test_what_a_collection_says_of_itself(teacher: PreTrainedModel, learners: list[SingleLearner]) -> None:
+    settings = MiniLLMConfig(preset="lmops")
+    learner = make_learner(learners, teacher, settings)
+    batch = collected(learner, teacher, settings, mix=0.2)
+    rows = batch.streams[0].rows
+    with torch.no_grad():
+        said, taught = (torch.log_softmax(tables(model, rows)[0], -1) for model in (tiny_model(), teacher))
+    tokens, lengths = tables(teacher, rows)[1:]
+    mask = torch.arange(WIDTH) < lengths[:, None]
+    gap = (taught - said).gather(-1, tokens[..., None])[..., 0][mask].double()
+    assert batch.metrics["policy/reward_mean_nats"] == pytest.approx(gap.mean().item(), rel=1e-4)
+    assert batch.metrics["policy/disliked_frac"] == pytest.approx((gap.exp() < 1 / 6).double().mean().item())
+    assert batch.metrics["policy/weight_max"] == pytest.approx((1 / (0.8 + 0.2 * gap.exp())).max().item(), rel=1e-4)
+    assert batch.metrics["policy/weight_min"] == pytest.approx((1 / (0.8 + 0.2 * gap.exp())).min().item(), rel=1e-4)
+    # At the first step the bound of 0.2 holds back what the teacher likes six times less, and rewards well.
+    first = Batch(0, batch.streams)
+    credit = np.concatenate([row.credit.advantage for row in rows])  # type: ignore[union-attr]
+    held = ((gap.exp() < 1 / 6) & (torch.tensor(credit) > 0)) | ((gap.exp() > 2.25) & (torch.tensor(credit) < 0))
+    assert 0 < held.double().mean() < 1
+    found = asyncio.run(learner.update(first)).metrics["policy/clip_frac"]
+    assert found == pytest.approx(held.double().mean().item())
+
+
+def test_own_samples_have_weights_of_one(teacher: PreTrainedModel, learners: list[SingleLearner]) -> None:
+    settings = MiniLLMConfig()
+    batch = collected(make_learner(learners, teacher, settings), teacher, settings, mix=0.0)
+    assert all((row.credit.weight == 1).all() and (row.credit.reach == 1).all() for row in batch.streams[0].rows)  # type: ignore[union-attr]
+    assert batch.measures is not None and len(batch.measures.student_logprob) == batch.streams[0].loss_tokens
+
+
+def test_every_row_is_in_one_minibatch_of_each_pass() -> None:
+    rows = tuple(Row(np.zeros(n + 1), np.arange(n), np.zeros(n)) for n in (1, 5, 2, 7, 3))
+    parts = in_minibatches(Stream("main", rows, "main", 18), 2, 3, seed=(0, 4))
+    assert [len(part.rows) for part in parts] == [3, 2] * 3
+    passes = [{id(row) for part in parts[at : at + 2] for row in part.rows} for at in (0, 2, 4)]
+    assert all(found == {id(row) for row in rows} for found in passes)
+    assert all(part.loss_tokens == sum(len(row.labels) for row in part.rows) for part in parts)
+    assert len({tuple(id(row) for row in part.rows) for part in parts[::2]}) > 1  # drawn anew
+    again = in_minibatches(Stream("main", rows, "main", 18), 2, 3, seed=(0, 4))
+    assert [[id(row) for row in part.rows] for part in again] == [[id(row) for row in part.rows] for part in parts]
+    assert [[len(row.labels) for row in part.rows] for part in in_turn(Stream("lm", rows[:4], "lm", 15), 2)] == [[1, 5], [2, 7]]

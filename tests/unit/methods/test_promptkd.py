@@ -1,0 +1,427 @@
+"""PromptKD: virtual tokens before every row, their step against the same written out, and what a run with them asks of whom."""
+
+import asyncio
+import doctest
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaConfig, PreTrainedModel
+
+from minidist.config import DistillConfig, EvaluateConfig
+from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.config.teacher import SoftPromptConfig
+from minidist.data.batching import MicroBatch, collate, collate_examples, pack
+from minidist.data.sources import Example
+from minidist.errors import ConfigError, DivergedError
+from minidist.learners.learner import SingleLearner
+from minidist.losses import Match, Supervised, reverse_kl
+from minidist.methods import promptkd as prompted
+from minidist.methods.promptkd import PromptedTeacher, anchor_weight, initial_prompt, prompt_lines
+from minidist.models.forward import _lengthened, hidden_states
+from minidist.models.heads import head_of
+from minidist.preflight.cost import role_needs, step_bytes
+from minidist.preflight.memory import read_shape
+from minidist.roles.host import needed
+from minidist.types import Batch, Row, Stream
+from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
+
+LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)]
+FAMILIES = ["llama", "qwen3", "gpt2"]
+SGD = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
+P, STEPS = 3, 10
+Make = Callable[..., SingleLearner]
+
+
+def text() -> Stream:
+    return collate("main", random_rollouts(LENGTHS), None, objective="main")
+
+
+def start(teacher: PreTrainedModel, count: int = P, seed: int = 5) -> Tensor:
+    """A prompt that the teacher has never seen."""
+    generator = torch.Generator().manual_seed(seed)
+    return 0.5 * torch.randn(count, teacher.config.hidden_size, generator=generator)
+
+
+def tutor_of(teacher: PreTrainedModel, prompt: Tensor | None = None, **fields: Any) -> PromptedTeacher:
+    own = {name: fields.pop(name) for name in ("anchor", "lr", "weight_decay") if name in fields}
+    config = SoftPromptConfig(**({"tokens": P, "weight_decay": 0.0} | own))
+    learner = LearnerConfig(**({"backend": "single", "optimizer": SGD} | fields))
+    return PromptedTeacher(teacher, start(teacher) if prompt is None else prompt, config, learner, steps=STEPS)
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes learners, and ends their threads with the test."""
+    made: list[SingleLearner] = []
+
+    def learner(model: PreTrainedModel, tutor: PromptedTeacher | None, **fields: Any) -> SingleLearner:
+        config = LearnerConfig(**({"backend": "single", "optimizer": SGD} | fields))
+        objectives: Any = {"main": Match(reverse_kl), "gold": Supervised()}
+        made.append(SingleLearner(model, tiny_renderer(), config, objectives, steps=STEPS, tutor=tutor))
+        return made[-1]
+
+    yield learner
+    for each in made:
+        asyncio.run(each.close())
+
+
+def step(learner: SingleLearner, *streams: Stream) -> dict[str, float]:
+    return asyncio.run(learner.update(Batch(0, streams))).metrics
+
+
+def copy_of(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def prompt_of(tutor: PromptedTeacher) -> Tensor:
+    return dict(tutor.state())["teacher_prompt"]["weight"].clone()
+
+
+def prompted_logits(teacher: PreTrainedModel, row: Row, prompt: Tensor) -> Tensor:
+    """Logits [L, V] at a row's labels, from the model run on the prompt and that row alone, sliced."""
+    ids = torch.tensor(row.tokens[None].astype(np.int64))
+    embeddings = torch.cat([prompt[None], teacher.get_input_embeddings()(ids)], 1)
+    logits = teacher(inputs_embeds=embeddings, use_cache=False).logits[0, len(prompt) :]
+    assert len(logits) == len(row.tokens)
+    return logits[row.outputs]
+
+
+def prompt_loss(student: PreTrainedModel, teacher: PreTrainedModel, stream: Stream, prompt: Tensor, anchor: float) -> Tensor:
+    """The formula once more, on the whole batch at once."""
+    p = torch.cat([prompted_logits(teacher, row, prompt) for row in stream.rows]).log_softmax(-1)
+    with torch.no_grad():
+        q = torch.cat([row_logits(student, row) for row in stream.rows]).log_softmax(-1)
+        base = torch.cat([row_logits(teacher, row) for row in stream.rows]).log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).mean() + anchor * (p.exp() * (p - base)).sum(-1).mean()
+
+
+def student_gradient(student: PreTrainedModel, teacher: PreTrainedModel, stream: Stream, prompt: Tensor) -> dict[str, Tensor]:
+    q = torch.cat([row_logits(student, row) for row in stream.rows]).log_softmax(-1)
+    with torch.no_grad():
+        p = torch.cat([prompted_logits(teacher, row, prompt) for row in stream.rows]).log_softmax(-1)
+    names, parameters = zip(*student.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad((q.exp() * (q - p)).sum(-1).mean(), parameters), strict=True))
+
+
+def largest(gaps: Iterator[Tensor]) -> float:
+    return max(float(gap.abs().max()) for gap in gaps)
+
+
+# The layout of the virtual tokens.
+
+
+def whole(padded: bool) -> MicroBatch:
+    return pack(text().rows, budget=1000, padded=padded)[0]
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_every_row_sees_the_prompt_and_itself(kind: str, padded: bool) -> None:
+    """Value and gradient of both layouts, against each row alone."""
+    teacher, micro, rows = tiny_model(kind, seed=1), whole(padded), text().rows
+    prompt = start(teacher).requires_grad_()
+    hidden = hidden_states(teacher, micro, padded=padded, prompt_PD=prompt)
+    logits = head_of(teacher)(hidden)
+    alone = torch.cat([prompted_logits(teacher, rows[index], prompt) for index in micro.rows])
+    assert logits.shape == alone.shape == (len(micro.labels), VOCABULARY)
+    assert (logits - alone).abs().max() < 2e-5 * alone.abs().max()
+    found, wanted = (torch.autograd.grad(table.log_softmax(-1).square().sum(), prompt)[0] for table in (logits, alone))
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    base = torch.cat([row_logits(teacher, rows[index]) for index in micro.rows])
+    assert (alone - base).abs().max() > 0.1  # the prompt says something
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_hiding_the_virtual_tokens_gives_the_teacher_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary positions are relative, so shifted ones do; absolute ones must be put back."""
+    teacher, micro = tiny_model(kind, seed=1), whole(True)
+    plain = hidden_states(teacher, micro, padded=True)
+    forward = teacher.base_model.forward
+
+    def hiding(inputs_embeds: Tensor, **options: Any) -> Any:
+        rows, length = inputs_embeds.shape[:2]
+        seen = torch.ones(length, length).tril().bool()
+        seen[P:, :P] = False
+        options["attention_mask"] = torch.zeros(rows, 1, length, length).masked_fill(~seen, torch.finfo(torch.float32).min)
+        if kind == "gpt2":
+            options["position_ids"] = (torch.arange(length) - P).clamp(min=0)[None]
+        return forward(inputs_embeds=inputs_embeds, **options)
+
+    monkeypatch.setattr(teacher.base_model, "forward", hiding)
+    hidden = hidden_states(teacher, micro, padded=True, prompt_PD=start(teacher))
+    assert (hidden - plain).abs().max() < 2e-5 * plain.abs().max()
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_rows_keep_their_tokens_and_outputs(padded: bool) -> None:
+    micro = whole(padded)
+    longer = _lengthened(micro, P)
+    own = longer.positions >= P
+    assert len(longer.tokens) == len(micro.tokens) + P * len(micro.rows)
+    assert longer.tokens[own].tolist() == micro.tokens.tolist()
+    assert (longer.positions[own] - P).tolist() == micro.positions.tolist()
+    assert longer.sequence[own].tolist() == micro.sequence.tolist()
+    assert np.flatnonzero(own)[micro.outputs].tolist() == longer.outputs.tolist()
+    assert np.bincount(longer.sequence[~own]).tolist() == [P] * len(micro.rows)
+    for name in ("tokens", "positions", "sequence", "outputs"):
+        assert np.array_equal(getattr(_lengthened(micro, 0), name), getattr(micro, name))
+
+
+# The two steps.
+
+
+@pytest.mark.parametrize(("layout", "budget", "chunk"), [("packed", 1000, 1000), ("buckets", 20, 3), ("packed", 1, 4)])
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_both_steps_are_those_written_out(make: Make, kind: str, layout: Any, budget: int, chunk: int) -> None:
+    """The prompt moves by the gradient of its loss, the student by that of its divergence to the newly prompted teacher."""
+    student, teacher, stream = tiny_model(kind), tiny_model(kind, seed=1), text()
+    shape: dict[str, Any] = {"layout": layout, "micro_batch_tokens": budget, "chunk_tokens": chunk}
+    tutor = tutor_of(teacher, anchor=0.7, lr=0.1, **shape)
+    before, prompt, frozen = copy_of(student), prompt_of(tutor).requires_grad_(), copy_of(teacher)
+    loss = prompt_loss(student, teacher, stream, prompt, 0.7)
+    slope = torch.autograd.grad(loss, prompt)[0]
+    old = student_gradient(student, teacher, stream, prompt.detach())
+    new = student_gradient(student, teacher, stream, prompt.detach() - 0.1 * slope)
+
+    metrics = step(make(student, tutor, **shape), stream)
+    told = metrics["prompt/kl_to_student_nats"] + 0.7 * metrics["prompt/kl_to_base_nats"]
+    assert metrics["prompt/regulariser"] == 0.7
+    assert told == pytest.approx(loss.item(), rel=1e-6, abs=1e-6)
+    assert metrics["prompt/grad_norm"] == pytest.approx(slope.norm().item(), rel=1e-5)
+    moved = (prompt.detach() - prompt_of(tutor)) / 0.1
+    assert (moved - slope).abs().max() < 1e-6 * max(1.0, 5 * float(slope.abs().max()))
+    names = dict(student.named_parameters())
+    scale = largest(iter(new.values()))
+    assert largest(before[name] - names[name].detach() - new[name] for name in new) < 2e-5 * max(1.0, scale)
+    assert largest(old[name] - new[name] for name in new) > 1e-2 * scale  # which prompt it is can be seen
+    assert all(torch.equal(parameter, frozen[name]) for name, parameter in teacher.named_parameters())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
+
+
+def test_checkpointed_activations_change_nothing(make: Make) -> None:
+    found = []
+    for checkpointing in (False, True):
+        tutor = tutor_of(tiny_model(seed=1), activation_checkpointing=checkpointing)
+        step(make(tiny_model(), tutor), text())
+        found.append(prompt_of(tutor))
+    assert (found[0] - found[1]).abs().max() < 1e-6
+
+
+def test_without_virtual_tokens_it_is_the_plain_step(make: Make) -> None:
+    teacher, rollouts, weights = tiny_model(seed=1), random_rollouts(LENGTHS), []
+    tutors = tutor_of(teacher, torch.zeros(0, teacher.config.hidden_size)), tutor_of(teacher)
+    streams = text(), collate("main", rollouts, hidden_scores(teacher, rollouts), objective="main")
+    for tutor, stream in zip(tutors, streams, strict=True):  # what has been scored is matched to its scores
+        student = tiny_model()
+        metrics = step(make(student, tutor), stream)
+        weights.append(copy_of(student))
+        assert metrics["main/loss_nats_per_token"] > 0.1
+    assert largest(weights[0][name] - weights[1][name] for name in weights[0]) < 1e-6
+
+
+def test_other_streams_are_left_alone(make: Make) -> None:
+    student, tutor = tiny_model(), tutor_of(tiny_model(seed=1))
+    before = prompt_of(tutor)
+    gold = collate_examples("gold", [Example(np.arange(8, dtype=np.int32), 3)], objective="gold")
+    metrics = step(make(student, tutor), gold)
+    assert torch.equal(prompt_of(tutor), before)
+    assert not any(name.startswith("prompt/") or name == "gold/teacher_logprob_nats" for name in metrics)
+
+
+def test_measures_are_of_the_prompted_teacher(make: Make) -> None:
+    student, teacher, stream = tiny_model(), tiny_model(seed=1), text()
+    tutor = tutor_of(teacher)
+    measures = asyncio.run(make(student, tutor).measure(stream))
+    with torch.no_grad():
+        p = torch.cat([prompted_logits(teacher, row, prompt_of(tutor)) for row in stream.rows]).log_softmax(-1)
+    labels = torch.as_tensor(np.concatenate([row.labels for row in stream.rows]))
+    assert np.abs(measures.teacher_logprob - p.gather(-1, labels[:, None])[:, 0].numpy()).max() < 1e-4
+    assert measures.reverse_kl is not None and len(measures.reverse_kl) == stream.loss_tokens
+
+
+def test_a_prompt_that_is_no_number_stops_before_anything_moves(make: Make) -> None:
+    student, teacher = tiny_model(), tiny_model(seed=1)
+    tutor, before = tutor_of(teacher, torch.full((P, 64), float("nan"))), copy_of(student)
+    with pytest.raises(DivergedError, match="teacher's prompt is not finite"):
+        step(make(student, tutor), text())
+    assert all(torch.equal(parameter, before[name]) for name, parameter in student.named_parameters())
+
+
+# What it does in the long run.
+
+
+def lessons_alone(
+    make: Make, student: PreTrainedModel, tutor: PromptedTeacher, count: int, at: int = 0
+) -> list[dict[str, float]]:
+    """`count` steps of the prompt while the student stands still at its step `at`."""
+    learner, stream, found = make(student, tutor), text(), []
+    for _ in range(count):
+        micros = learner._in_step(stream)
+        found.append(learner._tutoring.step(stream, micros, learner._forward, at))
+    return found
+
+
+ADAM = OptimizerConfig(lr=0.02, grad_clip=None)
+
+
+def test_the_teacher_comes_closer_to_the_student(make: Make) -> None:
+    tutor = tutor_of(tiny_model(seed=1), anchor=0.0, optimizer=ADAM)
+    losses = [figures["prompt/kl_to_student_nats"] for figures in lessons_alone(make, tiny_model(), tutor, 60)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert sum(after < before for before, after in pairwise(losses)) > 50
+
+
+def test_a_strong_anchor_holds_it_by_the_teacher_alone(make: Make) -> None:
+    """At the first step; at the end of the run it holds nothing."""
+    ends = {}
+    for at in (0, STEPS):
+        tutor = tutor_of(tiny_model(seed=1), anchor=1000.0, optimizer=ADAM)
+        ends[at] = lessons_alone(make, tiny_model(), tutor, 60, at)
+    held, free = ends[0], ends[STEPS]
+    assert held[0]["prompt/regulariser"] == 1000 and free[0]["prompt/regulariser"] == 0
+    assert held[-1]["prompt/kl_to_base_nats"] < 0.2 * held[0]["prompt/kl_to_base_nats"]
+    assert held[-1]["prompt/kl_to_base_nats"] < 0.2 * free[-1]["prompt/kl_to_base_nats"]
+    assert held[-1]["prompt/kl_to_student_nats"] > free[-1]["prompt/kl_to_student_nats"]
+
+
+def test_the_anchor_falls_with_the_students_steps(make: Make) -> None:
+    learner = make(tiny_model(), tutor_of(tiny_model(seed=1), anchor=2.0, optimizer=ADAM), optimizer=ADAM)
+    assert [step(learner, text())["prompt/regulariser"] for _ in range(3)] == pytest.approx([2.0, 1.8, 1.6])
+    assert anchor_weight(2.0, STEPS, STEPS) == 0
+    assert doctest.testmod(prompted).failed == 0
+
+
+def test_resumed_it_goes_on_with_the_same_bits(make: Make, tmp_path: Path) -> None:
+    optimizer = OptimizerConfig(lr=0.01, warmup_steps=5)
+
+    def fresh() -> tuple[SingleLearner, PromptedTeacher]:
+        tutor = tutor_of(tiny_model(seed=1), lr=0.03, weight_decay=0.1, optimizer=optimizer)
+        return make(tiny_model(), tutor, optimizer=optimizer), tutor
+
+    learner, tutor = fresh()
+    for _ in range(2):
+        step(learner, text())
+    asyncio.run(learner.save(tmp_path))
+    asyncio.run(learner.save_state(tmp_path))
+    middle, undisturbed = prompt_of(tutor), [step(learner, text()) for _ in range(2)]
+    resumed, again = fresh()
+    asyncio.run(resumed.resume(tmp_path))
+    assert torch.equal(prompt_of(again), middle) and not torch.equal(prompt_of(tutor), middle)
+    assert [step(resumed, text()) for _ in range(2)] == undisturbed
+    assert torch.equal(prompt_of(again), prompt_of(tutor))
+    # Not beside model.safetensors, where vLLM would read it as the model's.
+    assert not list(tmp_path.glob("*prompt*"))
+    assert torch.equal(load_file(tmp_path / "teacher" / "prompt.safetensors")["prompt"], middle)
+
+
+def test_it_starts_from_words() -> None:
+    teacher, tokenizer = tiny_model(seed=1), tiny_renderer().tokenizer
+    rows = initial_prompt(teacher, tokenizer, SoftPromptConfig(tokens=7, text="123"))
+    ids = tokenizer.encode("1231231", add_special_tokens=False)
+    assert torch.equal(rows, teacher.get_input_embeddings()(torch.tensor(ids)).detach())
+    assert len(initial_prompt(teacher, tokenizer, SoftPromptConfig(tokens=2, text="123"))) == 2
+    tutor = tutor_of(teacher.bfloat16(), rows.bfloat16())
+    assert prompt_of(tutor).dtype == torch.float32  # small steps would be lost in 16 bits
+
+
+# Who is asked for what.
+
+TREE: dict[str, Any] = {
+    "stage": "distill",
+    "run": {"directory": "runs/x"},
+    "student": {"model": "runs/student"},
+    "teacher": {"model": "runs/teacher", "placement": "learner", "prompt": {}},
+    "data": {"prompts": {"path": "task:sort"}},
+    "objective": {"type": "reverse_kl"},
+}
+TEXT = {"data": {"path": "task:sort"}, "objective": {"type": "kd"}}
+VALIDATION = {"data": {"prompts": {"path": "task:sort"}, "validation": {"path": "task:sort"}}, "evaluation": {"every": 5}}
+
+
+def config(**sections: Any) -> DistillConfig:
+    return DistillConfig.model_validate(TREE | sections)
+
+
+def test_published_settings() -> None:
+    prompt = config().teacher.prompt
+    assert prompt is not None
+    assert (prompt.tokens, prompt.text, prompt.lr) == (7, "Suppose you are a student.", None)
+    assert (prompt.weight_decay, prompt.anchor) == (0.01, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("sections", "asked"),
+    [
+        ({}, False),
+        ({"streams": {"gold": {"data": {"path": "task:sort"}}}}, False),
+        ({"streams": {"text": TEXT}}, True),
+        (VALIDATION, True),
+        ({"prefix": {"student": 0.5, "teacher": 0.5}}, True),
+        ({"rollout": {"teacher_mix": 0.2}}, True),
+        ({"teacher": {"model": "runs/teacher"}}, True),
+    ],
+)
+def test_no_actor_is_started_that_nobody_asks(sections: dict[str, Any], asked: bool) -> None:
+    found = config(**sections)
+    assert found.main_scored == (found.teacher.placement == "actor")
+    assert ("teacher" in needed(found)) == asked == found.asks_actors
+    shape = read_shape(LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1))
+    roles = {need.role for need in role_needs(found, shape, shape, longest=64, gpu=None)}
+    assert ("teacher" in roles) == asked
+
+
+def test_the_learners_memory_holds_the_teacher() -> None:
+    small = read_shape(LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1))
+    large = read_shape(LlamaConfig(hidden_size=512, intermediate_size=512, num_hidden_layers=8, num_attention_heads=8))
+    here, away = config(), config(teacher={"model": "runs/teacher"})
+    parts = [role_needs(each, small, large, longest=64, gpu=None)[0].parts for each in (here, away)]
+    assert parts[0]["weights"] - parts[1]["weights"] == 4 * large.parameters
+    assert parts[0]["activations"] > 4 * parts[1]["activations"]
+    assert parts[0]["optimizer"] == parts[1]["optimizer"]
+    assert step_bytes(here, small, large)[0] == 0 < step_bytes(away, small, large)[0]
+
+
+PROMPT: dict[str, Any] = TREE["teacher"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "part"),
+    [
+        ({"teacher": {"model": "t", "placement": "learner"}}, "teacher.prompt .* goes with teacher.placement=learner"),
+        ({"teacher": {"model": "t", "prompt": {}}}, "set both or neither"),
+        ({"teacher": PROMPT | {"payload": "top_k"}}, "not payload top_k of backend hf; set teacher.backend=hf"),
+        ({"teacher": PROMPT | {"backend": "vllm", "payload": "top_k"}}, "of backend vllm; set teacher.backend=hf"),
+        ({"teacher": PROMPT | {"prompt": {"tokens": 0}}}, "greater than or equal to 1"),
+        ({"objective": {"type": "k2"}}, "objective.type k2 is no divergence"),
+        ({"objective": {"type": "minillm"}}, "set objective.type=reverse_kl, or teacher.placement=actor"),
+        ({"objective": {"type": "supervised"}, "prefix": {"student": 0, "teacher": 1}}, "supervised is no divergence"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(sections: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValidationError, match=part):
+        config(**sections)
+
+
+def test_evaluate_has_no_teacher_that_learns() -> None:
+    tree = {"stage": "evaluate", "run": TREE["run"], "models": {"a": "b"}, "teacher": PROMPT}
+    with pytest.raises(ValidationError, match="evaluate trains nobody"):
+        EvaluateConfig.model_validate(tree | {"data": {"test": {"path": "task:sort"}}})
+
+
+def test_plan_lines() -> None:
+    renderer, room = tiny_renderer(), {"data": {"prompts": {"path": "task:sort"}, "max_prompt_tokens": 20}}
+    room["rollout"] = {"max_new_tokens": 30}
+    assert prompt_lines(config(teacher={"model": "t"}), renderer, LlamaConfig()) == []
+    lines = prompt_lines(config(**room), renderer, LlamaConfig(max_position_embeddings=57))
+    assert "7 virtual tokens" in lines[0] and "whole frozen copy" in lines[0] and "evaluation" not in lines[0]
+    assert prompt_lines(config(**VALIDATION), renderer, LlamaConfig())[0].endswith("distance to the teacher without them")
+    with pytest.raises(ConfigError, match=r"teacher\.prompt\.tokens is 57, more than the teacher's context of 56"):
+        prompt_lines(config(**room), renderer, LlamaConfig(max_position_embeddings=56))

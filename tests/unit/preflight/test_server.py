@@ -1,0 +1,73 @@
+"""A teacher's server is looked at before a run: what cannot work is one sentence, and nothing is started."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from minidist.config.teacher import TeacherConfig
+from minidist.errors import ConfigError, ModelError
+from minidist.preflight.server import check_server
+from tests.support.server import PADDED, Server, config, refused
+from tests.support.tiny import VOCABULARY, random_rollouts, tiny_renderer
+
+MODEL = "not looked at"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.close()
+
+
+def checked(settings: TeacherConfig, *, tokens: int = 47, vocabulary: int = VOCABULARY) -> list[str]:
+    prompt = random_rollouts([(3, 4)])[0].prompt
+    return check_server(settings, tiny_renderer(), prompt=prompt, tokens=tokens, width=PADDED, vocabulary=vocabulary)
+
+
+def test_a_good_server_is_a_line_of_the_plan(server: Server) -> None:
+    assert checked(config(MODEL, server)) == [f"teacher served as tiny at {server.url}"]
+    assert checked(config(MODEL, server, served="tiny"))
+
+
+def test_a_server_without_tokenize_is_a_line_of_the_plan(server: Server) -> None:
+    server.behave = lambda body, number: (404, {}, {"detail": "Not Found"}) if "max_tokens" not in body else None
+    assert "its tokenizer was not compared" in checked(config(MODEL, server))[1]
+
+
+def test_a_server_that_cannot_be_the_teacher_is_refused_in_a_sentence(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THE_KEY", "wrong")
+    good = config(MODEL, server)
+    cases: list[tuple[TeacherConfig, int, str]] = [
+        (config(MODEL, server, served="other"), 47, "teacher.server.model is 'other', and .* serves tiny"),
+        (good, 48, "takes 48 tokens, a prompt with its answer needs 48 and one more; start it with --max-model-len 49"),
+        (config(MODEL, server, key_variable="THE_KEY"), 47, "refuses the API key"),
+        (config(MODEL, server, key_variable="NO_KEY"), 47, "environment variable NO_KEY"),
+    ]
+    for settings, tokens, sentence in cases:
+        with pytest.raises(ConfigError, match=sentence):
+            checked(settings, tokens=tokens)
+    server.models = lambda headers: (200, {}, {"data": [{"id": "a"}, {"id": "b"}]})
+    with pytest.raises(ConfigError, match=r"serves a, b; set teacher\.server\.model"):
+        checked(good)
+    server.models = lambda headers: (404, {}, b"nothing here")
+    with pytest.raises(ConfigError, match="is no OpenAI-style server; /v1/models gives 404 nothing here"):
+        checked(good)
+    server.close()
+    with pytest.raises(ConfigError, match=f"no server answers at {server.url}"):
+        checked(good)
+
+
+def test_what_the_server_cannot_score_is_refused_before_the_run(server: Server) -> None:
+    server.behave = lambda body, number: (200, {}, {"choices": [{"text": "a"}]}) if "max_tokens" in body else None
+    with pytest.raises(ConfigError, match="must be a vLLM server"):
+        checked(config(MODEL, server))
+    server.behave = refused(400, times=99)
+    with pytest.raises(ConfigError, match="refuses a request"):
+        checked(config(MODEL, server))
+
+
+def test_another_tokenizer_is_refused_before_the_run(server: Server) -> None:
+    server.behave = lambda body, number: (200, {}, {"tokens": [3, 1, 4]}) if "max_tokens" not in body else None
+    with pytest.raises(ModelError, match=r"different tokenizers: .* and at place 0"):
+        checked(config(MODEL, server))

@@ -1,0 +1,67 @@
+"""A weight sync is proved by log-probabilities: a good one passes, any other is noticed."""
+
+import asyncio
+import math
+
+import numpy as np
+import pytest
+
+from minidist.errors import CanaryError
+from minidist.roles.transfer import ObjectStoreTransfer
+from tests.support.fakes import StaleEngine, TableEngine, TableLearner
+
+OLD, NEW = np.random.default_rng(0).normal(size=(2, 5, 5))
+
+
+class SpoiltEngine(TableEngine):
+    """Takes the weights, and spoils one number."""
+
+    def __init__(self, by: float) -> None:
+        super().__init__(OLD)
+        self.by = by
+
+    async def score(self, sequences: list[list[int]]) -> list[list[float]]:
+        rows = await super().score(sequences)
+        rows[-1][-1] += self.by
+        return rows
+
+
+def publish(*engines: TableEngine, tolerance: float = 1e-3) -> float:
+    return asyncio.run(ObjectStoreTransfer(tolerance).publish(TableLearner(NEW), engines))
+
+
+def test_good_sync_returns_the_difference() -> None:
+    engines = TableEngine(OLD), TableEngine(OLD)
+    assert publish(*engines) < 1e-12
+    assert all(np.array_equal(engine.table, NEW) for engine in engines)
+    assert publish(TableEngine(OLD), SpoiltEngine(5e-4)) == pytest.approx(5e-4)
+
+
+def test_stale_engine_is_noticed() -> None:
+    with pytest.raises(CanaryError, match=r"weight sync 1: .* differ from the learner's by .* more than 0.001"):
+        publish(StaleEngine(OLD))
+
+
+@pytest.mark.parametrize("bad", [StaleEngine(OLD), SpoiltEngine(2e-3), SpoiltEngine(-2e-3), SpoiltEngine(math.nan)])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_bad_engine_among_good_ones_is_noticed(bad: TableEngine, place: int) -> None:
+    engines = [TableEngine(OLD), TableEngine(OLD)]
+    engines.insert(place, bad)
+    with pytest.raises(CanaryError):
+        publish(*engines)
+
+
+def test_every_sync_has_its_own_number_and_probe() -> None:
+    transfer, learner, engine = ObjectStoreTransfer(1e-3), TableLearner(NEW), TableEngine(OLD)
+    asked: list[int] = []
+    whole = learner.probe
+
+    async def probe(version: int):  # type: ignore[no-untyped-def]
+        asked.append(version)
+        return await whole(version)
+
+    learner.probe = probe  # type: ignore[method-assign]
+    for _ in range(3):
+        asyncio.run(transfer.publish(learner, [engine]))
+    assert asked == [1, 2, 3]
+    assert transfer.proved == 3

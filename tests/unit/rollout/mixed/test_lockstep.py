@@ -1,0 +1,132 @@
+"""Teacher-mixed sampling in step: draws follow the enumerated mixture, and not what is often taken for it."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import minidist.rollout.mixed.lockstep as module
+from minidist.rollout.hf import sample
+from minidist.rollout.mixed.lockstep import draw, sample_mixed
+from minidist.types import Finish, Prompt, Rollout
+from tests.support.mixture import law, p_value
+from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
+
+RENDERER = tiny_renderer()
+EOS = RENDERER.eos
+DRAWS = 20_000
+PROMPT = random_rollouts([(4, 1)])[0].prompt
+FIVE = {"vocabulary": 5}  # the first five ids, the end of the sequence among them: 85 sequences of at most three tokens
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A student, and a teacher of another shape whose vocabulary is padded."""
+    return tiny_model(seed=1), tiny_model("gpt2", seed=2, vocabulary=16)
+
+
+def mixed(pair: tuple[PreTrainedModel, PreTrainedModel], prompts: list[Prompt], **options: Any) -> list[Rollout]:
+    sampling = {"alpha": 0.3, "samples": 1, "max_new_tokens": 12, "temperature": 1.0, "top_p": 1.0, "seed": 0, "version": 3}
+    return sample_mixed(*pair, RENDERER, prompts, **(sampling | {"vocabulary": 13} | options))
+
+
+def draws(pair: tuple[PreTrainedModel, PreTrainedModel], **options: Any) -> list[Rollout]:
+    return mixed(pair, [PROMPT], samples=DRAWS, max_new_tokens=3, **(FIVE | options))
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.9}, {"alpha": 1.0}, {"alpha": 0.0}])
+def test_draws_follow_the_mixture(pair: tuple[PreTrainedModel, PreTrainedModel], options: dict[str, float]) -> None:
+    expected = law(*pair, PROMPT, count=3, eos=EOS, **{"alpha": 0.3, **FIVE, **options})  # type: ignore[arg-type]
+    assert sum(expected.values()) == pytest.approx(1)
+    assert p_value(expected, draws(pair, **options)) > 1e-3
+
+
+def test_the_test_tells_the_mixture_from_its_likenesses(
+    pair: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mixture of logits, a coin for the whole sequence, another share, and temperature after mixing are found out."""
+    expected = law(*pair, PROMPT, alpha=0.3, count=3, eos=EOS, **FIVE)
+    taught, own = draws(pair, alpha=1.0), draws(pair, alpha=0.0, seed=1)
+    heads = np.random.default_rng(0).random(DRAWS) < 0.3
+    assert p_value(expected, [taught[i] if heads[i] else own[i] for i in range(DRAWS)]) < 1e-9
+    assert p_value(expected, draws(pair, alpha=0.27)) < 1e-3
+
+    def interpolated(q: torch.Tensor, p: torch.Tensor, alpha: float, uniforms: torch.Tensor) -> Any:
+        both = torch.log_softmax(alpha * p + (1 - alpha) * q, -1)
+        return draw(both, both, alpha, uniforms)
+
+    monkeypatch.setattr(module, "draw", interpolated)
+    assert p_value(expected, draws(pair)) < 1e-9
+
+
+def test_coins_have_their_posterior(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    """Of the tokens that the teacher chose, the first follows the teacher alone; of the student's, the student."""
+    rollouts = draws(pair)
+    for heads, model in ((True, pair[1]), (False, pair[0])):
+        chosen = np.array(
+            [rollout.tokens[0] for rollout in rollouts if rollout.coins is not None and rollout.coins[0] == heads]
+        )
+        expected = law(model, model, PROMPT, alpha=0.5, count=1, eos=EOS, **FIVE)
+        assert len(chosen) == pytest.approx(DRAWS * (0.3 if heads else 0.7), abs=4 * math.sqrt(0.21 * DRAWS))
+        for (token,), probability in expected.items():
+            spread = 4 * math.sqrt(probability * (1 - probability) / len(chosen))
+            assert (chosen == token).mean() == pytest.approx(probability, abs=spread)
+
+
+def test_rollouts_say_what_was_sampled(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    """Log-probabilities are the student's of its own tokens, and NaN at the teacher's; rows end at their first EOS."""
+    prompts = [rollout.prompt for rollout in random_rollouts([(2, 1), (7, 1), (4, 1)])]
+    rollouts = mixed(pair, prompts, samples=8)
+    assert [(each.prompt.row, each.sample) for each in rollouts] == [(row, number) for row in range(3) for number in range(8)]
+    assert {each.finish for each in rollouts} == {Finish.STOP, Finish.LENGTH}
+    for rollout in rollouts:
+        stops = np.flatnonzero(rollout.tokens == EOS)
+        assert stops.tolist() == ([len(rollout.tokens) - 1] if rollout.finish is Finish.STOP else [])
+        assert rollout.finish is Finish.STOP or len(rollout.tokens) == 12
+        assert rollout.versions.tolist() == [3] * len(rollout.tokens)
+        ids = torch.tensor([[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()]])
+        with torch.no_grad():
+            table = torch.log_softmax(pair[0](ids).logits[0].double(), -1)
+        said = table[len(rollout.prompt.tokens) - 1 : -1].gather(-1, ids[0, len(rollout.prompt.tokens) :, None])[:, 0].numpy()
+        assert rollout.logprobs is not None
+        assert rollout.coins is not None
+        assert np.isnan(rollout.logprobs).tolist() == rollout.coins.tolist()
+        assert np.allclose(rollout.logprobs[~rollout.coins], said[~rollout.coins], atol=1e-5)
+
+
+def test_a_sample_is_its_seeds_alone(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    prompts = [rollout.prompt for rollout in random_rollouts([(2, 1), (7, 1), (4, 1)])]
+    together = [rollout.tokens.tolist() for rollout in mixed(pair, prompts)]
+    assert together == [mixed(pair, [prompt])[0].tokens.tolist() for prompt in prompts]
+    assert together != [rollout.tokens.tolist() for rollout in mixed(pair, prompts, seed=1)]
+
+
+def test_padded_ids_are_never_drawn() -> None:
+    """Nor do they take probability: the teacher's rows beyond the student's vocabulary are cut off before its softmax."""
+    teacher = tiny_model("gpt2", seed=2, vocabulary=64)
+    rollouts = mixed((tiny_model(seed=1), teacher), [PROMPT], alpha=1.0, samples=400)
+    assert max(int(rollout.tokens.max()) for rollout in rollouts) < 13
+    alone = sample(
+        teacher,
+        RENDERER,
+        [PROMPT],
+        samples=1,
+        max_new_tokens=1,
+        temperature=1.0,
+        top_p=1e-6,
+        seed=0,
+        version=0,
+        vocabulary=13,
+    )
+    sharp = mixed((tiny_model(seed=1), teacher), [PROMPT], alpha=1.0, top_p=1e-6, max_new_tokens=1)
+    assert sharp[0].tokens.tolist() == alone[0].tokens.tolist()
+
+
+def test_a_token_of_no_probability_is_not_drawn() -> None:
+    """At both ends of the unit interval, and where the table ends in zeros."""
+    impossible = torch.tensor([[-math.inf, math.log(0.5), math.log(0.5), -math.inf]]).repeat(2, 1)
+    points = torch.tensor([[0.0, 0.5], [1 - 2**-53, 0.5]], dtype=torch.float64)
+    assert draw(impossible, impossible, 0.3, points)[0].tolist() == [1, 2]

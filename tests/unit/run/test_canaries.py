@@ -1,0 +1,170 @@
+"""Each canary on the healthy case and on the fault it is there for."""
+
+import asyncio
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import PreTrainedModel
+
+from minidist.config.learner import LearnerConfig
+from minidist.data.batching import collate
+from minidist.data.rendering import character_tokenizer
+from minidist.errors import CanaryError, ModelError
+from minidist.learners.learner import SingleLearner
+from minidist.rollout.hf import sample
+from minidist.run.canaries import check_engine, check_teacher, shared_vocabulary, tolerance
+from minidist.types import Measures, Rollout, Writer
+from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
+
+DIGITS = character_tokenizer("0123")
+
+
+def test_same_tokenizers_share_the_narrower_embedding() -> None:
+    assert shared_vocabulary(DIGITS, character_tokenizer("0123"), 6, 6) == 6
+    assert shared_vocabulary(DIGITS, DIGITS, 6, 64) == 6
+    assert shared_vocabulary(DIGITS, DIGITS, 64, 8) == 8
+
+
+def test_swapped_id_is_shown() -> None:
+    with pytest.raises(ModelError, match="different tokenizers: 6 and 6 tokens, and '2' is id 4 in one and 5 in the other"):
+        shared_vocabulary(DIGITS, character_tokenizer("0132"), 6, 6)
+
+
+def test_missing_token_is_shown() -> None:
+    with pytest.raises(ModelError, match="6 and 7 tokens, and '4' is id None in one and 6 in the other"):
+        shared_vocabulary(DIGITS, character_tokenizer("01234"), 7, 7)
+
+
+def test_other_eos_is_shown() -> None:
+    other = character_tokenizer("0123")
+    other.eos_token = "<unk>"
+    with pytest.raises(ModelError, match="different eos_token_id: 0 and 1"):
+        shared_vocabulary(DIGITS, other, 6, 6)
+
+
+def test_other_chat_template_is_refused() -> None:
+    other = character_tokenizer("0123")
+    other.chat_template = "{{ messages }}"
+    with pytest.raises(ModelError, match="different chat_template: not the same text; copy"):
+        shared_vocabulary(DIGITS, other, 6, 6)
+
+
+@pytest.mark.parametrize("sizes", [(5, 6), (6, 5)])
+def test_embedding_smaller_than_the_tokenizer_is_refused(sizes: tuple[int, int]) -> None:
+    with pytest.raises(ModelError, match="5 rows of embedding for a tokenizer of 6 tokens"):
+        shared_vocabulary(DIGITS, DIGITS, *sizes)
+
+
+def test_tolerance_is_that_of_the_coarsest_precision() -> None:
+    assert tolerance(None, ["float32", "float32"], exact=1, rounded=2) == 1
+    assert tolerance(None, ["float32", "bfloat16"], exact=1, rounded=2) == 2
+    assert tolerance(None, ["float16", "float32"], exact=1, rounded=2) == 2
+    assert tolerance(0.3, ["bfloat16"], exact=1, rounded=2) == 0.3
+
+
+@pytest.fixture(scope="module")
+def writer() -> PreTrainedModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def rollouts(writer: PreTrainedModel) -> list[Rollout]:
+    """What the student wrote at temperature 1."""
+    prompts = [rollout.prompt for rollout in random_rollouts([(2, 1), (5, 1), (3, 1)])]
+    options: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "seed": 0, "version": 0}
+    return sample(writer, tiny_renderer(), prompts, samples=3, max_new_tokens=8, **options)
+
+
+def measured(model: PreTrainedModel, rollouts: list[Rollout]) -> Measures:
+    learner = SingleLearner(model, tiny_renderer(), LearnerConfig(backend="single"), {}, steps=1)
+    try:
+        return asyncio.run(learner.measure(collate("x", rollouts, [None] * len(rollouts), objective="")))  # type: ignore[list-item]
+    finally:
+        asyncio.run(learner.close())
+
+
+def test_engine_and_learner_of_the_same_weights_agree(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    assert check_engine(measured(writer, rollouts), rollouts, 1e-3) < 1e-5
+
+
+def test_learner_of_other_weights_is_noticed(rollouts: list[Rollout]) -> None:
+    with pytest.raises(CanaryError, match=r"engine and learner disagree: .* nats in the mean .* more than 0.001"):
+        check_engine(measured(tiny_model(seed=5), rollouts), rollouts, 1e-3)
+
+
+def test_labels_shifted_by_one_are_noticed(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    stream = collate("x", rollouts, [None] * len(rollouts), objective="")  # type: ignore[list-item]
+    late = replace(stream, rows=tuple(replace(row, outputs=row.outputs + 1) for row in stream.rows))
+    learner = SingleLearner(writer, tiny_renderer(), LearnerConfig(backend="single"), {}, steps=1)
+    measures = asyncio.run(learner.measure(late))
+    asyncio.run(learner.close())
+    with pytest.raises(CanaryError, match="engine and learner disagree"):
+        check_engine(measures, rollouts, 1e-3)
+
+
+def test_engine_that_says_nan_is_noticed(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    broken = [replace(rollouts[0], logprobs=rollouts[0].logprobs * math.nan), *rollouts[1:]]
+    with pytest.raises(CanaryError, match="differ by nan"):
+        check_engine(measured(writer, rollouts), broken, 1e-3)
+
+
+def test_differences_that_cancel_are_noticed(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    measures = measured(writer, rollouts)
+    signs = np.where(np.arange(len(measures.student_logprob)) % 2, 0.1, -0.1)
+    with pytest.raises(CanaryError, match="engine and learner disagree"):
+        check_engine(replace(measures, student_logprob=measures.student_logprob + signs), rollouts, 0.05)
+
+
+def test_tokens_that_the_teacher_chose_do_not_count(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    """In teacher-mixed sampling the engine says nothing of them; of its own tokens it must say something."""
+    measures = measured(writer, rollouts)
+    coins = [np.arange(len(r.tokens)) % 2 == 0 for r in rollouts]
+    silent = [replace(r, coins=c, logprobs=np.where(c, np.nan, r.logprobs)) for r, c in zip(rollouts, coins, strict=True)]
+    off = replace(measures, student_logprob=measures.student_logprob + np.where(np.concatenate(coins), -70.0, 0.25))
+    assert check_engine(off, silent, 0.5) == pytest.approx(0.25, abs=1e-4)
+    taught = [replace(r, coins=np.ones(len(r.tokens), dtype=bool), logprobs=r.logprobs * math.nan) for r in rollouts]
+    assert check_engine(measures, taught, 1e-3) is None
+    with pytest.raises(CanaryError, match="differ by nan"):
+        check_engine(measures, [replace(r, logprobs=r.logprobs * math.nan) for r in silent], 1e-3)
+
+
+def test_text_that_the_student_did_not_write_does_not_count(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+    """Nobody sampled the data set's answers, and the teacher's samples have its own log-probabilities."""
+    taught = [replace(r, writer=Writer.TEACHER, logprobs=np.full(len(r.tokens), -9.0)) for r in rollouts[::2]]
+    given = [replace(r, writer=Writer.DATASET, logprobs=None) for r in rollouts[:2]]
+    mixed = [given[0], *rollouts[:3], taught[0], given[1], *rollouts[3:], *taught[1:]]
+    measures = measured(writer, mixed)
+    assert check_engine(measures, mixed, 1e-3) < 1e-5
+    own = np.concatenate([np.full(len(r.tokens), r.writer is Writer.STUDENT) for r in mixed])
+    off = replace(measures, student_logprob=measures.student_logprob + np.where(own, 0.25, -70.0))
+    assert check_engine(off, mixed, 0.5) == pytest.approx(0.25, abs=1e-4), "the mean is over the student's tokens alone"
+    with pytest.raises(CanaryError, match="engine and learner disagree"):
+        check_engine(off, mixed, 0.2)
+
+
+def taught(*logprobs: float) -> Measures:
+    return Measures(np.zeros(len(logprobs)), np.zeros(len(logprobs)), np.array(logprobs))
+
+
+def test_teacher_that_knows_something_passes() -> None:
+    assert check_teacher(taught(-0.5, -1.5), VOCABULARY, 0.02) == -1.0
+    assert check_teacher(taught(-8.0), VOCABULARY, 0.02) == -8.0, "worse than uniform is surprise, not ignorance"
+    assert check_teacher(Measures(np.zeros(1), np.zeros(1)), VOCABULARY, 0.02) is None
+    uniform = -math.log(13)
+    assert check_teacher(taught(uniform - 2, uniform + 2), VOCABULARY, 0.02) is not None, "a trained one, on poor text"
+    with pytest.raises(CanaryError):
+        check_teacher(taught(uniform - 0.3, uniform + 0.3), VOCABULARY, 0.02)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.01, -0.01])
+def test_uniform_teacher_stops_the_run(off: float) -> None:
+    with pytest.raises(CanaryError, match=r"uniform guess over 13 tokens is -2.565"):
+        check_teacher(taught(-math.log(13) + off), VOCABULARY, 0.02)
+
+
+def test_teacher_that_says_nan_stops_the_run() -> None:
+    with pytest.raises(CanaryError):
+        check_teacher(taught(-1.0, math.nan), VOCABULARY, 0.02)

@@ -1,0 +1,255 @@
+"""A comparison's configuration, records, table and picture; and free students, which part of a teacher each fits first."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from minidist import losses
+from minidist.config import CompareConfig, ToyConfig, load
+from minidist.config.compare import merged
+from minidist.config.toy import MixtureConfig, ZipfConfig
+from minidist.errors import ConfigError, RunDirectoryError
+from minidist.evaluation.picture import draw_comparison
+from minidist.evaluation.records import BEFORE, TEACHER, Records, failures, over_runs
+from minidist.evaluation.table import markdown
+from minidist.preflight.compare import plan_lines
+from minidist.run.directory import RunDirectory
+from minidist.stages.toy import fit, head_of, teacher, toy
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "compare"
+BASE: dict[str, Any] = {
+    "run": {"steps": 5},
+    "student": {"model": "student"},
+    "teacher": {"model": "teacher"},
+    "data": {"prompts": {"path": "task:sort"}},
+    "objective": {"type": "kd", "ratio": 0.3},
+    "prefix": {"student": 0, "dataset": 1},
+    "rollout": {"prompts_per_step": 4},
+}
+
+
+def read(tmp_path: Path, cells: dict[str, Any], overrides: tuple[str, ...] = (), **changes: Any) -> CompareConfig:
+    tree = {"stage": "compare", "run": {"directory": str(tmp_path / "run")}, "base": BASE, "cells": cells}
+    tree |= {"evaluation": {"test": {"path": "task:sort", "split": "test"}}} | changes
+    file = tmp_path / "compare.yaml"
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    config = load(file, overrides, "compare")
+    assert isinstance(config, CompareConfig)
+    return config
+
+
+def test_a_cell_is_base_with_its_changes(tmp_path: Path) -> None:
+    cells = {
+        "gold": {},
+        "own": {
+            "objective": {"type": "reverse_kl"},
+            "prefix": {},
+            "rollout": {"max_new_tokens": 9},
+            "learner.optimizer.lr": 0.5,
+        },
+    }
+    config = read(tmp_path, cells, ("base.rollout.prompts_per_step=6", "cells.own.rollout.temperature=0.5"), seeds=[3, 4])
+    gold, own = config.cell("gold", 3), config.cell("own", 4)
+    assert (gold.objective.type, getattr(gold.objective, "ratio", None)) == ("kd", 0.3)
+    assert gold.prefix.dataset == 1 and (own.prefix.dataset, own.prefix.student) == (0, 1)
+    assert own.objective.type == "reverse_kl" and own.learner.optimizer.lr == 0.5
+    assert (own.rollout.prompts_per_step, own.rollout.max_new_tokens, own.rollout.temperature) == (6, 9, 0.5)
+    assert (own.run.seed, own.run.steps, own.run.directory) == (4, 5, tmp_path / "run" / "cells" / "own-seed4")
+    assert config.base["rollout"] == {"prompts_per_step": 6}  # a cell's changes stay its own
+    assert read(tmp_path, cells, ("run.overwrite=true",)).cell("own", 0).run.overwrite
+
+
+def test_what_is_replaced_and_what_is_changed() -> None:
+    assert merged({"method": "gkd", "run": {"steps": 2}}, {"objective": {"type": "k2"}}) == {
+        "objective": {"type": "k2"},
+        "run": {"steps": 2},
+    }
+    assert merged(BASE, {"method": "gkd"}).keys() == BASE.keys() - {"objective", "prefix"} | {"method"}
+    assert merged(BASE, {"objective.ratio": 0.9})["objective"] == {"type": "kd", "ratio": 0.9}
+    assert merged(BASE, {"objective": {"type": "kd"}})["objective"] == {"type": "kd"}
+    assert merged({"a": {"b": {"c": 1}}}, {"a": {"b": {"d": 2}}}) == {"a": {"b": {"c": 1, "d": 2}}}
+
+
+OWN: dict[str, Any] = {"objective": {"type": "reverse_kl"}, "prefix": {}}
+
+
+@pytest.mark.parametrize(
+    ("cells", "changes", "sentence"),
+    [
+        ({"a": {}, "b": {"objective": {"type": "kd", "ratioo": 1}}}, {}, r"cells\.b: unknown key .*; did you mean ratio\?"),
+        (
+            {"a": {"objective": {"type": "reversekl"}}},
+            {},
+            r"cells\.a: objective.type is 'reversekl'; .*did you mean reverse_kl",
+        ),
+        ({"a": {"objective": {"type": "minillm"}}}, {}, r"cells\.a: .*set prefix.student=1"),
+        ({"a": {}, "b": {"student.model": "other"}}, {}, r"cells\.b: student.model is 'other', and 'student' in cells\.a"),
+        ({"a": {}, "b": {"teacher.dtype": "bfloat16"}}, {}, r"cells\.b: teacher is .*set teacher in base alone"),
+        ({"a": {}, "b": {"data.prompts.rows": 5}}, {}, r"cells\.b: data is .*set data in base alone"),
+        ({"a": {}, "b": {"rollout.engine": "hf"}}, {}, r"cells\.b: rollout.engine is 'hf'"),
+        ({"a": {"teacher.payload": "top_k"}}, {}, r"set base.teacher.backend=hf and base.teacher.payload=hidden"),
+        ({"a": {"run.seed": 1}}, {}, r"cells\.a: run.seed is set by seeds"),
+        ({"a": {"stage": "sft"}}, {}, r"cells\.a: every cell is a distillation"),
+        ({"a/b": {}}, {}, r"cells\.a/b: a cell's name is part of a path"),
+        ({"teacher": {}}, {}, r"cells\.teacher: .* not teacher"),
+        ({"a": {}}, {"seeds": [1, 1]}, r"seeds are \[1, 1\]"),
+        ({"a": {}}, {"evaluation": {}}, r"evaluation.test is missing"),
+    ],
+)
+def test_a_mistake_in_any_cell_is_refused(tmp_path: Path, cells: Any, changes: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        read(tmp_path, cells, **changes)
+
+
+def test_cells_may_be_added_but_not_changed(tmp_path: Path) -> None:
+    config = read(tmp_path, {"own": OWN})
+    RunDirectory(config).share()
+    RunDirectory(config.cell("own", 0)).start()
+    more = read(tmp_path, {"own": OWN, "gold": {}}, seeds=[0, 1, 2, 3])
+    RunDirectory(more).check()
+    changed = read(tmp_path, {"own": OWN}, ("base.run.steps=6",))
+    with pytest.raises(
+        RunDirectoryError, match=r"cells.own has changed: .*run.steps is 5 there and 6 here.*cells.own.run.overwrite"
+    ):
+        plan_lines(changed)
+    with pytest.raises(RunDirectoryError, match=r"evaluation\.test\.rows"):
+        plan_lines(read(tmp_path, {"own": OWN}, ("evaluation.test.rows=7",)))
+    RunDirectory(read(tmp_path, {"own": OWN}, ("run.overwrite=true", "evaluation.test.rows=7"))).share()
+    assert {entry.name for entry in config.run.directory.iterdir()} == {".lock", "config.json"}
+
+
+def record(objective: str, seed: int | None, **figures: float) -> dict[str, Any]:
+    return {"objective": objective, "seed": seed, "settings": {}, **figures}
+
+
+ROWS = [
+    record("b", 1, accuracy=0.75, accuracy_se=0.1, reverse_kl=0.4, seconds=30.0),
+    record("b", 0, accuracy=0.25, accuracy_se=0.1, reverse_kl=0.2, seconds=10.0),
+    record("a", 0, accuracy=0.5, accuracy_se=0.1, reverse_kl=0.3, seconds=5.0),
+    {"objective": "a", "seed": 1, "settings": {}, "failed": "the loss is nan"},
+    record(TEACHER, None, accuracy=0.6, reverse_kl=0.0),
+    record(BEFORE, None, accuracy=0.1, accuracy_se=0.02, reverse_kl=9.0),
+]
+ORDER = [TEACHER, BEFORE, "a", "b"]
+
+
+def test_records_are_kept_in_order_and_once_each(tmp_path: Path) -> None:
+    records = Records(tmp_path / "compare.json")
+    for row in [*ROWS, record("b", 1, accuracy=0.8)]:
+        records.add(row, ORDER)
+    again = Records(tmp_path / "compare.json")
+    assert [(row["objective"], row["seed"]) for row in again.rows] == [
+        *((TEACHER, None), (BEFORE, None), ("a", 0), ("a", 1), ("b", 0), ("b", 1))
+    ]
+    found = again.find("b", 1)
+    assert found is not None and found["accuracy"] == 0.8 and again.find("b", 2) is None
+
+
+def test_table_has_means_and_their_spread() -> None:
+    result = over_runs(ROWS, ORDER)
+    assert list(result) == ORDER
+    assert result["b"]["accuracy"] == 0.5 and result["b"]["accuracy_sd"] == pytest.approx(0.125**0.5)
+    assert "accuracy_se" not in result[BEFORE]  # not beside deviations over seeds
+    assert over_runs(ROWS[2:], ORDER)[BEFORE]["accuracy_se"] == 0.02
+    lines = markdown(result).splitlines()
+    assert lines[0] == "|  | accuracy | reverse KL | seconds |"
+    assert lines[5] == "| b | 0.500 ± 0.354 | 0.300 ± 0.141 | 20.0 ± 14.1 |"
+    assert failures(ROWS, ORDER) == ["a, seed 1, failed: the loss is nan"]
+
+
+def test_picture_has_a_dot_for_each_run(tmp_path: Path) -> None:
+    axes = draw_comparison(ROWS, ORDER, tmp_path / "compare.png").axes
+    assert (tmp_path / "compare.png").stat().st_size > 5000
+    assert [axis.get_title(loc="left") for axis in axes] == ["accuracy", "reverse KL, nats a token", "seconds"]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == ["a", "b"]
+    dots = [line for line in axes[0].lines if line.get_marker() == "o"]
+    assert [sorted(map(float, np.asarray(line.get_xdata()))) for line in dots] == [[0.5], [0.25, 0.75]]
+    assert [float(np.asarray(line.get_xdata())[0]) for line in axes[0].lines if line.get_label() == TEACHER] == [0.6]
+    assert axes[1].get_xlim()[1] < 1  # the student before lies far outside
+
+
+def test_the_comparison_of_the_package_is_valid() -> None:
+    config = load(CONFIGS / "sort.yaml", (), "compare")
+    assert isinstance(config, CompareConfig)
+    assert config.cell("no_mix", 0).teacher_mix == 0 and config.cell("minillm_paper", 0).teacher_mix == 0.2
+
+
+@pytest.mark.parametrize("given", [ZipfConfig(), MixtureConfig()])
+def test_forward_kl_fits_the_head_first_and_reverse_kl_the_tail(given: Any) -> None:
+    taught = teacher(given)
+    start = torch.stack([torch.randn(50, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in range(5)])
+    halves, ends = {}, {}
+    for name in ("forward_kl", "reverse_kl"):
+        errors = fit(getattr(losses, name), taught, start, lr=1.0, epochs=1500)
+        halves[name] = [float(np.mean([int((row < row[0] / 2).nonzero()[0]) for row in part])) for part in errors]
+        ends[name] = max(float(part[:, -1].max()) for part in errors)
+    assert halves["forward_kl"][0] < halves["forward_kl"][1]  # head, tail
+    assert halves["reverse_kl"][1] < halves["reverse_kl"][0]
+    assert halves["forward_kl"][0] < halves["reverse_kl"][0]
+    assert max(ends.values()) < 0.02
+
+
+def test_teachers_and_their_heads() -> None:
+    taught = torch.tensor([0.1, 0.3, 0.2, 0.4], dtype=torch.float64)
+    assert head_of(taught).tolist() == [False, True, False, True]
+    assert head_of(torch.tensor([0.5, 0.25, 0.25])).tolist() == [True, False, False]
+    assert teacher(ZipfConfig(classes=3)).tolist() == pytest.approx([6 / 11, 3 / 11, 2 / 11])
+    bells = teacher(MixtureConfig(classes=40, weights=[3, 1], width=2))
+    assert int(bells.argmax()) in (9, 10) and float(bells[:20].sum()) == pytest.approx(0.75, abs=1e-3)
+
+
+def test_one_step_of_the_fit_is_gradient_descent() -> None:
+    taught, start = torch.tensor([0.7, 0.3], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    head, tail = fit(losses.forward_kl, taught, start, lr=0.5, epochs=1)
+    after = 1 / (1 + np.exp(-2 * 0.5 * 0.2))  # logits 0.5 * (p - q) = +-0.1
+    assert head[0].tolist() == pytest.approx([0.2, 0.7 - after]) and tail[0].tolist() == pytest.approx([0.2, 0.7 - after])
+
+
+def toy_config(tmp_path: Path, **changes: Any) -> ToyConfig:
+    tree = {"stage": "toy", "run": {"directory": str(tmp_path / "toy")}, "teachers": {"zipf": {"type": "zipf", "classes": 6}}}
+    tree |= {
+        "divergences": {"forward_kl": {}, "mixed": {"type": "jsd", "beta": 0.3}},
+        "seeds": [0, 1],
+        "epochs": 30,
+        "points": 6,
+    }
+    file = tmp_path / "toy.yaml"
+    file.write_text(yaml.safe_dump(tree | changes))
+    config = load(file, (), "compare")
+    assert isinstance(config, ToyConfig)
+    return config
+
+
+def test_toy_leaves_records_and_a_picture(tmp_path: Path) -> None:
+    config = toy_config(tmp_path)
+    asyncio.run(toy(config))
+    records = json.loads((tmp_path / "toy" / "toy.json").read_text())
+    assert [row["objective"] for row in records] == ["forward_kl", "mixed"]
+    first = records[0]
+    assert first["epochs"][0] == 0 and first["epochs"][-1] == 30 and len(first["head"][1]) == len(first["epochs"])
+    assert first["head"][1][-1] == pytest.approx(first["head_end"][1], rel=1e-3)
+    (tmp_path / "toy" / "toy.png").unlink()
+    before = (tmp_path / "toy" / "toy.json").stat().st_mtime_ns
+    asyncio.run(toy(config))  # draws, and fits nothing
+    assert (tmp_path / "toy" / "toy.png").is_file() and (tmp_path / "toy" / "toy.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("divergences", "sentence"),
+    [
+        ({"kl": {}}, r"divergences.kl.type is 'kl'; expected one of forward_kl"),
+        ({"jsd": {"alpha": 1}}, r"unknown key divergences.jsd.alpha; jsd takes beta"),
+        ({"jsd": {"beta": 1}}, r"divergences.jsd: beta"),
+        ({"entropy_gated": {}}, r"divergences.entropy_gated: .*threshold"),
+    ],
+)
+def test_a_toy_that_cannot_be_fitted_is_refused(tmp_path: Path, divergences: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        asyncio.run(toy(toy_config(tmp_path, divergences=divergences)))
+    assert not (tmp_path / "toy").exists()

@@ -1,0 +1,216 @@
+"""What a real teacher says, in each payload, through a real learner: the loss and gradient of the formula row by row."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.config.models import StudentConfig
+from minidist.config.teacher import TeacherConfig
+from minidist.data.batching import collate, pack
+from minidist.errors import CanaryError
+from minidist.protocols import Learner
+from minidist.roles.make import make_learner
+from minidist.run.canaries import check_teacher
+from minidist.teachers.hf import HFTeacher
+from minidist.types import Batch, Measures, Stream, TeacherScores
+from tests.support.tiny import VOCABULARY, random_rollouts, row_logits, tiny_model, tiny_renderer
+
+ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)])
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "forward": {"type": "forward_kl", "temperature": 1.0},
+    "reverse": {"type": "reverse_kl", "temperature": 1.0},
+    "warm": {"type": "forward_kl", "temperature": 2.0},
+    "cold": {"type": "reverse_kl", "temperature": 0.5},
+    "k2": {"type": "k2"},
+}
+FEW = 4
+PAYLOADS: dict[str, dict[str, Any]] = {
+    "hidden": {"payload": "hidden"},
+    "all": {"payload": "top_k", "top_k": VOCABULARY},
+    "few": {"payload": "top_k", "top_k": FEW},
+    "sampled": {"payload": "sampled"},
+}
+SERVED = [(name, payload) for name in ("forward", "reverse") for payload in ("hidden", "all", "few")]
+SERVED += [("warm", "hidden"), ("cold", "hidden"), *(("k2", payload) for payload in PAYLOADS)]
+CUTS = [("packed", 1000, 1000), ("packed", 16, 3), ("buckets", 1000, 3), ("buckets", 16, 1000)]
+
+
+class Taught:
+    """A saved student and teacher, their embeddings widened by padding, and the teacher's scores in every payload."""
+
+    def __init__(self, path: Path, teacher: PreTrainedModel) -> None:
+        self.path, self.model = path, teacher
+        student().save_pretrained(path / "student")
+        teacher.save_pretrained(path / "teacher")
+        self.scores = {name: asyncio.run(self._ask(fields)) for name, fields in PAYLOADS.items()}
+
+    async def _ask(self, fields: dict[str, Any]) -> list[TeacherScores]:
+        config = TeacherConfig(model=str(self.path / "teacher"), batch_tokens=20, **fields)
+        teacher = HFTeacher(config, tiny_renderer(), vocabulary=VOCABULARY)
+        found = await teacher.score(ROLLOUTS)
+        await teacher.close()
+        return found
+
+    def stream(self, payload: str, objective: str = "") -> Stream:
+        return collate("own", ROLLOUTS, self.scores[payload], objective=objective)
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
+    return Taught(tmp_path_factory.mktemp("models"), tiny_model(seed=1, vocabulary=VOCABULARY + 7))
+
+
+@pytest.fixture(scope="module")
+def guess(tmp_path_factory: pytest.TempPathFactory) -> Taught:
+    """One whose teacher knows nothing."""
+    return Taught(tmp_path_factory.mktemp("models"), tiny_model(seed=1, initializer_range=1e-4))
+
+
+def student() -> PreTrainedModel:
+    return tiny_model(vocabulary=VOCABULARY + 3)
+
+
+def learner_of(taught: Taught, payload: str, **fields: Any) -> Learner:
+    """A learner of the saved student that steps by the gradient itself, made as a run makes it."""
+    sgd = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
+    config = LearnerConfig(**({"backend": "single", "optimizer": sgd} | fields))
+    teacher = TeacherConfig(model=str(taught.path / "teacher"), **PAYLOADS[payload])
+    of_run: dict[str, Any] = {"steps": 9, "seed": 0, "vocabulary": VOCABULARY, "gpus": 0}
+    student = StudentConfig(model=str(taught.path / "student"))
+    return make_learner(student, teacher, tiny_renderer(), config, OBJECTIVES, **of_run)
+
+
+def update(taught: Taught, stream: Stream, payload: str, **fields: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Figures and gradient of one step."""
+    learner = learner_of(taught, payload, **fields)
+    metrics = asyncio.run(learner.update(Batch(0, (stream,)))).metrics
+    after = asyncio.run(learner.weights()).arrays
+    asyncio.run(learner.close())
+    return metrics, {name: value.detach() - torch.tensor(after[name]) for name, value in student().named_parameters()}
+
+
+def measure(taught: Taught, payload: str, **fields: Any) -> Measures:
+    learner = learner_of(taught, payload, **fields)
+    found = asyncio.run(learner.measure(taught.stream(payload)))
+    asyncio.run(learner.close())
+    return found
+
+
+def naive(taught: Taught, objective: str, classes: int) -> tuple[float, dict[str, Tensor]]:
+    """The mean loss over `classes` listed tokens and the rest, from whole logits, row by row; and its gradient."""
+    model, heat, values = student(), {"warm": 2.0, "cold": 0.5}.get(objective, 1.0), []
+    for row in taught.stream("sampled").rows:
+        q = (row_logits(model, row)[:, :VOCABULARY] / heat).softmax(-1)
+        p = (row_logits(taught.model, row)[:, :VOCABULARY] / heat).softmax(-1).detach()
+        if objective == "k2":
+            places = range(len(row.labels)), row.labels.tolist()
+            values.append((q[places].log() - p[places].log()) ** 2 / 2)
+            continue
+        order = p.argsort(-1, descending=True)
+        q, p = (table.gather(-1, order) for table in (q, p))
+        if classes < VOCABULARY:
+            q, p = (torch.cat([t[:, :classes], t[:, classes:].sum(-1, keepdim=True)], -1) for t in (q, p))
+        forward = objective in ("forward", "warm")
+        values.append((p * (p / q).log()).sum(-1) if forward else (q * (q / p).log()).sum(-1))
+    loss = torch.cat(values).mean()
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return loss.item(), dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    differences = torch.stack([(left[name] - right[name]).abs().max() for name in right])
+    return float(differences.max())  # of torch: that of Python passes over a nan
+
+
+@pytest.mark.parametrize(("layout", "budget", "chunk"), CUTS)
+@pytest.mark.parametrize(("objective", "payload"), SERVED)
+def test_loss_and_gradient_are_those_of_the_formula(
+    taught: Taught, objective: str, payload: str, layout: str, budget: int, chunk: int
+) -> None:
+    cut = {"layout": layout, "micro_batch_tokens": budget, "chunk_tokens": chunk}
+    metrics, gradient = update(taught, taught.stream(payload, objective), payload, **cut)
+    loss, wanted = naive(taught, objective, FEW if payload == "few" else VOCABULARY)
+    assert metrics["loss/nats_per_token"] == pytest.approx(loss, abs=1e-5)
+    assert furthest(gradient, wanted) < 2e-5 * max(1.0, *(float(values.abs().max()) for values in wanted.values()))
+
+
+@pytest.mark.parametrize("layout", ["packed", "buckets"])
+@pytest.mark.parametrize(
+    ("objective", "payloads"), [("forward", ("hidden", "all")), ("reverse", ("hidden", "all")), ("k2", PAYLOADS)]
+)
+def test_payloads_that_hold_enough_are_one(taught: Taught, objective: str, payloads: Sequence[str], layout: str) -> None:
+    first, *others = (update(taught, taught.stream(payload, objective), payload, layout=layout) for payload in payloads)
+    for metrics, gradient in others:
+        assert metrics["loss/nats_per_token"] == pytest.approx(first[0]["loss/nats_per_token"], abs=1e-6)
+        assert furthest(gradient, first[1]) < 1e-6 * max(1.0, first[0]["learner/grad_norm"])
+
+
+@pytest.mark.parametrize("objective", ["forward", "reverse"])
+def test_a_listed_few_never_cost_more(taught: Taught, objective: str) -> None:
+    few, whole = (
+        update(taught, taught.stream(payload, objective), payload)[0]["loss/nats_per_token"] for payload in ("few", "all")
+    )
+    assert 0 < few < whole
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_teacher_logprob_is_reported_for_every_payload(taught: Taught, payload: str) -> None:
+    objective = "k2" if payload == "sampled" else "reverse"
+    metrics, _ = update(taught, taught.stream(payload, objective), payload, micro_batch_tokens=16)
+    said = np.concatenate([scores.logprobs for scores in taught.scores["sampled"]])
+    assert metrics["own/teacher_logprob_nats"] == pytest.approx(said.mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["packed", "buckets"])
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_measure_gives_what_the_payload_holds(taught: Taught, payload: str, layout: str) -> None:
+    found, exact = measure(taught, payload, layout=layout, micro_batch_tokens=16, chunk_tokens=4), measure(taught, "hidden")
+    said = np.concatenate([scores.logprobs for scores in taught.scores["sampled"]])
+    assert np.abs(found.teacher_logprob - said).max() < 1e-5
+    assert np.abs(found.student_logprob - exact.student_logprob).max() < 1e-5
+    assert (found.reverse_kl is not None) == (found.forward_kl is not None) == (payload == "hidden")
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_teacher_as_good_as_a_guess_is_noticed_in_every_payload(taught: Taught, guess: Taught, payload: str) -> None:
+    assert check_teacher(measure(taught, payload), VOCABULARY, 0.02) is not None
+    with pytest.raises(CanaryError, match="a uniform guess over 13 tokens"):
+        check_teacher(measure(guess, payload), VOCABULARY, 0.02)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["packed", "buckets"])
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_scores_stay_with_their_tokens(taught: Taught, payload: str, padded: bool) -> None:
+    for micro in pack(taught.stream(payload).rows, budget=16, padded=padded):
+        own = [taught.scores[payload][index] for index in micro.rows]
+        assert micro.scores is not None and micro.scores.detail is own[0].detail
+        for name in ("logprobs", "top_ids", "top_logprobs", "hidden"):
+            arrays, joined = [getattr(scores, name) for scores in own], getattr(micro.scores, name)
+            assert (joined is None) == (arrays[0] is None)
+            assert joined is None or np.array_equal(joined, np.concatenate(arrays))
+            assert joined is None or len(joined) == len(micro.labels)
+
+
+@pytest.mark.parametrize("name", ["logprobs", "top_ids", "top_logprobs"])
+def test_an_array_of_another_length_is_refused(taught: Taught, name: str) -> None:
+    scores = list(taught.scores["few"])
+    scores[1] = replace(scores[1], **{name: getattr(scores[1], name)[1:]})
+    with pytest.raises(AssertionError, match="one entry a generated token"):
+        collate("x", ROLLOUTS, scores, objective="")
+
+
+def test_a_stream_is_of_one_payload(taught: Taught) -> None:
+    few, sampled = taught.stream("few").rows[:1], taught.stream("sampled").rows[1:2]
+    with pytest.raises(AssertionError, match="one stream, one payload"):
+        pack(few + sampled, budget=1000, padded=False)
+    with pytest.raises(AssertionError, match="all rows of a stream or none"):
+        pack((*few, replace(sampled[0], scores=None)), budget=1000, padded=False)

@@ -1,0 +1,268 @@
+"""Work dealt to several of a role: every row once, results in order, the first failure ends the rest."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minidist.concurrency import deal, together
+from minidist.data.batching import collate, idle, pack, share_out
+from minidist.errors import DivergedError
+from minidist.learners.ranks import LearnerRanks
+from minidist.rollout.pool import Engines
+from minidist.teachers.pool import Shards, Teachers
+from minidist.types import Batch, Detail, Measures, Stream, TeacherScores, Update
+from tests.support.tiny import random_rollouts
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_every_row_goes_to_one_rank_and_loads_are_even(ranks: int) -> None:
+    rng = np.random.default_rng(ranks)
+    for _ in range(100):
+        lengths = rng.integers(1, 60, int(rng.integers(1, 40))).tolist()
+        shares = share_out(lengths, ranks)
+        assert shares == share_out(lengths, ranks) and len(shares) == ranks
+        assert sorted(row for share in shares for row in share) == list(range(len(lengths)))
+        assert all(share == sorted(share) for share in shares)
+        loads = [sum(lengths[row] for row in share) for share in shares]
+        assert max(loads) - min(loads) <= max(lengths)
+
+
+def test_the_longest_first_each_to_the_least_loaded() -> None:
+    assert share_out([3, 9, 4, 4], 2) == [[1], [0, 2, 3]]
+    assert share_out([5, 5, 5], 2) == [[0, 2], [1]], "like rows in their order, to the first of like ranks"
+    assert share_out([7], 3) == [[0], [], []]
+
+
+def test_loads_are_better_than_row_by_row() -> None:
+    """Two long rows never meet while there is an empty rank."""
+    assert sorted(map(len, share_out([50, 1, 50, 1, 1, 1], 3))) == [1, 1, 4]
+
+
+SCORES = TeacherScores(
+    Detail.HIDDEN,
+    logprobs=np.zeros(4),
+    top_ids=np.zeros((4, 3)),
+    top_logprobs=np.zeros((4, 3)),
+    hidden=np.zeros((4, 8), np.uint16),
+    hidden_dtype="bfloat16",
+)
+
+
+@pytest.mark.parametrize("scores", [SCORES, replace(SCORES, hidden=None), None], ids=["all", "top_k", "none"])
+def test_an_idle_row_has_no_label_and_packs_with_its_kind(scores: TeacherScores | None) -> None:
+    row = collate("x", random_rollouts([(3, 4)]), None if scores is None else [scores], objective="").rows[0]
+    still = idle(row)
+    assert still.tokens.tolist() == row.tokens[:1].tolist()
+    assert len(still.labels) == len(still.outputs) == 0 and still.credit is None
+    (micro,) = pack([row, still], budget=99, padded=False)
+    assert (len(micro.tokens), len(micro.labels)) == (8, 4)
+    (alone,) = pack([still], budget=99, padded=False)
+    if scores is None or alone.scores is None:
+        assert alone.scores is scores
+        return
+    assert (alone.scores.detail, alone.scores.hidden_dtype) == (Detail.HIDDEN, "bfloat16")
+    for name in ("logprobs", "top_ids", "top_logprobs", "hidden"):
+        whole, cut = getattr(scores, name), getattr(alone.scores, name)
+        assert cut is whole if whole is None else cut.shape == (0, *whole.shape[1:]) and cut.dtype == whole.dtype
+
+
+class Rank:
+    """Measures a row's labels as themselves; remembers what it was given."""
+
+    def __init__(self, number: int, fails: bool = False) -> None:
+        self.number, self.fails = number, fails
+        self.given: list[Any] = []
+        self.state = "idle"
+
+    async def update(self, batch: Batch) -> Update:
+        await self._work(batch)
+        return Update(1, {"rank": float(self.number)})
+
+    async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
+        await self._work(stream)
+        lengths = [len(row.labels) for row in stream.rows]
+        labels = np.concatenate([row.labels for row in stream.rows]).astype(np.float64)
+        taught = None if stream.rows[0].scores is None or not len(labels) else labels + 0.25
+        kinds = (None, None) if taught is None else (labels + 0.5, labels + 0.75)
+        return Measures(np.repeat(np.arange(len(lengths), dtype=np.int32), lengths), labels, taught, *kinds)
+
+    async def _work(self, given: Any) -> None:
+        self.given.append(given)
+        self.state = "at work"
+        try:
+            await asyncio.sleep(0)
+            if self.fails:
+                raise DivergedError(f"rank {self.number}")
+            await asyncio.sleep(0 if not any(rank.fails for rank in RANKS) else 60)
+            self.state = "done"
+        except asyncio.CancelledError:
+            self.state = "cancelled"
+            raise
+
+    async def weights(self) -> str | None:
+        self.given.append("weights")
+        return None if self.number else "weights of the first"
+
+    async def keep(self, verb: str) -> str | None:
+        self.given.append(verb)
+        return None if self.number else f"kept {verb}"
+
+
+RANKS: list[Rank] = []
+
+
+def ranks(count: int, failing: int | None = None) -> LearnerRanks:
+    RANKS[:] = [Rank(number, number == failing) for number in range(count)]
+    return LearnerRanks(RANKS)  # type: ignore[arg-type]
+
+
+def stream(lengths: Sequence[tuple[int, int]], name: str = "main", *, scored: bool = True, weight: float = 1.0) -> Stream:
+    rollouts = random_rollouts(lengths, seed=len(lengths))
+    scores = [TeacherScores(Detail.SAMPLED, logprobs=np.zeros(len(r.tokens))) for r in rollouts] if scored else None
+    return collate(name, rollouts, scores, objective=name, weight=weight)
+
+
+LONG = stream([(1, 9), (2, 3), (6, 1), (3, 8), (2, 2)])
+SHORT = stream([(2, 5)], "sft", scored=False, weight=0.5)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_ranks_are_given_shares_of_every_stream_with_the_counts_of_all(count: int) -> None:
+    update = asyncio.run(ranks(count).update(Batch(4, (LONG, SHORT), metrics={"x": 1.0})))
+    assert update.metrics == {"rank": 0.0}
+    for index, whole in enumerate((LONG, SHORT)):
+        dealt = [rank.given[0].streams[index] for rank in RANKS]
+        assert [rank.given[0].step for rank in RANKS] == [4] * count
+        for part in dealt:
+            assert (part.name, part.objective, part.weight) == (whole.name, whole.objective, whole.weight)
+            assert part.loss_tokens == whole.loss_tokens, "of all ranks, or the loss would be scaled wrongly"
+            assert part.rows, "a rank without rows takes part"
+        trained = [row for part in dealt for row in part.rows if len(row.labels)]
+        assert sorted(map(id, trained)) == sorted(map(id, whole.rows))
+        assert sum(not len(row.labels) for part in dealt for row in part.rows) == max(0, count - len(whole.rows))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("scored", [True, False])
+def test_measures_come_back_in_the_order_of_the_rows(count: int, scored: bool) -> None:
+    whole = stream([(1, 9), (2, 3), (6, 1), (3, 8), (2, 2)], scored=scored)
+    found = asyncio.run(ranks(count).measure(whole))
+    labels = np.concatenate([row.labels for row in whole.rows])
+    assert found.row.tolist() == [index for index, row in enumerate(whole.rows) for _ in row.labels]
+    assert found.row.dtype == np.int32
+    assert found.student_logprob.tolist() == labels.tolist()
+    columns = (found.teacher_logprob, found.reverse_kl, found.forward_kl)
+    for column, offset in zip(columns, (0.25, 0.5, 0.75), strict=True):
+        assert column is None if not scored else column is not None and column.tolist() == (labels + offset).tolist()
+
+
+@pytest.mark.parametrize("verb", ["update", "measure"])
+def test_the_first_rank_that_fails_ends_the_others(verb: str) -> None:
+    learner = ranks(3, failing=1)
+    with pytest.raises(DivergedError, match="rank 1"):
+        asyncio.run(learner.update(Batch(0, (LONG,))) if verb == "update" else learner.measure(LONG))
+    assert [rank.state for rank in RANKS] == ["cancelled", "at work", "cancelled"]
+
+
+def test_what_all_ranks_hold_is_read_off_the_first_and_all_take_part() -> None:
+    learner = ranks(3)
+    assert asyncio.run(learner.weights()) == "weights of the first"  # type: ignore[comparison-overlap]
+    assert asyncio.run(learner.keep("weights")) == "kept weights"
+    assert [rank.given for rank in RANKS] == [["weights", "weights"]] * 3
+
+
+def test_together_gives_results_in_order_however_long_they_take() -> None:
+    async def late(value: int) -> int:
+        await asyncio.sleep(0.01 * (3 - value))
+        return value
+
+    assert asyncio.run(together(late(value) for value in range(3))) == [0, 1, 2]
+    assert asyncio.run(together([])) == []
+
+
+def test_together_ends_all_that_it_began_before_it_raises() -> None:
+    ended: list[str] = []
+
+    async def work(name: str, seconds: float) -> None:
+        try:
+            await asyncio.sleep(seconds)
+            raise ValueError(name)
+        finally:
+            await asyncio.sleep(0)  # it takes time to end
+            ended.append(name)
+
+    async def fail() -> None:
+        with pytest.raises(ValueError, match="first"):
+            await together([work("slow", 60), work("first", 0.001), work("slower", 60)])
+        assert sorted(ended) == ["first", "slow", "slower"]
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(together([work("a", 60), work("b", 60)]))
+        await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert sorted(ended)[:2] == ["a", "b"]
+
+    asyncio.run(fail())
+    asyncio.run(cancel())
+
+
+@pytest.mark.parametrize("each", [1, 3])
+@pytest.mark.parametrize("members", [1, 2, 3, 9])
+def test_deal_in_turn_and_back_in_order(members: int, each: int) -> None:
+    hands: dict[int, list[int]] = {}
+
+    async def call(member: int, items: Sequence[int]) -> list[tuple[int, int]]:
+        hands[member] = list(items)
+        return [(item, number) for item in items for number in range(each)]
+
+    found = asyncio.run(deal(range(members), list(range(7)), call, each=each))
+    assert found == [(item, number) for item in range(7) for number in range(each)]
+    assert hands == {member: list(range(member, 7, members)) for member in range(members)}, "an idle one is called too"
+
+
+class Voice:
+    """An engine and a teacher that says who it is."""
+
+    def __init__(self, name: int) -> None:
+        self.name, self.loaded, self.closed = name, "", False
+
+    async def generate(self, prompts: Sequence[int], *, samples: int, **rest: Any) -> list[Any]:
+        return [(prompt, self.name, sample, rest) for prompt in prompts for sample in range(samples)]
+
+    extend = generate
+
+    async def score(self, items: Sequence[int]) -> list[Any]:
+        return [(item, self.name) for item in items]
+
+    async def load(self, weights: str) -> None:
+        self.loaded = weights
+
+    async def describe(self) -> dict[str, object]:
+        return {"class": f"voice {self.name}", "tokens_written": 10 + self.name}
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def test_pools_speak_as_one() -> None:
+    voices: list[Any] = [Voice(0), Voice(1)]
+    engines, teachers, shards = Engines(voices), Teachers(voices), Shards(voices)
+    given: Any = [7, 8, 9]
+    in_turn = [(item, index % 2, sample, {"seed": 3}) for index, item in enumerate(given) for sample in range(2)]
+    assert asyncio.run(engines.generate(given, samples=2, seed=3)) == in_turn
+    assert asyncio.run(teachers.extend(given, samples=2, seed=3)) == in_turn
+    assert asyncio.run(shards.extend(given, samples=2, seed=3)) == [(*it[:1], 0, *it[2:]) for it in in_turn], "all of one rank"
+    for pool in (engines, teachers, shards):
+        assert asyncio.run(pool.score(given)) == [(7, 0), (8, 1), (9, 0)]
+    asyncio.run(engines.load("weights"))  # type: ignore[arg-type]
+    assert [voice.loaded for voice in voices] == ["weights"] * 2
+    assert asyncio.run(engines.describe()) == {"class": "voice 0", "actors": 2, "tokens_written": 21}
+    assert asyncio.run(teachers.describe()) == {"class": "voice 0", "actors": 2, "tokens_written": 10}
+    asyncio.run(teachers.close())
+    assert all(voice.closed for voice in voices)
