@@ -12,6 +12,9 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+MAIN = "main"
+"""Name of the stream the student is distilled on, and of its objective."""
+
 PROBE_TOKENS = 32
 """Longest sequence of a `Probe`."""
 
@@ -167,23 +170,21 @@ class Stream:
 
 @dataclass(frozen=True)
 class Batch:
-    """All streams of one update, and the rollouts they came from, for people to read.
+    """One collection, as the streams of each optimizer step that the learner takes on it.
 
-    minibatches: the streams of each optimizer step, in order, where the update takes more than one. measures: the figures of
-    the first stream under the student that wrote it, where its objective asked for them.
+    main: the main stream before it is cut into minibatches, row i from rollouts[i]; None when nothing was collected.
+    measures: the figures of `main` under the student that wrote it, where the objective needs them.
+
+    A collection of 4 rollouts on which the objective takes 2 passes in 2 minibatches each, with one regulariser, has
+    `steps` of 4 pairs of streams; the first stream of each pair has 2 rows.
     """
 
     step: int
-    streams: tuple[Stream, ...]
+    steps: tuple[tuple[Stream, ...], ...]
     rollouts: tuple[Rollout, ...] = ()
     metrics: dict[str, float] = field(default_factory=dict)
-    minibatches: tuple[tuple[Stream, ...], ...] = ()
+    main: Stream | None = None
     measures: "Measures | None" = None
-
-    @property
-    def steps(self) -> tuple[tuple[Stream, ...], ...]:
-        """The streams of each optimizer step."""
-        return self.minibatches or (self.streams,)
 
 
 @dataclass(frozen=True)

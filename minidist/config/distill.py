@@ -19,6 +19,7 @@ from minidist.config.rollout import RolloutConfig
 from minidist.config.run import RunConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.config.text import PrefixConfig, StreamConfig
+from minidist.types import MAIN
 
 _RICHNESS = {"sampled": 1, "top_k": 2, "hidden": 3}
 
@@ -229,7 +230,7 @@ class DistillConfig(Section):
 
     def _check_objectives(self) -> None:
         """Every objective has a name of its own and is served by the teacher's payload."""
-        if "main" in self.streams:
+        if MAIN in self.streams:
             raise ValueError("streams.main: main is the name of the text the student is distilled on; give it another name")
         named = {"objective": self.objective} | {f"streams.{name}.objective": s.objective for name, s in self.streams.items()}
         for where, objective in named.items():

@@ -18,7 +18,7 @@ from minidist.methods.distillm import Replay, Text
 from minidist.protocols import RolloutEngine, Teacher
 from minidist.rollout.mixed.turns import Mixtures
 from minidist.run.tracking import Clock
-from minidist.types import Array, Batch, Finish, Prompt, Rollout, TeacherScores, Writer
+from minidist.types import MAIN, Array, Batch, Finish, Prompt, Rollout, TeacherScores, Writer
 
 
 def drawn(count: int, size: int, *, step: int, seed: int) -> list[int]:
@@ -108,7 +108,7 @@ class Prefixes:
         with self._clock.span("score"):
             said = iter(await self._score(texts))
         own = next(said)
-        streams = [collate("main", rollouts, own if self._scored else None, objective="main")]
+        streams = [collate(MAIN, rollouts, own if self._scored else None, objective=MAIN)]
         for stream, answers in taken:
             scored = next(said) if stream.scored else None
             streams.append(collate(stream.name, answers, scored, objective=stream.name, weight=stream.weight))
@@ -120,7 +120,7 @@ class Prefixes:
             figures |= self._replay.figures()
         if isinstance(self._engine, Mixtures):
             figures |= self._engine.figures()
-        batch = Batch(step, tuple(streams), tuple(rollouts), figures)
+        batch = Batch(step, (tuple(streams),), tuple(rollouts), figures, main=streams[0])
         return batch if self._policy is None else await self._credited(batch, self._policy)
 
     def observe(self, evaluation: dict[str, float]) -> None:
@@ -155,18 +155,19 @@ class Prefixes:
 
     async def _credited(self, batch: Batch, policy: Policy | Ranks) -> Batch:
         """The batch with the credit of its main stream, cut into its optimizer steps."""
-        main, *beside = batch.streams
+        ((main, *beside),) = batch.steps
         with self._clock.span("credit"):
             main, measures, figures = await policy.credit(main)
-        batch = replace(batch, streams=(main, *beside), metrics=batch.metrics | figures, measures=measures)
+        steps, metrics = ((main, *beside),), batch.metrics | figures
+        batch = replace(batch, steps=steps, metrics=metrics, main=main, measures=measures)
         if not isinstance(policy, Policy) or self._updates == 1:
             return batch
         settings, seed = policy.settings, (self._seed, batch.step)
-        steps = in_minibatches(main, settings.minibatches, settings.inner_epochs, seed=seed)
+        cut = in_minibatches(main, settings.minibatches, settings.inner_epochs, seed=seed)
         # Given text is drawn for each optimizer step: its rows follow one another. What was written serves them all.
         written = {stream.name for stream in self._written}
-        given = [[stream] * len(steps) if stream.name in written else in_turn(stream, len(steps)) for stream in beside]
-        return replace(batch, minibatches=tuple(zip(steps, *given, strict=True)))
+        given = [[stream] * len(cut) if stream.name in written else in_turn(stream, len(cut)) for stream in beside]
+        return replace(batch, steps=tuple(zip(cut, *given, strict=True)))
 
     async def _write(self, prompts: Sequence[Prompt], by: Sequence[Writer], step: int) -> list[Rollout]:
         """The rollouts in the prompts' order, whoever wrote them."""
@@ -236,7 +237,7 @@ class Examples:
     async def next(self, step: int) -> Batch:
         """The next `rows` examples."""
         chosen = [self._examples[i] for i in drawn(len(self._examples), self._rows, step=step, seed=self._seed)]
-        return Batch(step, (collate_examples("supervised", chosen, objective="supervised"),))
+        return Batch(step, ((collate_examples("supervised", chosen, objective="supervised"),),))
 
     def observe(self, evaluation: dict[str, float]) -> None: ...
 

@@ -77,7 +77,7 @@ class SingleLearner:
         self._worker.run_now(self._prepare)
 
     async def update(self, batch: Batch) -> Update:
-        """The batch's optimizer steps: one on all its streams, or one on each of its minibatches."""
+        """One optimizer step on each of `batch.steps`."""
         return await self._worker.run(self._update, batch)
 
     async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:

@@ -25,8 +25,7 @@ class LearnerRanks:
     async def update(self, batch: Batch) -> Update:
         """The batch's optimizer steps, each of all ranks on all its rows."""
         steps = [list(zip(*(self._shares(stream) for stream in streams), strict=True)) for streams in batch.steps]
-        own = [tuple(streams) for streams in zip(*steps, strict=True)]
-        parts = [Batch(batch.step, streams[0], minibatches=streams if batch.minibatches else ()) for streams in own]
+        parts = [Batch(batch.step, tuple(of_rank)) for of_rank in zip(*steps, strict=True)]
         updates = await together(rank.update(part) for rank, part in zip(self.members, parts, strict=True))
         return updates[0]
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from minidist.data.batching import MicroBatch
 from minidist.learners.state import StateReader
 from minidist.losses.chunked import Head
-from minidist.types import Stream
+from minidist.types import MAIN, Stream
 
-_TAUGHT = "main"  # the objective whose streams a tutor teaches; others bring scores of their own, or need none
+_TAUGHT = MAIN  # the objective whose streams a tutor teaches; others bring scores of their own, or need none
 
 Look = Callable[[slice, Tensor], Tensor]
 """Sees which of a micro-batch's loss tokens a chunk holds, and the student's log-probabilities of them [chunk, V], which carry

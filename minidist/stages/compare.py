@@ -31,6 +31,7 @@ from minidist.run.directory import RunDirectory
 from minidist.run.tracking import log, start_log
 from minidist.stages.distill import distill
 from minidist.teachers.pool import Teachers
+from minidist.types import MAIN
 
 
 async def compare(config: CompareConfig) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class Bench:
 
     async def _learn(self, config: DistillConfig, plan: Plan) -> Learner:
         """The learner of a cell, its student as it starts. Engines and teachers start beside the first."""
-        objectives = {"main": config.objective.model_dump()}
+        objectives = {MAIN: config.objective.model_dump()}
         roles = WarmRoles(self._cluster, config, plan, self)
         learning = roles.learner(config.student, config.learner, objectives, teacher=config.teacher)
         started: list[Any] = await together([learning, self.hosts()])

@@ -22,7 +22,7 @@ from minidist.run.checkpoint import Checkpoint
 from minidist.run.directory import RunDirectory
 from minidist.run.tracking import Clock, Recorder, log
 from minidist.teachers.pool import Teachers
-from minidist.types import Batch, Measures, Update, Writer
+from minidist.types import MAIN, Batch, Measures, Update, Writer
 
 
 async def distill(
@@ -72,7 +72,7 @@ async def distill(
 async def _host(config: DistillConfig, roles: Roles) -> tuple[Engines | None, Teachers | None, Learner]:
     """The roles this run needs, started side by side."""
     wanted = needed(config)
-    objectives = {"main": config.objective.model_dump()}
+    objectives = {MAIN: config.objective.model_dump()}
     objectives |= {name: stream.objective.model_dump() for name, stream in config.streams.items()}
     teacher = config.teacher if "teacher" in wanted or config.teacher.placement == "learner" else None
     hosting: dict[str, Any] = {"learner": roles.learner(config.student, config.learner, objectives, teacher=teacher)}
@@ -163,7 +163,8 @@ class _DistillWatch:
         # What is checked and written down is at temperature 1.
         self._measured = batch.measures if getattr(self._config.objective, "temperature", 1.0) == 1 else None
         if self._measured is None and (checked or self._shows(batch.step)):
-            self._measured = await self._learner.measure(batch.streams[0])
+            assert batch.main is not None
+            self._measured = await self._learner.measure(batch.main)
         if checked and self._measured is not None:
             self._check(batch, self._measured)
 

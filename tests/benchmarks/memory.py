@@ -60,7 +60,7 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
     model = AutoModelForCausalLM.from_config(model_config, dtype=getattr(torch, dtype)).eval()
     hidden = np.random.default_rng(0).standard_normal((_ROW - 16, 512), np.float32)
     scores = None if supervised else TeacherScores(Detail.HIDDEN, hidden=hidden)  # one array for all rows: it is not measured
-    batch = Batch(0, (collate("text", rollouts, [scores] * len(rollouts), objective="text"),))  # type: ignore[list-item]
+    batch = Batch(0, ((collate("text", rollouts, [scores] * len(rollouts), objective="text"),),))  # type: ignore[list-item]
     learner = SingleLearner(
         model,
         tiny_renderer(),

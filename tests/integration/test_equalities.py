@@ -46,12 +46,12 @@ def on_policy_batch(stack: Stack, rollouts: list[Rollout]) -> Batch:
     prompts = [stack.renderer.prompt(row["prompt"]) for row in rows]
     examples = [Example(np.concatenate([p, a]), len(p)) for p, a in zip(prompts, answers, strict=True)]
     regulariser = collate_examples("sft", examples, objective="supervised", weight=0.3)
-    return Batch(0, (collate("main", rollouts, scores, objective="main"), regulariser))
+    return Batch(0, ((collate("main", rollouts, scores, objective="main"), regulariser),))
 
 
 def test_engine_gives_the_learners_log_probabilities_of_its_samples(stack: Stack) -> None:
     rollouts = written(stack)
-    measured = stack.run(stack.learner.measure(on_policy_batch(stack, rollouts).streams[0]))
+    measured = stack.run(stack.learner.measure(on_policy_batch(stack, rollouts).steps[0][0]))
     engine = np.concatenate([rollout.logprobs for rollout in rollouts])
     assert len({tuple(rollout.tokens) for rollout in rollouts}) > 1
     assert np.std(engine) > 0.3  # not a uniform model, on which anything agrees

@@ -42,7 +42,7 @@ def test_two_ranks_take_the_steps_of_the_reference(stack: Stack, rollouts: list[
     stream = collate("main", rollouts, stack.run(stack.teachers.score(rollouts)), objective="main")
     stream, measures, _ = stack.run(Policy(learner, objective, MIX, WIDTH).credit(stream))
     steps = tuple((part,) for part in in_minibatches(stream, 2, 2, seed=(0, 0)))
-    update = stack.run(learner.update(Batch(0, (stream,), minibatches=steps)))
+    update = stack.run(learner.update(Batch(0, steps)))
     assert update.version == 4 and update.metrics["learner/loss_tokens"] == 2 * stream.loss_tokens
 
     student = load_model(ModelConfig(model=str(stack.student)), "student")

@@ -41,7 +41,7 @@ def test_two_ranks_take_the_steps_of_one(stack: Stack, rollouts: list[Rollout], 
     changes: dict[str, Any] = {"teacher": TeacherConfig(model=str(stack.teacher_path), **own), "steps": 5}
     single = make_learner(**learner_arguments(stack, LearnerConfig(backend="single", optimizer=ADAM)) | changes)
     ranks = stack.ranks(LearnerConfig(optimizer=ADAM, zero_stage=stage, **UNEVEN), **changes)
-    batch = Batch(0, (collate("main", rollouts, None, objective="main"),))
+    batch = Batch(0, ((collate("main", rollouts, None, objective="main"),),))
     for each in (batch, batch, one_row(batch)):
         told, wanted = stack.run(ranks.update(each)).metrics, asyncio.run(single.update(each)).metrics
         for name in ("main/loss_nats_per_token", "main/teacher_logprob_nats", "learner/grad_norm", *PROMPT_FIGURES):
@@ -54,7 +54,7 @@ def test_two_ranks_take_the_steps_of_one(stack: Stack, rollouts: list[Rollout], 
     asyncio.run(single.save(tmp_path / "one"))
     np.testing.assert_allclose(prompt_in(tmp_path / "two"), prompt_in(tmp_path / "one"), atol=2e-5)
 
-    ours, theirs = (stack.run(ranks.measure(batch.streams[0])), asyncio.run(single.measure(batch.streams[0])))
+    ours, theirs = (stack.run(ranks.measure(batch.steps[0][0])), asyncio.run(single.measure(batch.steps[0][0])))
     assert np.abs(ours.reverse_kl - theirs.reverse_kl).max() < 1e-3
     resumed = make_learner(**learner_arguments(stack, LearnerConfig(backend="single", optimizer=ADAM)) | changes)
     asyncio.run(resumed.resume(tmp_path / "two"))

@@ -79,7 +79,7 @@ FAMILY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", FAMILY)
 def test_two_ranks_give_the_gradient_of_one_whatever_the_objective(stack: Stack, batch: Batch, name: str, stage: int) -> None:
     """Groups of tokens stay whole, and ranks of a sharded head call it equally often, in chunks smaller than some answers."""
-    main = replace(batch, streams=batch.streams[:1])
+    main = replace(batch, steps=(batch.steps[0][:1],))
     single, objectives = plain_learner(stack), {"main": FAMILY[name]}
     single._objectives = {"main": make_objective(**FAMILY[name])}
     wanted = asyncio.run(single.update(main)).metrics
@@ -103,7 +103,7 @@ def test_two_engines_and_two_teachers_give_what_one_gives(stack: Stack, expected
     scores = stack.run(stack.teachers.score(both))
     for own, other in zip(stack.run(stack.teacher.score(both)), scores, strict=True):
         assert np.abs(own.hidden - other.hidden).max() < 1e-5
-    dealt = replace(batch, streams=(collate("main", both, scores, objective="main"), batch.streams[1]))
+    dealt = replace(batch, steps=((collate("main", both, scores, objective="main"), batch.steps[0][1]),))
     learner = stack.ranks(settings(**UNEVEN, zero_stage=3))
     stack.run(learner.update(dealt))
     assert_same(weights_of(learner, stack), expected[0], atol=1e-5)
@@ -122,7 +122,7 @@ def test_partitioned_weights_reach_every_engine(stack: Stack, batch: Batch) -> N
 
 def test_two_ranks_measure_what_one_measures(stack: Stack, batch: Batch) -> None:
     learner, single = stack.ranks(settings(**UNEVEN, zero_stage=3)), plain_learner(stack)
-    for stream in (*batch.streams, one_row(batch).streams[0]):
+    for stream in (*batch.steps[0], one_row(batch).steps[0][0]):
         ours, theirs = stack.run(learner.measure(stream)), asyncio.run(single.measure(stream))
         assert ours.row.tolist() == theirs.row.tolist()
         assert np.abs(ours.student_logprob - theirs.student_logprob).max() < EXACT
@@ -132,8 +132,8 @@ def test_two_ranks_measure_what_one_measures(stack: Stack, batch: Batch) -> None
 
 def one_row(batch: Batch) -> Batch:
     """Fewer rows than ranks: one of them has nothing to learn from."""
-    stream = batch.streams[0]
-    return replace(batch, streams=(replace(stream, rows=stream.rows[:1], loss_tokens=len(stream.rows[0].labels)),))
+    stream = batch.steps[0][0]
+    return replace(batch, steps=((replace(stream, rows=stream.rows[:1], loss_tokens=len(stream.rows[0].labels)),),))
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -157,12 +157,12 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(stack: Stack, batch: Ba
 
 def poisoned(batch: Batch) -> Batch:
     """One row's teacher says something that is no number."""
-    stream = batch.streams[0]
+    stream = batch.steps[0][0]
     row = stream.rows[3]
     assert row.scores is not None and row.scores.hidden is not None
     bad: TeacherScores = replace(row.scores, hidden=np.full_like(row.scores.hidden, np.nan))
     rows = (*stream.rows[:3], replace(row, scores=bad), *stream.rows[4:])
-    return replace(batch, streams=(replace(stream, rows=rows), *batch.streams[1:]))
+    return replace(batch, steps=((replace(stream, rows=rows), *batch.steps[0][1:]),))
 
 
 # A large eps: where a gradient is all rounding, a small one would make a step of it.

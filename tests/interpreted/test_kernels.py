@@ -134,7 +134,7 @@ def test_a_learner_with_it_takes_the_same_step(monkeypatch: pytest.MonkeyPatch) 
         model, sgd = tiny_model(), OptimizerConfig(type="sgd", lr=1.0)
         config = LearnerConfig(backend="single", optimizer=sgd, kernel=kernel)
         learner = SingleLearner(model, tiny_renderer(), config, {"main": Match(reverse_kl)}, steps=1, teacher_head=head)
-        metrics = asyncio.run(learner.update(Batch(0, (stream,)))).metrics
+        metrics = asyncio.run(learner.update(Batch(0, ((stream,),)))).metrics
         asyncio.run(learner.close())
         return metrics, list(model.parameters())
 

@@ -72,7 +72,7 @@ class TableLearner:
     async def update(self, batch: Batch) -> Update:
         self.calls.append("update")
         gaps = []
-        for row in batch.streams[0].rows:
+        for row in batch.steps[0][0].rows:
             given, said = row.tokens[row.outputs], log_softmax(self.table)[row.tokens[row.outputs], row.labels]
             gaps.append(row.scores.logprobs - said)
             np.add.at(self.table, (given, row.labels), gaps[-1])

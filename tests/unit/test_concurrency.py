@@ -132,10 +132,10 @@ SHORT = stream([(2, 5)], "sft", scored=False, weight=0.5)
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_ranks_are_given_shares_of_every_stream_with_the_counts_of_all(count: int) -> None:
-    update = asyncio.run(ranks(count).update(Batch(4, (LONG, SHORT), metrics={"x": 1.0})))
+    update = asyncio.run(ranks(count).update(Batch(4, ((LONG, SHORT),), metrics={"x": 1.0})))
     assert update.metrics == {"rank": 0.0}
     for index, whole in enumerate((LONG, SHORT)):
-        dealt = [rank.given[0].streams[index] for rank in RANKS]
+        dealt = [rank.given[0].steps[0][index] for rank in RANKS]
         assert [rank.given[0].step for rank in RANKS] == [4] * count
         for part in dealt:
             assert (part.name, part.objective, part.weight) == (whole.name, whole.objective, whole.weight)
@@ -164,7 +164,7 @@ def test_measures_come_back_in_the_order_of_the_rows(count: int, scored: bool) -
 def test_the_first_rank_that_fails_ends_the_others(verb: str) -> None:
     learner = ranks(3, failing=1)
     with pytest.raises(DivergedError, match="rank 1"):
-        asyncio.run(learner.update(Batch(0, (LONG,))) if verb == "update" else learner.measure(LONG))
+        asyncio.run(learner.update(Batch(0, ((LONG,),))) if verb == "update" else learner.measure(LONG))
     assert [rank.state for rank in RANKS] == ["cancelled", "at work", "cancelled"]
 
 

@@ -32,7 +32,7 @@ class Parts:
 
     async def next(self, step: int) -> Batch:
         await self._do(f"collect {step}")
-        return Batch(step, ())
+        return Batch(step, ((),))
 
     async def before_update(self, batch: Batch) -> None:
         await self._do(f"check {batch.step}")

@@ -47,8 +47,8 @@ def test_drawn_is_a_function_of_its_arguments() -> None:
 def test_examples_are_batched_in_drawn_order() -> None:
     examples = [Example(np.array([row, row, row + 1]), 1) for row in range(6)]
     batch = asyncio.run(Examples(examples, rows=4, seed=2).next(3))
-    assert [int(row.tokens[0]) for row in batch.streams[0].rows] == drawn(6, 4, step=3, seed=2)
-    assert (batch.step, batch.streams[0].objective, batch.streams[0].loss_tokens) == (3, "supervised", 8)
+    assert [int(row.tokens[0]) for row in batch.steps[0][0].rows] == drawn(6, 4, step=3, seed=2)
+    assert (batch.step, batch.steps[0][0].objective, batch.steps[0][0].loss_tokens) == (3, "supervised", 8)
 
 
 def prefixes(engine: Any, teacher: Any, clock: Clock, seed: int = 0, **shares: Any) -> Prefixes:
@@ -68,11 +68,11 @@ def test_student_writes_and_teacher_scores_the_same_tokens() -> None:
     assert asked["rows"] == drawn(10, 4, step=1, seed=0)
     assert (asked["samples"], asked["temperature"], asked["top_p"]) == (2, 0.5, 0.9)
     assert [rollout.prompt.row for rollout in batch.rollouts] == [row for row in asked["rows"] for _ in range(2)]
-    for row, rollout in zip(batch.streams[0].rows, batch.rollouts, strict=True):
+    for row, rollout in zip(batch.steps[0][0].rows, batch.rollouts, strict=True):
         assert row.labels.tolist() == rollout.tokens.tolist()
         text = [int(rollout.prompt.tokens[-1]), *rollout.tokens.tolist()]
         assert np.array_equal(row.scores.logprobs, said_by(TEACHER, text))
-    assert batch.streams[0].loss_tokens == 4 * 2 * 3
+    assert batch.steps[0][0].loss_tokens == 4 * 2 * 3
     assert batch.metrics == {
         "rollout/length_mean_tokens": 3.0,
         "rollout/truncated_frac": 1.0,

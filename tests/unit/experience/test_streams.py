@@ -128,7 +128,7 @@ def test_everybody_writes_in_the_order_of_the_prompts() -> None:
     assert [list(rollout.tokens) for rollout in batch.rollouts if rollout.writer is TEACHER] == [[6, 6]] * len(
         [by_ for by_ in by if by_ is TEACHER] * 2
     )
-    for row, rollout in zip(batch.streams[0].rows, batch.rollouts, strict=True):
+    for row, rollout in zip(batch.steps[0][0].rows, batch.rollouts, strict=True):
         assert row.scores is not None and row.scores.logprobs is not None
         assert row.scores.logprobs.tolist() == [1000 + rollout.prompt.row + at / 100 for at in range(len(rollout.tokens))]
         assert row.labels.tolist() == rollout.tokens.tolist()
@@ -149,8 +149,8 @@ def test_gold_answers_become_rollouts_that_nobody_sampled() -> None:
 
 def test_nobody_is_asked_who_does_not_write_or_score() -> None:
     batch = collected(shares(dataset=1.0), None, None, scored=False)
-    assert [stream.name for stream in batch.streams] == ["main"]
-    assert all(row.scores is None for row in batch.streams[0].rows)
+    assert [stream.name for stream in batch.steps[0]] == ["main"]
+    assert all(row.scores is None for row in batch.steps[0][0].rows)
     teacher = NamingTeacher()
     collected(shares(teacher=1.0), None, teacher, scored=False)
     assert len(teacher.asked) == 1 and not teacher.scored
@@ -169,20 +169,20 @@ def test_streams_beside_the_main_one(main: bool) -> None:
         Beside("more", MORE, 2, 1.5, scored=True),
     )
     batch = collected(MIXED, TableEngine(TABLE), teacher, scored=main, beside=beside)
-    assert [(stream.name, stream.objective, stream.weight) for stream in batch.streams] == [
+    assert [(stream.name, stream.objective, stream.weight) for stream in batch.steps[0]] == [
         ("main", "main", 1.0),
         ("sft", "sft", 0.5),
         ("offline", "offline", 2.0),
         ("more", "more", 1.5),
     ]
-    for stream, examples, rows in zip(batch.streams[1:], (MORE, GIVEN, MORE), (3, 4, 2), strict=True):
+    for stream, examples, rows in zip(batch.steps[0][1:], (MORE, GIVEN, MORE), (3, 4, 2), strict=True):
         chosen = [examples[index] for index in drawn(len(examples), rows, step=2, seed=1 ^ zlib.crc32(stream.name.encode()))]
         assert [row.tokens.tolist() for row in stream.rows] == [example.tokens.tolist() for example in chosen]
         assert [len(row.labels) for row in stream.rows] == [len(each.tokens) - each.start for each in chosen]
         assert stream.loss_tokens == sum(len(row.labels) for row in stream.rows)
     assert len(teacher.scored) == 1, "one call for all"
     assert len(teacher.scored[0]) == 6 + (len(batch.rollouts) if main else 0)
-    for stream, scored in zip(batch.streams, (main, False, True, True), strict=True):
+    for stream, scored in zip(batch.steps[0], (main, False, True, True), strict=True):
         for row in stream.rows:
             assert (row.scores is not None) == scored
             if row.scores is not None and row.scores.logprobs is not None:

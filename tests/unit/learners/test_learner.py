@@ -109,7 +109,7 @@ def unchanged(model: PreTrainedModel, before: dict[str, Tensor]) -> bool:
 
 
 def step(learner: SingleLearner, *streams: Stream) -> dict[str, float]:
-    return asyncio.run(learner.update(Batch(0, streams))).metrics
+    return asyncio.run(learner.update(Batch(0, (streams,)))).metrics
 
 
 STREAMS: dict[str, Callable[[PreTrainedModel], tuple[Stream, ...]]] = {
@@ -254,7 +254,7 @@ def test_nothing_of_a_stopped_step_is_left(make: MakeLearner) -> None:
     learner = make(model, objectives={"gold": Supervised(), "bad": NoSlope()})
     with pytest.raises(DivergedError):
         step(learner, *streams, replace(gold_text(), objective="bad"))
-    update = asyncio.run(learner.update(Batch(1, streams)))
+    update = asyncio.run(learner.update(Batch(1, (streams,))))
     assert update.version == 1
     for name, parameter in model.named_parameters():
         assert torch.allclose(before[name] - parameter.detach(), wanted[name], atol=2e-5)

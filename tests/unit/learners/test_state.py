@@ -50,7 +50,7 @@ def make() -> Iterator[Make]:
 def batch(step: int) -> Batch:
     rollouts = random_rollouts([(3, 4), (1, 9), (6, 1)], seed=step)
     examples = [Example(np.concatenate([r.prompt.tokens, r.tokens]), len(r.prompt.tokens)) for r in rollouts]
-    return Batch(step, (collate_examples("gold", examples, objective="gold"),))
+    return Batch(step, ((collate_examples("gold", examples, objective="gold"),),))
 
 
 def update(learner: SingleLearner, *steps: int) -> list[dict[str, float]]:

@@ -73,7 +73,7 @@ def test_gradient_is_that_of_the_whole_batch(
     head = TeacherHead(teacher.get_output_embeddings().weight.detach().numpy())
     objectives = {"main": make_objective(**CASES[name])}
     learners.append(SingleLearner(model, tiny_renderer(), config, objectives, steps=10, teacher_head=head))
-    metrics = asyncio.run(learners[-1].update(Batch(0, (stream,)))).metrics
+    metrics = asyncio.run(learners[-1].update(Batch(0, ((stream,),)))).metrics
     assert metrics["loss/nats_per_token"] == pytest.approx(loss.item(), rel=1e-4, abs=1e-5)
     for key, parameter in parameters.items():
         got = before[key] - parameter.detach()

@@ -97,6 +97,12 @@ def collected(learner: Any, teacher: PreTrainedModel, settings: MiniLLMConfig, *
     return asyncio.run(source.next(0))
 
 
+def main_of(batch: Batch) -> Stream:
+    """The main stream as it was collected, before it is cut into minibatches."""
+    assert batch.main is not None
+    return batch.main
+
+
 def tables(model: PreTrainedModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [B, T, V], tokens and lengths of the rows, each run alone."""
     logits = torch.zeros(len(rows), WIDTH, VOCABULARY)
@@ -109,7 +115,7 @@ def tables(model: PreTrainedModel, rows: Sequence[Row]) -> tuple[Tensor, Tensor,
 
 def reference(teacher: PreTrainedModel, batch: Batch, options: dict[str, Any], mix: float) -> dict[str, Tensor]:
     """The weights after the batch's steps: the reference loss of the whole collection, of which each step takes its rows."""
-    model, rows = tiny_model(), batch.streams[0].rows
+    model, rows = tiny_model(), main_of(batch).rows
     asked = {"whitening": MiniLLMConfig(**options).whitening} | options
     with torch.no_grad():
         taught, tokens, lengths = tables(teacher, rows)
@@ -197,7 +203,7 @@ def test_what_a_collection_says_of_itself(teacher: PreTrainedModel, learners: li
     settings = MiniLLMConfig(preset="lmops")
     learner = make_learner(learners, teacher, settings)
     batch = collected(learner, teacher, settings, mix=0.2)
-    rows = batch.streams[0].rows
+    rows = main_of(batch).rows
     with torch.no_grad():
         said, taught = (torch.log_softmax(tables(model, rows)[0], -1) for model in (tiny_model(), teacher))
     tokens, lengths = tables(teacher, rows)[1:]
@@ -208,7 +214,7 @@ def test_what_a_collection_says_of_itself(teacher: PreTrainedModel, learners: li
     assert batch.metrics["policy/weight_max"] == pytest.approx((1 / (0.8 + 0.2 * gap.exp())).max().item(), rel=1e-4)
     assert batch.metrics["policy/weight_min"] == pytest.approx((1 / (0.8 + 0.2 * gap.exp())).min().item(), rel=1e-4)
     # At the first step the bound of 0.2 holds back what the teacher likes six times less, and rewards well.
-    first = Batch(0, batch.streams)
+    first = Batch(0, ((main_of(batch),),))
     credit = np.concatenate([row.credit.advantage for row in rows])  # type: ignore[union-attr]
     held = ((gap.exp() < 1 / 6) & (torch.tensor(credit) > 0)) | ((gap.exp() > 2.25) & (torch.tensor(credit) < 0))
     assert 0 < held.double().mean() < 1
@@ -219,8 +225,8 @@ def test_what_a_collection_says_of_itself(teacher: PreTrainedModel, learners: li
 def test_own_samples_have_weights_of_one(teacher: PreTrainedModel, learners: list[SingleLearner]) -> None:
     settings = MiniLLMConfig()
     batch = collected(make_learner(learners, teacher, settings), teacher, settings, mix=0.0)
-    assert all((row.credit.weight == 1).all() and (row.credit.reach == 1).all() for row in batch.streams[0].rows)  # type: ignore[union-attr]
-    assert batch.measures is not None and len(batch.measures.student_logprob) == batch.streams[0].loss_tokens
+    assert all((row.credit.weight == 1).all() and (row.credit.reach == 1).all() for row in main_of(batch).rows)  # type: ignore[union-attr]
+    assert batch.measures is not None and len(batch.measures.student_logprob) == main_of(batch).loss_tokens
 
 
 def test_every_row_is_in_one_minibatch_of_each_pass() -> None:

@@ -102,14 +102,14 @@ def test_a_run_is_on_fresh_kept_and_given_text() -> None:
     assert fresh and kept and given
     written = {(each.prompt.row, tuple(each.tokens)) for batch in fresh for each in batch.rollouts}
     assert all((each.prompt.row, tuple(each.tokens)) in written for batch in kept for each in batch.rollouts)
-    assert all(row.scores is not None for batch in batches for row in batch.streams[0].rows), "scores are of now"
+    assert all(row.scores is not None for batch in batches for row in batch.steps[0][0].rows), "scores are of now"
     assert [len(batch.rollouts) for batch in kept] == [10] * len(kept)
     assert {batch.metrics["replay/share"] for batch in batches} == {0.7}
 
 
 def test_a_resumed_run_goes_on_alike() -> None:
     def tokens(batch: Batch) -> list[list[int]]:
-        return [row.tokens.tolist() for row in batch.streams[0].rows]
+        return [row.tokens.tolist() for row in batch.steps[0][0].rows]
 
     straight = source_of(0.5, TableEngine(TABLE), steps=30)
     first = source_of(0.5, TableEngine(TABLE), steps=30)
@@ -136,7 +136,7 @@ def test_another_writer_answers_the_prompts_of_the_step(scored: bool) -> None:
         prompts(), TableEngine(TABLE), teacher, settings, PrefixConfig(), scored=True, written=written, seed=1, clock=Clock()
     )
     batch = asyncio.run(source.next(0))
-    main, taught, gold = batch.streams
+    main, taught, gold = batch.steps[0]
     assert [(each.name, each.objective, each.weight) for each in (taught, gold)] == [
         ("taught", "taught", 0.5),
         ("gold", "gold", 2.0),

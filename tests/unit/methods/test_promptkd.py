@@ -74,7 +74,7 @@ def make() -> Iterator[Make]:
 
 
 def step(learner: SingleLearner, *streams: Stream) -> dict[str, float]:
-    return asyncio.run(learner.update(Batch(0, streams))).metrics
+    return asyncio.run(learner.update(Batch(0, (streams,)))).metrics
 
 
 def copy_of(model: PreTrainedModel) -> dict[str, Tensor]:

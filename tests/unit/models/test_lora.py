@@ -84,7 +84,7 @@ def make(tmp_path: Path) -> Iterator[MakeLora]:
 
 def train(learner: SingleLearner, steps: int = 3) -> SingleLearner:
     for step in range(steps):
-        asyncio.run(learner.update(Batch(step, (text(),))))
+        asyncio.run(learner.update(Batch(step, ((text(),),))))
     return learner
 
 
@@ -280,5 +280,5 @@ def test_an_adapter_is_no_model(make: MakeLora, tmp_path: Path) -> None:
 
 def test_loss_falls(make: MakeLora) -> None:
     learner = make(optimizer=OptimizerConfig(lr=0.02))
-    losses = [asyncio.run(learner.update(Batch(at, (text(),)))).metrics["loss/nats_per_token"] for at in range(20)]
+    losses = [asyncio.run(learner.update(Batch(at, ((text(),),)))).metrics["loss/nats_per_token"] for at in range(20)]
     assert losses[-1] < 0.5 * losses[0]

@@ -92,7 +92,7 @@ def learner_of(taught: Taught, payload: str, **fields: Any) -> Learner:
 def update(taught: Taught, stream: Stream, payload: str, **fields: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Figures and gradient of one step."""
     learner = learner_of(taught, payload, **fields)
-    metrics = asyncio.run(learner.update(Batch(0, (stream,)))).metrics
+    metrics = asyncio.run(learner.update(Batch(0, ((stream,),)))).metrics
     after = asyncio.run(learner.weights()).arrays
     asyncio.run(learner.close())
     return metrics, {name: value.detach() - torch.tensor(after[name]) for name, value in student().named_parameters()}
