@@ -5,7 +5,7 @@ T generated tokens, L loss tokens, K listed tokens, D hidden size, V vocabulary.
 """
 
 from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,21 @@ PROBE_TOKENS = 32
 """Longest sequence of a `Probe`."""
 
 
-class Detail(IntEnum):
-    """How much a teacher says about each token. A richer payload serves every objective a poorer one does."""
+class Payload(StrEnum):
+    """What a teacher returns for each token, from the least to the most: see `TeacherScores`."""
 
-    SAMPLED = 1
-    TOP_K = 2
-    HIDDEN = 3
+    SAMPLED = "sampled"
+    TOP_K = "top_k"
+    HIDDEN = "hidden"
+
+    def serves(self, needed: str) -> bool:
+        """Whether an objective that needs `needed` can use this payload: a richer payload serves every poorer need.
+
+        >>> Payload.HIDDEN.serves("top_k"), Payload.SAMPLED.serves("top_k")
+        (True, False)
+        """
+        order = list(Payload)
+        return order.index(self) >= order.index(Payload(needed))
 
 
 class Finish(StrEnum):
@@ -102,7 +111,7 @@ class TeacherScores:
     `hidden_dtype` says so.
     """
 
-    detail: Detail
+    payload: Payload
     logprobs: Array | None = None
     top_ids: Array | None = None
     top_logprobs: Array | None = None

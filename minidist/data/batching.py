@@ -167,7 +167,7 @@ def _joined(scores: Sequence[TeacherScores | None]) -> TeacherScores | None:
     if not given:
         return None
     assert len(given) == len(scores), "a teacher scores all rows of a stream or none"
-    assert len({(each.detail, each.hidden_dtype) for each in given}) == 1, "one stream, one payload"
+    assert len({(each.payload, each.hidden_dtype) for each in given}) == 1, "one stream, one payload"
 
     def joined(arrays: Sequence[Array | None]) -> Array | None:
         held = [array for array in arrays if array is not None]
@@ -175,7 +175,7 @@ def _joined(scores: Sequence[TeacherScores | None]) -> TeacherScores | None:
         return np.concatenate(held) if held else None
 
     return TeacherScores(
-        given[0].detail,
+        given[0].payload,
         logprobs=joined([each.logprobs for each in given]),
         top_ids=joined([each.top_ids for each in given]),
         top_logprobs=joined([each.top_logprobs for each in given]),

@@ -16,7 +16,7 @@ from minidist.losses.targets import Objective, TokenCredit, TokenTargets
 from minidist.models.arrays import to_tensor
 from minidist.models.forward import hidden_states, padded_layout
 from minidist.models.heads import apply_head, check_head, head_of
-from minidist.types import Array, Detail, Measures, TeacherHead, TeacherScores
+from minidist.types import Array, Measures, Payload, TeacherHead, TeacherScores
 
 
 class Student(nn.Module):
@@ -95,7 +95,7 @@ class Student(nn.Module):
 
 
 def _targets(micro: MicroBatch, device: torch.device) -> TokenTargets:
-    labels, scores = torch.as_tensor(micro.labels, device=device), micro.scores or TeacherScores(Detail.SAMPLED)
+    labels, scores = torch.as_tensor(micro.labels, device=device), micro.scores or TeacherScores(Payload.SAMPLED)
 
     def tensor(array: Array | None) -> Tensor | None:
         return None if array is None else to_tensor(array, str(array.dtype)).to(device)

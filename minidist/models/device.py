@@ -5,9 +5,9 @@ import os
 import torch
 
 
-def pick_device(gpus: int) -> torch.device:
+def pick_device(on_gpu: bool) -> torch.device:
     """The device of a role: its GPU when the run has any, else the CPU."""
-    return torch.device("cuda", 0) if gpus and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else torch.device("cpu")
+    return torch.device("cuda", 0) if on_gpu and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else torch.device("cpu")
 
 
 def repeatable(deterministic: bool) -> None:

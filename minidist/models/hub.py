@@ -97,16 +97,18 @@ def architecture(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> P
     return type(known)(**given)
 
 
-def build_student(config: StudentConfig, tokenizer: PreTrainedTokenizerBase, seed: int, gpus: int = 0) -> PreTrainedModel:
+def build_student(
+    config: StudentConfig, tokenizer: PreTrainedTokenizerBase, seed: int, on_gpu: bool = False
+) -> PreTrainedModel:
     """The student: from its checkpoint, or random weights of its architecture."""
     if config.model is not None:
-        return load_model(config, "student.model", gpus)
+        return load_model(config, "student.model", on_gpu)
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(architecture(config, tokenizer), dtype=getattr(torch, config.dtype))
-    return model.to(pick_device(gpus)).eval()
+    return model.to(pick_device(on_gpu)).eval()
 
 
-def load_model(config: ModelConfig, where: str, gpus: int = 0) -> PreTrainedModel:
+def load_model(config: ModelConfig, where: str, on_gpu: bool = False) -> PreTrainedModel:
     """A checkpoint's model in evaluation mode (no dropout), from safetensors only, on the role's device."""
     path = _whole(resolve(config.model or "", where), where)
     try:
@@ -115,7 +117,7 @@ def load_model(config: ModelConfig, where: str, gpus: int = 0) -> PreTrainedMode
         )
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: cannot load {path}: {str(error).splitlines()[0]}") from None
-    return model.to(pick_device(gpus)).eval()
+    return model.to(pick_device(on_gpu)).eval()
 
 
 def context_length(config: PretrainedConfig) -> int:

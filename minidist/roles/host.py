@@ -112,7 +112,7 @@ class Roles:
         return {
             "renderer": self._plan.renderer,
             "vocabulary": self._plan.vocabulary,
-            "gpus": self._config.cluster.gpus_of(role) > 0,
+            "on_gpu": self._config.cluster.gpus_of(role) > 0,
         }
 
 

@@ -25,7 +25,7 @@ def make_engine(
     max_tokens: int,
     seed: int,
     vocabulary: int | None,
-    gpus: int,
+    on_gpu: bool,
     tensor_parallel: int = 1,
     deterministic: bool = False,
     teacher: TeacherConfig | None = None,
@@ -35,11 +35,11 @@ def make_engine(
     if rollout.engine == "hf" and teacher is not None:
         from minidist.rollout.mixed.lockstep import LockstepEngine
 
-        return LockstepEngine(model, teacher, renderer, vocabulary=vocabulary, gpus=gpus)
+        return LockstepEngine(model, teacher, renderer, vocabulary=vocabulary, on_gpu=on_gpu)
     if rollout.engine == "hf":
         from minidist.rollout.hf import HFEngine
 
-        return HFEngine(model, renderer, vocabulary=vocabulary, gpus=gpus)
+        return HFEngine(model, renderer, vocabulary=vocabulary, on_gpu=on_gpu)
     from minidist.rollout.vllm.engine import VLLMEngine
 
     return VLLMEngine(
@@ -49,7 +49,7 @@ def make_engine(
         max_tokens=max_tokens,
         seed=seed,
         vocabulary=vocabulary,
-        gpus=gpus,
+        on_gpu=on_gpu,
         tensor_parallel=tensor_parallel,
         deterministic=deterministic,
     )
@@ -59,7 +59,7 @@ def make_teacher(
     config: TeacherConfig,
     renderer: Renderer,
     vocabulary: int | None,
-    gpus: int,
+    on_gpu: bool,
     tensor_parallel: int = 1,
     max_tokens: int | None = None,
     deterministic: bool = False,
@@ -71,8 +71,14 @@ def make_teacher(
     if config.backend == "vllm":
         from minidist.teachers.vllm import VLLMTeacher
 
-        split = {"gpus": gpus, "tensor_parallel": tensor_parallel}
-        return VLLMTeacher(config, renderer, vocabulary=vocabulary, max_tokens=max_tokens, **split)
+        return VLLMTeacher(
+            config,
+            renderer,
+            vocabulary=vocabulary,
+            on_gpu=on_gpu,
+            tensor_parallel=tensor_parallel,
+            max_tokens=max_tokens,
+        )
     if config.backend == "server":
         from minidist.teachers.server.teacher import ServerTeacher
 
@@ -86,9 +92,9 @@ def make_teacher(
         from minidist.rollout.vllm.core import VLLMCore
         from minidist.teachers.vllm import teacher_settings
 
-        settings = teacher_settings(config, max_tokens=max_tokens, gpus=gpus)
+        settings = teacher_settings(config, max_tokens=max_tokens, on_gpu=on_gpu)
         core = VLLMCore(settings, renderer, name="turns", vocabulary=vocabulary)
-    return HFTeacher(config, renderer, vocabulary=vocabulary, gpus=gpus, group=group, core=core)
+    return HFTeacher(config, renderer, vocabulary=vocabulary, on_gpu=on_gpu, group=group, core=core)
 
 
 def make_learner(
@@ -100,7 +106,7 @@ def make_learner(
     steps: int,
     seed: int,
     vocabulary: int | None,
-    gpus: int,
+    on_gpu: bool,
     deterministic: bool = False,
     group: RankGroup | None = None,
 ) -> Learner:
@@ -117,16 +123,16 @@ def make_learner(
     repeatable(deterministic)
     kind, joined = SingleLearner, Alone()
     if config.backend == "deepspeed":
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if gpus else "cpu")
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
         from minidist.learners.deepspeed import DeepSpeedLearner
 
-        kind, joined = DeepSpeedLearner, Joined(group or RankGroup(), "cuda" if gpus else "cpu")
-    model = build_student(student, renderer.tokenizer, seed, gpus)
+        kind, joined = DeepSpeedLearner, Joined(group or RankGroup(), "cuda" if on_gpu else "cpu")
+    model = build_student(student, renderer.tokenizer, seed, on_gpu)
     adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=seed)
     tutor, head = None, None
     if teacher is not None and teacher.prompt is not None:
         tutor = make_prompted(
-            teacher, teacher.prompt, renderer, config, steps=steps, vocabulary=vocabulary, gpus=gpus, group=joined
+            teacher, teacher.prompt, renderer, config, steps=steps, vocabulary=vocabulary, on_gpu=on_gpu, group=joined
         )
     elif teacher is not None and teacher.payload == "hidden":
         head = load_teacher_head(teacher, vocabulary)
@@ -143,14 +149,14 @@ def make_prompted(
     *,
     steps: int,
     vocabulary: int | None,
-    gpus: int,
+    on_gpu: bool,
     group: "Alone",
 ) -> "PromptedTeacher":
     """A whole copy of the teacher for this rank, and the prompt it starts with."""
     from minidist.methods.promptkd import PromptedTeacher, initial_prompt
     from minidist.models.hub import load_model
 
-    model = load_model(teacher, "teacher.model", gpus)
+    model = load_model(teacher, "teacher.model", on_gpu)
     start = initial_prompt(model, renderer.tokenizer, prompt)
     return PromptedTeacher(model, start, prompt, config, steps=steps, vocabulary=vocabulary, group=group)
 

@@ -24,9 +24,9 @@ _ROWS = 128  # sequences decoded side by side
 class HFEngine:
     """A rollout engine over `transformers`, for tests and for models vLLM does not know."""
 
-    def __init__(self, config: ModelConfig, renderer: Renderer, *, vocabulary: int | None = None, gpus: int = 0) -> None:
-        self._config, self._renderer, self._vocabulary, self._gpus = config, renderer, vocabulary, gpus
-        self._model = load_model(config, "student.model", gpus)
+    def __init__(self, config: ModelConfig, renderer: Renderer, *, vocabulary: int | None = None, on_gpu: bool = False) -> None:
+        self._config, self._renderer, self._vocabulary, self._on_gpu = config, renderer, vocabulary, on_gpu
+        self._model = load_model(config, "student.model", on_gpu)
         self._worker = Worker("rollout")
         self._version = self._tokens = 0
 
@@ -66,7 +66,7 @@ class HFEngine:
     async def load(self, weights: Weights | Path) -> None:
         """Other weights of the same architecture."""
         if isinstance(weights, Path):
-            self._model = load_model(self._config.model_copy(update={"model": str(weights)}), "weights", self._gpus)
+            self._model = load_model(self._config.model_copy(update={"model": str(weights)}), "weights", self._on_gpu)
             self._version += 1
             return
         state = {name: to_tensor(array, weights.dtypes[name]) for name, array in weights.arrays.items()}

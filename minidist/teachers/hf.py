@@ -20,7 +20,7 @@ from minidist.models.hub import load_model
 from minidist.rollout.hf import sample
 from minidist.rollout.vllm.core import VLLMCore
 from minidist.rollout.vllm.sessions import TakesTurns
-from minidist.types import Detail, Prompt, RankGroup, Rollout, Row, TeacherScores
+from minidist.types import Payload, Prompt, RankGroup, Rollout, Row, TeacherScores
 
 
 class HFTeacher(TakesTurns):
@@ -36,12 +36,12 @@ class HFTeacher(TakesTurns):
         renderer: Renderer,
         *,
         vocabulary: int | None,
-        gpus: int = 0,
+        on_gpu: bool = False,
         group: RankGroup | None = None,
         core: VLLMCore | None = None,
     ) -> None:
         self._config, self._renderer, self._vocabulary, self._core = config, renderer, vocabulary, core
-        model = load_model(config, "teacher.model", gpus).requires_grad_(False)
+        model = load_model(config, "teacher.model", on_gpu).requires_grad_(False)
         check_head(model)
         self._architecture = type(model).__name__
         self._padded = padded_layout("auto", model.device)
@@ -110,15 +110,15 @@ class HFTeacher(TakesTurns):
         """What the scorer gave, row by row."""
         if self._config.payload == "hidden":
             split = [to_array(part) for part in said_of.split(lengths)]
-            return [TeacherScores(Detail.HIDDEN, hidden=array, hidden_dtype=dtype) for array, dtype in split]
+            return [TeacherScores(Payload.HIDDEN, hidden=array, hidden_dtype=dtype) for array, dtype in split]
         logprobs, labels = said_of, torch.as_tensor(micro.labels, device=said_of.device)
         said = [to_array(part)[0] for part in logprobs.gather(-1, labels[:, None]).squeeze(-1).split(lengths)]
         if self._config.payload == "sampled":
-            return [TeacherScores(Detail.SAMPLED, logprobs=array) for array in said]
+            return [TeacherScores(Payload.SAMPLED, logprobs=array) for array in said]
         top = logprobs.topk(min(self._config.top_k, logprobs.shape[-1]), -1)
         ids, values = top.indices.to(torch.int32).split(lengths), top.values.split(lengths)
         return [
-            TeacherScores(Detail.TOP_K, logprobs=own, top_ids=to_array(id_)[0], top_logprobs=to_array(value)[0])
+            TeacherScores(Payload.TOP_K, logprobs=own, top_ids=to_array(id_)[0], top_logprobs=to_array(value)[0])
             for own, id_, value in zip(said, ids, values, strict=True)
         ]
 

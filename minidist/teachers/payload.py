@@ -3,7 +3,7 @@
 import numpy as np
 
 from minidist.config.teacher import TeacherConfig
-from minidist.types import Array, Detail, TeacherScores
+from minidist.types import Array, Payload, TeacherScores
 
 
 def classes_asked(config: TeacherConfig, width: int, vocabulary: int | None) -> int:
@@ -24,11 +24,11 @@ def to_scores(logprobs: Array, ids: Array, values: Array, config: TeacherConfig,
     """
     own = np.ascontiguousarray(logprobs, dtype=np.float32)
     if config.payload == "sampled":
-        return TeacherScores(Detail.SAMPLED, logprobs=own)
+        return TeacherScores(Payload.SAMPLED, logprobs=own)
     count = min(config.top_k, ids.shape[1] if vocabulary is None else vocabulary)
     if vocabulary is not None and (ids >= vocabulary).any():
         order = np.argsort(ids >= vocabulary, axis=1, kind="stable")  # real ids first, their order kept
         ids, values = np.take_along_axis(ids, order, 1), np.take_along_axis(values, order, 1)
     top_ids = np.ascontiguousarray(ids[:, :count], dtype=np.int32)
     top_logprobs = np.ascontiguousarray(values[:, :count], dtype=np.float32)
-    return TeacherScores(Detail.TOP_K, logprobs=own, top_ids=top_ids, top_logprobs=top_logprobs)
+    return TeacherScores(Payload.TOP_K, logprobs=own, top_ids=top_ids, top_logprobs=top_logprobs)

@@ -13,7 +13,7 @@ from minidist.teachers.payload import classes_asked, to_scores
 from minidist.types import Prompt, Rollout, TeacherScores
 
 
-def teacher_settings(config: TeacherConfig, *, max_tokens: int | None, gpus: int, tensor_parallel: int = 1) -> VLLMSettings:
+def teacher_settings(config: TeacherConfig, *, max_tokens: int | None, on_gpu: bool, tensor_parallel: int = 1) -> VLLMSettings:
     """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context."""
     return VLLMSettings(
         model=resolve(config.model or "", "teacher.model"),
@@ -24,7 +24,7 @@ def teacher_settings(config: TeacherConfig, *, max_tokens: int | None, gpus: int
         max_sequences=config.max_sequences,
         kv_cache_gib=config.kv_cache_gib,
         gpu_memory_utilization=config.gpu_memory_utilization,
-        gpus=gpus,
+        on_gpu=on_gpu,
         tensor_parallel=tensor_parallel,
         batch_tokens=max(config.batch_tokens, config.max_sequences),
         prefix_caching=False,
@@ -44,13 +44,13 @@ class VLLMTeacher(TakesTurns):
         renderer: Renderer,
         *,
         vocabulary: int | None,
-        gpus: int = 0,
+        on_gpu: bool = False,
         tensor_parallel: int = 1,
         max_tokens: int | None = None,
     ) -> None:
         self._config, self._vocabulary = config, vocabulary
         self._classes = classes_asked(config, vocabulary_size(load_config(config, "teacher.model")), vocabulary)
-        settings = teacher_settings(config, max_tokens=max_tokens, gpus=gpus, tensor_parallel=tensor_parallel)
+        settings = teacher_settings(config, max_tokens=max_tokens, on_gpu=on_gpu, tensor_parallel=tensor_parallel)
         settings = replace(settings, max_logprobs=max(self._classes, 1))
         self._core = VLLMCore(settings, renderer, name="teacher", vocabulary=vocabulary)
 

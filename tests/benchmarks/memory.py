@@ -46,7 +46,7 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
     from minidist.losses.objectives import make_objective
     from minidist.models.arrays import to_array
     from minidist.preflight.memory import _HELD, _PROCESS, learner_need, read_shape
-    from minidist.types import Batch, Detail, TeacherHead, TeacherScores
+    from minidist.types import Batch, Payload, TeacherHead, TeacherScores
     from tests.support.tiny import random_rollouts, tiny_renderer
 
     supervised = objective == "supervised"
@@ -59,7 +59,7 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
     head = to_array(torch.randn(8192, 512, dtype=getattr(torch, dtype)))[0]
     model = AutoModelForCausalLM.from_config(model_config, dtype=getattr(torch, dtype)).eval()
     hidden = np.random.default_rng(0).standard_normal((_ROW - 16, 512), np.float32)
-    scores = None if supervised else TeacherScores(Detail.HIDDEN, hidden=hidden)  # one array for all rows: it is not measured
+    scores = None if supervised else TeacherScores(Payload.HIDDEN, hidden=hidden)  # one array for all rows: it is not measured
     batch = Batch(0, ((collate("text", rollouts, [scores] * len(rollouts), objective="text"),),))  # type: ignore[list-item]
     learner = SingleLearner(
         model,

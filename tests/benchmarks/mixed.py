@@ -90,7 +90,7 @@ class _Pair:
 
     async def __aenter__(self) -> "_Pair":
         await self._cluster.__aenter__()
-        common = {"renderer": self._renderer, "vocabulary": None, "gpus": 0, "max_tokens": self._max_tokens}
+        common = {"renderer": self._renderer, "vocabulary": None, "on_gpu": False, "max_tokens": self._max_tokens}
         writing = {"model": self._student, "seed": 0, **common}
         host, rollout = self._cluster.host, RolloutConfig(kv_cache_gib=self._kv_gib / 2)
         student = await host("rollout", make_engine, rollout=rollout, **writing)

@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_engine_and_learner_agree_after_a_sync(tmp_path: Path) -> None:
     save_model(tmp_path, SHAPE | {"head_dim": 64}, 1)
     renderer = Renderer(character_tokenizer(find("sort").alphabet), RenderConfig())
-    common: dict[str, Any] = {"renderer": renderer, "seed": 0, "vocabulary": None, "gpus": 1}
+    common: dict[str, Any] = {"renderer": renderer, "seed": 0, "vocabulary": None, "on_gpu": True}
 
     async def agree() -> float:
         async with Cluster(ClusterConfig(gpus=1), tmp_path / "logs") as cluster:

@@ -100,7 +100,7 @@ class Stack:
 
     def shards(self, config: TeacherConfig) -> Shards:
         """A teacher partitioned over two ranks, in the place of the last one."""
-        self.run(self._start(make_teacher, {"config": config, "renderer": self.renderer, "vocabulary": None, "gpus": 0}))
+        self.run(self._start(make_teacher, {"config": config, "renderer": self.renderer, "vocabulary": None, "on_gpu": False}))
         return Shards(self.pair)
 
     async def _start(self, make: Any, arguments: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ def learner_arguments(stack: Stack, config: LearnerConfig) -> dict[str, Any]:
         "steps": 100,
         "seed": 0,
         "vocabulary": None,
-        "gpus": 0,
+        "on_gpu": False,
     }
 
 
@@ -142,7 +142,7 @@ def engine_arguments(stack: Stack, model: Path) -> dict[str, Any]:
         "max_tokens": MAX_TOKENS,
         "seed": 0,
         "vocabulary": None,
-        "gpus": 0,
+        "on_gpu": False,
     }
 
 
@@ -171,7 +171,7 @@ _ROOM = ClusterConfig(
 
 async def _host(stack: Stack) -> None:
     host, teacher = stack.cluster.host, TeacherConfig(model=str(stack.teacher_path))
-    scoring = {"config": teacher, "renderer": stack.renderer, "vocabulary": None, "gpus": 0}
+    scoring = {"config": teacher, "renderer": stack.renderer, "vocabulary": None, "on_gpu": False}
     learning = learner_arguments(stack, settings(lr=0.5))
     engines, teachers, stack.learner, stack.pair = await together(
         [

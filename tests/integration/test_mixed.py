@@ -24,7 +24,9 @@ DRAWS = 20_000
 def taught(stack: Stack) -> Iterator[Any]:
     """A teacher in transformers that also takes turns, in an actor of its own."""
     config = {"config": TeacherConfig(model=str(stack.teacher_path)), "max_tokens": MAX_TOKENS, "mixing": True}
-    teacher = stack.run(stack.cluster.host("teacher", make_teacher, renderer=stack.renderer, vocabulary=None, gpus=0, **config))
+    teacher = stack.run(
+        stack.cluster.host("teacher", make_teacher, renderer=stack.renderer, vocabulary=None, on_gpu=False, **config)
+    )
     yield teacher
     stack.dismiss(teacher)
 

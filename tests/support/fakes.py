@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minidist.types import Batch, Detail, Finish, Probe, Prompt, Rollout, TeacherScores, Update, Weights
+from minidist.types import Batch, Finish, Payload, Probe, Prompt, Rollout, TeacherScores, Update, Weights
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -60,7 +60,7 @@ class TableTeacher:
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         self.calls.append("score")
         texts = [[int(rollout.prompt.tokens[-1]), *rollout.tokens.tolist()] for rollout in rollouts]
-        return [TeacherScores(Detail.SAMPLED, logprobs=said_by(self.table, text)) for text in texts]
+        return [TeacherScores(Payload.SAMPLED, logprobs=said_by(self.table, text)) for text in texts]
 
 
 class TableLearner:

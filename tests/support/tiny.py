@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from minidist.config.data import RenderConfig
 from minidist.data.rendering import Renderer, character_tokenizer
-from minidist.types import Detail, Finish, Prompt, Rollout, Row, TeacherScores
+from minidist.types import Finish, Payload, Prompt, Rollout, Row, TeacherScores
 
 VOCABULARY = 13  # of the ten digits, "=", <eos> and <unk>
 
@@ -50,7 +50,7 @@ def hidden_scores(teacher: PreTrainedModel, rollouts: Sequence[Rollout]) -> list
     for rollout in rollouts:
         ids = torch.tensor(np.concatenate([rollout.prompt.tokens, rollout.tokens])[None].astype(np.int64))
         hidden = teacher.base_model(input_ids=ids).last_hidden_state[0, len(rollout.prompt.tokens) - 1 : -1]
-        scores.append(TeacherScores(Detail.HIDDEN, hidden=hidden.numpy()))
+        scores.append(TeacherScores(Payload.HIDDEN, hidden=hidden.numpy()))
     return scores
 
 

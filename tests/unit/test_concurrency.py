@@ -14,7 +14,7 @@ from minidist.errors import DivergedError
 from minidist.learners.ranks import LearnerRanks
 from minidist.rollout.pool import Engines
 from minidist.teachers.pool import Shards, Teachers
-from minidist.types import Batch, Detail, Measures, Stream, TeacherScores, Update
+from minidist.types import Batch, Measures, Payload, Stream, TeacherScores, Update
 from tests.support.tiny import random_rollouts
 
 
@@ -43,7 +43,7 @@ def test_loads_are_better_than_row_by_row() -> None:
 
 
 SCORES = TeacherScores(
-    Detail.HIDDEN,
+    Payload.HIDDEN,
     logprobs=np.zeros(4),
     top_ids=np.zeros((4, 3)),
     top_logprobs=np.zeros((4, 3)),
@@ -64,7 +64,7 @@ def test_an_idle_row_has_no_label_and_packs_with_its_kind(scores: TeacherScores 
     if scores is None or alone.scores is None:
         assert alone.scores is scores
         return
-    assert (alone.scores.detail, alone.scores.hidden_dtype) == (Detail.HIDDEN, "bfloat16")
+    assert (alone.scores.payload, alone.scores.hidden_dtype) == (Payload.HIDDEN, "bfloat16")
     for name in ("logprobs", "top_ids", "top_logprobs", "hidden"):
         whole, cut = getattr(scores, name), getattr(alone.scores, name)
         assert cut is whole if whole is None else cut.shape == (0, *whole.shape[1:]) and cut.dtype == whole.dtype
@@ -122,7 +122,7 @@ def ranks(count: int, failing: int | None = None) -> LearnerRanks:
 
 def stream(lengths: Sequence[tuple[int, int]], name: str = "main", *, scored: bool = True, weight: float = 1.0) -> Stream:
     rollouts = random_rollouts(lengths, seed=len(lengths))
-    scores = [TeacherScores(Detail.SAMPLED, logprobs=np.zeros(len(r.tokens))) for r in rollouts] if scored else None
+    scores = [TeacherScores(Payload.SAMPLED, logprobs=np.zeros(len(r.tokens))) for r in rollouts] if scored else None
     return collate(name, rollouts, scores, objective=name, weight=weight)
 
 

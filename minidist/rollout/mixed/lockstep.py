@@ -26,10 +26,16 @@ class LockstepEngine(HFEngine):
     """The student's engine in transformers, which also holds a teacher to write with."""
 
     def __init__(
-        self, config: ModelConfig, teacher: ModelConfig, renderer: Renderer, *, vocabulary: int | None = None, gpus: int = 0
+        self,
+        config: ModelConfig,
+        teacher: ModelConfig,
+        renderer: Renderer,
+        *,
+        vocabulary: int | None = None,
+        on_gpu: bool = False,
     ) -> None:
-        super().__init__(config, renderer, vocabulary=vocabulary, gpus=gpus)
-        self._teacher = load_model(teacher, "teacher.model", gpus)
+        super().__init__(config, renderer, vocabulary=vocabulary, on_gpu=on_gpu)
+        self._teacher = load_model(teacher, "teacher.model", on_gpu)
 
     async def mix(self, prompts: Sequence[Prompt], alpha: float, **sampling: Any) -> list[Rollout]:
         """As `generate`, from alpha * teacher + (1 - alpha) * student."""

@@ -50,7 +50,7 @@ class VLLMSettings:
     kv_cache_gib: float
     gpu_memory_utilization: float
     seed: int = 0
-    gpus: int = 0
+    on_gpu: bool = False
     tensor_parallel: int = 1
     batch_tokens: int | None = None
     max_logprobs: int = 1
@@ -233,7 +233,7 @@ def _table(sequence: Sequence[int], flat: Any) -> tuple[Array, Array]:
 
 def _make_engine(settings: VLLMSettings) -> Any:
     os.environ.update(_ENVIRONMENT)
-    if not settings.gpus:
+    if not settings.on_gpu:
         # Compiling the sampler's few operations takes vLLM 20 s at the first request, and buys nothing on a CPU.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if settings.ngrams:
@@ -258,7 +258,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "max_num_seqs": settings.max_sequences,
         "max_logprobs": settings.max_logprobs,
         "enable_prefix_caching": settings.prefix_caching,
-        "enforce_eager": not settings.gpus,
+        "enforce_eager": not settings.on_gpu,
         "trust_remote_code": settings.trust_remote_code,
         # Of the distribution that was sampled: the default is before temperature and truncation.
         "logprobs_mode": "processed_logprobs",
@@ -266,15 +266,15 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "disable_log_stats": True,
         "logits_processors": ["minidist.rollout.vllm.ngrams:NoRepeatNgram"] if settings.ngrams else None,
         **(split if settings.tensor_parallel > 1 else {}),
-        **(_on_gpu(settings) if settings.gpus else _on_cpu(settings)),
+        **(_gpu_arguments(settings) if settings.on_gpu else _cpu_arguments(settings)),
     }
 
 
-def _on_gpu(settings: VLLMSettings) -> dict[str, Any]:
+def _gpu_arguments(settings: VLLMSettings) -> dict[str, Any]:
     return {"gpu_memory_utilization": settings.gpu_memory_utilization, "max_num_batched_tokens": settings.batch_tokens}
 
 
-def _on_cpu(settings: VLLMSettings) -> dict[str, Any]:
+def _cpu_arguments(settings: VLLMSettings) -> dict[str, Any]:
     return {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
         # A prompt that is prefilled in two parts draws a token too many, and vLLM takes it back by rewinding the request's

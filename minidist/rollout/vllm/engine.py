@@ -28,7 +28,7 @@ class VLLMEngine(TakesTurns):
         max_tokens: int,
         seed: int,
         vocabulary: int | None = None,
-        gpus: int = 0,
+        on_gpu: bool = False,
         tensor_parallel: int = 1,
         deterministic: bool = False,
     ) -> None:
@@ -41,7 +41,7 @@ class VLLMEngine(TakesTurns):
             kv_cache_gib=rollout.kv_cache_gib,
             gpu_memory_utilization=rollout.gpu_memory_utilization,
             seed=seed,
-            gpus=gpus,
+            on_gpu=on_gpu,
             tensor_parallel=tensor_parallel,
             # What was cached before, by whichever call, would decide which keys and values are computed anew.
             prefix_caching=False if deterministic else None,

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ConfigError, DataError, MinidistError
 from minidist.run.tracking import log
-from minidist.types import Detail, Prompt, Rollout, TeacherScores
+from minidist.types import Payload, Prompt, Rollout, TeacherScores
 
 FORMAT = 1
 INDEX = "cache.json"
@@ -103,8 +103,7 @@ class ScoreCache:
         place = self._places[key_of(rollout)]
         shard = self._open[place.shard]
         held: dict[str, Any] = {name: shard.get_slice(name)[place.start : place.end] for name in ARRAYS if name in shard.keys()}  # noqa: SIM118
-        detail = Detail[self.origin.payload.upper()]
-        return TeacherScores(detail, hidden_dtype=self.hidden_dtype, **held)
+        return TeacherScores(Payload(self.origin.payload), hidden_dtype=self.hidden_dtype, **held)
 
     @cached_property
     def _open(self) -> list[Any]:
@@ -145,7 +144,7 @@ class CachedTeacher:
         if scores.top_ids is None or scores.top_logprobs is None:
             return scores
         ids, logprobs = scores.top_ids[:, : self._top_k], scores.top_logprobs[:, : self._top_k]
-        return TeacherScores(scores.detail, logprobs=scores.logprobs, top_ids=ids, top_logprobs=logprobs)
+        return TeacherScores(scores.payload, logprobs=scores.logprobs, top_ids=ids, top_logprobs=logprobs)
 
 
 def require(cache: ScoreCache, rollouts: Sequence[Rollout], where: str) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from minidist.data.batching import collate, collate_examples, pack
 from minidist.data.sources import Example
-from minidist.types import Detail, Row, TeacherScores
+from minidist.types import Payload, Row, TeacherScores
 from tests.support.tiny import random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LAYOUTS = pytest.mark.parametrize("padded", [False, True], ids=["packed", "buckets"])
@@ -14,7 +14,7 @@ LAYOUTS = pytest.mark.parametrize("padded", [False, True], ids=["packed", "bucke
 
 def stream_rows(lengths: list[tuple[int, int]]) -> tuple[Row, ...]:
     rollouts = random_rollouts(lengths)
-    scores = [TeacherScores(Detail.SAMPLED, logprobs=np.zeros(len(rollout.tokens))) for rollout in rollouts]
+    scores = [TeacherScores(Payload.SAMPLED, logprobs=np.zeros(len(rollout.tokens))) for rollout in rollouts]
     return collate("rows", rollouts, scores, objective="none").rows
 
 
@@ -73,7 +73,7 @@ def test_label_is_read_off_the_token_before_it() -> None:
 
 def test_per_token_arrays_must_fit() -> None:
     with pytest.raises(AssertionError, match="one entry a generated token"):
-        collate("x", random_rollouts([(2, 3)]), [TeacherScores(Detail.SAMPLED, logprobs=np.zeros(4))], objective="")
+        collate("x", random_rollouts([(2, 3)]), [TeacherScores(Payload.SAMPLED, logprobs=np.zeros(4))], objective="")
 
 
 @LAYOUTS
@@ -110,7 +110,7 @@ def test_buckets_put_like_lengths_together() -> None:
 def test_teacher_states_stay_with_their_rows(padded: bool) -> None:
     rollouts = random_rollouts([(2, 5), (3, 1), (1, 3)])
     scores = [
-        TeacherScores(Detail.HIDDEN, hidden=np.full((len(rollout.tokens), 2), row, dtype=np.float32))
+        TeacherScores(Payload.HIDDEN, hidden=np.full((len(rollout.tokens), 2), row, dtype=np.float32))
         for row, rollout in enumerate(rollouts)
     ]
     for micro in pack(collate("x", rollouts, scores, objective="").rows, budget=16, padded=padded):

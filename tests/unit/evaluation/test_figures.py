@@ -20,7 +20,7 @@ from minidist.evaluation.choices import calibration_error, choice_figures
 from minidist.evaluation.examiner import Examiner, over_seeds
 from minidist.evaluation.table import show
 from minidist.evaluation.text import accuracy, describe_text, distinct, repetition, rouge_l
-from minidist.types import Detail, Finish, Measures, Prompt, Rollout, Stream, TeacherScores
+from minidist.types import Finish, Measures, Payload, Prompt, Rollout, Stream, TeacherScores
 from tests.support.tiny import random_rollouts
 
 
@@ -235,7 +235,7 @@ class Measuring:
         return Measures(row, said, said - 1, *([said + 2, said + 3] if self.exact else []))
 
     async def score(self, rollouts: list[Rollout]) -> list[TeacherScores]:
-        return [TeacherScores(Detail.SAMPLED, logprobs=np.zeros(len(rollout.tokens))) for rollout in rollouts]
+        return [TeacherScores(Payload.SAMPLED, logprobs=np.zeros(len(rollout.tokens))) for rollout in rollouts]
 
     async def extend(self, prompts: list[Prompt], **options: Any) -> list[Rollout]:
         self.written += len(prompts)

@@ -14,7 +14,7 @@ from minidist.config.text import PrefixConfig
 from minidist.data.sources import Example
 from minidist.experience.source import Beside, Prefixes, drawn, writers
 from minidist.run.tracking import Clock
-from minidist.types import Batch, Detail, Finish, Prompt, Rollout, TeacherScores, Writer
+from minidist.types import Batch, Finish, Payload, Prompt, Rollout, TeacherScores, Writer
 from tests.support.fakes import TableEngine
 
 SIZE, LIMIT = 7, 3
@@ -84,7 +84,7 @@ class NamingTeacher:
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         self.scored.append(list(rollouts))
         return [
-            TeacherScores(Detail.SAMPLED, logprobs=rollout.prompt.tokens[0] + np.arange(len(rollout.tokens)) / 100)
+            TeacherScores(Payload.SAMPLED, logprobs=rollout.prompt.tokens[0] + np.arange(len(rollout.tokens)) / 100)
             for rollout in rollouts
         ]
 

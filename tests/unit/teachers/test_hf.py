@@ -15,7 +15,7 @@ from minidist.models.arrays import to_tensor
 from minidist.models.heads import head_of
 from minidist.rollout.hf import sample
 from minidist.teachers.hf import HFTeacher
-from minidist.types import Detail, Rollout, TeacherScores
+from minidist.types import Payload, Rollout, TeacherScores
 from tests.support.tiny import VOCABULARY, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8)]
@@ -62,7 +62,7 @@ def test_top_k_in_falling_order(saved: tuple[Path, PreTrainedModel], asked: int,
     path, model = saved
     for rollout, found in zip(ROLLOUTS, scores(path, payload="top_k", top_k=asked), strict=True):
         table = exact(model, rollout)
-        assert found.detail is Detail.TOP_K
+        assert found.payload is Payload.TOP_K
         assert found.top_ids is not None and found.top_ids.shape == (len(rollout.tokens), given)
         falling = table.sort(-1, descending=True).values[:, :given].numpy()
         assert np.abs(found.top_logprobs - falling).max() < 1e-5

@@ -84,7 +84,7 @@ def learner_of(taught: Taught, payload: str, **fields: Any) -> Learner:
     sgd = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
     config = LearnerConfig(**({"backend": "single", "optimizer": sgd} | fields))
     teacher = TeacherConfig(model=str(taught.path / "teacher"), **PAYLOADS[payload])
-    of_run: dict[str, Any] = {"steps": 9, "seed": 0, "vocabulary": VOCABULARY, "gpus": 0}
+    of_run: dict[str, Any] = {"steps": 9, "seed": 0, "vocabulary": VOCABULARY, "on_gpu": False}
     student = StudentConfig(model=str(taught.path / "student"))
     return make_learner(student, teacher, tiny_renderer(), config, OBJECTIVES, **of_run)
 
@@ -192,7 +192,7 @@ def test_a_teacher_as_good_as_a_guess_is_noticed_in_every_payload(taught: Taught
 def test_scores_stay_with_their_tokens(taught: Taught, payload: str, padded: bool) -> None:
     for micro in pack(taught.stream(payload).rows, budget=16, padded=padded):
         own = [taught.scores[payload][index] for index in micro.rows]
-        assert micro.scores is not None and micro.scores.detail is own[0].detail
+        assert micro.scores is not None and micro.scores.payload is own[0].payload
         for name in ("logprobs", "top_ids", "top_logprobs", "hidden"):
             arrays, joined = [getattr(scores, name) for scores in own], getattr(micro.scores, name)
             assert (joined is None) == (arrays[0] is None)

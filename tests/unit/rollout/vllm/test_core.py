@@ -23,13 +23,13 @@ SETTINGS = VLLMSettings(
 )
 
 
-@pytest.mark.parametrize("gpus", [0, 1])
-def test_a_model_is_split_over_processes_of_vllms_own(gpus: int) -> None:
-    whole = engine_arguments(replace(SETTINGS, gpus=gpus))
-    split = engine_arguments(replace(SETTINGS, gpus=gpus, tensor_parallel=2))
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_model_is_split_over_processes_of_vllms_own(on_gpu: bool) -> None:
+    whole = engine_arguments(replace(SETTINGS, on_gpu=on_gpu))
+    split = engine_arguments(replace(SETTINGS, on_gpu=on_gpu, tensor_parallel=2))
     assert split == whole | {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
     assert "distributed_executor_backend" not in whole  # one device stays in the actor's process
-    assert ("gpu_memory_utilization" in whole, "kv_cache_memory_bytes" in whole) == (bool(gpus), not gpus)
+    assert ("gpu_memory_utilization" in whole, "kv_cache_memory_bytes" in whole) == (on_gpu, not on_gpu)
 
 
 def test_a_prompt_is_never_split_on_a_cpu() -> None:

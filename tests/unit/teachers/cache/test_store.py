@@ -92,7 +92,7 @@ def test_a_cached_teacher_is_the_live_one(saved: Path, tmp_path: Path, options: 
     teacher = CachedTeacher(TeacherConfig(model=str(saved), backend="cache", cache=tmp_path, **options), ScoreCache(tmp_path))
     asked = [ROLLOUTS[place] for place in (3, 1, 4, 0, 2)]
     for found, wanted in zip(asyncio.run(teacher.score(asked)), live(saved, asked, **options), strict=True):
-        assert found.detail is wanted.detail and found.hidden_dtype == wanted.hidden_dtype
+        assert found.payload is wanted.payload and found.hidden_dtype == wanted.hidden_dtype
         for name in ("logprobs", "top_logprobs", "hidden"):
             left, right = getattr(found, name), getattr(wanted, name)
             assert (left is None) == (right is None)

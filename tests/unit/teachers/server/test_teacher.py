@@ -15,7 +15,7 @@ from minidist.errors import MinidistError, RoleError
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.teachers.server.teacher import ServerTeacher
-from minidist.types import Detail, Finish, Rollout
+from minidist.types import Finish, Payload, Rollout
 from tests.support.server import PADDED, Server, config, refused, table
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
@@ -67,10 +67,10 @@ def test_scores_are_the_servers_in_the_rollouts_order(model: str, server: Server
         assert scored.logprobs is not None and scored.logprobs.dtype == np.float32
         assert np.abs(scored.logprobs - lines[range(count), rollout.tokens.tolist()]).max() < 1e-6
         if payload == "sampled":
-            assert scored.detail is Detail.SAMPLED and scored.top_ids is None
+            assert scored.payload is Payload.SAMPLED and scored.top_ids is None
             continue
         best = np.argsort(-lines[:, :VOCABULARY], axis=1)[:, :top_k]  # padded ids stay in the tail
-        assert scored.detail is Detail.TOP_K and scored.top_ids is not None and scored.top_logprobs is not None
+        assert scored.payload is Payload.TOP_K and scored.top_ids is not None and scored.top_logprobs is not None
         assert (scored.top_ids.dtype, scored.top_logprobs.dtype) == (np.int32, np.float32)
         assert scored.top_ids.shape == scored.top_logprobs.shape == (count, min(top_k, VOCABULARY))
         assert (scored.top_ids == best).all()
