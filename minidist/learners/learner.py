@@ -28,9 +28,10 @@ from minidist.losses.chunked import chunk_count
 from minidist.losses.kernels import in_one_pass
 from minidist.losses.targets import Objective
 from minidist.models.arrays import to_array
+from minidist.models.files import is_adapter
 from minidist.models.forward import checkpoint_activations
 from minidist.models.hub import context_length, load_model
-from minidist.models.lora import Adapters, is_adapter, merged, read_adapters, rebased, save_adapters
+from minidist.models.lora import Adapters, merged, read_adapters, rebased, save_adapters
 from minidist.types import PROBE_TOKENS, Array, Batch, Measures, Probe, Stream, TeacherHead, Update, Weights
 
 

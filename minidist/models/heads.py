@@ -18,7 +18,8 @@ from minidist.config.teacher import TeacherConfig
 from minidist.errors import ModelError
 from minidist.losses.chunked import Head, LinearHead
 from minidist.models.arrays import to_array
-from minidist.models.hub import load_config, resolve
+from minidist.models.files import resolve
+from minidist.models.hub import load_config
 from minidist.types import TeacherHead
 
 

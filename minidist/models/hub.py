@@ -1,11 +1,8 @@
-"""Hugging Face models: found and loaded."""
+"""Hugging Face models: configuration, tokenizer and weights."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,42 +17,16 @@ from minidist.data.rendering import character_tokenizer
 from minidist.data.tasks import find
 from minidist.errors import ModelError
 from minidist.models.device import pick_device
-from minidist.models.lora import is_adapter
-
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
-
-
-def resolve(name: str, where: str, *, weights: bool = True) -> Path:
-    """The local directory of a model or tokenizer; a hub name is downloaded, without its weights unless asked for."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"{where}: no model directory at {name}; train one with minidist sft, or correct the path")
-    try:
-        return Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{where}: no directory {name}, and the hub does not give it: {reason}") from None
+from minidist.models.files import resolve, whole_model
 
 
 def load_config(config: ModelConfig, where: str) -> PretrainedConfig:
     """Configuration of a checkpoint, without its weights."""
-    path = _whole(resolve(config.model or "", where, weights=False), where)
+    path = whole_model(resolve(config.model or "", where, weights=False), where)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(f"{where}: {path} holds no usable config.json: {str(error).splitlines()[0]}") from None
-
-
-def _whole(path: Path, where: str) -> Path:
-    """The same path. Raises ModelError where it holds adapters alone: vLLM, and a teacher's head, need the whole model."""
-    if is_adapter(path):
-        raise ModelError(
-            f"{where}: {path} holds a LoRA adapter, and a whole model is needed; train with student.lora.save=merged, or "
-            "merge it with PEFT's merge_and_unload"
-        )
-    return path
 
 
 def load_tokenizer(name: str, where: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -110,7 +81,7 @@ def build_student(
 
 def load_model(config: ModelConfig, where: str, on_gpu: bool = False) -> PreTrainedModel:
     """A checkpoint's model in evaluation mode (no dropout), from safetensors only, on the role's device."""
-    path = _whole(resolve(config.model or "", where), where)
+    path = whole_model(resolve(config.model or "", where), where)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code, use_safetensors=True

@@ -20,9 +20,10 @@ from transformers.pytorch_utils import Conv1D
 
 from minidist.config.models import LoraConfig
 from minidist.errors import ModelError
+from minidist.models.files import ADAPTER_CONFIG
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
-_SAVED_PREFIX, _SAVED_WEIGHTS, _SAVED_CONFIG = "base_model.model.", "adapter_model.safetensors", "adapter_config.json"
+_SAVED_PREFIX, _SAVED_WEIGHTS = "base_model.model.", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def save_adapters(path: Path, adapters: Adapters, state: Mapping[str, Tensor]) -
 
 def read_adapters(path: Path, adapters: Adapters, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A and B that `save_adapters` wrote, under the names of an adapted model's state. Raises ModelError unless they fit it."""
-    there = json.loads((path / _SAVED_CONFIG).read_text())
+    there = json.loads((path / ADAPTER_CONFIG).read_text())
     for key, here in (
         ("base_model_name_or_path", adapters.base),
         ("r", adapters.config.rank),
@@ -178,11 +179,6 @@ def read_adapters(path: Path, adapters: Adapters, state: Mapping[str, Tensor]) -
             f"weights: the adapter in {path} is for other layers than this student's: {name} is in one of them only"
         )
     return {names[name]: tensor for name, tensor in found.items()}
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether transformers would read this directory as adapters on another model."""
-    return (path / _SAVED_CONFIG).is_file()
 
 
 def _saved_name(name: str) -> str:

@@ -11,7 +11,7 @@ from minidist.config.learner import LearnerConfig
 from minidist.config.models import StudentConfig
 from minidist.evaluation.examiner import Examiner
 from minidist.evaluation.table import show
-from minidist.models.hub import resolve
+from minidist.models.files import resolve
 from minidist.preflight.plan import Plan, as_model
 from minidist.protocols import Learner, Teacher
 from minidist.roles.host import Roles

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer
+from minidist.models.files import resolve
 from minidist.models.heads import vocabulary_size
-from minidist.models.hub import context_length, load_config, resolve
+from minidist.models.hub import context_length, load_config
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
 from minidist.rollout.vllm.sessions import TakesTurns
 from minidist.teachers.payload import classes_asked, to_scores

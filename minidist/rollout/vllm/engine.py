@@ -10,7 +10,7 @@ from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.data.rendering import Renderer
 from minidist.models.arrays import to_tensor
-from minidist.models.hub import resolve
+from minidist.models.files import resolve
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
 from minidist.rollout.vllm.sessions import TakesTurns
 from minidist.types import Prompt, Rollout, Weights

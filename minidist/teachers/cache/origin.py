@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ModelError
-from minidist.models.hub import resolve
+from minidist.models.files import resolve
 from minidist.teachers.cache.store import Origin
 
 if TYPE_CHECKING:

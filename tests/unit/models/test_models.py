@@ -15,9 +15,10 @@ from minidist.data.rendering import character_tokenizer
 from minidist.data.sources import Example
 from minidist.errors import ModelError
 from minidist.models.arrays import to_array, to_tensor
+from minidist.models.files import resolve
 from minidist.models.forward import hidden_states, padded_layout
 from minidist.models.heads import apply_head, head_of, load_teacher_head, vocabulary_size
-from minidist.models.hub import architecture, build_student, load_config, load_model, load_tokenizer, resolve
+from minidist.models.hub import architecture, build_student, load_config, load_model, load_tokenizer
 from minidist.types import Row, TeacherHead
 from tests.support.tiny import VOCABULARY, random_rollouts, row_logits, tiny_model
 
