@@ -2,13 +2,16 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from minidist import __version__
+from minidist.config import VERBS, CompareConfig, ToyConfig, load
 from minidist.errors import MinidistError
+from minidist.stages import STAGES, code, run_stage, verbs
 
 app = typer.Typer(
     help="On-policy distillation of language models: the student writes, the teacher scores, the learner updates.",
@@ -22,34 +25,15 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configu
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Replace single values.")]
 
 
-@app.command()
-def sft(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Train a model on answers or plain text, from a checkpoint or from scratch."""
-    _run("sft", config, overrides)
+def _command(verb: str) -> Callable[..., None]:
+    def command(config: ConfigPath, overrides: Overrides = None) -> None:
+        _run(verb, config, overrides)
+
+    return command
 
 
-@app.command()
-def distill(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Distil a teacher into a student on the student's own text."""
-    _run("distill", config, overrides)
-
-
-@app.command()
-def evaluate(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Measure models against their teacher and gold answers; print a table."""
-    _run("evaluate", config, overrides)
-
-
-@app.command()
-def score(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Write down what a teacher says of given text, for training without the teacher."""
-    _run("score", config, overrides)
-
-
-@app.command()
-def compare(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Put one student through a list of objectives, all else being equal; leave records, a table and a picture."""
-    _run("compare", config, overrides)
+for _verb, _help in verbs().items():
+    app.command(_verb, help=_help)(_command(_verb))
 
 
 @app.command()
@@ -64,7 +48,6 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """Look at what is installed and at the machine; name each fault with its cure. Code 1 when there is one."""
-    from minidist.config import CompareConfig, ToyConfig, load
     from minidist.preflight.doctor import examine
 
     given = None if config is None else load(config, overrides or ())
@@ -102,30 +85,25 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _run(stage: str | None, path: Path, overrides: list[str] | None) -> None:
-    from minidist.config import VERBS, load
-
-    config = load(path, overrides or (), stage)
+def _run(verb: str | None, path: Path, overrides: list[str] | None) -> None:
+    config = load(path, overrides or (), verb)
     _set_environment(config)
-    if stage is None:
-        from minidist.preflight.compare import plan_lines
-
-        for line in plan_lines(config):
-            print(line)
-        print(f"{path}: ready for minidist {VERBS.get(config.stage, config.stage)}")
+    if verb is not None:
+        _until_done(config)
         return
-    _until_done(config)
+    for line in code(STAGES[config.stage].plan)(config).lines:
+        print(line)
+    print(f"{path}: ready for minidist {VERBS.get(config.stage, config.stage)}")
 
 
 def _set_environment(config: Any) -> None:
-    """Threads, before torch is imported: this process works only when the roles live in it."""
-    from minidist.cluster.cluster import thread_environment
+    """Threads, before torch is imported: this process computes only when the roles live in it."""
+    from minidist.cluster.machine import thread_environment
 
-    alone = config.stage == "toy"
-    threads = 1 if alone else config.cluster.threads if config.cluster.roles == "local" else 1
+    threads = config.cluster.threads if config.cluster.roles == "local" else 1
     os.environ.update(thread_environment(threads))
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if not alone and config.cluster.gpus else "cpu")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.cluster.gpus else "cpu")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
@@ -139,19 +117,15 @@ def _until_done(config: Any) -> None:
 
     start_log(None)
     directory = RunDirectory(config)
-    # A comparison looks for what is left to be done by itself, and draws its table and picture again.
-    if config.stage not in ("compare", "toy") and directory.finished():
+    stage = STAGES[config.stage]
+    if not stage.reruns and directory.finished():
         log.info("%s is finished already; run.overwrite=true runs it again", directory.path)
-        if config.stage == "evaluate" and directory.summary:
-            from minidist.evaluation.table import show
-
-            show(directory.summary["result"])
+        if stage.show is not None and directory.summary:
+            code(stage.show)(directory.summary["result"])
         return
-    from minidist.stages import run_stage
-
     received: list[int] = []
 
-    async def stage() -> None:
+    async def supervised() -> None:
         task = asyncio.ensure_future(run_stage(config))
 
         def stop(number: int) -> None:
@@ -165,7 +139,7 @@ def _until_done(config: Any) -> None:
         await task
 
     try:
-        asyncio.run(stage())
+        asyncio.run(supervised())
     except asyncio.CancelledError:
         print(f"minidist: stopped by {signal.Signals(received[0]).name}", file=sys.stderr)
         sys.exit(128 + received[0])

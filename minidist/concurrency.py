@@ -1,12 +1,14 @@
-"""Slow work, awaited: one thread for each role, and several calls at once of which the first failure ends the rest."""
+"""Slow calls: in one thread for each role, several at once until the first failure, or protected from cancellation."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
 Member = TypeVar("Member")
 Item = TypeVar("Item")
 
@@ -27,6 +29,27 @@ class Worker:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def whole(work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is finished even when this call is cancelled meanwhile. Cancelled twice, it ends at once."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+async def both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
+    """Two results of different types, as `together` gives those of one."""
+    calls: list[Awaitable[Any]] = [first, second]
+    left, right = await together(calls)
+    return left, right
+
+
+async def nothing() -> None:
+    """A call that is not needed, among others that are."""
 
 
 async def together(calls: Iterable[Awaitable[T]]) -> list[T]:

@@ -1,17 +1,18 @@
 """The loop: collect, update, publish, repeat. It knows no algorithm; sources, objectives and learners do."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+from minidist.concurrency import whole
 from minidist.protocols import ExperienceSource, Learner, RolloutEngine, WeightTransfer
 from minidist.run.tracking import Clock
 from minidist.types import Batch, Update
 
 
 class Watch(Protocol):
-    """What looks on: it may stop a run whose numbers are wrong, end it, and write down where it stands."""
+    """Observes a run: it may refuse a batch, end the run, and write its checkpoints."""
 
     async def before_update(self, batch: Batch) -> None: ...
 
@@ -20,21 +21,21 @@ class Watch(Protocol):
         ...
 
     async def stopped(self, step: int) -> None:
-        """The run is told to stop between two steps; `step` is the next one."""
+        """The run was cancelled between two steps; `step` is the next step."""
         ...
 
 
 @dataclass
 class Run:
-    """What the loop needs. `step` is the next step to take."""
+    """The parts of the loop. `step` is the next step to take; without `transfer` no engine follows the learner."""
 
     steps: int
     source: ExperienceSource
     learner: Learner
-    engines: Sequence[RolloutEngine]
-    transfer: WeightTransfer
     clock: Clock
     watch: Watch
+    engines: Sequence[RolloutEngine] = ()
+    transfer: WeightTransfer | None = None
     step: int = 0
     done: bool = False
     updating: bool = False
@@ -42,43 +43,33 @@ class Run:
 
 
 async def train(run: Run) -> int:
-    """Strictly on-policy: nothing is written until the last update is published. Returns the steps taken.
+    """Strictly on-policy: no text is written before the last update is published. Returns the number of steps taken.
 
-    Cancelling it gives up a collection, but never an update half way: the watch is told of a run between two steps.
+    Cancelling gives up a collection, but never half an update: the watch is called between two steps.
     """
     try:
         while run.step < run.steps and not run.done:
             batch = await run.source.next(run.step)
             with run.clock.span("check"):
                 await run.watch.before_update(batch)
-            await _whole(_learn(run, batch))
+            await whole(_learn(run, batch))
     except asyncio.CancelledError:
-        if not run.updating:  # else it was cancelled twice: the learner is half way, and what it holds is no step's
+        if not run.updating:  # else cancelled twice: the learner holds the weights of no step
             await run.watch.stopped(run.step)
         raise
     return run.step
 
 
 async def _learn(run: Run, batch: Batch) -> None:
-    """Update, publish, and look at what came of it."""
+    """Update, publish, and hand the figures to the watch."""
     run.updating = True
     with run.clock.span("update"):
         update = await run.learner.update(batch)
     with run.clock.span("publish"):
-        difference = await run.transfer.publish(run.learner, run.engines) if run.engines else None
+        difference = await run.transfer.publish(run.learner, run.engines) if run.transfer and run.engines else None
     metrics = batch.metrics | update.metrics | run.clock.take()
     if difference is not None:
         metrics["canary/sync_nats_max"] = difference
     run.step += 1
     run.done = await run.watch.after_step(run.step - 1, batch, update, metrics)
     run.updating = False
-
-
-async def _whole(work: Coroutine[Any, Any, None]) -> None:
-    """Finish the work even when cancelled meanwhile, and only then be cancelled. A second time ends it at once."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await task
-        raise

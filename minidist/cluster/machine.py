@@ -43,6 +43,17 @@ def usable_cores() -> float:
     return cores
 
 
+def cores() -> int:
+    """Whole cores this process may use, at least one."""
+    return max(1, int(usable_cores()))
+
+
+def thread_environment(threads: int | None) -> dict[str, str]:
+    """The number of threads of a role while it works, and that it sleeps while it waits. Read when torch is imported."""
+    count = str(threads or cores())
+    return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+
+
 def host_memory() -> Space:
     """Memory of the host, or of the cgroup this process is in where that allows less."""
     there = psutil.virtual_memory()

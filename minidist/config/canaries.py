@@ -43,6 +43,14 @@ class CanaryConfig(Section):
     """Alarms that end the run: after the step it leaves a checkpoint, as with Ctrl-C, and exits with code 1. Which limits there
     are and which of them stop a run may differ when it goes on."""
 
+    def logprob_tolerance(self, *dtypes: str) -> float:
+        """logprob_tolerance_nats, or its default for the coarsest of the precisions in use."""
+        return _tolerance(self.logprob_tolerance_nats, dtypes, float32=1e-3, sixteen_bits=0.05)
+
+    def sync_tolerance(self, *dtypes: str) -> float:
+        """sync_tolerance_nats, or its default for the coarsest of the precisions in use."""
+        return _tolerance(self.sync_tolerance_nats, dtypes, float32=5e-3, sixteen_bits=0.5)
+
     @model_validator(mode="after")
     def _can_ring(self) -> "CanaryConfig":
         for name in self.stop_on:
@@ -51,3 +59,9 @@ class CanaryConfig(Section):
                     f"canaries.stop_on names {name}, and canaries.alarm_{name} is null: set its limit, or take the name out"
                 )
         return self
+
+
+def _tolerance(configured: float | None, dtypes: tuple[str, ...], *, float32: float, sixteen_bits: float) -> float:
+    if configured is not None:
+        return configured
+    return sixteen_bits if any(dtype in ("bfloat16", "float16") for dtype in dtypes) else float32

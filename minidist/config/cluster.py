@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from minidist.config.base import Section
 
+Role = Literal["rollout", "teacher", "learner"]
 Placement = Literal["pack", "spread", "strict_pack", "strict_spread"]
 
 
@@ -123,6 +124,10 @@ class ClusterConfig(Section):
     def processes(self) -> int:
         """Actors of all roles; a teacher of several hf shards counts each."""
         return self.rollout.processes + self.teacher.processes + self.learner.processes
+
+    def role(self, name: Role) -> RoleConfig:
+        """The section of a role."""
+        return getattr(self, name)
 
     def gpus_of(self, role: RoleConfig) -> float:
         """GPUs that an actor of `role` gets."""

@@ -1,4 +1,6 @@
-"""The stages by name, and the configuration of each."""
+"""The configuration of each stage, by its name."""
+
+from typing import get_args
 
 from minidist.config.compare import CompareConfig
 from minidist.config.distill import DistillConfig
@@ -8,22 +10,13 @@ from minidist.config.sft import SftConfig
 from minidist.config.toy import ToyConfig
 
 Config = SftConfig | DistillConfig | EvaluateConfig | ScoreConfig
-"""What one run takes."""
-
+"""Stages that are one run with roles."""
 
 Command = Config | CompareConfig | ToyConfig
-"""What a configuration file holds."""
-
+"""All that a configuration file may hold."""
 
 VERBS = {"toy": "compare"}
-"""The verb of a stage that has none of its own name."""
+"""The verb of a stage whose name is not one."""
 
-
-CONFIGS: dict[str, type[Command]] = {
-    "sft": SftConfig,
-    "distill": DistillConfig,
-    "evaluate": EvaluateConfig,
-    "score": ScoreConfig,
-    "compare": CompareConfig,
-    "toy": ToyConfig,
-}
+CONFIGS: dict[str, type[Command]] = {get_args(each.model_fields["stage"].annotation)[0]: each for each in get_args(Command)}
+"""Configuration class of each stage."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from minidist.config.base import Section
+from minidist.config.cluster import ClusterConfig
 from minidist.config.run import PlaceConfig
 
 # The divergences of minidist.losses, and the options of each.
@@ -61,6 +62,11 @@ class ToyConfig(Section):
     epochs: int = Field(default=3000, ge=1)
     points: int = Field(default=60, ge=2)
     """Epochs that are written down, evenly spaced in their logarithm, first and last among them."""
+
+    @property
+    def cluster(self) -> ClusterConfig:
+        """It runs in this process, on one thread."""
+        return ClusterConfig(roles="local", threads=1)
 
     @field_validator("divergences")
     @classmethod

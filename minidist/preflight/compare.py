@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from minidist.config import Command, CompareConfig, DistillConfig, ToyConfig
+from minidist.config import CompareConfig, DistillConfig, ToyConfig
 from minidist.data.sources import read_prompts
 from minidist.errors import ConfigError, RunDirectoryError
 from minidist.preflight.plan import Plan, make_plan
@@ -21,15 +21,18 @@ class ComparePlan:
     lines: list[str] = field(default_factory=list)
 
 
-def plan_lines(config: Command) -> list[str]:
-    """What a command will do, for people. Every refusal is a UserError."""
-    if isinstance(config, CompareConfig):
-        return plan_compare(config).lines
-    if isinstance(config, ToyConfig):
-        RunDirectory(config).check()
-        fits = f"{len(config.divergences)} divergences x {len(config.teachers)} teachers x {len(config.seeds)} seeds"
-        return [f"{fits}, {config.epochs:,} epochs of gradient descent at rate {config.lr:g}; in this process"]
-    return make_plan(config).lines
+@dataclass(frozen=True)
+class ToyPlan:
+    """What `toy` will do, for people."""
+
+    lines: list[str]
+
+
+def plan_toy(config: ToyConfig) -> ToyPlan:
+    """Every refusal is a UserError."""
+    RunDirectory(config).check()
+    fits = f"{len(config.divergences)} divergences x {len(config.teachers)} teachers x {len(config.seeds)} seeds"
+    return ToyPlan([f"{fits}, {config.epochs:,} epochs of gradient descent at rate {config.lr:g}; in this process"])
 
 
 def plan_compare(config: CompareConfig) -> ComparePlan:

@@ -1,10 +1,11 @@
 """The roles of a stage, as many of each as the configuration says, each behind the face of one."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from minidist.cluster.cluster import Cluster, Role
-from minidist.concurrency import together
-from minidist.config import Config, DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
+from minidist.cluster.cluster import Cluster
+from minidist.concurrency import both, nothing, together
+from minidist.config import Config, DistillConfig
 from minidist.config.cluster import RoleConfig
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig, StudentConfig
@@ -19,41 +20,52 @@ from minidist.rollout.mixed.turns import Alternating, Lockstep, Mixtures
 from minidist.rollout.pool import Engines
 from minidist.teachers.cache.store import CachedTeacher
 from minidist.teachers.pool import Shards, Teachers
+from minidist.types import MAIN
+
+
+@dataclass(frozen=True)
+class HostedRoles:
+    """The roles of one distillation; None where it needs none of a kind."""
+
+    learner: Learner
+    engines: Engines | None
+    teachers: Teachers | None
 
 
 class Roles:
     """Hosts what a stage asks for."""
 
     def __init__(self, cluster: Cluster, config: Config, plan: Plan) -> None:
-        self._cluster, self._config, self._plan = cluster, config, plan
-        self._deterministic = config.run.deterministic
+        self.cluster = cluster
+        self.config = config
+        self.plan = plan
 
     async def engines(self, model: ModelConfig, rollout: RolloutConfig, *, teacher: TeacherConfig | None = None) -> Engines:
         """cluster.rollout.actors engines that hold `model`; those in transformers also `teacher`, to write with."""
         arguments = self.engine_arguments(model, rollout, teacher)
-        hosting = [self._cluster.host("rollout", make_engine, **arguments) for _ in range(self._config.cluster.rollout.actors)]
+        hosting = [self.cluster.host("rollout", make_engine, **arguments) for _ in range(self.config.cluster.rollout.actors)]
         return Engines(await together(hosting))
 
     def engine_arguments(self, model: ModelConfig, rollout: RolloutConfig, teacher: TeacherConfig | None) -> dict[str, Any]:
         """What each engine is made from."""
-        role = self._config.cluster.rollout
+        role = self.config.cluster.rollout
         return {
             "model": model,
             "rollout": rollout,
-            "max_tokens": self._plan.max_tokens,
+            "max_tokens": self.plan.max_tokens,
             "tensor_parallel": role.tensor_parallel,
-            "seed": self._config.run.seed,
-            "deterministic": self._deterministic,
+            "seed": self.config.run.seed,
+            "deterministic": self.config.run.deterministic,
             "teacher": teacher,
             **self._common(role),
         }
 
     async def teachers(self, config: TeacherConfig, *, mixing: bool = False) -> Teachers:
         """cluster.teacher.actors teachers, each in as many shards as it needs. `mixing`: they also take turns with students."""
-        role = self._config.cluster.teacher
+        role = self.config.cluster.teacher
         if config.backend == "cache":
-            assert self._plan.cache is not None
-            return Teachers([CachedTeacher(config, self._plan.cache)])
+            assert self.plan.cache is not None
+            return Teachers([CachedTeacher(config, self.plan.cache)])
         return Teachers(await together(self._teacher(config, mixing) for _ in range(role.actors)))
 
     async def learner(
@@ -65,22 +77,22 @@ class Roles:
         teacher: TeacherConfig | None,
     ) -> Learner:
         """The learner's ranks, as one learner. Without objectives it only measures, and is one."""
-        role = self._config.cluster.learner
+        role = self.config.cluster.learner
         members = await self._ranks(
             role.ranks if objectives else 1,
             student=student,
             teacher=teacher,
             config=config,
             objectives=objectives,
-            steps=self._config.run.steps * (self._config.updates if isinstance(self._config, DistillConfig) else 1),
-            seed=self._config.run.seed,
-            deterministic=self._deterministic,
+            steps=self.config.run.steps * (self.config.updates if isinstance(self.config, DistillConfig) else 1),
+            seed=self.config.run.seed,
+            deterministic=self.config.run.deterministic,
             **self._common(role),
         )
         return members[0] if len(members) == 1 else LearnerRanks(members)
 
     async def _ranks(self, count: int, **arguments: Any) -> list[Learner]:
-        return await self._cluster.host_group("learner", make_learner, count, **arguments)
+        return await self.cluster.host_group("learner", make_learner, count, **arguments)
 
     async def dismiss(self, *roles: Any) -> None:
         """End them and free their places."""
@@ -88,32 +100,48 @@ class Roles:
             if isinstance(role, Engines | Teachers | LearnerRanks):
                 await self.dismiss(*role.members)
             else:
-                await self._cluster.dismiss(role)
+                await self.cluster.dismiss(role)
 
     async def _teacher(self, config: TeacherConfig, mixing: bool) -> Teacher:
-        role = self._config.cluster.teacher
+        role = self.config.cluster.teacher
         arguments = {
             "config": config,
             "max_tokens": self._longest(),
             "tensor_parallel": role.tensor_parallel,
-            "deterministic": self._deterministic,
+            "deterministic": self.config.run.deterministic,
             **self._common(role),
         }
         if role.shards > 1:
-            return Shards(await self._cluster.host_group("teacher", make_teacher, role.shards, **arguments))
-        return await self._cluster.host("teacher", make_teacher, mixing=mixing, **arguments)
+            return Shards(await self.cluster.host_group("teacher", make_teacher, role.shards, **arguments))
+        return await self.cluster.host("teacher", make_teacher, mixing=mixing, **arguments)
 
     def _longest(self) -> int:
         """The longest sequence a teacher sees: a rollout, or a row of a stream beside the main one."""
-        rows = (len(example.tokens) for examples in self._plan.streams.values() for example in examples)
-        return max(self._plan.max_tokens, *rows, 0)
+        rows = (len(example.tokens) for examples in self.plan.streams.values() for example in examples)
+        return max(self.plan.max_tokens, *rows, 0)
 
     def _common(self, role: RoleConfig) -> dict[str, Any]:
         return {
-            "renderer": self._plan.renderer,
-            "vocabulary": self._plan.vocabulary,
-            "on_gpu": self._config.cluster.gpus_of(role) > 0,
+            "renderer": self.plan.renderer,
+            "vocabulary": self.plan.vocabulary,
+            "on_gpu": self.config.cluster.gpus_of(role) > 0,
         }
+
+
+async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
+    """The roles that a distillation needs, started side by side."""
+    objectives = {MAIN: config.objective.model_dump()}
+    objectives |= {name: stream.objective.model_dump() for name, stream in config.streams.items()}
+    teacher = config.teacher if config.asks_actors or config.teacher.placement == "learner" else None
+    lockstep = config.teacher if config.teacher_mix > 0 and not config.takes_turns else None
+    learner, (engines, teachers) = await both(
+        roles.learner(config.student, config.learner, objectives, teacher=teacher),
+        both(
+            roles.engines(config.student, config.rollout, teacher=lockstep) if config.asks_engines else nothing(),
+            roles.teachers(config.teacher, mixing=config.takes_turns) if config.asks_actors else nothing(),
+        ),
+    )
+    return HostedRoles(learner, engines, teachers)
 
 
 def writer(config: DistillConfig, engines: Engines, teachers: Teachers | None, renderer: Renderer) -> RolloutEngine:
@@ -128,21 +156,3 @@ def writer(config: DistillConfig, engines: Engines, teachers: Teachers | None, r
     sharing = -(-len(students) // count)
     pairs: list[tuple[Any, Any]] = [(student, teachers.members[place % count]) for place, student in enumerate(students)]
     return Mixtures([Alternating(student, teacher, alpha, renderer, sharing=sharing) for student, teacher in pairs])
-
-
-def hosted(config: Config) -> tuple[Role, ...]:
-    """The roles that get places of their own: a cache in a teacher's stead is read by who asks."""
-    cached = isinstance(config, DistillConfig) and config.teacher.backend == "cache"
-    return tuple(role for role in needed(config) if not (cached and role == "teacher"))
-
-
-def needed(config: Config) -> tuple[Role, ...]:
-    """The roles a stage asks."""
-    if isinstance(config, SftConfig):
-        return ("learner",)
-    if isinstance(config, ScoreConfig):
-        return ("teacher",)
-    if isinstance(config, EvaluateConfig):
-        return ("rollout", "teacher", "learner")
-    asked: dict[Role, bool] = {"rollout": config.asks_engines, "teacher": config.asks_actors, "learner": True}
-    return tuple(role for role, wanted in asked.items() if wanted)

@@ -1,7 +1,6 @@
 """Configuration to roles: these constructors run inside the roles' actors, and what they make stays there."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minidist.config.learner import LearnerConfig
@@ -159,15 +158,3 @@ def make_prompted(
     model = load_model(teacher, "teacher.model", on_gpu)
     start = initial_prompt(model, renderer.tokenizer, prompt)
     return PromptedTeacher(model, start, prompt, config, steps=steps, vocabulary=vocabulary, group=group)
-
-
-def same_architecture(left: Path, right: Path) -> bool:
-    """Whether two checkpoints differ in their weights alone."""
-    from transformers import AutoConfig
-
-    ignored = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
-    shapes = [
-        {key: value for key, value in AutoConfig.from_pretrained(path).to_dict().items() if key not in ignored}
-        for path in (left, right)
-    ]
-    return shapes[0] == shapes[1]

@@ -12,8 +12,6 @@ from minidist.types import Array, Measures, Rollout, Writer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SIXTEEN_BITS = ("bfloat16", "float16")
-
 
 def shared_vocabulary(
     student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", student_size: int, teacher_size: int
@@ -44,13 +42,6 @@ def shared_vocabulary(
             "do not belong together"
         )
     return size
-
-
-def tolerance(configured: float | None, dtypes: Sequence[str], *, exact: float, rounded: float) -> float:
-    """The configured tolerance in nats, or the default of the coarsest precision at work."""
-    if configured is not None:
-        return configured
-    return rounded if any(dtype in _SIXTEEN_BITS for dtype in dtypes) else exact
 
 
 def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats: float) -> float | None:

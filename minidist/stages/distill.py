@@ -1,8 +1,7 @@
-"""Distillation: the roles are hosted, the loop runs, and this watches it."""
+"""Distillation: host the roles, run the loop, and watch its numbers."""
 
 from typing import Any
 
-from minidist.concurrency import together
 from minidist.config import DistillConfig
 from minidist.config.objectives import PolicyConfig, RankingConfig
 from minidist.errors import AlarmError
@@ -13,48 +12,45 @@ from minidist.methods.credit import Policy, Ranks
 from minidist.methods.distillm import Replay
 from minidist.preflight.plan import Plan
 from minidist.protocols import Learner
-from minidist.roles.host import Roles, needed, writer
+from minidist.roles.host import HostedRoles, Roles, host_roles, writer
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.pool import Engines
 from minidist.run.alarms import Alarms
-from minidist.run.canaries import check_engine, check_teacher, tolerance
-from minidist.run.checkpoint import Checkpoint
-from minidist.run.directory import RunDirectory
-from minidist.run.tracking import Clock, Recorder, log
+from minidist.run.canaries import check_engine, check_teacher
+from minidist.run.tracking import Clock, Recorder, log, step_metrics
+from minidist.stages import StageRun
 from minidist.teachers.pool import Teachers
-from minidist.types import MAIN, Batch, Measures, Update, Writer
+from minidist.types import Batch, Measures, Update, Writer
 
 
-async def distill(
-    config: DistillConfig, plan: Plan, directory: RunDirectory, roles: Roles, checkpoint: Checkpoint | None
-) -> dict[str, Any]:
-    """Host the roles, prove the first sync, run the loop, leave final/."""
-    engines, teachers, learner = await _host(config, roles)
-    clock = Clock()
-    dtypes = (config.student.dtype, config.teacher.dtype)
-    transfer = ObjectStoreTransfer(tolerance(config.canaries.sync_tolerance_nats, dtypes, exact=5e-3, rounded=0.5))
-    source = _source(config, plan, engines, teachers, learner, clock)
+async def distill(run: StageRun[DistillConfig, Plan], roles: Roles) -> dict[str, Any]:
+    """Host the roles, prove the first weight sync, run the loop, write final/."""
+    config, directory, checkpoint = run.config, run.directory, run.checkpoint
+    hosted = await host_roles(config, roles)
+    clock, engines, learner = Clock(), hosted.engines, hosted.learner
+    transfer = ObjectStoreTransfer(config.canaries.sync_tolerance(config.student.dtype, config.teacher.dtype))
+    source = _source(config, run.plan, engines, hosted.teachers, learner, clock)
     start = 0 if checkpoint is None else checkpoint.step
     recorder = Recorder(
         directory.path,
         config.run.steps,
         tensorboard=config.run.tensorboard,
         shown=_shown(config),
-        pieces=plan.renderer.pieces,
+        pieces=run.plan.renderer.pieces,
         start=start,
     )
-    watch = _DistillWatch(config, plan, directory, learner, engines, teachers, transfer, source, recorder)
+    watch = DistillWatch(run, hosted, source, transfer, recorder)
     members = engines.members if engines else []
     try:
         if checkpoint is not None:
             await learner.resume(checkpoint.path)
         if members:
-            await transfer.publish(learner, members)  # the engines are proved before they write a word, as after every update
+            await transfer.publish(learner, members)  # engines are proved before their first token, as after every update
         if checkpoint is None:
             await watch.examine(-1)
         else:
             watch.load_state_dict(checkpoint.state)
-        steps = await train(Run(config.run.steps, source, learner, members, transfer, clock, watch, start))
+        steps = await train(Run(config.run.steps, source, learner, clock, watch, members, transfer, start))
         await learner.save(directory.final)
     finally:
         recorder.close()
@@ -63,26 +59,10 @@ async def distill(
         "model": str(directory.final),
         **({"engine": await engines.describe()} if engines else {}),
         "learner": await learner.describe(),
-        **({"teacher": await teachers.describe()} if teachers else {}),
+        **({"teacher": await hosted.teachers.describe()} if hosted.teachers else {}),
         "syncs_proved": transfer.proved,
         **watch.summary(),
     }
-
-
-async def _host(config: DistillConfig, roles: Roles) -> tuple[Engines | None, Teachers | None, Learner]:
-    """The roles this run needs, started side by side."""
-    wanted = needed(config)
-    objectives = {MAIN: config.objective.model_dump()}
-    objectives |= {name: stream.objective.model_dump() for name, stream in config.streams.items()}
-    teacher = config.teacher if "teacher" in wanted or config.teacher.placement == "learner" else None
-    hosting: dict[str, Any] = {"learner": roles.learner(config.student, config.learner, objectives, teacher=teacher)}
-    if "rollout" in wanted:
-        lockstep = config.teacher_mix > 0 and not config.takes_turns
-        hosting["rollout"] = roles.engines(config.student, config.rollout, teacher=config.teacher if lockstep else None)
-    if "teacher" in wanted:
-        hosting["teacher"] = roles.teachers(config.teacher, mixing=config.takes_turns)
-    hosted: dict[str, Any] = dict(zip(hosting, await together(hosting.values()), strict=True))
-    return hosted.get("rollout"), hosted.get("teacher"), hosted["learner"]
 
 
 def _source(
@@ -118,7 +98,7 @@ def _source(
 
 
 def _shown(config: DistillConfig) -> list[tuple[str, str]]:
-    """Metrics of the progress line, and what they are called there."""
+    """Metrics of the progress line, and their names in it."""
     return [
         ("loss/nats_per_token", config.objective.type),
         ("rollout/length_mean_tokens", "length"),
@@ -131,36 +111,36 @@ def _shown(config: DistillConfig) -> list[tuple[str, str]]:
     ]
 
 
-class _DistillWatch:
-    """Canaries and alarms, evaluations, checkpoints and rollouts of a distillation."""
+class DistillWatch:
+    """Canaries and alarms, evaluations, checkpoints and recorded rollouts of a distillation."""
 
     def __init__(
         self,
-        config: DistillConfig,
-        plan: Plan,
-        directory: RunDirectory,
-        learner: Learner,
-        engines: Engines | None,
-        teachers: Teachers | None,
-        transfer: ObjectStoreTransfer,
+        run: StageRun[DistillConfig, Plan],
+        hosted: HostedRoles,
         source: Prefixes,
+        transfer: ObjectStoreTransfer,
         recorder: Recorder,
     ) -> None:
-        self._config, self._plan, self._checkpoints = config, plan, directory.checkpoints
-        self._learner, self._engines, self._transfer = learner, engines, transfer
-        self._source, self._recorder = source, recorder
-        dtypes = (config.student.dtype, config.teacher.dtype)
-        self._tolerance = tolerance(config.canaries.logprob_tolerance_nats, dtypes, exact=1e-3, rounded=0.05)
-        self._examiner = _examiner(config, plan, teachers, self._tolerance)
-        self._alarms = Alarms(config.canaries)
+        self._config = run.config
+        self._vocabulary = run.plan.vocabulary or 1
+        self._checkpoints = run.directory.checkpoints
+        self._learner = hosted.learner
+        self._engines = hosted.engines
+        self._source = source
+        self._transfer = transfer
+        self._recorder = recorder
+        self._tolerance = run.config.canaries.logprob_tolerance(run.config.student.dtype, run.config.teacher.dtype)
+        self._examiner = _examiner(run.config, run.plan, hosted.teachers, self._tolerance)
+        self._alarms = Alarms(run.config.canaries)
         self._evaluations: list[tuple[int, dict[str, float]]] = []
         self._measured: Measures | None = None
         self._worst = 0.0
 
     async def before_update(self, batch: Batch) -> None:
-        """Compare engine, learner and teacher on the first batch and every so often."""
+        """Compare engine, learner and teacher on the first batch and every `canaries.every` steps."""
         checked = batch.step % self._config.canaries.every == 0
-        # What is checked and written down is at temperature 1.
+        # Checks and recorded figures are at temperature 1.
         self._measured = batch.measures if getattr(self._config.objective, "temperature", 1.0) == 1 else None
         if self._measured is None and (checked or self._shows(batch.step)):
             assert batch.main is not None
@@ -175,47 +155,36 @@ class _DistillWatch:
             if difference is not None:
                 batch.metrics["canary/engine_learner_nats_mean"] = difference
                 self._worst = max(self._worst, difference)
-        if (mean := check_teacher(measures, self._plan.vocabulary or 1, self._config.canaries.uniform_margin)) is not None:
+        if (mean := check_teacher(measures, self._vocabulary, self._config.canaries.uniform_margin)) is not None:
             batch.metrics["canary/teacher_logprob_nats"] = mean
 
     async def after_step(self, step: int, batch: Batch, update: Update, metrics: dict[str, float]) -> bool:
-        seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
-        metrics["speed/loss_tokens_per_s"] = metrics["learner/loss_tokens"] / seconds
-        if self._config.objective.type in ("forward_kl", "reverse_kl"):
-            metrics[f"kl/{self._config.objective.type.removesuffix('_kl')}_nats"] = metrics["main/loss_nats_per_token"]
-        elif batch.measures is not None and batch.measures.reverse_kl is not None:
-            # Of the student that wrote, at every token of the text it is learned from: exact, and of no extra cost.
-            metrics["kl/reverse_nats"] = float(batch.measures.reverse_kl.mean())
-        own = [int(rollout.versions.min()) for rollout in batch.rollouts if rollout.writer is Writer.STUDENT]
-        if own:
-            # Optimizer steps between the weights a token was written with and those it is used on: 0, strictly on-policy.
-            metrics["age/updates_max"] = float(update.version - 1 - min(own))
+        metrics |= step_metrics(self._config.objective.type, metrics, batch, update)
         stopping = self._alarms.look(step, metrics)
         self._recorder.step(step, metrics)
         if self._shows(step):
             self._recorder.rollouts(step + 1, batch.rollouts, self._measured)
-        last = step + 1 == self._config.run.steps
         every = self._config.evaluation.every
-        if every is not None and ((step + 1) % every == 0 or last):
+        if every is not None and ((step + 1) % every == 0 or step + 1 == self._config.run.steps):
             await self.examine(step)
         if stopping:
             await self.stopped(step + 1)
             raise AlarmError(
-                f"stopped by an alarm of canaries.stop_on: {'; '.join(stopping)}; to go on, change that limit or take its name "
-                "out of canaries.stop_on, and give the same command"
+                f"stopped by an alarm of canaries.stop_on: {'; '.join(stopping)}; to resume, change that limit or remove its "
+                "name from canaries.stop_on, and give the same command again"
             )
         if (often := self._config.run.checkpoint_every) and (step + 1) % often == 0:
             await self._checkpoints.write(step + 1, self._learner, self.state_dict())
         return False
 
     def _shows(self, step: int) -> bool:
-        """Whether the step's rollouts are written down."""
+        """Whether the step's rollouts are recorded."""
         return step == 0 or (step + 1) % self._config.run.rollouts_every == 0 or step + 1 == self._config.run.steps
 
     async def stopped(self, step: int) -> None:
-        """Ctrl-C, SIGTERM or an alarm: what was done so far is kept."""
+        """Ctrl-C, SIGTERM or an alarm: write a checkpoint."""
         await self._checkpoints.write(step, self._learner, self.state_dict())
-        log.info("checkpoint after %d steps written; the same command goes on from there", step)
+        log.info("checkpoint after %d steps written; the same command resumes from it", step)
 
     async def examine(self, step: int) -> None:
         """All figures on the held-out prompts; `step` -1 is before training."""
@@ -232,7 +201,7 @@ class _DistillWatch:
         log.info("evaluation after %d steps: %s", step + 1, text)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run must know beside the learner."""
+        """The state of a resumed run beside the learner's."""
         return {
             "source": self._source.state_dict(),
             "evaluations": self._evaluations,

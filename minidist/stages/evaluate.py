@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from minidist.concurrency import together
+from minidist.concurrency import both, nothing
 from minidist.config import EvaluateConfig
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import StudentConfig
@@ -13,42 +13,39 @@ from minidist.evaluation.examiner import Examiner
 from minidist.evaluation.table import show
 from minidist.models.files import resolve
 from minidist.preflight.plan import Plan, as_model
-from minidist.protocols import Learner, Teacher
+from minidist.protocols import Learner
 from minidist.roles.host import Roles
-from minidist.roles.make import same_architecture
+from minidist.roles.warm import WarmRoles
 from minidist.rollout.pool import Engines
-from minidist.run.canaries import tolerance
-from minidist.run.directory import RunDirectory
 from minidist.run.tracking import log
+from minidist.stages import StageRun
 
 
-async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, roles: Roles) -> dict[str, Any]:
+async def evaluate(run: StageRun[EvaluateConfig, Plan], roles: Roles) -> dict[str, Any]:
     """Measure each model, write result.json, print the table."""
+    config, directory = run.config, run.directory
     teacher_path = resolve(config.teacher.model or "", "teacher.model").resolve()
     paths = {name: resolve(model, f"models.{name}").resolve() for name, model in config.models.items()}
     students = [path for path in paths.values() if path != teacher_path]
-    bench = _Bench(config, roles)
+    models = Models(config, WarmRoles(roles))
     # The teacher and the first student start side by side: most of a start is imports.
-    started: list[Any] = await together([roles.teachers(config.teacher), *(bench.seat(path) for path in students[:1])])
-    teacher: Teacher = started[0]
-    graded = config.data.test.task is not None
+    teacher, _ = await both(roles.teachers(config.teacher), models.load(students[0]) if students else nothing())
     examiner = Examiner(
-        plan.prompts,
+        run.plan.prompts,
         teacher,
         max_new_tokens=config.rollout.max_new_tokens,
         seeds=config.seeds or [config.run.seed],
-        graded=graded,
-        tolerance_nats=tolerance(config.canaries.logprob_tolerance_nats, (config.dtype,), exact=1e-3, rounded=0.05),
+        graded=config.data.test.task is not None,
+        tolerance_nats=config.canaries.logprob_tolerance(config.dtype),
         no_repeat_ngram_size=config.rollout.no_repeat_ngram_size,
-        questions=plan.questions,
+        questions=run.plan.questions,
     )
     result: dict[str, Any] = {}
     for name, path in paths.items():
         if path == teacher_path:
-            learner = await bench.learner(students[0] if students else path) if plan.questions else None
-            figures = await examiner.examine_teacher(learner)
+            figures = await examiner.examine_teacher(await models.any_learner(path) if run.plan.questions else None)
         else:
-            figures = await examiner.examine(*await bench.seat(path))
+            figures = await examiner.examine(*await models.load(path))
         result[name] = _with_curve(figures) | _training_facts(Path(config.models[name]))
         shown = {key: value for key, value in figures.items() if not re.search(r"_(se|sd)$|_at_\d+", key)}
         log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in shown.items()))
@@ -58,43 +55,28 @@ async def evaluate(config: EvaluateConfig, plan: Plan, directory: RunDirectory, 
     return {"result": result}
 
 
-class _Bench:
-    """One engine and one learner; the next student of the same architecture takes their place by its weights alone."""
+class Models:
+    """The models of the table, one after another, in engines and a learner that stay warm."""
 
-    def __init__(self, config: EvaluateConfig, roles: Roles) -> None:
-        self._config, self._roles = config, roles
-        self._seated: tuple[Path, Engines, Learner] | None = None
+    def __init__(self, config: EvaluateConfig, roles: WarmRoles) -> None:
+        self._config = config
+        self._roles = roles
 
-    async def seat(self, path: Path) -> tuple[Engines, Learner]:
-        """Engine and learner with the weights at `path`."""
-        if self._seated is not None and self._seated[0] == path:
-            return self._seated[1:]
-        if self._seated is not None and same_architecture(self._seated[0], path):
-            _, engine, learner = self._seated
-            await engine.load(path)
-            await learner.load(path)
-        else:
-            if self._seated is not None:
-                await self._roles.dismiss(*self._seated[1:])
-            engine, learner = await self._host(path)
-        self._seated = path, engine, learner
-        return engine, learner
+    async def load(self, path: Path) -> tuple[Engines, Learner]:
+        """Engines and learner with the weights at `path`."""
+        return await self._roles.student(path, self._start)
 
-    async def learner(self, path: Path) -> Learner:
-        """Whatever learner there is, else one with the weights at `path`."""
-        return (self._seated or (path, *await self.seat(path)))[2]
+    async def any_learner(self, path: Path) -> Learner:
+        """The warm learner, whichever student it holds; else a learner with the weights at `path`."""
+        return (await self.load(self._roles.path or path))[1]
 
-    async def _host(self, path: Path) -> tuple[Engines, Learner]:
-        model = as_model(self._config, str(path))
+    async def _start(self, path: Path) -> tuple[Engines, Learner]:
+        config, model = self._config, as_model(self._config, str(path))
         student = StudentConfig(**model.model_dump())
-        learner = LearnerConfig(backend="single", **self._config.learner.model_dump())
-        hosted: list[Any] = await together(
-            [
-                self._roles.engines(model, self._config.rollout),
-                self._roles.learner(student, learner, {}, teacher=self._config.teacher),
-            ]
+        learner = LearnerConfig(backend="single", **config.learner.model_dump())
+        return await both(
+            self._roles.engines(model, config.rollout), self._roles.learner(student, learner, {}, teacher=config.teacher)
         )
-        return hosted[0], hosted[1]
 
 
 def _with_curve(figures: dict[str, float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: given text through the same loop, with the validation loss as its judge."""
+"""Supervised fine-tuning: a fixed text through the same loop; the validation loss decides which weights are final."""
 
 import shutil
 from typing import Any
@@ -10,42 +10,42 @@ from minidist.loop import Run, train
 from minidist.preflight.plan import Plan
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
-from minidist.roles.transfer import ObjectStoreTransfer
-from minidist.run.checkpoint import Checkpoint
-from minidist.run.directory import RunDirectory
 from minidist.run.tracking import Clock, Recorder, log
+from minidist.stages import StageRun
 from minidist.types import Batch, Update
 
 
-async def sft(
-    config: SftConfig, plan: Plan, directory: RunDirectory, roles: Roles, checkpoint: Checkpoint | None
-) -> dict[str, Any]:
-    """Train, watch the validation loss, leave final/."""
+async def sft(run: StageRun[SftConfig, Plan], roles: Roles) -> dict[str, Any]:
+    """Train, watch the validation loss, write final/."""
+    config, directory, checkpoint = run.config, run.directory, run.checkpoint
     learner = await roles.learner(config.student, config.learner, {"supervised": {"type": "supervised"}}, teacher=None)
     shown = [("loss/nats_per_token", "loss"), ("validation/loss_nats_per_token", "validation"), ("time/update_s", "update s")]
     start = 0 if checkpoint is None else checkpoint.step
     recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=shown, start=start)
-    watch = _SftWatch(config, plan, directory, learner, recorder)
-    source = Examples(plan.examples, rows=config.batch_rows, seed=config.run.seed)
-    run = Run(config.run.steps, source, learner, [], ObjectStoreTransfer(0.0), Clock(), watch, start)
+    watch = SftWatch(run, learner, recorder)
+    source = Examples(run.plan.examples, rows=config.batch_rows, seed=config.run.seed)
+    loop = Run(config.run.steps, source, learner, Clock(), watch, step=start)
     try:
         if checkpoint is not None:
             await learner.resume(checkpoint.path)
             watch.load_state_dict(checkpoint.state)
-            run.done = watch.patience_lost()
-        steps = await train(run)
-        await watch.leave_final()
+            loop.done = watch.patience_lost()
+        steps = await train(loop)
+        await watch.save_final()
     finally:
         recorder.close()
     return {"steps": steps, "model": str(directory.final), "learner": await learner.describe(), **watch.summary()}
 
 
-class _SftWatch:
+class SftWatch:
     """Validation loss while training: when it has not fallen for `patience` evaluations, the best weights are final."""
 
-    def __init__(self, config: SftConfig, plan: Plan, directory: RunDirectory, learner: Learner, recorder: Recorder) -> None:
-        self._config, self._directory, self._learner, self._recorder = config, directory, learner, recorder
-        self._held_out = collate_examples("validation", plan.validation_examples, objective="")
+    def __init__(self, run: StageRun[SftConfig, Plan], learner: Learner, recorder: Recorder) -> None:
+        self._config = run.config
+        self._directory = run.directory
+        self._learner = learner
+        self._recorder = recorder
+        self._held_out = collate_examples("validation", run.plan.validation_examples, objective="")
         self._losses: list[tuple[int, float]] = []
 
     async def before_update(self, batch: Batch) -> None: ...
@@ -63,9 +63,9 @@ class _SftWatch:
         return stop
 
     async def stopped(self, step: int) -> None:
-        """Ctrl-C or SIGTERM: what was done so far is kept."""
+        """Ctrl-C or SIGTERM: write a checkpoint."""
         await self._directory.checkpoints.write(step, self._learner, self.state_dict())
-        log.info("checkpoint after %d steps written; the same command goes on from there", step)
+        log.info("checkpoint after %d steps written; the same command resumes from it", step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self._losses, "metrics_bytes": self._recorder.position()}
@@ -73,7 +73,7 @@ class _SftWatch:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._losses = [(step, loss) for step, loss in state["losses"]]
 
-    async def leave_final(self) -> None:
+    async def save_final(self) -> None:
         best = self._directory.path / "best"
         if best.exists():
             shutil.rmtree(self._directory.final, ignore_errors=True)
@@ -105,7 +105,7 @@ class _SftWatch:
         return self.patience_lost()
 
     def patience_lost(self) -> bool:
-        """Whether so many evaluations as `patience` says have brought no better one."""
+        """Whether the last `patience` evaluations brought no better loss."""
         return bool(self._losses) and self._since_best() >= (self._config.evaluation.patience or 1 << 30)
 
     def _since_best(self) -> int:

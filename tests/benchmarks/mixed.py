@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from minidist.cluster.cluster import Cluster, cores
+from minidist.cluster.cluster import Cluster
+from minidist.cluster.machine import cores
 from minidist.config.cluster import ClusterConfig, LearnerRoleConfig, RolloutRoleConfig, TeacherRoleConfig
 from minidist.config.data import RenderConfig
 from minidist.config.models import ModelConfig

@@ -17,7 +17,7 @@ from minidist.evaluation.records import BEFORE, TEACHER
 from minidist.preflight.compare import plan_compare
 from minidist.run.tracking import log
 from minidist.stages import run_stage
-from minidist.stages.compare import Bench
+from minidist.stages.compare import Cells, warm_roles
 from tests.integration.conftest import SHAPE, Stack, save_model
 
 CELLS: dict[str, Any] = {
@@ -79,35 +79,35 @@ class Borrowed:
 def test_cells_share_processes_and_a_warm_learner_gives_the_numbers_of_a_new_one(stack: Stack, tmp_path: Path) -> None:
     config = configured(stack.student.parent, tmp_path, CELLS)
     borrowed: Any = Borrowed(stack)
-    bench = Bench(borrowed, config, plan_compare(config))
+    plan = plan_compare(config)
+    warm, cold = (Cells(warm_roles(borrowed, config, plan), config, plan) for _ in range(2))
 
-    def process() -> int:
-        learner: Any = bench.learner
+    def process(cells: Cells) -> int:
+        learner: Any = cells.roles.warm_learner
         return stack.run(learner.ask(os.getpid))
 
-    taught, before = stack.run(bench.start())
-    assert (taught["objective"], before["objective"]) == (TEACHER, BEFORE) and taught["reverse_kl"] == 0
-    there = process()
-    records = {(name, seed): stack.run(bench.run(name, seed)) for seed in config.seeds for name in config.cells}
-    assert process() == there
-    warm = records["own", 1]
-    assert warm["reverse_kl"] < before["reverse_kl"] and records["own", 0]["reverse_kl"] != warm["reverse_kl"]
-    # What needs no teacher while it learns is measured by it all the same.
-    assert records["gold", 0].keys() == warm.keys() and records["gold", 0]["settings"]["prefix"]["dataset"] == 1
-    assert warm["steps"] == warm["optimizer_steps"] == 3
+    teacher, before = stack.run(warm.baselines())
+    assert (teacher["objective"], before["objective"]) == (TEACHER, BEFORE) and teacher["reverse_kl"] == 0
+    first = process(warm)
+    records = {(name, seed): stack.run(warm.run(name, seed)) for seed in config.seeds for name in config.cells}
+    assert process(warm) == first
+    record = records["own", 1]
+    assert record["reverse_kl"] < before["reverse_kl"] and records["own", 0]["reverse_kl"] != record["reverse_kl"]
+    # A student that needs no teacher to learn is measured by the teacher all the same.
+    assert records["gold", 0].keys() == record.keys() and records["gold", 0]["settings"]["prefix"]["dataset"] == 1
+    assert record["steps"] == record["optimizer_steps"] == 3
     directory = config.cell("own", 1).run.directory
     steps = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    assert warm["seconds"] == pytest.approx(sum(v for s in steps for k, v in s.items() if k.startswith("time/")), abs=0.01)
+    assert record["seconds"] == pytest.approx(sum(v for s in steps for k, v in s.items() if k.startswith("time/")), abs=0.01)
     directory.rename(tmp_path / "warm")
-    stack.dismiss(bench.learner)
-    bench.learner = None
-    cold = stack.run(bench.run("own", 1))
-    assert process() != there
-    stack.dismiss(bench.learner)
+    stack.dismiss(warm.roles.warm_learner)
+    again = stack.run(cold.run("own", 1))
+    assert process(cold) != first
+    stack.dismiss(cold.roles.warm_learner)
     stack.run(stack.engines.load(stack.student))
     for new, old in zip(numbers(directory), numbers(tmp_path / "warm"), strict=True):
         assert new == pytest.approx(old, rel=1e-3, abs=1e-5)
-    assert cold["reverse_kl"] == pytest.approx(warm["reverse_kl"], rel=1e-3)
+    assert again["reverse_kl"] == pytest.approx(record["reverse_kl"], rel=1e-3)
 
 
 def test_a_comparison_is_the_same_runs_as_alone_and_is_done_once(
@@ -139,7 +139,7 @@ def test_a_comparison_is_the_same_runs_as_alone_and_is_done_once(
         assert weights[0] == weights[1]
 
     (directory / "compare.png").unlink()
-    monkeypatch.setattr(sys.modules[Bench.__module__], "Cluster", None)  # nothing may start
+    monkeypatch.setattr(sys.modules[Cells.__module__], "Cluster", None)  # nothing may start
     asyncio.run(run_stage(config))
     assert json.loads((directory / "compare.json").read_text()) == records and (directory / "compare.png").is_file()
     monkeypatch.undo()

@@ -295,9 +295,9 @@ def test_an_interrupted_run_leaves_nothing_behind_and_goes_on_as_if_undisturbed(
     if how is not signal.SIGKILL:  # after which nobody is left to say a word
         assert process.returncode == 128 + how
         assert f"stopped by {how.name}" in errors and "Traceback" not in errors
-        assert "the same command goes on from there" in errors
+        assert "the same command resumes from it" in errors
     again = run("distill", deterministic(models, name, roles="local"))
-    assert again.returncode == 0 and "going on from" in again.stderr, again.stderr
+    assert again.returncode == 0 and "resuming from" in again.stderr, again.stderr
     found = numbers(directory)
     if ranks == 1:
         assert found == undisturbed

@@ -19,7 +19,7 @@ class Parts:
         self.calls: list[str] = []
         self.wait_in, self.reached, self.go = wait_in, asyncio.Event(), asyncio.Event()
         self.failure: Exception | None = None
-        self.run = Run(steps, self, self, [self], self, Clock(), self, step)  # type: ignore[arg-type, list-item]
+        self.run = Run(steps, self, self, Clock(), self, [self], self, step)  # type: ignore[arg-type, list-item]
 
     async def _do(self, name: str) -> None:
         self.calls.append(name)

@@ -1,14 +1,14 @@
 """What each actor is given, and machines that are too small for what is asked."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import minidist.cluster.cluster as module
-from minidist.cluster.cluster import Cluster, Role, check_machine
-from minidist.config.cluster import ClusterConfig
+from minidist.cluster import actors, cluster
+from minidist.cluster.actors import Actors, actor_cpus
+from minidist.cluster.cluster import check_machine
+from minidist.config.cluster import ClusterConfig, Role
 from minidist.errors import ConfigError
 from minidist.learners.group import Alone
 
@@ -18,17 +18,17 @@ ROLES: tuple[Role, ...] = ("rollout", "teacher", "learner")
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "cores", lambda: CORES)
+    for module in (actors, cluster):
+        monkeypatch.setattr(module, "cores", lambda: CORES)
 
 
 def cpus(**fields: Any) -> dict[str, float]:
     config = ClusterConfig(**fields)
-    cluster = Cluster(config, Path("logs"))
-    return {role: cluster._cpus(getattr(config, role)) for role in ROLES}
+    return {role: actor_cpus(config, config.role(role)) for role in ROLES}
 
 
 def counts(config: ClusterConfig) -> dict[str, int]:
-    return {role: getattr(config, role).processes for role in ROLES}
+    return {role: config.role(role).processes for role in ROLES}
 
 
 SOME: list[dict[str, Any]] = [
@@ -107,8 +107,8 @@ def test_shares_of_a_device_fit_it(count: int, actors: int) -> None:
 
 def test_room_for_the_roles_of_the_run_alone() -> None:
     config = ClusterConfig(rollout={"actors": 2}, learner={"ranks": 3})  # type: ignore[arg-type]
-    assert Cluster(config, Path("logs"))._bundles == ["rollout", "rollout", "teacher", "learner", "learner", "learner"]
-    assert Cluster(config, Path("logs"), ["learner"])._bundles == ["learner"] * 3
+    assert Actors(config, ROLES).bundles == ["rollout", "rollout", "teacher", "learner", "learner", "learner"]
+    assert Actors(config, ["learner"]).bundles == ["learner"] * 3
 
 
 def test_alone_each_is_what_it_was() -> None:
@@ -119,7 +119,7 @@ def test_alone_each_is_what_it_was() -> None:
 
 def test_every_shard_of_a_teacher_has_a_place() -> None:
     sharded = ClusterConfig.model_validate({"teacher": {"actors": 2, "shards": 3}})
-    assert Cluster(sharded, Path("logs"), ["teacher"])._bundles == ["teacher"] * 6
+    assert Actors(sharded, ["teacher"]).bundles == ["teacher"] * 6
     split = ClusterConfig.model_validate({"gpus": 10, "teacher": {"actors": 2, "tensor_parallel": 4}})
-    assert Cluster(split, Path("logs"), ["teacher"])._bundles == ["teacher"] * 2
+    assert Actors(split, ["teacher"]).bundles == ["teacher"] * 2
     assert split.gpus_of(split.teacher) == 4  # one process that holds four devices

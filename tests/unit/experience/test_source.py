@@ -107,7 +107,7 @@ class Journal:
         self.before_update = hooks.get("before", self.before)
         self.after_step = hooks.get("after", self.after)
         engines = hooks.get("engines", [self.engine])
-        self.run = Run(hooks.get("steps", 2), source, self.learner, engines, transfer, clock, self)
+        self.run = Run(hooks.get("steps", 2), source, self.learner, clock, self, engines, transfer)
 
     async def stopped(self, step: int) -> None:
         self.calls.append(f"stopped before step {step}")

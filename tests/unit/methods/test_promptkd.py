@@ -29,7 +29,7 @@ from minidist.models.forward import _lengthened, hidden_states
 from minidist.models.heads import head_of
 from minidist.preflight.cost import role_needs, step_bytes
 from minidist.preflight.memory import read_shape
-from minidist.roles.host import needed
+from minidist.stages import STAGES
 from minidist.types import Batch, Row, Stream
 from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
 
@@ -372,7 +372,8 @@ def test_published_settings() -> None:
 def test_no_actor_is_started_that_nobody_asks(sections: dict[str, Any], asked: bool) -> None:
     found = config(**sections)
     assert found.main_scored == (found.teacher.placement == "actor")
-    assert ("teacher" in needed(found)) == asked == found.asks_actors
+    hosted = STAGES["distill"].roles
+    assert hosted is not None and ("teacher" in hosted(found)) == asked == found.asks_actors
     shape = read_shape(LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1))
     roles = {need.role for need in role_needs(found, shape, shape, longest=64, gpu=None)}
     assert ("teacher" in roles) == asked

@@ -15,9 +15,8 @@ from minidist.cluster.cluster import Cluster
 from minidist.config import DistillConfig, ScoreConfig
 from minidist.experience.source import Prefixes
 from minidist.preflight.plan import make_plan
-from minidist.roles.host import hosted, needed
 from minidist.run.tracking import log
-from minidist.stages import run_stage
+from minidist.stages import STAGES, run_stage
 from minidist.teachers.cache.store import ScoreCache
 from minidist.teachers.hf import HFTeacher
 from minidist.types import Rollout, TeacherScores
@@ -126,8 +125,9 @@ def test_offline_training_has_the_losses_of_a_live_teacher(
         for key in here:
             if not key.startswith(("time/", "speed/")):
                 assert here[key] == pytest.approx(there[key], rel=2e-4, abs=1e-6), key
-    assert needed(DistillConfig.model_validate(offline)) == ("teacher", "learner")
-    assert hosted(DistillConfig.model_validate(offline)) == ("learner",)
+    config = DistillConfig.model_validate(offline)
+    roles = STAGES["distill"].roles
+    assert config.asks_actors and roles is not None and roles(config) == ("learner",)
 
 
 def test_a_stopped_run_keeps_what_it_scored_and_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

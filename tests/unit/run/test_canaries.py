@@ -15,7 +15,7 @@ from minidist.data.rendering import character_tokenizer
 from minidist.errors import CanaryError, ModelError
 from minidist.learners.learner import SingleLearner
 from minidist.rollout.hf import sample
-from minidist.run.canaries import check_engine, check_teacher, shared_vocabulary, tolerance
+from minidist.run.canaries import check_engine, check_teacher, shared_vocabulary
 from minidist.types import Measures, Rollout, Writer
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
@@ -56,13 +56,6 @@ def test_other_chat_template_is_refused() -> None:
 def test_embedding_smaller_than_the_tokenizer_is_refused(sizes: tuple[int, int]) -> None:
     with pytest.raises(ModelError, match="5 rows of embedding for a tokenizer of 6 tokens"):
         shared_vocabulary(DIGITS, DIGITS, *sizes)
-
-
-def test_tolerance_is_that_of_the_coarsest_precision() -> None:
-    assert tolerance(None, ["float32", "float32"], exact=1, rounded=2) == 1
-    assert tolerance(None, ["float32", "bfloat16"], exact=1, rounded=2) == 2
-    assert tolerance(None, ["float16", "float32"], exact=1, rounded=2) == 2
-    assert tolerance(0.3, ["bfloat16"], exact=1, rounded=2) == 0.3
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from minidist.errors import ConfigError, RunDirectoryError
 from minidist.evaluation.picture import draw_comparison
 from minidist.evaluation.records import BEFORE, TEACHER, Records, failures, over_runs
 from minidist.evaluation.table import markdown
-from minidist.preflight.compare import plan_lines
+from minidist.preflight.compare import plan_compare
 from minidist.run.directory import RunDirectory
 from minidist.stages.toy import fit, head_of, teacher, toy
 
@@ -117,9 +117,9 @@ def test_cells_may_be_added_but_not_changed(tmp_path: Path) -> None:
     with pytest.raises(
         RunDirectoryError, match=r"cells.own has changed: .*run.steps is 5 there and 6 here.*cells.own.run.overwrite"
     ):
-        plan_lines(changed)
+        plan_compare(changed)
     with pytest.raises(RunDirectoryError, match=r"evaluation\.test\.rows"):
-        plan_lines(read(tmp_path, {"own": OWN}, ("evaluation.test.rows=7",)))
+        plan_compare(read(tmp_path, {"own": OWN}, ("evaluation.test.rows=7",)))
     RunDirectory(read(tmp_path, {"own": OWN}, ("run.overwrite=true", "evaluation.test.rows=7"))).share()
     assert {entry.name for entry in config.run.directory.iterdir()} == {".lock", "config.json"}
 

@@ -1,0 +1,173 @@
+"""Ray and the actors of one run: started together, each in the bundle of its role, and ended with the run."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minidist.cluster.machine import cores, thread_environment
+from minidist.config.cluster import ClusterConfig, Role, RoleConfig
+from minidist.errors import ConfigError
+from minidist.run.tracking import log
+
+
+class Actors:
+    """A Ray cluster, joined or started, with room for all actors of the run, which is set aside at once.
+
+    Roles take turns at staleness 0, so each may use all cores, but none may spin while it waits: a spinning OpenMP pool takes
+    the cores from the role that works.
+    """
+
+    def __init__(self, config: ClusterConfig, roles: Sequence[Role]) -> None:
+        self._config = config
+        self.bundles: list[Role] = [role for role in roles for _ in range(config.role(role).processes)]
+        self._group: Any = None
+        self._seated: list[tuple[Any, Any, int]] = []  # the role, its actor, the index of its bundle
+
+    def start(self, scratch: Path) -> None:
+        """Start Ray, or join the cluster at cluster.address, and reserve a bundle for every actor."""
+        import ray
+
+        self._scratch = scratch
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
+        if self._config.address is not None:
+            ray.init(address=self._config.address, **quiet)
+        else:
+            os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
+            with _own_group():
+                ray.init(
+                    address="local",  # a cluster of this run, whatever RAY_ADDRESS says
+                    num_cpus=cores(),
+                    num_gpus=self._config.gpus,
+                    include_dashboard=False,
+                    object_store_memory=int(self._config.object_store_gib * 2**30),
+                    _temp_dir=str(scratch),
+                    _node_ip_address="127.0.0.1",
+                    **quiet,
+                )
+        self._reserve()
+
+    def _reserve(self) -> None:
+        import ray
+        from ray.util import placement_group
+
+        settings = [self._config.role(role) for role in self.bundles]
+        bundles = [{"CPU": actor_cpus(self._config, each), "GPU": self._config.gpus_of(each)} for each in settings]
+        bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
+        self._group = placement_group(bundles, strategy=self._config.placement.upper())
+        if not self._group.wait(self._config.start_timeout_s):
+            wanted = ", ".join(f"{sum(bundle.get(name, 0) for bundle in bundles):g} {name}" for name in ("CPU", "GPU"))
+            found = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+            raise ConfigError(
+                f"no room for the run's {len(bundles)} actors ({wanted}) in {self._config.start_timeout_s:g} s: the cluster "
+                f"has {found} in all; lower the counts or shares under cluster, or set cluster.placement=pack"
+            )
+
+    def seat(self, role: Role) -> Any:
+        """An empty actor in the next free bundle of its role."""
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        from minidist.cluster.remote import Host, Remote
+
+        taken = {bundle for _, _, bundle in self._seated}
+        bundle = next(i for i, name in enumerate(self.bundles) if name == role and i not in taken)
+        config = self._config.role(role)
+        options = {
+            "num_cpus": actor_cpus(self._config, config),
+            "num_gpus": self._config.gpus_of(config),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
+            "runtime_env": {"env_vars": self._environment(config)},
+        }
+        actor = ray.remote(Host).options(**options).remote()
+        number = sum(name == role for name in self.bundles[:bundle])
+        remote = Remote(f"{role} {number}" if self.bundles.count(role) > 1 else role, actor)
+        self._seated.append((remote, actor, bundle))
+        return remote
+
+    def dismiss(self, role: Any) -> None:
+        """End the actor of a role; its bundle is free again."""
+        import ray
+
+        for entry in [entry for entry in self._seated if entry[0] is role]:
+            self._seated.remove(entry)
+            ray.kill(entry[1])
+
+    def end(self) -> None:
+        """End all actors, and Ray with them."""
+        import ray
+
+        if not ray.is_initialized():
+            return
+        for _, actor, _ in self._seated:
+            ray.kill(actor)
+        if self._group is not None:
+            from ray.util import remove_placement_group
+
+            remove_placement_group(self._group)
+        ray.shutdown()
+
+    def keep_logs(self, folder: Path) -> None:
+        """Copy the actors' output from Ray's session to `folder`."""
+        found = [file for file in self._scratch.glob("session_2*/logs/worker-*") if file.stat().st_size]
+        if found:
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in found:
+                shutil.copy(file, folder / file.name)
+            log.info("the actors' output is in %s", folder)
+
+    def _environment(self, config: RoleConfig) -> dict[str, str]:
+        # The actors of one role work at the same time, those of different roles take turns.
+        threads = self._config.threads or max(1, cores() // (config.processes * config.devices))
+        variables = thread_environment(threads) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        if self._config.address is None:
+            variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        return variables
+
+
+def actor_cpus(config: ClusterConfig, role: RoleConfig) -> float:
+    """CPUs set aside for an actor; on a machine that the run has to itself the shares add up to its cores."""
+    if role.cpus is not None:
+        return role.cpus
+    return 1.0 if config.address is not None else cpu_share(config)
+
+
+def cpu_share(config: ClusterConfig) -> float:
+    """CPUs of an actor without `cpus` on one machine: the cores that the others leave, in equal parts, rounded down."""
+    roles: list[RoleConfig] = [config.rollout, config.teacher, config.learner]
+    left = cores() - sum((role.cpus or 0) * role.processes for role in roles)
+    waiting = sum(role.processes for role in roles if role.cpus is None)
+    return int(100 * left / waiting) / 100 if waiting else 1.0
+
+
+def free_address() -> str:
+    """A port of this node that was free a moment ago, at which the ranks of a group meet."""
+    import socket
+
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+
+@contextmanager
+def _own_group() -> Iterator[None]:
+    """Processes started inside get a process group of their own.
+
+    A signal to a job's whole group (from a scheduler, or `timeout`) would otherwise end Ray before the last checkpoint is
+    written.
+    """
+    group = os.getpgrp()
+    if os.getpid() == os.getsid(0):  # the leader of a session cannot leave its group, and need not: it has no terminal
+        yield
+        return
+    os.setpgid(0, 0)
+    try:
+        yield
+    finally:
+        os.setpgid(0, group)

@@ -1,0 +1,39 @@
+"""The table of stages: every row is complete, and the command line is made from it."""
+
+import inspect
+
+import pytest
+
+from minidist.config import CONFIGS, VERBS
+from minidist.stages import STAGES, code, verbs
+
+
+def test_every_configuration_has_a_stage_and_every_stage_a_configuration() -> None:
+    assert STAGES.keys() == CONFIGS.keys()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_row_names_code_that_exists(name: str) -> None:
+    stage = STAGES[name]
+    assert callable(code(stage.plan)) and inspect.iscoroutinefunction(code(stage.run))
+    assert stage.show is None or callable(code(stage.show))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_called_with_its_roles_or_hosts_its_own(name: str) -> None:
+    stage = STAGES[name]
+    assert len(inspect.signature(code(stage.run)).parameters) == (1 if stage.roles is None else 2)
+
+
+def test_stages_that_share_a_verb_are_one_command() -> None:
+    assert list(verbs()) == ["sft", "distill", "evaluate", "score", "compare"]
+    assert VERBS == {"toy": "compare"}
+
+
+def test_stages_need_the_roles_they_use() -> None:
+    asked = {name: stage.roles for name, stage in STAGES.items() if stage.roles is not None and name != "distill"}
+    assert {name: roles(None) for name, roles in asked.items()} == {
+        "sft": ("learner",),
+        "evaluate": ("rollout", "teacher", "learner"),
+        "score": ("teacher",),
+    }
