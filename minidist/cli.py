@@ -1,4 +1,4 @@
-"""The command line: `minidist VERB CONFIG.yaml [section.key=value ...]`. Parses before anything heavy is imported."""
+"""The command line: `minidist VERB CONFIG.yaml [section.key=value ...]`. It is parsed before anything heavy is imported."""
 
 import os
 import sys
@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from minidist import __version__
-from minidist.config import VERBS, CompareConfig, ToyConfig, load
-from minidist.errors import MinidistError
+from minidist.errors import ConfigError, MinidistError
 from minidist.stages import STAGES, code, run_stage, verbs
 
 app = typer.Typer(
@@ -38,32 +37,33 @@ for _verb, _help in verbs().items():
 
 @app.command()
 def check(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Validate a configuration, its data and its models' shapes, and show the plan; load no weights."""
+    """Validate a configuration, its data and its models' shapes, and print the plan; load no weights."""
     _run(None, config, overrides)
 
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="What it would use is shown too.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Look at what is installed and at the machine; name each fault with its cure. Code 1 when there is one."""
+    """Check the installation and the machine; print each fault with its remedy. Exit code 1 when something is missing."""
+    from minidist.config import CompareConfig, ToyConfig, load
     from minidist.preflight.doctor import examine
 
-    given = None if config is None else load(config, overrides or ())
-    given = given.first if isinstance(given, CompareConfig) else given
-    faults = examine(None if isinstance(given, ToyConfig) else given)
+    loaded = None if config is None else load(config, overrides or ())
+    loaded = loaded.first if isinstance(loaded, CompareConfig) else loaded
+    faults = examine(None if isinstance(loaded, ToyConfig) else loaded)
     raise typer.Exit(1 if faults else 0)
 
 
 @app.command()
 def sample(
     directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="A run's directory.")],
-    step: Annotated[int | None, typer.Option(help="Step of the answers; the last one recorded when left out.")] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the answers; default: the last recorded step.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="How many answers.")] = 8,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Leave the same as a page there.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the answers to this file, as a page.")] = None,
 ) -> None:
-    """Show a run's prompts and answers, each token coloured by how student and teacher differ about it."""
+    """Show a run's prompts and answers, each token coloured by log p(student) - log p(teacher)."""
     from minidist.run.show import show
 
     show(directory, step=step, rows=rows, html=html)
@@ -77,7 +77,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def main() -> None:
-    """Entry point: one sentence and code 2 for what the user can mend, code 1 for a run that failed."""
+    """Entry point. A user's error prints one sentence and exits with code 2, a run that fails with code 1."""
     try:
         app()
     except MinidistError as error:
@@ -86,14 +86,19 @@ def main() -> None:
 
 
 def _run(verb: str | None, path: Path, overrides: list[str] | None) -> None:
-    config = load(path, overrides or (), verb)
+    from minidist.config import load
+
+    config = load(path, overrides or ())
+    stage = STAGES[config.stage]
+    if verb not in (None, stage.verb):
+        raise ConfigError(f"{path} is a configuration for `minidist {stage.verb}`, not for `minidist {verb}`")
     _set_environment(config)
     if verb is not None:
         _until_done(config)
         return
-    for line in code(STAGES[config.stage].plan)(config).lines:
+    for line in code(stage.plan)(config).lines:
         print(line)
-    print(f"{path}: ready for minidist {VERBS.get(config.stage, config.stage)}")
+    print(f"{path}: ready for minidist {stage.verb}")
 
 
 def _set_environment(config: Any) -> None:
@@ -108,7 +113,7 @@ def _set_environment(config: Any) -> None:
 
 
 def _until_done(config: Any) -> None:
-    """Run a stage; Ctrl-C and SIGTERM unwind it, so that its actors and files go with it."""
+    """Run a stage; Ctrl-C and SIGTERM cancel it, so that its actors end and its files are removed."""
     import asyncio
     import signal
 

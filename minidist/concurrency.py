@@ -24,7 +24,7 @@ class Worker:
         return await loop.run_in_executor(self._pool, lambda: call(*args, **kwargs))
 
     def run_now(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The same, waiting for it: for constructors."""
+        """The result of the call, for constructors, which cannot await."""
         return self._pool.submit(call, *args, **kwargs).result()
 
     def close(self) -> None:
@@ -71,11 +71,11 @@ async def deal(
     *,
     each: int = 1,
 ) -> list[T]:
-    """Item i goes to member i modulo their number, in order; `each` results an item come back in the items' order."""
+    """Send item i to member i modulo their number; the results, `each` per item, come back in the items' order."""
     count = len(members)
     done = await together(call(member, items[start::count]) for start, member in enumerate(members))
     results: list[T] = []
     for index in range(len(items)):
-        place = index // count * each
-        results += done[index % count][place : place + each]
+        start = index // count * each
+        results += done[index % count][start : start + each]
     return results

@@ -1,4 +1,4 @@
-"""The loop: collect, update, publish, repeat. It knows no algorithm; sources, objectives and learners do."""
+"""The loop: collect, update, publish, repeat. Algorithms live in sources, objectives and learners."""
 
 import asyncio
 from collections.abc import Sequence

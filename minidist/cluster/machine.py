@@ -1,4 +1,4 @@
-"""What this machine has: cores, memory, shared memory, GPUs. Read without torch, and within the limits of a container."""
+"""Cores, memory, shared memory and GPUs of this machine, within the limits of a container; read without torch."""
 
 import math
 import os
@@ -56,18 +56,18 @@ def thread_environment(threads: int | None) -> dict[str, str]:
 
 def host_memory() -> Space:
     """Memory of the host, or of the cgroup this process is in where that allows less."""
-    there = psutil.virtual_memory()
-    total, free = float(there.total), float(there.available)
+    memory = psutil.virtual_memory()
+    total, free = float(memory.total), float(memory.available)
     for group in _groups("memory"):
         for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            if (most := _read(group / limit)).isdigit() and int(most) < there.total:
+            if (most := _read(group / limit)).isdigit() and int(most) < memory.total:
                 total = min(total, int(most))
                 free = min(free, int(most) - int(_read(group / used) or 0) + _reclaimable(group))
     return Space(total / GIB, max(0.0, free) / GIB)
 
 
 def disk(path: Path) -> Space:
-    """The disk a path is on, or will be once it is made."""
+    """The disk of a path, also of a path that does not exist yet."""
     while not path.exists() and path != path.parent:
         path = path.parent
     usage = shutil.disk_usage(path)
@@ -75,7 +75,7 @@ def disk(path: Path) -> Space:
 
 
 def gpus() -> list[Gpu]:
-    """GPUs by nvidia-smi, those that CUDA_VISIBLE_DEVICES hides left out. Touches no device."""
+    """GPUs by nvidia-smi, without those that CUDA_VISIBLE_DEVICES hides. Initialises no device."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     if shutil.which(command[0]) is None:
         return []
@@ -97,31 +97,31 @@ def gpus() -> list[Gpu]:
 
 
 def cpu_flags() -> set[str]:
-    """Instruction sets of the CPU, as Linux names them; empty where it does not say."""
+    """Instruction sets of the CPU by their Linux names; empty where Linux does not list them."""
     match = re.search(r"^(?:flags|Features)\s*:(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
     return set(match[1].split()) if match else set()
 
 
 def _mib(text: str) -> float:
-    """A figure of nvidia-smi in GiB; devices that share the host's memory give none."""
+    """A figure of nvidia-smi in GiB; NaN for devices that share the host's memory."""
     return float(text) / 1024 if text.replace(".", "").isdigit() else math.nan
 
 
 def _groups(controller: str) -> list[Path]:
-    """This process's cgroup and those above it, of version 2 and of version 1's `controller`."""
+    """The cgroup of this process and its parents, of version 2 and of `controller` in version 1."""
     found = []
     for line in _read(Path("/proc/self/cgroup")).splitlines():
-        number, controllers, place = line.split(":", 2)
+        number, controllers, group = line.split(":", 2)
         if number == "0" or controller in controllers.split(","):
             root = _CGROUPS if number == "0" else _CGROUPS / controller
-            own = root / place.strip("/")
-            # A container sees its own group as the root, under whatever name the host has for it.
-            found += [group for group in (own, *own.parents) if group == root or root in group.parents]
+            path = root / group.strip("/")
+            # A container sees its group as the root, under whatever name the host has for it.
+            found += [each for each in (path, *path.parents) if each == root or root in each.parents]
     return found
 
 
 def _reclaimable(group: Path) -> int:
-    """Bytes of file cache, which count as used and are given back on demand."""
+    """Bytes of file cache, which count as used and are freed on demand."""
     match = re.search(r"^inactive_file (\d+)$", _read(group / "memory.stat"), re.MULTILINE)
     return int(match[1]) if match else 0
 

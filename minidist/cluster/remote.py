@@ -1,4 +1,4 @@
-"""A role that lives in a Ray actor, behind the role's own verbs."""
+"""A role in a Ray actor, behind the verbs of the role."""
 
 import asyncio
 import gc
@@ -12,13 +12,14 @@ from minidist.errors import MinidistError, RoleError
 
 
 class Remote:
-    """Stands in for the object an actor hosts: `await remote.verb(...)` runs `verb` there.
+    """Proxy of the object in an actor: `await remote.verb(...)` runs `verb` in the actor.
 
-    Errors come back as what they are: minidist's own as themselves, anything else as a RoleError that names the role.
+    minidist's errors are raised as themselves, all others as a RoleError that names the role.
     """
 
     def __init__(self, name: str, actor: Any) -> None:
-        self._name, self._actor = name, actor
+        self._name = name
+        self._actor = actor
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
@@ -28,14 +29,14 @@ class Remote:
         return call
 
     async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        """The result as a Ray reference, to hand on to other actors without passing through this process."""
+        """The result as a Ray reference, which other actors read without passing through this process."""
         return await self._await(verb, self._actor.keep.remote(verb, *arguments, **options))
 
     async def _await(self, verb: str, pending: Any) -> Any:
         try:
             return await pending
         except asyncio.CancelledError:
-            ray.cancel(pending)  # so that the role stops working on what nobody waits for
+            ray.cancel(pending)  # so that the role stops: no caller waits for the result
             raise
         except RayTaskError as error:
             if isinstance(error.cause, MinidistError):
@@ -47,7 +48,7 @@ class Remote:
 
 
 class Host:
-    """The actor: holds one role and passes its verbs on."""
+    """The actor: holds one role and runs its verbs."""
 
     _role: Any = None
 
@@ -61,12 +62,12 @@ class Host:
         return await getattr(self._role, verb)(*arguments, **options)
 
     async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        """The same, but what it gives stays in the object store: only its reference goes back."""
+        """Like `call`, but the result stays in the object store, and its reference is returned."""
         result = await self.call(verb, *arguments, **options)
         return None if result is None else ray.put(result)
 
     async def _clear(self) -> None:
-        """The role that was here before gives its memory back before the next one takes it."""
+        """Close the last role and free its memory before the next role is made."""
         if self._role is not None:
             await self._role.close()
             self._role = None

@@ -1,4 +1,4 @@
-"""A temporary directory for one run, and a keeper that clears up after it however it ends."""
+"""A temporary directory for one run, and a process that removes it however the run ends."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import psutil
 
 
 class Scratch:
-    """A temporary directory that goes when this process does, however it ends.
+    """A temporary directory that is removed when this process ends, however it ends.
 
     A small shell waits on a pipe that only this process holds open. When the pipe closes, it removes the directory; if this
     process was killed, it first ends the processes that had been started by then.
@@ -17,7 +17,7 @@ class Scratch:
 
     def __init__(self) -> None:
         parent = tempfile.gettempdir()
-        # Sockets lie in here, and the path of a socket may have 107 characters.
+        # The directory holds sockets, whose paths are limited to 107 characters.
         self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) <= 25 else "/tmp"))
         self._before = tempfile.tempdir, os.environ.get("TMPDIR")
         tempfile.tempdir = os.environ["TMPDIR"] = str(self.path)
@@ -31,7 +31,7 @@ class Scratch:
         self._tell(" ".join(f"{pid}:{start}" for pid in children if (start := _start_time(pid)) is not None))
 
     def remove(self) -> None:
-        """Remove the directory; the processes have been ended already."""
+        """Remove the directory, after the processes have ended."""
         self._tell("")
         tempfile.tempdir, before = self._before
         if before is None:
@@ -46,8 +46,8 @@ class Scratch:
         self._keeper.stdin.flush()
 
 
-# Each line replaces the list of processes, given as id:start time; an empty one means that all has ended well. The start time
-# tells a process from a later one that was given the same id.
+# Each line replaces the list of processes (id:start time); an empty line means that all processes have ended. The start time
+# distinguishes a process from a later one with the same id.
 _KEEPER = """
 while read -r line; do processes=$line; done
 for process in $processes; do

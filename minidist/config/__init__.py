@@ -6,12 +6,11 @@ from minidist.config.evaluate import EvaluateConfig
 from minidist.config.load import dump, load
 from minidist.config.score import ScoreConfig
 from minidist.config.sft import SftConfig
-from minidist.config.stages import CONFIGS, VERBS, Command, Config
+from minidist.config.stages import CONFIGS, Command, Config
 from minidist.config.toy import ToyConfig
 
 __all__ = [
     "CONFIGS",
-    "VERBS",
     "Command",
     "CompareConfig",
     "Config",

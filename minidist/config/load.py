@@ -11,17 +11,17 @@ import yaml
 from pydantic import ValidationError
 
 from minidist.config.sentence import sentence
-from minidist.config.stages import CONFIGS, VERBS, Command
+from minidist.config.stages import CONFIGS, Command
 from minidist.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
-def load(path: Path, overrides: Sequence[str] = (), stage: str | None = None) -> Command:
+def load(path: Path, overrides: Sequence[str] = ()) -> Command:
     """Read `path`, apply `section.key=value` overrides in order, and check everything that needs no model.
 
-    `stage` is the verb that was called; the file says in its own `stage:` which one it is for. Values of overrides are
-    YAML (`run.steps=20`, `learner.optimizer.betas=[0.9,0.99]`). Raises ConfigError with one sentence.
+    The file's `stage:` decides its class. Values of overrides are YAML (`run.steps=20`,
+    `learner.optimizer.betas=[0.9,0.99]`). Raises ConfigError with one sentence.
     """
     tree = _read(path)
     for override in overrides:
@@ -29,8 +29,6 @@ def load(path: Path, overrides: Sequence[str] = (), stage: str | None = None) ->
     found = tree.get("stage")
     if not isinstance(found, str) or found not in CONFIGS:
         raise ConfigError(f"{path}: stage is {found!r}; expected one of {', '.join(CONFIGS)}")
-    if stage is not None and (verb := VERBS.get(found, found)) != stage:
-        raise ConfigError(f"{path} is a configuration for `minidist {verb}`, not for `minidist {stage}`")
     try:
         return CONFIGS[found].model_validate(_fill(tree, str(path)))
     except ValidationError as error:

@@ -15,8 +15,5 @@ Config = SftConfig | DistillConfig | EvaluateConfig | ScoreConfig
 Command = Config | CompareConfig | ToyConfig
 """All that a configuration file may hold."""
 
-VERBS = {"toy": "compare"}
-"""The verb of a stage whose name is not one."""
-
 CONFIGS: dict[str, type[Command]] = {get_args(each.model_fields["stage"].annotation)[0]: each for each in get_args(Command)}
 """Configuration class of each stage."""

@@ -1,12 +1,12 @@
-"""The roles of a stage, as many of each as the configuration says, each behind the face of one."""
+"""The roles of a stage, as many of each as its configuration says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from minidist.cluster.cluster import Cluster
 from minidist.concurrency import both, nothing, together
 from minidist.config import Config, DistillConfig
-from minidist.config.cluster import RoleConfig
+from minidist.config.cluster import Role
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig, StudentConfig
 from minidist.config.rollout import RolloutConfig
@@ -15,7 +15,7 @@ from minidist.data.rendering import Renderer
 from minidist.learners.ranks import LearnerRanks
 from minidist.preflight.plan import Plan
 from minidist.protocols import Learner, RolloutEngine, Teacher
-from minidist.roles.make import make_engine, make_learner, make_teacher
+from minidist.roles.make import RoleContext, make_engine, make_learner, make_teacher
 from minidist.rollout.mixed.turns import Alternating, Lockstep, Mixtures
 from minidist.rollout.pool import Engines
 from minidist.teachers.cache.store import CachedTeacher
@@ -33,7 +33,7 @@ class HostedRoles:
 
 
 class Roles:
-    """Hosts what a stage asks for."""
+    """Hosts the roles that a stage asks for: as many of each as the configuration says, behind the face of one."""
 
     def __init__(self, cluster: Cluster, config: Config, plan: Plan) -> None:
         self.cluster = cluster
@@ -41,32 +41,29 @@ class Roles:
         self.plan = plan
 
     async def engines(self, model: ModelConfig, rollout: RolloutConfig, *, teacher: TeacherConfig | None = None) -> Engines:
-        """cluster.rollout.actors engines that hold `model`; those in transformers also `teacher`, to write with."""
+        """cluster.rollout.actors engines that hold `model`; engines in transformers also hold `teacher`, to write with."""
         arguments = self.engine_arguments(model, rollout, teacher)
         hosting = [self.cluster.host("rollout", make_engine, **arguments) for _ in range(self.config.cluster.rollout.actors)]
         return Engines(await together(hosting))
 
     def engine_arguments(self, model: ModelConfig, rollout: RolloutConfig, teacher: TeacherConfig | None) -> dict[str, Any]:
-        """What each engine is made from."""
-        role = self.config.cluster.rollout
-        return {
-            "model": model,
-            "rollout": rollout,
-            "max_tokens": self.plan.max_tokens,
-            "tensor_parallel": role.tensor_parallel,
-            "seed": self.config.run.seed,
-            "deterministic": self.config.run.deterministic,
-            "teacher": teacher,
-            **self._common(role),
-        }
+        """The arguments of make_engine."""
+        return {"context": self._context("rollout"), "model": model, "rollout": rollout, "teacher": teacher}
 
     async def teachers(self, config: TeacherConfig, *, mixing: bool = False) -> Teachers:
         """cluster.teacher.actors teachers, each in as many shards as it needs. `mixing`: they also take turns with students."""
-        role = self.config.cluster.teacher
-        if config.backend == "cache":
-            assert self.plan.cache is not None
+        if self.plan.cache is not None:
             return Teachers([CachedTeacher(config, self.plan.cache)])
-        return Teachers(await together(self._teacher(config, mixing) for _ in range(role.actors)))
+        return Teachers(await together(self._teacher(config, mixing) for _ in range(self.config.cluster.teacher.actors)))
+
+    async def _teacher(self, config: TeacherConfig, mixing: bool) -> Teacher:
+        # The longest sequence a teacher scores: a rollout, or a row of a stream beside the main stream.
+        rows = (len(example.tokens) for examples in self.plan.streams.values() for example in examples)
+        context = replace(self._context("teacher"), max_tokens=max(self.plan.max_tokens, *rows, 0))
+        shards = self.config.cluster.teacher.shards
+        if shards > 1:
+            return Shards(await self.cluster.host_group("teacher", make_teacher, shards, context=context, config=config))
+        return await self.cluster.host("teacher", make_teacher, context=context, config=config, mixing=mixing)
 
     async def learner(
         self,
@@ -76,18 +73,14 @@ class Roles:
         *,
         teacher: TeacherConfig | None,
     ) -> Learner:
-        """The learner's ranks, as one learner. Without objectives it only measures, and is one."""
-        role = self.config.cluster.learner
+        """The learner's ranks, as one learner. Without objectives it only measures, and has one rank."""
         members = await self._ranks(
-            role.ranks if objectives else 1,
+            self.config.cluster.learner.ranks if objectives else 1,
+            context=self._context("learner"),
             student=student,
-            teacher=teacher,
             config=config,
             objectives=objectives,
-            steps=self.config.run.steps * (self.config.updates if isinstance(self.config, DistillConfig) else 1),
-            seed=self.config.run.seed,
-            deterministic=self.config.run.deterministic,
-            **self._common(role),
+            teacher=teacher,
         )
         return members[0] if len(members) == 1 else LearnerRanks(members)
 
@@ -95,37 +88,25 @@ class Roles:
         return await self.cluster.host_group("learner", make_learner, count, **arguments)
 
     async def dismiss(self, *roles: Any) -> None:
-        """End them and free their places."""
+        """End roles and free their bundles."""
         for role in roles:
             if isinstance(role, Engines | Teachers | LearnerRanks):
                 await self.dismiss(*role.members)
             else:
                 await self.cluster.dismiss(role)
 
-    async def _teacher(self, config: TeacherConfig, mixing: bool) -> Teacher:
-        role = self.config.cluster.teacher
-        arguments = {
-            "config": config,
-            "max_tokens": self._longest(),
-            "tensor_parallel": role.tensor_parallel,
-            "deterministic": self.config.run.deterministic,
-            **self._common(role),
-        }
-        if role.shards > 1:
-            return Shards(await self.cluster.host_group("teacher", make_teacher, role.shards, **arguments))
-        return await self.cluster.host("teacher", make_teacher, mixing=mixing, **arguments)
-
-    def _longest(self) -> int:
-        """The longest sequence a teacher sees: a rollout, or a row of a stream beside the main one."""
-        rows = (len(example.tokens) for examples in self.plan.streams.values() for example in examples)
-        return max(self.plan.max_tokens, *rows, 0)
-
-    def _common(self, role: RoleConfig) -> dict[str, Any]:
-        return {
-            "renderer": self.plan.renderer,
-            "vocabulary": self.plan.vocabulary,
-            "on_gpu": self.config.cluster.gpus_of(role) > 0,
-        }
+    def _context(self, name: Role) -> RoleContext:
+        config, role = self.config, self.config.cluster.role(name)
+        return RoleContext(
+            renderer=self.plan.renderer,
+            vocabulary=self.plan.vocabulary,
+            max_tokens=self.plan.max_tokens,
+            seed=config.run.seed,
+            steps=config.run.steps * (config.updates if isinstance(config, DistillConfig) else 1),
+            deterministic=config.run.deterministic,
+            on_gpu=config.cluster.gpus_of(role) > 0,
+            tensor_parallel=role.devices,
+        )
 
 
 async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
@@ -145,7 +126,7 @@ async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
 
 
 def writer(config: DistillConfig, engines: Engines, teachers: Teachers | None, renderer: Renderer) -> RolloutEngine:
-    """Who writes the student's share of the text: the engines themselves, or they and the teachers, token by token."""
+    """The writer of the student's share of the text: the engines alone, or engines and teachers token by token."""
     alpha, students = config.teacher_mix, engines.members
     if not alpha:
         return engines

@@ -1,12 +1,14 @@
-"""Configuration to roles: these constructors run inside the roles' actors, and what they make stays there."""
+"""Configuration to roles. These constructors run inside the roles' actors, and the objects they make stay there."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig, StudentConfig
 from minidist.config.rollout import RolloutConfig
-from minidist.config.teacher import SoftPromptConfig, TeacherConfig
+from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.losses.targets import Objective
 from minidist.protocols import Learner, RolloutEngine, Teacher
@@ -17,96 +19,116 @@ if TYPE_CHECKING:
     from minidist.methods.promptkd import PromptedTeacher
 
 
+@dataclass(frozen=True)
+class RoleContext:
+    """The facts of a run that its roles share.
+
+    Args:
+        renderer: makes token ids from text.
+        vocabulary: width of the softmax that student and teacher share; None: all rows of the head.
+        max_tokens: longest sequence that the role meets; None: the model's context.
+        seed: of everything the role draws at random.
+        steps: optimizer steps of the run.
+        deterministic: the same bits in every run.
+        on_gpu: the role computes on a GPU.
+        tensor_parallel: devices over which vLLM splits the role's model.
+    """
+
+    renderer: Renderer
+    vocabulary: int | None = None
+    max_tokens: int | None = None
+    seed: int = 0
+    steps: int = 1
+    deterministic: bool = False
+    on_gpu: bool = False
+    tensor_parallel: int = 1
+
+
 def make_engine(
-    model: ModelConfig,
-    rollout: RolloutConfig,
-    renderer: Renderer,
-    max_tokens: int,
-    seed: int,
-    vocabulary: int | None,
-    on_gpu: bool,
-    tensor_parallel: int = 1,
-    deterministic: bool = False,
-    teacher: TeacherConfig | None = None,
+    context: RoleContext, model: ModelConfig, rollout: RolloutConfig, *, teacher: TeacherConfig | None = None
 ) -> RolloutEngine:
-    """The rollout engine of `rollout.engine`, its model split over `tensor_parallel` devices. `teacher`: engine hf holds a copy
-    of its own, to write with."""
+    """The rollout engine of `rollout.engine`. With a `teacher`, engine hf holds a copy of it, to write in lockstep."""
+    shared: dict[str, Any] = {"vocabulary": context.vocabulary, "on_gpu": context.on_gpu}
     if rollout.engine == "hf" and teacher is not None:
         from minidist.rollout.mixed.lockstep import LockstepEngine
 
-        return LockstepEngine(model, teacher, renderer, vocabulary=vocabulary, on_gpu=on_gpu)
+        return LockstepEngine(model, teacher, context.renderer, **shared)
     if rollout.engine == "hf":
         from minidist.rollout.hf import HFEngine
 
-        return HFEngine(model, renderer, vocabulary=vocabulary, on_gpu=on_gpu)
+        return HFEngine(model, context.renderer, **shared)
     from minidist.rollout.vllm.engine import VLLMEngine
 
+    assert context.max_tokens is not None
     return VLLMEngine(
         model,
         rollout,
-        renderer,
-        max_tokens=max_tokens,
-        seed=seed,
-        vocabulary=vocabulary,
-        on_gpu=on_gpu,
-        tensor_parallel=tensor_parallel,
-        deterministic=deterministic,
+        context.renderer,
+        max_tokens=context.max_tokens,
+        seed=context.seed,
+        tensor_parallel=context.tensor_parallel,
+        deterministic=context.deterministic,
+        **shared,
     )
 
 
 def make_teacher(
-    config: TeacherConfig,
-    renderer: Renderer,
-    vocabulary: int | None,
-    on_gpu: bool,
-    tensor_parallel: int = 1,
-    max_tokens: int | None = None,
-    deterministic: bool = False,
-    group: RankGroup | None = None,
-    mixing: bool = False,
+    context: RoleContext, config: TeacherConfig, *, mixing: bool = False, group: RankGroup | None = None
 ) -> Teacher:
-    """The frozen teacher of `teacher.backend`, or one rank of it; `max_tokens` is the longest sequence it will see, None the
-    model's context. `mixing`: it also takes turns with a student; one in transformers gets a vLLM engine beside it for that."""
-    if config.backend == "vllm":
-        from minidist.teachers.vllm import VLLMTeacher
+    """The frozen teacher of `teacher.backend`, or one rank of it. `mixing`: it also takes turns with a student."""
+    return TEACHERS[config.backend](context, config, mixing, group)
 
-        return VLLMTeacher(
-            config,
-            renderer,
-            vocabulary=vocabulary,
-            on_gpu=on_gpu,
-            tensor_parallel=tensor_parallel,
-            max_tokens=max_tokens,
-        )
-    if config.backend == "server":
-        from minidist.teachers.server.teacher import ServerTeacher
 
-        return ServerTeacher(config, renderer, vocabulary=vocabulary)
+def _hf_teacher(context: RoleContext, config: TeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
     from minidist.models.device import repeatable
     from minidist.teachers.hf import HFTeacher
 
-    repeatable(deterministic)
+    repeatable(context.deterministic)
     core = None
-    if mixing:
+    if mixing:  # transformers cannot take turns: a copy of the teacher in vLLM does
         from minidist.rollout.vllm.core import VLLMCore
         from minidist.teachers.vllm import teacher_settings
 
-        settings = teacher_settings(config, max_tokens=max_tokens, on_gpu=on_gpu)
-        core = VLLMCore(settings, renderer, name="turns", vocabulary=vocabulary)
-    return HFTeacher(config, renderer, vocabulary=vocabulary, on_gpu=on_gpu, group=group, core=core)
+        settings = teacher_settings(config, max_tokens=context.max_tokens, on_gpu=context.on_gpu)
+        core = VLLMCore(settings, context.renderer, name="turns", vocabulary=context.vocabulary)
+    shared: dict[str, Any] = {"vocabulary": context.vocabulary, "on_gpu": context.on_gpu}
+    return HFTeacher(config, context.renderer, group=group, core=core, **shared)
+
+
+def _vllm_teacher(context: RoleContext, config: TeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
+    from minidist.teachers.vllm import VLLMTeacher
+
+    return VLLMTeacher(
+        config,
+        context.renderer,
+        vocabulary=context.vocabulary,
+        on_gpu=context.on_gpu,
+        tensor_parallel=context.tensor_parallel,
+        max_tokens=context.max_tokens,
+    )
+
+
+def _server_teacher(context: RoleContext, config: TeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
+    from minidist.teachers.server.teacher import ServerTeacher
+
+    return ServerTeacher(config, context.renderer, vocabulary=context.vocabulary)
+
+
+TEACHERS: dict[str, Callable[[RoleContext, Any, bool, RankGroup | None], Teacher]] = {
+    "hf": _hf_teacher,
+    "vllm": _vllm_teacher,
+    "server": _server_teacher,
+}
+"""What makes the teacher of each backend that is hosted."""
 
 
 def make_learner(
+    context: RoleContext,
     student: StudentConfig,
-    teacher: TeacherConfig | None,
-    renderer: Renderer,
     config: LearnerConfig,
     objectives: dict[str, dict[str, Any]],
-    steps: int,
-    seed: int,
-    vocabulary: int | None,
-    on_gpu: bool,
-    deterministic: bool = False,
+    *,
+    teacher: TeacherConfig | None,
     group: RankGroup | None = None,
 ) -> Learner:
     """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states, or with
@@ -119,42 +141,33 @@ def make_learner(
     from minidist.models.hub import build_student
     from minidist.models.lora import inject
 
-    repeatable(deterministic)
+    repeatable(context.deterministic)
+    device = "cuda" if context.on_gpu else "cpu"
     kind, joined = SingleLearner, Alone()
     if config.backend == "deepspeed":
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+        os.environ.setdefault("DS_ACCELERATOR", device)
         from minidist.learners.deepspeed import DeepSpeedLearner
 
-        kind, joined = DeepSpeedLearner, Joined(group or RankGroup(), "cuda" if on_gpu else "cpu")
-    model = build_student(student, renderer.tokenizer, seed, on_gpu)
-    adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=seed)
+        kind, joined = DeepSpeedLearner, Joined(group or RankGroup(), device)
+    model = build_student(student, context.renderer.tokenizer, context.seed, context.on_gpu)
+    adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=context.seed)
     tutor, head = None, None
     if teacher is not None and teacher.prompt is not None:
-        tutor = make_prompted(
-            teacher, teacher.prompt, renderer, config, steps=steps, vocabulary=vocabulary, on_gpu=on_gpu, group=joined
-        )
+        tutor = make_prompted(context, teacher, config, joined)
     elif teacher is not None and teacher.payload == "hidden":
-        head = load_teacher_head(teacher, vocabulary)
+        head = load_teacher_head(teacher, context.vocabulary)
     made: dict[str, Objective] = {name: make_objective(**options) for name, options in objectives.items()}
-    options: dict[str, Any] = {"steps": steps, "teacher_head": head, "vocabulary": vocabulary, "adapters": adapters}
-    return kind(model, renderer, config, made, tutor=tutor, group=joined, **options)
+    options: dict[str, Any] = {"steps": context.steps, "teacher_head": head, "vocabulary": context.vocabulary}
+    return kind(model, context.renderer, config, made, tutor=tutor, group=joined, adapters=adapters, **options)
 
 
-def make_prompted(
-    teacher: TeacherConfig,
-    prompt: SoftPromptConfig,
-    renderer: Renderer,
-    config: LearnerConfig,
-    *,
-    steps: int,
-    vocabulary: int | None,
-    on_gpu: bool,
-    group: "Alone",
-) -> "PromptedTeacher":
+def make_prompted(context: RoleContext, teacher: TeacherConfig, config: LearnerConfig, group: "Alone") -> "PromptedTeacher":
     """A whole copy of the teacher for this rank, and the prompt it starts with."""
     from minidist.methods.promptkd import PromptedTeacher, initial_prompt
     from minidist.models.hub import load_model
 
-    model = load_model(teacher, "teacher.model", on_gpu)
-    start = initial_prompt(model, renderer.tokenizer, prompt)
-    return PromptedTeacher(model, start, prompt, config, steps=steps, vocabulary=vocabulary, group=group)
+    assert teacher.prompt is not None
+    model = load_model(teacher, "teacher.model", context.on_gpu)
+    start = initial_prompt(model, context.renderer.tokenizer, teacher.prompt)
+    options: dict[str, Any] = {"steps": context.steps, "vocabulary": context.vocabulary, "group": group}
+    return PromptedTeacher(model, start, teacher.prompt, config, **options)

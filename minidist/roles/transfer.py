@@ -1,4 +1,4 @@
-"""Weights through Ray's object store: the learner puts them there once, every engine on a node reads the same copy."""
+"""Weights through Ray's object store: the learner stores them once, and all engines on a node read the same copy."""
 
 from collections.abc import Sequence
 
@@ -12,8 +12,8 @@ from minidist.protocols import Learner, RolloutEngine
 class ObjectStoreTransfer:
     """Publishes to all engines and proves it: each must give the learner's log-probabilities of fresh random tokens.
 
-    An engine reports success even when it kept a stale head, so nothing less than a log-probability will do. The proof
-    reads every layer and, through the softmax, every row of the output head.
+    An engine may report success and keep a stale head, so only a log-probability proves a sync: it depends on every layer
+    and, through the softmax, on every row of the output head.
     """
 
     def __init__(self, tolerance_nats: float) -> None:

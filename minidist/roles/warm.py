@@ -86,9 +86,7 @@ class WarmRoles(Roles):
         self._learner = await super().learner(student, config, objectives, teacher=teacher or self._teacher_config)
         return self._learner
 
-    async def student(
-        self, path: Path, start: Callable[[Path], Awaitable[tuple[Engines, Learner]]]
-    ) -> tuple[Engines, Learner]:
+    async def student(self, path: Path, start: Callable[[Path], Awaitable[tuple[Engines, Learner]]]) -> tuple[Engines, Learner]:
         """Engines and learner with the weights at `path`: the warm ones where only weights differ, else those of `start`."""
         if self._engines is not None and self._learner is not None and self.path is not None:
             if path == self.path:

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from minidist.config import VERBS, Command
-from minidist.config.cluster import Role
-
 if TYPE_CHECKING:
+    from minidist.config import Command
+    from minidist.config.cluster import Role
     from minidist.run.checkpoint import Checkpoint
     from minidist.run.directory import RunDirectory
 
@@ -22,6 +21,7 @@ class Stage:
     """A stage. Its code is named as `module:function` and imported when it is called, so that the command line starts fast.
 
     Args:
+        verb: the stage runs as `minidist VERB`; stages may share one.
         help: one sentence for `minidist --help`.
         plan: `plan(config)` checks the configuration against files and machine; the plan's `lines` are printed.
         run: `await run(StageRun, Roles)` returns the summary; `await run(config)` where `roles` is None.
@@ -30,10 +30,11 @@ class Stage:
         show: `show(summary["result"])` prints the result of a finished run again.
     """
 
+    verb: str
     help: str
     plan: str
     run: str
-    roles: Callable[[Any], tuple[Role, ...]] | None = None
+    roles: "Callable[[Any], tuple[Role, ...]] | None" = None
     reruns: bool = False
     show: str | None = None
 
@@ -48,7 +49,7 @@ class StageRun(Generic[C, P]):
     checkpoint: "Checkpoint | None" = None
 
 
-def _distill_roles(config: Any) -> tuple[Role, ...]:
+def _distill_roles(config: Any) -> "tuple[Role, ...]":
     """Teacher scores read from a cache need no actor."""
     asked: dict[Role, bool] = {
         "rollout": config.asks_engines,
@@ -60,18 +61,21 @@ def _distill_roles(config: Any) -> tuple[Role, ...]:
 
 STAGES: dict[str, Stage] = {
     "sft": Stage(
+        "sft",
         "Train a model on answers or plain text, from a checkpoint or from scratch.",
         plan="minidist.preflight.plan:make_plan",
         run="minidist.stages.sft:sft",
         roles=lambda config: ("learner",),
     ),
     "distill": Stage(
+        "distill",
         "Distil a teacher into a student on the student's own text.",
         plan="minidist.preflight.plan:make_plan",
         run="minidist.stages.distill:distill",
         roles=_distill_roles,
     ),
     "evaluate": Stage(
+        "evaluate",
         "Measure models against their teacher and gold answers; print a table.",
         plan="minidist.preflight.plan:make_plan",
         run="minidist.stages.evaluate:evaluate",
@@ -79,18 +83,21 @@ STAGES: dict[str, Stage] = {
         show="minidist.evaluation.table:show",
     ),
     "score": Stage(
+        "score",
         "Write a teacher's scores of given text to disk, for training without the teacher.",
         plan="minidist.preflight.plan:make_plan",
         run="minidist.stages.score:score",
         roles=lambda config: ("teacher",),
     ),
     "compare": Stage(
+        "compare",
         "Train one student with each of a list of objectives, all else equal; write records, a table and a picture.",
         plan="minidist.preflight.compare:plan_compare",
         run="minidist.stages.compare:compare",
         reruns=True,
     ),
     "toy": Stage(
+        "compare",
         "Fit free distributions to fixed teachers with each divergence.",
         plan="minidist.preflight.compare:plan_toy",
         run="minidist.stages.toy:toy",
@@ -102,8 +109,8 @@ STAGES: dict[str, Stage] = {
 def verbs() -> dict[str, str]:
     """Each verb of the command line with its help; stages may share one."""
     found: dict[str, str] = {}
-    for name, stage in STAGES.items():
-        found.setdefault(VERBS.get(name, name), stage.help)
+    for stage in STAGES.values():
+        found.setdefault(stage.verb, stage.help)
     return found
 
 
@@ -113,7 +120,7 @@ def code(reference: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-async def run_stage(config: Command) -> dict[str, Any]:
+async def run_stage(config: "Command") -> dict[str, Any]:
     """Run a stage from start to end and return its summary."""
     stage = STAGES[config.stage]
     if stage.roles is None:
@@ -121,7 +128,7 @@ async def run_stage(config: Command) -> dict[str, Any]:
     return await _run_with_roles(stage, config, stage.roles(config))
 
 
-async def _run_with_roles(stage: Stage, config: Any, roles: tuple[Role, ...]) -> dict[str, Any]:
+async def _run_with_roles(stage: Stage, config: Any, roles: "tuple[Role, ...]") -> dict[str, Any]:
     from minidist.run.directory import RunDirectory
     from minidist.run.tracking import log, start_log
 

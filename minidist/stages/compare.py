@@ -14,7 +14,6 @@ from minidist.evaluation.examiner import Examiner
 from minidist.evaluation.picture import draw_comparison
 from minidist.evaluation.records import BEFORE, TEACHER, Records, failures, over_runs
 from minidist.evaluation.table import markdown, show
-from minidist.learners.ranks import LearnerRanks
 from minidist.preflight.compare import ComparePlan, plan_compare
 from minidist.preflight.plan import Plan
 from minidist.protocols import Learner

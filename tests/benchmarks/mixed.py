@@ -28,7 +28,7 @@ from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer, character_tokenizer
-from minidist.roles.make import make_engine, make_teacher
+from minidist.roles.make import RoleContext, make_engine, make_teacher
 from minidist.rollout.mixed.turns import Alternating, Lockstep
 from minidist.types import Prompt, Rollout
 from tests.support.mixture import law, p_value
@@ -91,11 +91,11 @@ class _Pair:
 
     async def __aenter__(self) -> "_Pair":
         await self._cluster.__aenter__()
-        common = {"renderer": self._renderer, "vocabulary": None, "on_gpu": False, "max_tokens": self._max_tokens}
-        writing = {"model": self._student, "seed": 0, **common}
+        context = RoleContext(self._renderer, max_tokens=self._max_tokens)
+        writing = {"model": self._student, "context": context}
         host, rollout = self._cluster.host, RolloutConfig(kv_cache_gib=self._kv_gib / 2)
         student = await host("rollout", make_engine, rollout=rollout, **writing)
-        teacher = await host("teacher", make_teacher, config=self._teacher, mixing=True, **common)
+        teacher = await host("teacher", make_teacher, config=self._teacher, mixing=True, context=context)
         both = await host("rollout", make_engine, rollout=RolloutConfig(engine="hf"), teacher=self._teacher, **writing)
         self.turns, self.step = Alternating(student, teacher, ALPHA, self._renderer), Lockstep(both, ALPHA)
         return self

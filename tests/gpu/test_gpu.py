@@ -2,7 +2,6 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from minidist.losses.chunked import LinearHead, chunked_loss
 from minidist.losses.kernels import in_one_pass
 from minidist.losses.objectives import make_objective
 from minidist.losses.targets import TokenTargets
-from minidist.roles.make import make_engine, make_learner
+from minidist.roles.make import RoleContext, make_engine, make_learner
 from minidist.roles.transfer import ObjectStoreTransfer
 from tests.integration.conftest import SHAPE, save_model, settings
 
@@ -30,14 +29,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 def test_engine_and_learner_agree_after_a_sync(tmp_path: Path) -> None:
     save_model(tmp_path, SHAPE | {"head_dim": 64}, 1)
     renderer = Renderer(character_tokenizer(find("sort").alphabet), RenderConfig())
-    common: dict[str, Any] = {"renderer": renderer, "seed": 0, "vocabulary": None, "on_gpu": True}
+    context = RoleContext(renderer, max_tokens=48, on_gpu=True)
 
     async def agree() -> float:
         async with Cluster(ClusterConfig(gpus=1), tmp_path / "logs") as cluster:
             model = ModelConfig(model=str(tmp_path), dtype="bfloat16")
-            engine = await cluster.host(
-                "rollout engine", make_engine, model=model, rollout=RolloutConfig(), max_tokens=48, **common
-            )
+            engine = await cluster.host("rollout", make_engine, context=context, model=model, rollout=RolloutConfig())
             learner = await cluster.host(
                 "learner",
                 make_learner,
@@ -45,8 +42,7 @@ def test_engine_and_learner_agree_after_a_sync(tmp_path: Path) -> None:
                 teacher=None,
                 config=settings(),
                 objectives={"supervised": {"type": "supervised"}},
-                steps=1,
-                **common,
+                context=context,
             )
             return await ObjectStoreTransfer(tolerance_nats=0.5).publish(learner, [engine])
 

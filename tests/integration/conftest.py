@@ -22,7 +22,7 @@ from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.data.tasks import find
 from minidist.learners.ranks import LearnerRanks
 from minidist.models.hub import build_student
-from minidist.roles.make import make_engine, make_learner, make_teacher
+from minidist.roles.make import RoleContext, make_engine, make_learner, make_teacher
 from minidist.rollout.pool import Engines
 from minidist.teachers.pool import Shards, Teachers
 from minidist.types import Prompt, RankGroup
@@ -77,6 +77,10 @@ class Stack:
     """Two actors of one process group: learner ranks, or shards of a teacher, as a test makes them."""
 
     @property
+    def context(self) -> RoleContext:
+        return RoleContext(self.renderer, max_tokens=MAX_TOKENS, steps=100)
+
+    @property
     def engine(self) -> Any:
         return self.engines.members[0]
 
@@ -100,7 +104,7 @@ class Stack:
 
     def shards(self, config: TeacherConfig) -> Shards:
         """A teacher partitioned over two ranks, in the place of the last one."""
-        self.run(self._start(make_teacher, {"config": config, "renderer": self.renderer, "vocabulary": None, "on_gpu": False}))
+        self.run(self._start(make_teacher, {"context": RoleContext(self.renderer), "config": config}))
         return Shards(self.pair)
 
     async def _start(self, make: Any, arguments: dict[str, Any]) -> None:
@@ -124,13 +128,9 @@ def learner_arguments(stack: Stack, config: LearnerConfig) -> dict[str, Any]:
     return {
         "student": StudentConfig(model=str(stack.student)),
         "teacher": TeacherConfig(model=str(stack.teacher_path)),
-        "renderer": stack.renderer,
+        "context": stack.context,
         "config": config,
         "objectives": {name: {"type": kind} for name, kind in OBJECTIVES.items()},
-        "steps": 100,
-        "seed": 0,
-        "vocabulary": None,
-        "on_gpu": False,
     }
 
 
@@ -138,11 +138,7 @@ def engine_arguments(stack: Stack, model: Path) -> dict[str, Any]:
     return {
         "model": ModelConfig(model=str(model)),
         "rollout": RolloutConfig(no_repeat_ngram_size=2),  # requests may ask for it; the others are written as ever
-        "renderer": stack.renderer,
-        "max_tokens": MAX_TOKENS,
-        "seed": 0,
-        "vocabulary": None,
-        "on_gpu": False,
+        "context": stack.context,
     }
 
 
@@ -171,7 +167,7 @@ _ROOM = ClusterConfig(
 
 async def _host(stack: Stack) -> None:
     host, teacher = stack.cluster.host, TeacherConfig(model=str(stack.teacher_path))
-    scoring = {"config": teacher, "renderer": stack.renderer, "vocabulary": None, "on_gpu": False}
+    scoring = {"context": RoleContext(stack.renderer), "config": teacher}
     learning = learner_arguments(stack, settings(lr=0.5))
     engines, teachers, stack.learner, stack.pair = await together(
         [

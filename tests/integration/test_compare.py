@@ -45,7 +45,7 @@ def configured(models: Path, root: Path, cells: dict[str, Any], **base: Any) -> 
     }
     file = root / "compare.yaml"
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
-    found = load(file, (), "compare")
+    found = load(file)
     assert isinstance(found, CompareConfig)
     return found
 

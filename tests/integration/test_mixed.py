@@ -14,7 +14,7 @@ from minidist.config.teacher import TeacherConfig
 from minidist.roles.make import make_teacher
 from minidist.rollout.mixed.turns import Alternating, Mixtures
 from minidist.types import Finish, Prompt, Rollout
-from tests.integration.conftest import MAX_TOKENS, SHAPE, Stack, save_model
+from tests.integration.conftest import SHAPE, Stack, save_model
 from tests.support.mixture import law, p_value
 
 DRAWS = 20_000
@@ -23,10 +23,8 @@ DRAWS = 20_000
 @pytest.fixture(scope="module")
 def taught(stack: Stack) -> Iterator[Any]:
     """A teacher in transformers that also takes turns, in an actor of its own."""
-    config = {"config": TeacherConfig(model=str(stack.teacher_path)), "max_tokens": MAX_TOKENS, "mixing": True}
-    teacher = stack.run(
-        stack.cluster.host("teacher", make_teacher, renderer=stack.renderer, vocabulary=None, on_gpu=False, **config)
-    )
+    arguments = {"context": stack.context, "config": TeacherConfig(model=str(stack.teacher_path)), "mixing": True}
+    teacher = stack.run(stack.cluster.host("teacher", make_teacher, **arguments))
     yield teacher
     stack.dismiss(teacher)
 

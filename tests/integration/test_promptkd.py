@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ def prompt_in(path: Path) -> np.ndarray:
 def test_two_ranks_take_the_steps_of_one(stack: Stack, rollouts: list[Rollout], tmp_path: Path, stage: Any) -> None:
     """Two steps, a third one on a single row, of which one rank has nothing; and a fourth after a restart with one rank."""
     own = {"prompt": SoftPromptConfig(tokens=3, text="abc", lr=0.05), "placement": "learner"}
-    changes: dict[str, Any] = {"teacher": TeacherConfig(model=str(stack.teacher_path), **own), "steps": 5}
+    changes: dict[str, Any] = {
+        "teacher": TeacherConfig(model=str(stack.teacher_path), **own),
+        "context": replace(stack.context, steps=5),
+    }
     single = make_learner(**learner_arguments(stack, LearnerConfig(backend="single", optimizer=ADAM)) | changes)
     ranks = stack.ranks(LearnerConfig(optimizer=ADAM, zero_stage=stage, **UNEVEN), **changes)
     batch = Batch(0, ((collate("main", rollouts, None, objective="main"),),))

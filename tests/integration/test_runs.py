@@ -80,45 +80,81 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+class Started:
+    """The processes, temporary files and shared memory of the commands that one test starts, and of no one else.
+
+    The commands inherit an environment variable and a temporary directory that no other process on the machine has.
+    """
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self.folder, self._mark, self._memory = folder, f"{MARK}={mark}".encode(), _shared_memory()
+
+    def processes(self) -> list[psutil.Process]:
+        """Zombies aside."""
+        return [process for process in psutil.process_iter() if process.pid != os.getpid() and self._started(process.pid)]
+
+    def _started(self, pid: int) -> bool:
+        """Whether the process has the variable, or a file open in the directory. A process that has renamed itself, as Ray's
+        workers do, may have overwritten its environment."""
+        root = Path(f"/proc/{pid}")
+        try:
+            if (root / "stat").read_text().rpartition(") ")[2].startswith("Z"):
+                return False
+            if self._mark in (root / "environ").read_bytes() or str(self.folder).encode() in (root / "cmdline").read_bytes():
+                return True
+            return any(str(link.readlink()).startswith(str(self.folder)) for link in (root / "fd").iterdir())
+        except OSError:  # it has ended, or is another user's
+            return False
+
+    def left(self) -> list[str]:
+        """What is still there."""
+        files = [str(path) for path in self.folder.iterdir()]
+        memory = _shared_memory() - self._memory
+        return [str(process) for process in self.processes()] + files + sorted(memory - _mapped(memory))
+
+
+def _shared_memory() -> set[str]:
+    shared = Path("/dev/shm")
+    return {str(path) for path in shared.iterdir()} if shared.is_dir() else set()
+
+
+def _mapped(names: set[str]) -> set[str]:
+    """Those of the names that a living process uses; a process of the test's commands is found by itself."""
+    used = set()
+    for maps in Path("/proc").glob("[0-9]*/maps") if names else ():
+        try:
+            text = maps.read_text()
+        except OSError:
+            continue
+        used |= {name for name in names if name in text}
+    return used
+
+
+MARK = "MINIDIST_TEST_STARTED"
+
+
 @pytest.fixture
-def nothing_left(stack: Stack) -> Iterator[None]:
-    """Fails the test when a process, or a temporary file or socket, outlives the command. `stack` starts its own before."""
-    processes, files = _ours(), _temporary()
-    yield
+def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
+    """Fails the test when a process, a temporary file or shared memory outlives the commands that the test started."""
+    folder = Path(tempfile.mkdtemp(prefix="m-", dir="/tmp"))  # short: the paths of sockets lie in it
+    started = Started(folder, folder.name)
+    monkeypatch.setenv(MARK, folder.name)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setenv("SPT_NOENV", "1")  # setproctitle leaves the environment readable
+    yield started
     for _ in range(40):
-        if not (_ours() - processes) and not (_temporary() - files):
+        if not started.left():
+            folder.rmdir()
             return
         time.sleep(0.5)
-    left = [psutil.Process(pid).cmdline()[:3] for pid in _ours() - processes if psutil.pid_exists(pid)]
-    raise AssertionError(f"left behind: {left} {_temporary() - files}")
-
-
-def _ours() -> set[int]:
-    """Processes of this user that belong to Ray or minidist, zombies aside."""
-    marks = ("ray::", "raylet", "gcs_server", "minidist", "ray/_private", "ray/dashboard")
-    found = set()
-    for process in psutil.process_iter(["cmdline", "status", "pid", "uids"]):
-        line = " ".join(process.info["cmdline"] or [])
-        mine = process.info["uids"] is not None and process.info["uids"].real == os.getuid()
-        alive = process.info["status"] != psutil.STATUS_ZOMBIE and process.info["pid"] != os.getpid()
-        if mine and alive and any(mark in line for mark in marks) and "pytest" not in line:
-            found.add(process.info["pid"])
-    return found
-
-
-def _temporary() -> set[str]:
-    """What lies in the temporary directory that a run could have put there."""
-    folder = Path(tempfile.gettempdir())
-    shared = Path("/dev/shm")
-    names = {str(path) for path in folder.iterdir() if path.name.startswith(("minidist-", "ray", "tmp", "vllm"))}
-    return names | ({str(path) for path in shared.iterdir()} if shared.is_dir() else set())
+    raise AssertionError(f"left behind: {started.left()}")
 
 
 def metrics(directory: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_distillation_brings_the_student_closer_and_leaves_its_files(models: Path, nothing_left: None) -> None:
+def test_distillation_brings_the_student_closer_and_leaves_its_files(models: Path, nothing_left: Started) -> None:
     done = run("distill", write(models / "distill.yaml", distill(models, "distill", 40)))
     assert done.returncode == 0, done.stderr
     directory = models / "distill"
@@ -173,7 +209,7 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(models: Path) -> N
     assert other.returncode == 2 and "run.steps is 40 there and 41 here" in other.stderr
 
 
-def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: None) -> None:
+def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: Started) -> None:
     config = {
         "stage": "evaluate",
         "run": {"directory": str(models / "evaluate")},
@@ -194,7 +230,7 @@ def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: Non
     assert "reverse KL" in done.stdout and "result.json" in done.stdout
 
 
-def test_minillm_on_mixed_samples_in_one_process(models: Path, nothing_left: None) -> None:
+def test_minillm_on_mixed_samples_in_one_process(models: Path, nothing_left: Started) -> None:
     """Two vLLM engines, a transformers teacher and a learner in one process; plain text beside, two steps a collection."""
     config = distill(models, "local", 20) | {"cluster": {"roles": "local"}}
     config["objective"] = {"type": "minillm", "minibatches": 2}
@@ -279,7 +315,7 @@ def numbers(directory: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_run_leaves_nothing_behind_and_goes_on_as_if_undisturbed(
-    models: Path, undisturbed: list[dict[str, float]], nothing_left: None, how: signal.Signals
+    models: Path, undisturbed: list[dict[str, float]], nothing_left: Started, how: signal.Signals
 ) -> None:
     """Interrupted in Ray actors at some step, gone on with in one process. Ctrl-C meets a learner of two ranks."""
     name = f"stopped-{how.name}"
@@ -313,12 +349,11 @@ def test_an_interrupted_run_leaves_nothing_behind_and_goes_on_as_if_undisturbed(
     assert len(list((directory / "checkpoints").iterdir())) == 2
 
 
-def test_a_run_stopped_while_it_starts_leaves_nothing_behind(models: Path, nothing_left: None) -> None:
-    known = _temporary()
+def test_a_run_stopped_while_it_starts_leaves_nothing_behind(models: Path, nothing_left: Started) -> None:
     process = start(write(models / "early.yaml", distill(models, "early", 5000)))
     try:
         for _ in range(LIMIT * 4):
-            if any(Path(folder).name.startswith("minidist-") for folder in _temporary() - known):
+            if any(nothing_left.folder.glob("minidist-*")):
                 break
             time.sleep(0.25)
         time.sleep(1.5)  # Ray is starting
@@ -330,15 +365,14 @@ def test_a_run_stopped_while_it_starts_leaves_nothing_behind(models: Path, nothi
     assert "stopped by SIGTERM" in errors and "Traceback" not in errors
 
 
-def test_a_role_that_dies_ends_the_run_with_a_sentence(models: Path, nothing_left: None) -> None:
+def test_a_role_that_dies_ends_the_run_with_a_sentence(models: Path, nothing_left: Started) -> None:
     directory = models / "bereaved"
-    known = _ours()
     process = start(write(models / "bereaved.yaml", distill(models, directory.name, 5000)))
     try:
         wait_for_steps(directory, process)
-        hosts = [pid for pid in _ours() - known if "ray::Host" in " ".join(psutil.Process(pid).cmdline())]
+        hosts = [process for process in nothing_left.processes() if "ray::Host" in " ".join(process.cmdline())]
         assert len(hosts) == 3
-        psutil.Process(hosts[0]).kill()
+        hosts[0].kill()
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()

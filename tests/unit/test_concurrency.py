@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minidist.concurrency import deal, together
+from minidist.concurrency import both, deal, nothing, together, whole
 from minidist.data.batching import collate, idle, pack, share_out
 from minidist.errors import DivergedError
 from minidist.learners.ranks import LearnerRanks
@@ -134,25 +134,25 @@ SHORT = stream([(2, 5)], "sft", scored=False, weight=0.5)
 def test_ranks_are_given_shares_of_every_stream_with_the_counts_of_all(count: int) -> None:
     update = asyncio.run(ranks(count).update(Batch(4, ((LONG, SHORT),), metrics={"x": 1.0})))
     assert update.metrics == {"rank": 0.0}
-    for index, whole in enumerate((LONG, SHORT)):
+    for index, full in enumerate((LONG, SHORT)):
         dealt = [rank.given[0].steps[0][index] for rank in RANKS]
         assert [rank.given[0].step for rank in RANKS] == [4] * count
         for part in dealt:
-            assert (part.name, part.objective, part.weight) == (whole.name, whole.objective, whole.weight)
-            assert part.loss_tokens == whole.loss_tokens, "of all ranks, or the loss would be scaled wrongly"
+            assert (part.name, part.objective, part.weight) == (full.name, full.objective, full.weight)
+            assert part.loss_tokens == full.loss_tokens, "of all ranks, or the loss would be scaled wrongly"
             assert part.rows, "a rank without rows takes part"
         trained = [row for part in dealt for row in part.rows if len(row.labels)]
-        assert sorted(map(id, trained)) == sorted(map(id, whole.rows))
-        assert sum(not len(row.labels) for part in dealt for row in part.rows) == max(0, count - len(whole.rows))
+        assert sorted(map(id, trained)) == sorted(map(id, full.rows))
+        assert sum(not len(row.labels) for part in dealt for row in part.rows) == max(0, count - len(full.rows))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 @pytest.mark.parametrize("scored", [True, False])
 def test_measures_come_back_in_the_order_of_the_rows(count: int, scored: bool) -> None:
-    whole = stream([(1, 9), (2, 3), (6, 1), (3, 8), (2, 2)], scored=scored)
-    found = asyncio.run(ranks(count).measure(whole))
-    labels = np.concatenate([row.labels for row in whole.rows])
-    assert found.row.tolist() == [index for index, row in enumerate(whole.rows) for _ in row.labels]
+    full = stream([(1, 9), (2, 3), (6, 1), (3, 8), (2, 2)], scored=scored)
+    found = asyncio.run(ranks(count).measure(full))
+    labels = np.concatenate([row.labels for row in full.rows])
+    assert found.row.tolist() == [index for index, row in enumerate(full.rows) for _ in row.labels]
     assert found.row.dtype == np.int32
     assert found.student_logprob.tolist() == labels.tolist()
     columns = (found.teacher_logprob, found.reverse_kl, found.forward_kl)
@@ -210,6 +210,35 @@ def test_together_ends_all_that_it_began_before_it_raises() -> None:
 
     asyncio.run(fail())
     asyncio.run(cancel())
+
+
+def test_both_gives_two_results_of_their_own_types() -> None:
+    async def work(value: str) -> str:
+        await asyncio.sleep(0)
+        return value
+
+    assert asyncio.run(both(work("learner"), nothing())) == ("learner", None)
+
+
+def test_whole_work_is_finished_before_its_cancellation_is_raised() -> None:
+    done: list[str] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0.01)
+        done.append("work")
+
+    async def cancelled(times: int) -> None:
+        task = asyncio.ensure_future(whole(work()))
+        for _ in range(times):
+            await asyncio.sleep(0)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled(times=1))
+    assert done == ["work"]
+    asyncio.run(cancelled(times=2))
+    assert done == ["work"], "cancelled twice, it ends at once"
 
 
 @pytest.mark.parametrize("each", [1, 3])

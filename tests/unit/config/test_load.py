@@ -59,10 +59,10 @@ def write(tmp_path: Path) -> Write:
     return write_stage
 
 
-def refusal(path: Path, *overrides: str, stage: str | None = None) -> str:
+def refusal(path: Path, *overrides: str) -> str:
     """The sentence with which a configuration is refused; it names the file or the override."""
     with pytest.raises(ConfigError) as caught:
-        load(path, overrides, stage)
+        load(path, overrides)
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert str(path) in sentence or "override" in sentence
@@ -71,7 +71,7 @@ def refusal(path: Path, *overrides: str, stage: str | None = None) -> str:
 
 @pytest.mark.parametrize("stage", TREES)
 def test_smallest_configuration_and_round_trip(write: Write, stage: str) -> None:
-    config = load(write(stage), stage=stage)
+    config = load(write(stage))
     assert type(config) is CONFIGS[stage]
     assert CONFIGS[stage].model_validate(dump(config)) == config
     assert dump(CONFIGS[stage].model_validate(dump(config))) == dump(config)
@@ -320,11 +320,6 @@ def test_missing_section_is_named(tmp_path: Path, stage: str, section: str) -> N
     file = tmp_path / "part.yaml"
     file.write_text(yaml.safe_dump({key: value for key, value in TREES[stage].items() if key != section}))
     assert refusal(file).endswith(f"{section} is missing")
-
-
-def test_other_verb_is_refused(write: Write) -> None:
-    sentence = refusal(write("sft"), stage="distill")
-    assert sentence.endswith("is a configuration for `minidist sft`, not for `minidist distill`")
 
 
 @pytest.mark.parametrize(

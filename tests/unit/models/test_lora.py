@@ -23,7 +23,7 @@ from minidist.learners.learner import SingleLearner
 from minidist.models.arrays import to_tensor
 from minidist.models.hub import load_config, load_model
 from minidist.models.lora import Adapters, inject, linear_layers, merged
-from minidist.roles.make import make_learner
+from minidist.roles.make import RoleContext, make_learner
 from minidist.types import Batch, Stream
 from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
 
@@ -74,7 +74,7 @@ def make(tmp_path: Path) -> Iterator[MakeLora]:
         student = StudentConfig(model=str(tmp_path / "base"), dtype=dtype, lora=lora(**fields))  # type: ignore[arg-type]
         config = LearnerConfig(backend="single", optimizer=optimizer)
         gold = {"gold": {"type": "supervised"}}
-        made.append(make_learner(student, None, tiny_renderer(), config, gold, 10, 0, None, 0))
+        made.append(make_learner(RoleContext(tiny_renderer(), steps=10), student, config, gold, teacher=None))
         return made[-1]
 
     yield learner

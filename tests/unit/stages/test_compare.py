@@ -39,7 +39,7 @@ def read(tmp_path: Path, cells: dict[str, Any], overrides: tuple[str, ...] = (),
     tree |= {"evaluation": {"test": {"path": "task:sort", "split": "test"}}} | changes
     file = tmp_path / "compare.yaml"
     file.write_text(yaml.safe_dump(tree, sort_keys=False))
-    config = load(file, overrides, "compare")
+    config = load(file, overrides)
     assert isinstance(config, CompareConfig)
     return config
 
@@ -175,7 +175,7 @@ def test_picture_has_a_dot_for_each_run(tmp_path: Path) -> None:
 
 
 def test_the_comparison_of_the_package_is_valid() -> None:
-    config = load(CONFIGS / "sort.yaml", (), "compare")
+    config = load(CONFIGS / "sort.yaml")
     assert isinstance(config, CompareConfig)
     assert config.cell("no_mix", 0).teacher_mix == 0 and config.cell("minillm_paper", 0).teacher_mix == 0.2
 
@@ -221,7 +221,7 @@ def toy_config(tmp_path: Path, **changes: Any) -> ToyConfig:
     }
     file = tmp_path / "toy.yaml"
     file.write_text(yaml.safe_dump(tree | changes))
-    config = load(file, (), "compare")
+    config = load(file)
     assert isinstance(config, ToyConfig)
     return config
 

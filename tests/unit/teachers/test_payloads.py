@@ -18,7 +18,7 @@ from minidist.config.teacher import TeacherConfig
 from minidist.data.batching import collate, pack
 from minidist.errors import CanaryError
 from minidist.protocols import Learner
-from minidist.roles.make import make_learner
+from minidist.roles.make import RoleContext, make_learner
 from minidist.run.canaries import check_teacher
 from minidist.teachers.hf import HFTeacher
 from minidist.types import Batch, Measures, Stream, TeacherScores
@@ -84,9 +84,9 @@ def learner_of(taught: Taught, payload: str, **fields: Any) -> Learner:
     sgd = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
     config = LearnerConfig(**({"backend": "single", "optimizer": sgd} | fields))
     teacher = TeacherConfig(model=str(taught.path / "teacher"), **PAYLOADS[payload])
-    of_run: dict[str, Any] = {"steps": 9, "seed": 0, "vocabulary": VOCABULARY, "on_gpu": False}
+    context = RoleContext(tiny_renderer(), VOCABULARY, steps=9)
     student = StudentConfig(model=str(taught.path / "student"))
-    return make_learner(student, teacher, tiny_renderer(), config, OBJECTIVES, **of_run)
+    return make_learner(context, student, config, OBJECTIVES, teacher=teacher)
 
 
 def update(taught: Taught, stream: Stream, payload: str, **fields: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
