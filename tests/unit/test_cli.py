@@ -22,7 +22,9 @@ def test_version_and_help_list_every_verb(monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().out == f"minidist {__version__}\n"
     assert left_with(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
-    assert [verb for verb in ("sft", "distill", "evaluate", "score", "compare", "check", "doctor", "sample") if verb not in shown] == []
+    assert [
+        verb for verb in ("sft", "distill", "evaluate", "score", "compare", "check", "doctor", "sample") if verb not in shown
+    ] == []
 
 
 @pytest.mark.parametrize("verb", ["sft", "distill", "evaluate", "score", "compare", "check"])

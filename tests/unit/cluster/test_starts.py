@@ -52,11 +52,11 @@ def test_a_terminal_shows_who_is_starting_and_who_is_ready(lines: pytest.LogCapt
         with starts.of(role):
             await asyncio.sleep(seconds)
 
-    asyncio.run(together([start("rollout", 0.01), start("teacher", 1.3)]))
+    asyncio.run(together([start("rollout", 0.6), start("teacher", 1.6)]))
     shown = screen.getvalue()
     assert "rollout starting 0 s   teacher starting 0 s" in shown
-    assert "rollout ready 0 s   teacher starting 1 s" in shown
-    assert lines.messages == ["rollout ready after 0 s", "teacher ready after 1 s"]
+    assert "rollout ready 1 s   teacher starting 1 s" in shown
+    assert lines.messages == ["rollout ready after 1 s", "teacher ready after 2 s"]
 
 
 def test_a_role_that_fails_is_never_called_ready(lines: pytest.LogCaptureFixture) -> None:
