@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from minidist.types import Batch, Measures, Probe, Prompt, Rollout, Stream, TeacherScores, Update, Weights
-
-if TYPE_CHECKING:
-    pass
+from minidist.types import Batch, Measures, Probe, Prompt, Rollout, Sampling, Stream, TeacherScores, Update, Weights
 
 
 class RolloutEngine(Protocol):
     """Samples from the student."""
 
-    async def generate(
-        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
-    ) -> list[Rollout]:
-        """`samples` rollouts for each prompt, in the prompts' order. `temperature` 0 is greedy."""
+    async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """`sampling.samples` rollouts for each prompt, in the prompts' order. Cancelling the call ends the work."""
         ...
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -27,6 +22,14 @@ class RolloutEngine(Protocol):
 
     async def load(self, weights: Weights | Path) -> None:
         """Swap in other weights of the same architecture, and forget everything cached under the old ones."""
+        ...
+
+    async def version(self) -> int:
+        """Number of the published weights that the engine samples from."""
+        ...
+
+    async def figures(self) -> dict[str, float]:
+        """Metrics of the last `generate` beyond those of its text; empty where the engine has none."""
         ...
 
     async def describe(self) -> dict[str, object]:
@@ -43,10 +46,8 @@ class Teacher(Protocol):
         """Scores of exactly the rollouts' token ids, in their order; never re-tokenizes."""
         ...
 
-    async def extend(
-        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
-    ) -> list[Rollout]:
-        """The teacher's own samples."""
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """The teacher's samples: `sampling.samples` for each prompt, in the prompts' order."""
         ...
 
     async def describe(self) -> dict[str, object]:

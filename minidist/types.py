@@ -4,11 +4,13 @@ Index t of every per-token array describes the t-th *generated* token. Axes: B r
 T generated tokens, L loss tokens, K listed tokens, D hidden size, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -80,6 +82,28 @@ class Prompt:
     references: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How answers are drawn. Together with the prompt and the weights, these fields decide every answer.
+
+    samples: answers a prompt. max_new_tokens: tokens of an answer at most, end-of-sequence token included. temperature: 0 is
+    greedy. top_p: after the temperature, the fewest likeliest tokens whose probabilities reach it. seed: each sample draws with
+    a seed derived from this seed, its prompt's row and its number. no_repeat_ngram_size: no n-gram of this many tokens occurs
+    twice, prompt included; None: any may.
+    """
+
+    max_new_tokens: int
+    samples: int = 1
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    no_repeat_ngram_size: int | None = None
+
+    def jobs(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, int]]:
+        """Prompt and sample number of each rollout of a call, in the order in which the call returns them."""
+        return [(prompt, number) for prompt in prompts for number in range(self.samples)]
+
+
 @dataclass(frozen=True)
 class Rollout:
     """One answer. Token ids are the truth; `text` is for people.
@@ -99,6 +123,24 @@ class Rollout:
     text: str = ""
     writer: Writer = Writer.STUDENT
     coins: Array | None = None
+
+    @classmethod
+    def written(
+        cls, prompt: Prompt, tokens: ArrayLike, logprobs: ArrayLike | None, *, version: int, stopped: bool, **fields: Any
+    ) -> "Rollout":
+        """A rollout whose tokens [T] all come from one version of the weights; `fields`: any other field.
+
+        stopped: whether the end-of-sequence token ended the rollout; else the token limit did.
+        """
+        ids = np.asarray(tokens, dtype=np.int32)
+        return cls(
+            prompt=prompt,
+            tokens=ids,
+            logprobs=None if logprobs is None else np.asarray(logprobs, dtype=np.float32),
+            versions=np.full(len(ids), version, dtype=np.int32),
+            finish=Finish.STOP if stopped else Finish.LENGTH,
+            **fields,
+        )
 
 
 @dataclass(frozen=True)

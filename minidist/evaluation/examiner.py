@@ -1,7 +1,6 @@
 """All figures of one student on held-out prompts, with the roles that training uses."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from minidist.evaluation.choices import choice_figures
 from minidist.evaluation.text import accuracy, describe_text, rouge_l
 from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.run.canaries import check_engine
-from minidist.types import Prompt, Rollout, Stream
+from minidist.types import Prompt, Rollout, Sampling, Stream
 
 
 class Examiner:
@@ -56,14 +55,17 @@ class Examiner:
         names = ("reverse_kl", "forward_kl", "reverse_kl_per_sequence", "forward_kl_per_sequence", "exposure_bias")
         rounds = []
         for seed in self._seeds:
-            text = await (self._teacher_text(seed) if self._blocked is None else self._extend(seed, **self._blocking()))
+            if self._blocked is None:
+                text = await self._teacher_text(seed)
+            else:
+                text = await self._teacher.extend(self._prompts, self._sampling(seed, self._blocked))
             rounds.append(describe_text(text) | self._graded_figures(text))
         asked = {} if learner is None else await self._ask(learner, teacher=True)
         return dict.fromkeys(names, 0.0) | over_seeds(rounds) | asked
 
     async def _round(self, engine: RolloutEngine, learner: Learner, seed: int) -> dict[str, float]:
         """The figures of one sampling seed."""
-        rollouts = await engine.generate(self._prompts, **self._sampling(seed))
+        rollouts = await engine.generate(self._prompts, self._sampling(seed))
         measures = await learner.measure(await self._scored("own", rollouts))
         check_engine(measures, rollouts, self._tolerance)  # the two must hold the same weights
         figures = divergence.reverse(measures)
@@ -71,7 +73,7 @@ class Examiner:
             taught = await learner.measure(await self._scored("taught", await self._teacher_text(seed)))
             figures |= divergence.forward(taught) | divergence.exposure_bias(measures, taught, self._max_new_tokens)
         if self._blocked is not None:
-            rollouts = await engine.generate(self._prompts, **self._sampling(seed), **self._blocking())
+            rollouts = await engine.generate(self._prompts, self._sampling(seed, self._blocked))
         return figures | describe_text(rollouts) | self._graded_figures(rollouts)
 
     async def _gold(self, learner: Learner) -> dict[str, float]:
@@ -98,11 +100,8 @@ class Examiner:
     async def _teacher_text(self, seed: int) -> list[Rollout]:
         """The teacher's samples, written once."""
         if seed not in self._taught:
-            self._taught[seed] = await self._extend(seed)
+            self._taught[seed] = await self._teacher.extend(self._prompts, self._sampling(seed))
         return self._taught[seed]
-
-    async def _extend(self, seed: int, **blocking: Any) -> list[Rollout]:
-        return await self._teacher.extend(self._prompts, **self._sampling(seed), **blocking)
 
     async def _scored(self, name: str, rollouts: Sequence[Rollout]) -> Stream:
         return collate(name, rollouts, await self._teacher.score(rollouts), objective="")
@@ -112,11 +111,8 @@ class Examiner:
             return {}
         return accuracy(rollouts) if self._graded else rouge_l(rollouts)
 
-    def _sampling(self, seed: int) -> dict[str, Any]:
-        return {"samples": 1, "max_new_tokens": self._max_new_tokens, "temperature": 1.0, "top_p": 1.0, "seed": seed}
-
-    def _blocking(self) -> dict[str, Any]:
-        return {"no_repeat_ngram_size": self._blocked}
+    def _sampling(self, seed: int, blocked: int | None = None) -> Sampling:
+        return Sampling(max_new_tokens=self._max_new_tokens, seed=seed, no_repeat_ngram_size=blocked)
 
 
 def over_seeds(rounds: Sequence[dict[str, float]]) -> dict[str, float]:

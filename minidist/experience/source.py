@@ -16,9 +16,8 @@ from minidist.evaluation.text import describe_text
 from minidist.methods.credit import Policy, Ranks
 from minidist.methods.distillm import Replay, Text
 from minidist.protocols import RolloutEngine, Teacher
-from minidist.rollout.mixed.turns import Mixtures
 from minidist.run.tracking import Clock
-from minidist.types import MAIN, Array, Batch, Finish, Prompt, Rollout, TeacherScores, Writer
+from minidist.types import MAIN, Array, Batch, Finish, Prompt, Rollout, Sampling, TeacherScores, Writer
 
 
 def drawn(count: int, size: int, *, step: int, seed: int) -> list[int]:
@@ -118,8 +117,8 @@ class Prefixes:
         figures = {f"rollout/{name}": value for name, value in describe_text(rollouts).items()}
         if self._replay is not None:
             figures |= self._replay.figures()
-        if isinstance(self._engine, Mixtures):
-            figures |= self._engine.figures()
+        if self._engine is not None:
+            figures |= await self._engine.figures()
         batch = Batch(step, (tuple(streams),), tuple(rollouts), figures, main=streams[0])
         return batch if self._policy is None else await self._credited(batch, self._policy)
 
@@ -171,23 +170,23 @@ class Prefixes:
 
     async def _write(self, prompts: Sequence[Prompt], by: Sequence[Writer], step: int) -> list[Rollout]:
         """The rollouts in the prompts' order, whoever wrote them."""
-        sampling: dict[str, Any] = {
-            "samples": self._config.samples_per_prompt,
-            "max_new_tokens": self._config.max_new_tokens,
-            "temperature": self._config.temperature,
-            "top_p": self._config.top_p,
-            "seed": _collection_seed(self._seed, step),
-        }
+        sampling = Sampling(
+            samples=self._config.samples_per_prompt,
+            max_new_tokens=self._config.max_new_tokens,
+            temperature=self._config.temperature,
+            top_p=self._config.top_p,
+            seed=_collection_seed(self._seed, step),
+        )
         own = {writer: [prompt for prompt, name in zip(prompts, by, strict=True) if name is writer] for writer in Writer}
         written: dict[Writer, list[Rollout]] = {
             Writer.DATASET: [_answer(prompt, self._config.max_new_tokens) for prompt in own[Writer.DATASET]]
         }
         if own[Writer.STUDENT]:
             assert self._engine is not None
-            written[Writer.STUDENT] = await self._engine.generate(own[Writer.STUDENT], **sampling)
+            written[Writer.STUDENT] = await self._engine.generate(own[Writer.STUDENT], sampling)
         if own[Writer.TEACHER]:
             assert self._teacher is not None
-            taught = await self._teacher.extend(own[Writer.TEACHER], **sampling)
+            taught = await self._teacher.extend(own[Writer.TEACHER], sampling)
             written[Writer.TEACHER] = [replace(rollout, writer=Writer.TEACHER) for rollout in taught]
         each = {writer: 1 if writer is Writer.DATASET else self._config.samples_per_prompt for writer in Writer}
         waiting = {writer: iter(rollouts) for writer, rollouts in written.items()}

@@ -16,7 +16,8 @@ from minidist.learners.ranks import LearnerRanks
 from minidist.preflight.plan import Plan
 from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.roles.make import RoleContext, make_engine, make_learner, make_teacher
-from minidist.rollout.mixed.turns import Alternating, Lockstep, Mixtures
+from minidist.rollout.mixed.engine import LockstepEngine
+from minidist.rollout.mixed.turns import TurnTakingEngine
 from minidist.rollout.pool import Engines
 from minidist.teachers.cache.store import CachedTeacher
 from minidist.teachers.pool import Shards, Teachers
@@ -131,9 +132,9 @@ def writer(config: DistillConfig, engines: Engines, teachers: Teachers | None, r
     if not alpha:
         return engines
     if not config.takes_turns:
-        return Mixtures([Lockstep(student, alpha) for student in students])
+        return Engines([LockstepEngine(student, alpha) for student in students])
     assert teachers is not None
     count = len(teachers.members)
     sharing = -(-len(students) // count)
-    pairs: list[tuple[Any, Any]] = [(student, teachers.members[place % count]) for place, student in enumerate(students)]
-    return Mixtures([Alternating(student, teacher, alpha, renderer, sharing=sharing) for student, teacher in pairs])
+    pairs: list[tuple[Any, Any]] = [(student, teachers.members[index % count]) for index, student in enumerate(students)]
+    return Engines([TurnTakingEngine(*pair, alpha, renderer, sharing=sharing) for pair in pairs])

@@ -50,9 +50,9 @@ def make_engine(
     """The rollout engine of `rollout.engine`. With a `teacher`, engine hf holds a copy of it, to write in lockstep."""
     shared: dict[str, Any] = {"vocabulary": context.vocabulary, "on_gpu": context.on_gpu}
     if rollout.engine == "hf" and teacher is not None:
-        from minidist.rollout.mixed.lockstep import LockstepEngine
+        from minidist.rollout.mixed.lockstep import HFPairEngine
 
-        return LockstepEngine(model, teacher, context.renderer, **shared)
+        return HFPairEngine(model, teacher, context.renderer, **shared)
     if rollout.engine == "hf":
         from minidist.rollout.hf import HFEngine
 

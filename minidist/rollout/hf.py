@@ -1,7 +1,6 @@
 """transformers as the reference sampler: slow, exact, and plain to read."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,10 @@ from minidist.models.arrays import to_tensor
 from minidist.models.hub import load_model
 from minidist.rollout.ngrams import completions
 from minidist.rollout.seeds import sample_seed
-from minidist.types import Finish, Prompt, Rollout, Weights
+from minidist.types import Prompt, Rollout, Sampling, Weights
 
+Job = tuple[Prompt, int]
+"""A prompt and the number of its sample."""
 _ROWS = 128  # sequences decoded side by side
 
 
@@ -30,31 +31,10 @@ class HFEngine:
         self._worker = Worker("rollout")
         self._version = self._tokens = 0
 
-    async def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        samples: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int,
-        no_repeat_ngram_size: int | None = None,
-    ) -> list[Rollout]:
-        """`samples` rollouts a prompt, in order; no n-gram of `no_repeat_ngram_size` tokens twice, prompt included."""
+    async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """`sampling.samples` rollouts a prompt, in order."""
         rollouts = await self._worker.run(
-            sample,
-            self._model,
-            self._renderer,
-            prompts,
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            version=self._version,
-            vocabulary=self._vocabulary,
-            no_repeat_ngram_size=no_repeat_ngram_size,
+            sample, self._model, self._renderer, prompts, sampling, version=self._version, vocabulary=self._vocabulary
         )
         self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
         return rollouts
@@ -73,6 +53,12 @@ class HFEngine:
         await self._worker.run(self._model.load_state_dict, state)
         self._version = weights.version
 
+    async def version(self) -> int:
+        return self._version
+
+    async def figures(self) -> dict[str, float]:
+        return {}
+
     async def describe(self) -> dict[str, object]:
         return {"class": type(self._model).__name__, "version": self._version, "tokens_written": self._tokens}
 
@@ -85,72 +71,69 @@ def sample(
     model: PreTrainedModel,
     renderer: Renderer,
     prompts: Sequence[Prompt],
+    sampling: Sampling,
     *,
-    samples: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
     version: int,
     vocabulary: int | None = None,
-    no_repeat_ngram_size: int | None = None,
 ) -> list[Rollout]:
-    """`samples` rollouts a prompt, in order: temperature first, then top-p; log-probabilities of what was sampled.
+    """`sampling.samples` rollouts a prompt, in order; log-probabilities are of the distribution that was sampled.
 
-    Ids from `vocabulary` on are padding and are never written, nor is an n-gram of `no_repeat_ngram_size` tokens, prompt
-    included, a second time.
+    Temperature comes first, then top-p. Ids from `vocabulary` on are padding and are never sampled.
     """
-    jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
-    by_length = sorted(range(len(jobs)), key=lambda index: len(jobs[index][0].tokens))
-    found: dict[int, Rollout] = {}
-    for start in range(0, len(jobs), _ROWS):
-        group = by_length[start : start + _ROWS]
-        warped = partial(warp, temperature=temperature, top_p=top_p, vocabulary=vocabulary)
-        decoded = _decode(
-            model, [jobs[i] for i in group], renderer.eos, max_new_tokens, temperature, warped, seed, no_repeat_ngram_size
-        )
-        for index, (tokens, logprobs) in zip(group, decoded, strict=True):
-            prompt, number = jobs[index]
-            found[index] = Rollout(
-                prompt=prompt,
-                tokens=np.asarray(tokens, dtype=np.int32),
-                logprobs=np.asarray(logprobs, dtype=np.float32),
-                versions=np.full(len(tokens), version, dtype=np.int32),
-                finish=Finish.STOP if tokens[-1] == renderer.eos else Finish.LENGTH,
+
+    def decode(jobs: list[Job]) -> list[Rollout]:
+        return [
+            Rollout.written(
+                prompt,
+                tokens,
+                logprobs,
+                version=version,
+                stopped=tokens[-1] == renderer.eos,
                 sample=number,
                 text=renderer.decode(np.asarray(tokens)),
             )
-    return [found[index] for index in range(len(jobs))]
+            for (prompt, number), (tokens, logprobs) in zip(
+                jobs, _decode(model, jobs, sampling, renderer.eos, vocabulary), strict=True
+            )
+        ]
+
+    return by_length(sampling.jobs(prompts), _ROWS, decode)
+
+
+def by_length(jobs: Sequence[Job], rows: int, decode: Callable[[list[Job]], list[Rollout]]) -> list[Rollout]:
+    """Decode `rows` jobs at a time, those with prompts of similar length together; rollouts come in the jobs' order."""
+    order = sorted(range(len(jobs)), key=lambda index: len(jobs[index][0].tokens))
+    rollouts: dict[int, Rollout] = {}
+    for start in range(0, len(order), rows):
+        group = order[start : start + rows]
+        rollouts |= zip(group, decode([jobs[index] for index in group]), strict=True)
+    return [rollouts[index] for index in range(len(jobs))]
 
 
 def _decode(
-    model: PreTrainedModel,
-    jobs: list[tuple[Prompt, int]],
-    eos: int,
-    max_new_tokens: int,
-    temperature: float,
-    warped: Callable[[Tensor], Tensor],
-    seed: int,
-    no_repeat_ngram_size: int | None = None,
+    model: PreTrainedModel, jobs: list[Job], sampling: Sampling, eos: int, vocabulary: int | None
 ) -> list[tuple[list[int], list[float]]]:
-    """Token by token with a key-value cache; prompts stand flush right, so all rows end at the same position."""
+    """Tokens and log-probabilities of each job, token by token with a key-value cache.
+
+    Prompts are padded on the left, so all rows end at the same position.
+    """
     ids, mask = (part.to(model.device) for part in flush_right([prompt for prompt, _ in jobs]))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    generators = [torch.Generator().manual_seed(sample_seed(seed, prompt.row, number)) for prompt, number in jobs]
+    generators = [torch.Generator().manual_seed(sample_seed(sampling.seed, prompt.row, number)) for prompt, number in jobs]
     written: list[tuple[list[int], list[float]]] = [([], []) for _ in jobs]
     live, cache = list(range(len(jobs))), None
-    for _ in range(max_new_tokens):
+    for _ in range(sampling.max_new_tokens):
         output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         logits = output.logits[:, -1].float().cpu()
-        if no_repeat_ngram_size is not None:
+        if sampling.no_repeat_ngram_size is not None:
             for row in live:
-                banned = completions([*jobs[row][0].tokens.tolist(), *written[row][0]], no_repeat_ngram_size)
+                banned = completions([*jobs[row][0].tokens.tolist(), *written[row][0]], sampling.no_repeat_ngram_size)
                 logits[row, list(banned)] = float("-inf")
-        logprobs = warped(logits)
+        logprobs = warp(logits, sampling, vocabulary)
         ids = torch.full((len(jobs), 1), eos, dtype=torch.long)
         for row in live:
-            token = _draw(logprobs[row], temperature, generators[row])
+            token = _draw(logprobs[row], sampling.temperature, generators[row])
             ids[row, 0] = token
             written[row][0].append(token)
             written[row][1].append(float(logprobs[row, token]))
@@ -173,13 +156,13 @@ def flush_right(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def warp(logits: Tensor, temperature: float, top_p: float, vocabulary: int | None = None) -> Tensor:
-    """Log-probabilities [B, V] of the distribution that is sampled."""
+def warp(logits: Tensor, sampling: Sampling, vocabulary: int | None = None) -> Tensor:
+    """Log-probabilities [B, V] of the distribution that is sampled: temperature and top-p of `sampling` applied."""
     logits = logits[:, :vocabulary]
-    logprobs = torch.log_softmax(logits / temperature if temperature > 0 else logits, -1)
-    if top_p < 1:
+    logprobs = torch.log_softmax(logits / sampling.temperature if sampling.temperature > 0 else logits, -1)
+    if sampling.top_p < 1:
         ordered, order = logprobs.sort(-1, descending=True)
-        beyond = ordered.exp().cumsum(-1) - ordered.exp() >= top_p  # mass before this token already reaches top_p
+        beyond = ordered.exp().cumsum(-1) - ordered.exp() >= sampling.top_p  # mass before this token already reaches top_p
         drop = torch.zeros_like(beyond).scatter(-1, order, beyond)
         logprobs = torch.log_softmax(logprobs.masked_fill(drop, float("-inf")), -1)
     return logprobs

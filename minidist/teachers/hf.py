@@ -19,11 +19,11 @@ from minidist.models.heads import check_head, head_of
 from minidist.models.hub import load_model
 from minidist.rollout.hf import sample
 from minidist.rollout.vllm.core import VLLMCore
-from minidist.rollout.vllm.sessions import TakesTurns
-from minidist.types import Payload, Prompt, RankGroup, Rollout, Row, TeacherScores
+from minidist.rollout.vllm.sessions import TurnTaker
+from minidist.types import Payload, Prompt, RankGroup, Rollout, Row, Sampling, TeacherScores
 
 
-class HFTeacher(TakesTurns):
+class HFTeacher(TurnTaker):
     """Scores rollouts with a frozen transformers model, `batch_tokens` at a time, and writes with the same weights.
 
     Given a `group`, this is one rank of several over which ZeRO-3 partitions the model's parameters: all of them take part in
@@ -56,31 +56,10 @@ class HFTeacher(TakesTurns):
         """Scores of the rollouts' tokens, in their order."""
         return await self._worker.run(self._score, rollouts)
 
-    async def extend(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        samples: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int,
-        no_repeat_ngram_size: int | None = None,
-    ) -> list[Rollout]:
-        """The teacher's own samples; no n-gram of `no_repeat_ngram_size` tokens twice, prompt included."""
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """The teacher's samples."""
         return await self._worker.run(
-            sample,
-            self._scorer,
-            self._renderer,
-            prompts,
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            version=0,
-            vocabulary=self._vocabulary,
-            no_repeat_ngram_size=no_repeat_ngram_size,
+            sample, self._scorer, self._renderer, prompts, sampling, version=0, vocabulary=self._vocabulary
         )
 
     async def describe(self) -> dict[str, object]:

@@ -1,11 +1,10 @@
 """Several teachers behind the face of one, and the shards of one that is too large for a device."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from minidist.concurrency import deal, together
 from minidist.protocols import Teacher
-from minidist.types import Prompt, Rollout, TeacherScores
+from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
 
 class Teachers:
@@ -18,11 +17,9 @@ class Teachers:
         """Scores of the rollouts' tokens, in their order."""
         return await deal(self.members, rollouts, lambda teacher, part: teacher.score(part))
 
-    async def extend(self, prompts: Sequence[Prompt], *, samples: int, **sampling: Any) -> list[Rollout]:
-        """The teachers' own samples, in the prompts' order."""
-        return await deal(
-            self.members, prompts, lambda teacher, part: teacher.extend(part, samples=samples, **sampling), each=samples
-        )
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """The teachers' samples, in the prompts' order."""
+        return await deal(self.members, prompts, lambda teacher, part: teacher.extend(part, sampling), each=sampling.samples)
 
     async def describe(self) -> dict[str, object]:
         """The first teacher, and how many they are."""
@@ -35,7 +32,7 @@ class Teachers:
 class Shards(Teachers):
     """The ranks of one partitioned model, which all take part in every call."""
 
-    async def extend(self, prompts: Sequence[Prompt], *, samples: int, **sampling: Any) -> list[Rollout]:
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """Every rank writes the same text, since each token needs all of the model."""
-        written = await together(rank.extend(prompts, samples=samples, **sampling) for rank in self.members)
+        written = await together(rank.extend(prompts, sampling) for rank in self.members)
         return written[0]

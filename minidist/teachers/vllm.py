@@ -9,9 +9,9 @@ from minidist.models.files import resolve
 from minidist.models.heads import vocabulary_size
 from minidist.models.hub import context_length, load_config
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
-from minidist.rollout.vllm.sessions import TakesTurns
+from minidist.rollout.vllm.sessions import TurnTaker
 from minidist.teachers.payload import classes_asked, to_scores
-from minidist.types import Prompt, Rollout, TeacherScores
+from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
 
 def teacher_settings(config: TeacherConfig, *, max_tokens: int | None, on_gpu: bool, tensor_parallel: int = 1) -> VLLMSettings:
@@ -32,7 +32,7 @@ def teacher_settings(config: TeacherConfig, *, max_tokens: int | None, on_gpu: b
     )
 
 
-class VLLMTeacher(TakesTurns):
+class VLLMTeacher(TurnTaker):
     """Scores with vLLM and writes with the same weights. `max_tokens` is the longest sequence, None the model's context.
 
     vLLM's softmax runs over every row of the head, so where padding has widened it beyond `vocabulary`, log-probabilities
@@ -65,19 +65,9 @@ class VLLMTeacher(TakesTurns):
             scores.append(to_scores(logprobs[:, 0], ids[:, 1:], logprobs[:, 1:], self._config, self._vocabulary))
         return scores
 
-    async def extend(
-        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
-    ) -> list[Rollout]:
-        """The teacher's own samples. Cancelling it aborts the requests."""
-        return await self._core.write(
-            prompts,
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            version=0,
-        )
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """The teacher's samples. Cancelling the call aborts its requests."""
+        return await self._core.write(prompts, sampling, version=0)
 
     async def describe(self) -> dict[str, object]:
         """What scores, and what it says."""

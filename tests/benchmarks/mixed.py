@@ -29,8 +29,9 @@ from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.roles.make import RoleContext, make_engine, make_teacher
-from minidist.rollout.mixed.turns import Alternating, Lockstep
-from minidist.types import Prompt, Rollout
+from minidist.rollout.mixed.engine import LockstepEngine
+from minidist.rollout.mixed.turns import TurnTakingEngine
+from minidist.types import Prompt, Rollout, Sampling
 from tests.support.mixture import law, p_value
 
 ALPHA, PROMPT, DRAWS, REPEATS = 0.2, 24, 100_000, 3
@@ -97,7 +98,7 @@ class _Pair:
         student = await host("rollout", make_engine, rollout=rollout, **writing)
         teacher = await host("teacher", make_teacher, config=self._teacher, mixing=True, context=context)
         both = await host("rollout", make_engine, rollout=RolloutConfig(engine="hf"), teacher=self._teacher, **writing)
-        self.turns, self.step = Alternating(student, teacher, ALPHA, self._renderer), Lockstep(both, ALPHA)
+        self.turns, self.step = TurnTakingEngine(student, teacher, ALPHA, self._renderer), LockstepEngine(both, ALPHA)
         return self
 
     async def __aexit__(self, *error: Any) -> None:
@@ -117,7 +118,7 @@ class _Pair:
         ratios = [mine / theirs for mine, theirs in zip(speeds["turns"], speeds["step"], strict=True)]
         found = {name: _best_and_median(values) for name, values in (speeds | {"ratio": ratios}).items()}
         mean = statistics.mean(len(each.tokens) for each in rollouts)
-        return {**found, "limit": limit, "mean_length": mean, "phases": self.turns.figures()}
+        return {**found, "limit": limit, "mean_length": mean, "phases": await self.turns.figures()}
 
 
 def _best_and_median(values: Sequence[float]) -> tuple[float, float]:
@@ -125,7 +126,7 @@ def _best_and_median(values: Sequence[float]) -> tuple[float, float]:
 
 
 async def _write(engine: Any, prompts: list[Prompt], limit: int, *, seed: int, samples: int = 1) -> list[Rollout]:
-    return await engine.generate(prompts, samples=samples, max_new_tokens=limit, temperature=1.0, top_p=1.0, seed=seed)
+    return await engine.generate(prompts, Sampling(samples=samples, max_new_tokens=limit, seed=seed))
 
 
 def _prompts(count: int) -> list[Prompt]:

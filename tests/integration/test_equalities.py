@@ -1,6 +1,7 @@
 """The numbers that must agree, with the real engines: vLLM, transformers, DeepSpeed and plain torch."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from minidist.models.heads import load_teacher_head
 from minidist.models.hub import build_student, load_model
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.hf import HFEngine
-from minidist.types import Batch, Rollout, Weights
+from minidist.types import Batch, Rollout, Sampling, Weights
 from tests.integration.conftest import OBJECTIVES, SHAPE, Stack, save_model, settings
 
-SAMPLING: dict[str, Any] = {"samples": 1, "max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "seed": 3}
-GREEDY = SAMPLING | {"temperature": 0.0}
+SAMPLING = Sampling(max_new_tokens=16, seed=3)
+GREEDY = replace(SAMPLING, temperature=0.0)
 EXACT = 2e-4  # nats; float32, two implementations of the same arithmetic
 
 
@@ -36,7 +37,7 @@ def texts(count: int) -> list[str]:
 
 
 def written(stack: Stack, count: int = 24, **changes: Any) -> list[Rollout]:
-    return stack.run(stack.engine.generate(stack.prompts(texts(count)), **(SAMPLING | changes)))
+    return stack.run(stack.engine.generate(stack.prompts(texts(count)), replace(SAMPLING, **changes)))
 
 
 def on_policy_batch(stack: Stack, rollouts: list[Rollout]) -> Batch:
@@ -78,8 +79,8 @@ def test_log_probabilities_are_of_the_sampled_distribution(stack: Stack) -> None
 def test_vllm_equals_the_transformers_engine(stack: Stack) -> None:
     reference = HFEngine(ModelConfig(model=str(stack.student)), stack.renderer)
     prompts = stack.prompts(texts(12))
-    slow = asyncio.run(reference.generate(prompts, **GREEDY))
-    fast = stack.run(stack.engine.generate(prompts, **GREEDY))
+    slow = asyncio.run(reference.generate(prompts, GREEDY))
+    fast = stack.run(stack.engine.generate(prompts, GREEDY))
     assert [list(rollout.tokens) for rollout in slow] == [list(rollout.tokens) for rollout in fast]
     assert [rollout.finish for rollout in slow] == [rollout.finish for rollout in fast]
     sequences = [[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()] for rollout in fast]
@@ -92,12 +93,12 @@ def test_vllm_blocks_the_ngrams_that_transformers_blocks(stack: Stack, size: int
     """Requests with and without it share the batch of one engine, more of them than it holds at once."""
     reference = HFEngine(ModelConfig(model=str(stack.student)), stack.renderer)
     prompts = stack.prompts([text + text for text in texts(12)])
-    slow = asyncio.run(reference.generate(prompts, **GREEDY, no_repeat_ngram_size=size))
+    slow = asyncio.run(reference.generate(prompts, replace(GREEDY, no_repeat_ngram_size=size)))
     together = asyncio.gather
 
     async def both() -> list[list[Rollout]]:
-        blocked = stack.engine.generate(prompts, **GREEDY, no_repeat_ngram_size=size)
-        return list(await together(blocked, stack.engine.generate(prompts, **GREEDY)))
+        blocked = stack.engine.generate(prompts, replace(GREEDY, no_repeat_ngram_size=size))
+        return list(await together(blocked, stack.engine.generate(prompts, GREEDY)))
 
     fast, plain = stack.run(both())
     assert [list(rollout.tokens) for rollout in slow] == [list(rollout.tokens) for rollout in fast]
@@ -105,7 +106,7 @@ def test_vllm_blocks_the_ngrams_that_transformers_blocks(stack: Stack, size: int
     left, right = (np.concatenate([rollout.logprobs for rollout in each]) for each in (slow, fast))
     assert np.abs(left - right).max() < EXACT
     asyncio.run(reference.close())
-    sampled = stack.run(stack.engine.generate(prompts, **SAMPLING | {"samples": 30}, no_repeat_ngram_size=size))
+    sampled = stack.run(stack.engine.generate(prompts, replace(SAMPLING, samples=30, no_repeat_ngram_size=size)))
     for rollout in sampled:
         grams = list(
             zip(*([*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()][at:] for at in range(size)), strict=False)
@@ -118,7 +119,7 @@ def test_same_seed_same_samples_other_seed_other_samples(stack: Stack) -> None:
     first, again, other = written(stack), written(stack), written(stack, seed=4)
     assert [list(r.tokens) for r in first] == [list(r.tokens) for r in again]
     assert [list(r.tokens) for r in first] != [list(r.tokens) for r in other]
-    alone = stack.run(stack.engine.generate(stack.prompts(texts(24))[5:6], **SAMPLING))
+    alone = stack.run(stack.engine.generate(stack.prompts(texts(24))[5:6], SAMPLING))
     assert list(alone[0].tokens) == list(first[5].tokens)  # whatever it is batched with
 
 
@@ -130,11 +131,11 @@ def test_more_prompts_than_the_engine_holds_at_once(stack: Stack) -> None:
 
 def test_after_each_sync_engine_and_learner_are_one(stack: Stack, tmp_path: Path) -> None:
     transfer, prompts = ObjectStoreTransfer(tolerance_nats=5e-3), stack.prompts(texts(12))
-    texts_before = [list(r.tokens) for r in stack.run(stack.engine.generate(prompts, **GREEDY))]
+    texts_before = [list(r.tokens) for r in stack.run(stack.engine.generate(prompts, GREEDY))]
     for version in (1, 2, 3):
         stack.run(stack.learner.update(on_policy_batch(stack, written(stack, seed=version))))
         assert stack.run(transfer.publish(stack.learner, [stack.engine])) < EXACT
-        rollouts = stack.run(stack.engine.generate(prompts, **GREEDY))
+        rollouts = stack.run(stack.engine.generate(prompts, GREEDY))
         stack.run(stack.learner.save(tmp_path / str(version)))
         learner = AutoModelForCausalLM.from_pretrained(tmp_path / str(version))
         for rollout in rollouts:
@@ -217,7 +218,8 @@ def plain_learner(stack: Stack, config: LearnerConfig | None = None) -> SingleLe
 
 def test_a_cancelled_generation_is_aborted(stack: Stack) -> None:
     async def cancelled() -> None:
-        task = asyncio.ensure_future(stack.engine.generate(stack.prompts(texts(200)), **(SAMPLING | {"max_new_tokens": 38})))
+        long = replace(SAMPLING, max_new_tokens=38)
+        task = asyncio.ensure_future(stack.engine.generate(stack.prompts(texts(200)), long))
         await asyncio.sleep(0.3)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from minidist.config.teacher import TeacherConfig
 from minidist.roles.make import make_teacher
-from minidist.rollout.mixed.turns import Alternating, Mixtures
-from minidist.types import Finish, Prompt, Rollout
+from minidist.rollout.mixed.turns import TurnTakingEngine
+from minidist.rollout.pool import Engines
+from minidist.types import Finish, Prompt, Rollout, Sampling
 from tests.integration.conftest import SHAPE, Stack, save_model
 from tests.support.mixture import law, p_value
 
@@ -21,7 +22,7 @@ DRAWS = 20_000
 
 
 @pytest.fixture(scope="module")
-def taught(stack: Stack) -> Iterator[Any]:
+def teacher(stack: Stack) -> Iterator[Any]:
     """A teacher in transformers that also takes turns, in an actor of its own."""
     arguments = {"context": stack.context, "config": TeacherConfig(model=str(stack.teacher_path)), "mixing": True}
     teacher = stack.run(stack.cluster.host("teacher", make_teacher, **arguments))
@@ -34,13 +35,12 @@ def model_at(path: Path) -> Any:
 
 
 def written(stack: Stack, engine: Any, prompts: list[Prompt], **options: Any) -> list[Rollout]:
-    sampling = {"samples": 1, "max_new_tokens": 3, "temperature": 1.0, "top_p": 1.0, "seed": 0}
-    return stack.run(engine.generate(prompts, **(sampling | options)))
+    return stack.run(engine.generate(prompts, Sampling(**({"max_new_tokens": 3} | options))))
 
 
-def held(stack: Stack, taught: Any) -> tuple[Any, Any]:
+def held(stack: Stack, teacher: Any) -> tuple[Any, Any]:
     """Sequences that the two engines keep keys and values of."""
-    student, teacher = stack.run(stack.engine.describe()), stack.run(taught.describe())
+    student, teacher = stack.run(stack.engine.describe()), stack.run(teacher.describe())
     return student["sequences_held"], teacher["takes_turns"]["sequences_held"]
 
 
@@ -53,93 +53,92 @@ def held(stack: Stack, taught: Any) -> tuple[Any, Any]:
         (1.0, DRAWS // 4, {"temperature": 0.3}),
     ],
 )
-def test_draws_follow_the_mixture(stack: Stack, taught: Any, alpha: float, draws: int, options: dict[str, float]) -> None:
+def test_draws_follow_the_mixture(stack: Stack, teacher: Any, alpha: float, draws: int, options: dict[str, float]) -> None:
     """Far more sequences than places; temperature and top-p act on each model before mixing."""
     prompt = stack.prompts(["b="])[0]
-    engine = Alternating(stack.engine, taught, alpha, stack.renderer)
+    engine = TurnTakingEngine(stack.engine, teacher, alpha, stack.renderer)
     rollouts = written(stack, engine, [prompt], samples=draws, **options)
     models = model_at(stack.student), model_at(stack.teacher_path)
     expected = law(*models, prompt, alpha=alpha, count=3, eos=stack.renderer.eos, **options)
     assert p_value(expected, rollouts) > 1e-3
     coins = np.concatenate([rollout.coins for rollout in rollouts if rollout.coins is not None])
     assert coins.mean() == pytest.approx(alpha, abs=4 * (alpha * (1 - alpha) / len(coins)) ** 0.5)
-    assert held(stack, taught) == (0, 0)
-    figures = engine.figures()
+    assert held(stack, teacher) == (0, 0)
+    figures = stack.run(engine.figures())
     assert figures["mixed/student_tokens"] + figures["mixed/teacher_tokens"] == len(coins)
     assert (figures["mixed/student_turns"] == 0) == (alpha == 1)
     assert figures["mixed/teacher_s"] > 0
 
 
-def test_without_a_teacher_it_is_the_ordinary_engine(stack: Stack, taught: Any) -> None:
+def test_without_a_teacher_it_is_the_ordinary_engine(stack: Stack, teacher: Any) -> None:
     prompts = stack.prompts(["hgfedcba=", "qz="])
-    mixed = written(stack, Alternating(stack.engine, taught, 0.0, stack.renderer), prompts, samples=4, max_new_tokens=20)
+    mixed = written(stack, TurnTakingEngine(stack.engine, teacher, 0.0, stack.renderer), prompts, samples=4, max_new_tokens=20)
     plain = written(stack, stack.engine, prompts, samples=4, max_new_tokens=20)
     assert [rollout.tokens.tolist() for rollout in mixed] == [rollout.tokens.tolist() for rollout in plain]
     assert all(rollout.coins is None for rollout in mixed)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_what_is_kept_between_turns_is_right(stack: Stack, taught: Any, swapped: bool) -> None:
+def test_what_is_kept_between_turns_is_right(stack: Stack, teacher: Any, swapped: bool) -> None:
     """The log-probabilities of a long sequence's own tokens are those of one forward pass; swapped, the teacher's are."""
-    sides = (taught, stack.engine) if swapped else (stack.engine, taught)
+    sides = (teacher, stack.engine) if swapped else (stack.engine, teacher)
     model = model_at(stack.teacher_path if swapped else stack.student)
     prompts = stack.prompts(["hgfedcba=", "qz=", "hello="])
-    rollouts = written(stack, Alternating(*sides, 0.4, stack.renderer), prompts, samples=8, max_new_tokens=30)
+    rollouts = written(stack, TurnTakingEngine(*sides, 0.4, stack.renderer), prompts, samples=8, max_new_tokens=30)
     assert max(len(rollout.tokens) for rollout in rollouts) == 30
     for rollout in rollouts:
         ids = torch.tensor([[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()]])
         with torch.no_grad():
             table = torch.log_softmax(model(ids).logits[0], -1)
-        said = table[:-1].gather(-1, ids[0, 1:, None])[-len(rollout.tokens) :, 0].numpy()
+        student_logprobs = table[:-1].gather(-1, ids[0, 1:, None])[-len(rollout.tokens) :, 0].numpy()
         assert rollout.logprobs is not None
         assert rollout.coins is not None
         assert np.isnan(rollout.logprobs).tolist() == rollout.coins.tolist()
-        assert np.abs(rollout.logprobs - said)[~rollout.coins].max(initial=0) < 2e-4
+        assert np.abs(rollout.logprobs - student_logprobs)[~rollout.coins].max(initial=0) < 2e-4
         stops = np.flatnonzero(rollout.tokens == stack.renderer.eos).tolist()
         assert stops == ([len(rollout.tokens) - 1] if rollout.finish is Finish.STOP else [])
         assert rollout.text == stack.renderer.decode(rollout.tokens)
 
 
-def test_others_write_at_the_same_time(stack: Stack, taught: Any) -> None:
+def test_others_write_at_the_same_time(stack: Stack, teacher: Any) -> None:
     """A plain call and two mixtures share the engines, and none disturbs another; a sample is its seeds alone."""
     prompts = stack.prompts(["hgfedcba=", "qz=", "hello="])
-    mixed = Alternating(stack.engine, taught, 0.4, stack.renderer)
-    pool = Mixtures([Alternating(each, taught, 0.4, stack.renderer, sharing=2) for each in stack.engines.members])
-    options = {"samples": 6, "max_new_tokens": 20, "temperature": 1.0, "top_p": 1.0, "seed": 3}
+    mixed = TurnTakingEngine(stack.engine, teacher, 0.4, stack.renderer)
+    pool = Engines([TurnTakingEngine(each, teacher, 0.4, stack.renderer, sharing=2) for each in stack.engines.members])
+    options = {"samples": 6, "max_new_tokens": 20, "seed": 3}
     alone = [written(stack, engine, prompts, **options) for engine in (stack.engine, mixed)]
 
     async def all_at_once() -> list[list[Rollout]]:
-        return await asyncio.gather(*(engine.generate(prompts, **options) for engine in (stack.engine, mixed, pool)))
+        return await asyncio.gather(*(engine.generate(prompts, Sampling(**options)) for engine in (stack.engine, mixed, pool)))
 
     together = stack.run(all_at_once())
-    for theirs, ours in zip(together, [*alone, alone[1]], strict=True):
-        assert [each.tokens.tolist() for each in theirs] == [each.tokens.tolist() for each in ours]
-        assert [(each.prompt.row, each.sample) for each in theirs] == [(row, number) for row in range(3) for number in range(6)]
-    assert pool.figures()["mixed/student_tokens"] > 0
+    for found, expected in zip(together, [*alone, alone[1]], strict=True):
+        assert [each.tokens.tolist() for each in found] == [each.tokens.tolist() for each in expected]
+        assert [(each.prompt.row, each.sample) for each in found] == [(row, number) for row in range(3) for number in range(6)]
+    assert stack.run(pool.figures())["mixed/student_tokens"] > 0
 
 
-def test_a_cancelled_call_leaves_nothing(stack: Stack, taught: Any) -> None:
+def test_a_cancelled_call_leaves_nothing(stack: Stack, teacher: Any) -> None:
     async def cancelled() -> None:
-        engine = Alternating(stack.engine, taught, 0.4, stack.renderer)
+        engine = TurnTakingEngine(stack.engine, teacher, 0.4, stack.renderer)
         prompts = stack.prompts(["hgfedcba="] * 8)
-        options = {"samples": 32, "max_new_tokens": 30, "temperature": 1.0, "top_p": 1.0, "seed": 0}
-        call = asyncio.ensure_future(engine.generate(prompts, **options))
-        while not engine.figures()["mixed/teacher_calls"]:
+        call = asyncio.ensure_future(engine.generate(prompts, Sampling(samples=32, max_new_tokens=30)))
+        while not (await engine.figures())["mixed/teacher_calls"]:
             await asyncio.sleep(0.01)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
 
     stack.run(cancelled())
-    assert held(stack, taught) == (0, 0)
+    assert held(stack, teacher) == (0, 0)
 
 
-def test_new_weights_write_what_comes_next(stack: Stack, taught: Any, tmp_path: Path) -> None:
+def test_new_weights_write_what_comes_next(stack: Stack, teacher: Any, tmp_path: Path) -> None:
     """Nothing that was computed with the old ones is left."""
     prompt = stack.prompts(["b="])[0]
-    engine = Alternating(stack.engine, taught, 0.3, stack.renderer)
+    engine = TurnTakingEngine(stack.engine, teacher, 0.3, stack.renderer)
     other = save_model(tmp_path, SHAPE, 7).eval()
-    before = stack.run(stack.engine.describe())["version"]
+    before = stack.run(stack.engine.version())
     stack.run(stack.engine.load(tmp_path))
     try:
         rollouts = written(stack, engine, [prompt], samples=DRAWS // 4, temperature=0.3)

@@ -16,7 +16,7 @@ from minidist.learners.learner import SingleLearner
 from minidist.losses.objectives import make_objective
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.pool import Engines
-from minidist.types import Batch, Rollout, TeacherScores, Weights
+from minidist.types import Batch, Rollout, Sampling, TeacherScores, Weights
 from tests.integration.conftest import Stack, settings
 from tests.integration.test_equalities import EXACT, GREEDY, SAMPLING, on_policy_batch, plain_learner, texts, written
 
@@ -92,13 +92,13 @@ def test_two_ranks_give_the_gradient_of_one_whatever_the_objective(stack: Stack,
 def test_two_engines_and_two_teachers_give_what_one_gives(stack: Stack, expected: Any, batch: Batch) -> None:
     """2 rollout actors x 2 teacher actors x 2 ranks under ZeRO-3, against 1 x 1 x 1."""
     prompts, one = stack.prompts(texts(25)), stack.engine
-    for sampling in (GREEDY, SAMPLING | {"seed": 5}):
-        alone = stack.run(one.generate(prompts, **sampling))
-        both = stack.run(stack.engines.generate(prompts, **sampling))
+    for sampling in (GREEDY, replace(SAMPLING, seed=5)):
+        alone = stack.run(one.generate(prompts, sampling))
+        both = stack.run(stack.engines.generate(prompts, sampling))
         assert [r.tokens.tolist() for r in both] == [r.tokens.tolist() for r in alone]
         assert [r.prompt.row for r in both] == [r.prompt.row for r in alone]
         assert max(np.abs(a.logprobs - b.logprobs).max() for a, b in zip(alone, both, strict=True)) < EXACT
-    three = stack.run(stack.engines.generate(prompts[:3], **(SAMPLING | {"samples": 3})))
+    three = stack.run(stack.engines.generate(prompts[:3], replace(SAMPLING, samples=3)))
     assert [(r.prompt.row, r.sample) for r in three] == [(row, sample) for row in range(3) for sample in range(3)]
     scores = stack.run(stack.teachers.score(both))
     for own, other in zip(stack.run(stack.teacher.score(both)), scores, strict=True):
@@ -230,7 +230,7 @@ def test_a_teacher_in_two_shards_equals_the_whole_one(stack: Stack, payload: Any
             else:
                 assert own.top_logprobs.shape == (len(own.logprobs), 5)
     prompts = stack.prompts(texts(5))
-    assert told(stack.run(shards.extend(prompts, **SAMPLING))) == told(stack.run(stack.teacher.extend(prompts, **SAMPLING)))
+    assert told(stack.run(shards.extend(prompts, SAMPLING))) == told(stack.run(stack.teacher.extend(prompts, SAMPLING)))
 
 
 def told(rollouts: list[Rollout]) -> list[list[int]]:
@@ -242,11 +242,11 @@ def test_engines_deal_prompts_in_turn() -> None:
         def __init__(self) -> None:
             self.rows: list[int] = []
 
-        async def generate(self, prompts: Any, **options: Any) -> list[Any]:
+        async def generate(self, prompts: Any, sampling: Sampling) -> list[Any]:
             self.rows += list(prompts)
-            return [(prompt, sample) for prompt in prompts for sample in range(options["samples"])]
+            return sampling.jobs(prompts)
 
     members: list[Any] = [Recorder(), Recorder(), Recorder()]
-    done = asyncio.run(Engines(members).generate(list(range(7)), samples=2))  # type: ignore[arg-type]
+    done = asyncio.run(Engines(members).generate(list(range(7)), Sampling(samples=2, max_new_tokens=1)))  # type: ignore[arg-type]
     assert [member.rows for member in members] == [[0, 3, 6], [1, 4], [2, 5]]
     assert done == [(row, sample) for row in range(7) for sample in range(2)]

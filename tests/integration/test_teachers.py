@@ -20,13 +20,13 @@ from minidist.teachers.hf import HFTeacher
 from minidist.teachers.payload import classes_asked
 from minidist.teachers.server.teacher import ServerTeacher
 from minidist.teachers.vllm import VLLMTeacher
-from minidist.types import Rollout, TeacherScores
+from minidist.types import Rollout, Sampling, TeacherScores
 from tests.integration.conftest import MAX_TOKENS, SHAPE, Stack, save_model
 from tests.integration.live_server import LOGPROBS, Live
 from tests.support.tiny import random_rollouts
 
 EXACT = 2e-4  # nats; float32, two implementations of the same arithmetic
-SAMPLING: dict[str, Any] = {"samples": 2, "max_new_tokens": 16, "temperature": 1.0, "top_p": 1.0, "seed": 3}
+SAMPLING = Sampling(samples=2, max_new_tokens=16, seed=3)
 VOCABULARY = 29
 ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 40), (8, 40), (47, 1)], vocabulary=VOCABULARY)
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def test_a_split_model_writes_what_the_whole_one_writes(stack: Stack, split: Any
     stack.run(stack.engine.load(stack.student))
     stack.run(split.adjust(config(stack.student, backend="vllm", payload="sampled"), None))
     prompts = stack.prompts(["abc", "zyxw", "q", "hello"])
-    whole, parts = stack.run(stack.engine.generate(prompts, **SAMPLING)), stack.run(split.extend(prompts, **SAMPLING))
+    whole, parts = stack.run(stack.engine.generate(prompts, SAMPLING)), stack.run(split.extend(prompts, SAMPLING))
     assert [list(rollout.tokens) for rollout in whole] == [list(rollout.tokens) for rollout in parts]
     scores = stack.run(split.score(parts))
     for one, two, scored in zip(whole, parts, scores, strict=True):
@@ -176,8 +176,8 @@ def test_a_server_says_what_transformers_says(
 def test_what_a_server_writes_it_scores_the_same(stack: Stack, server: Live) -> None:
     async def write(teacher: ServerTeacher) -> tuple[list[Rollout], list[Rollout], list[TeacherScores]]:
         prompts = stack.prompts(["abc", "zyxw", "q", "hello"])
-        written = await teacher.extend(prompts, **SAMPLING)
-        return written, await teacher.extend(prompts, **SAMPLING), await teacher.score(written)
+        written = await teacher.extend(prompts, SAMPLING)
+        return written, await teacher.extend(prompts, SAMPLING), await teacher.score(written)
 
     written, again, scores = ask(stack, server, write, payload="sampled")
     assert [(rollout.prompt.row, rollout.sample) for rollout in written] == [(row, n) for row in range(4) for n in range(2)]

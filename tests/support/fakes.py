@@ -1,18 +1,19 @@
 """Roles of a few honest lines: a student that is a table of next-token logits, and a teacher that is another."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from minidist.types import Batch, Finish, Payload, Probe, Prompt, Rollout, TeacherScores, Update, Weights
+from minidist.types import Batch, Finish, Payload, Probe, Prompt, Rollout, Sampling, TeacherScores, Update, Weights
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
-def said_by(table: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
+def table_logprobs(table: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
     """Log-probabilities of every token after the first, given the one before it."""
     return log_softmax(table)[tokens[:-1], tokens[1:]]
 
@@ -21,34 +22,40 @@ class TableEngine:
     """Writes the table's likeliest tokens; holds whatever weights it was last given."""
 
     def __init__(self, table: np.ndarray, calls: list[str] | None = None) -> None:
-        self.table, self.version, self.calls = table.copy(), 0, [] if calls is None else calls
+        self.table, self._version, self.calls = table.copy(), 0, [] if calls is None else calls
         self.asked: list[dict[str, Any]] = []
 
-    async def generate(self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, **rest: Any) -> list[Rollout]:
+    async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         self.calls.append("generate")
-        self.asked.append({"rows": [prompt.row for prompt in prompts], "samples": samples, **rest})
-        return [self._write(prompt, max_new_tokens, number) for prompt in prompts for number in range(samples)]
+        self.asked.append({"rows": [prompt.row for prompt in prompts], **asdict(sampling)})
+        return [self._write(prompt, number, sampling.max_new_tokens) for prompt, number in sampling.jobs(prompts)]
 
-    def _write(self, prompt: Prompt, count: int, number: int) -> Rollout:
+    def _write(self, prompt: Prompt, number: int, count: int) -> Rollout:
         tokens = [int(prompt.tokens[-1])]
         for _ in range(count):
             tokens.append(int(self.table[tokens[-1]].argmax()))
-        logprobs, versions = said_by(self.table, tokens), np.full(count, self.version)
+        logprobs, versions = table_logprobs(self.table, tokens), np.full(count, self._version)
         return Rollout(prompt, np.array(tokens[1:]), logprobs, versions, Finish.LENGTH, number)
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        return [said_by(self.table, list(sequence)).tolist() for sequence in sequences]
+        return [table_logprobs(self.table, list(sequence)).tolist() for sequence in sequences]
 
     async def load(self, weights: Weights) -> None:
         self.calls.append("load")
-        self.table, self.version = weights.arrays["table"].copy(), weights.version
+        self.table, self._version = weights.arrays["table"].copy(), weights.version
+
+    async def version(self) -> int:
+        return self._version
+
+    async def figures(self) -> dict[str, float]:
+        return {}
 
 
 class StaleEngine(TableEngine):
     """Reports success, and keeps its old weights."""
 
     async def load(self, weights: Weights) -> None:
-        self.version = weights.version
+        self._version = weights.version
 
 
 class TableTeacher:
@@ -60,7 +67,7 @@ class TableTeacher:
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         self.calls.append("score")
         texts = [[int(rollout.prompt.tokens[-1]), *rollout.tokens.tolist()] for rollout in rollouts]
-        return [TeacherScores(Payload.SAMPLED, logprobs=said_by(self.table, text)) for text in texts]
+        return [TeacherScores(Payload.SAMPLED, logprobs=table_logprobs(self.table, text)) for text in texts]
 
 
 class TableLearner:
@@ -73,9 +80,10 @@ class TableLearner:
         self.calls.append("update")
         gaps = []
         for row in batch.steps[0][0].rows:
-            given, said = row.tokens[row.outputs], log_softmax(self.table)[row.tokens[row.outputs], row.labels]
-            gaps.append(row.scores.logprobs - said)
-            np.add.at(self.table, (given, row.labels), gaps[-1])
+            before = row.tokens[row.outputs]
+            student_logprobs = log_softmax(self.table)[before, row.labels]
+            gaps.append(row.scores.logprobs - student_logprobs)
+            np.add.at(self.table, (before, row.labels), gaps[-1])
         self.version += 1
         return Update(self.version, {"gap": float(np.abs(np.concatenate(gaps)).mean())})
 
@@ -85,4 +93,4 @@ class TableLearner:
 
     async def probe(self, version: int) -> Probe:
         tokens = np.random.default_rng(version).integers(0, len(self.table), (2, 32), dtype=np.int32)
-        return Probe(tokens, np.array([said_by(self.table, line.tolist()) for line in tokens]))
+        return Probe(tokens, np.array([table_logprobs(self.table, line.tolist()) for line in tokens]))

@@ -5,6 +5,7 @@ until the last one is.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,14 +17,14 @@ from transformers import PreTrainedModel
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
 from minidist.models.hub import load_model
-from minidist.rollout.hf import HFEngine, flush_right, warp
-from minidist.types import Array, Finish, Prompt, Rollout
+from minidist.rollout.hf import HFEngine, Job, by_length, flush_right, warp
+from minidist.types import Array, Prompt, Rollout, Sampling
 
 _ROWS = 256  # sequences decoded side by side
 
 
-class LockstepEngine(HFEngine):
-    """The student's engine in transformers, which also holds a teacher to write with."""
+class HFPairEngine(HFEngine):
+    """The student's engine in transformers, with a copy of the teacher beside it for mixed sampling."""
 
     def __init__(
         self,
@@ -37,74 +38,73 @@ class LockstepEngine(HFEngine):
         super().__init__(config, renderer, vocabulary=vocabulary, on_gpu=on_gpu)
         self._teacher = load_model(teacher, "teacher.model", on_gpu)
 
-    async def mix(self, prompts: Sequence[Prompt], alpha: float, **sampling: Any) -> list[Rollout]:
+    async def mix(self, prompts: Sequence[Prompt], alpha: float, sampling: Sampling) -> list[Rollout]:
         """As `generate`, from alpha * teacher + (1 - alpha) * student."""
+        mixture = Mixture(self._model, self._teacher, alpha)
         rollouts = await self._worker.run(
-            sample_mixed,
-            self._model,
-            self._teacher,
-            self._renderer,
-            prompts,
-            alpha=alpha,
-            version=self._version,
-            vocabulary=self._vocabulary,
-            **sampling,
+            sample_mixed, mixture, self._renderer, prompts, sampling, version=self._version, vocabulary=self._vocabulary
         )
         self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
         return rollouts
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """alpha * teacher + (1 - alpha) * student, of two models with one tokenizer."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    alpha: float
+
+
 @torch.inference_mode()
 def sample_mixed(
-    student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    mixture: Mixture,
     renderer: Renderer,
     prompts: Sequence[Prompt],
+    sampling: Sampling,
     *,
-    alpha: float,
-    samples: int,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
     version: int,
     vocabulary: int | None = None,
 ) -> list[Rollout]:
-    """`samples` rollouts a prompt, in order, each token drawn from alpha * p + (1 - alpha) * q.
+    """`sampling.samples` rollouts a prompt, in order, each token drawn from alpha * p + (1 - alpha) * q.
 
     Temperature and top-p act on each model before mixing; ids from `vocabulary` on are sliced off before either's softmax.
-    A token's coin is drawn after it, from its posterior: the teacher chose y with probability alpha * p(y) / mixture(y).
+    The coin of a token y is drawn after y, from its posterior: the teacher chose y with probability alpha * p(y) / mixture(y).
     """
-    jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
-    by_length = sorted(range(len(jobs)), key=lambda index: len(jobs[index][0].tokens))
-    warped = partial(warp, temperature=temperature, top_p=top_p, vocabulary=vocabulary)
-    found: dict[int, Rollout] = {}
-    for start in range(0, len(jobs), _ROWS):
-        group = by_length[start : start + _ROWS]
-        chosen = [jobs[index] for index in group]
-        uniforms = np.stack([_uniforms(seed, prompt.row, number, max_new_tokens) for prompt, number in chosen])
-        own, taught = (_Model(model, [prompt for prompt, _ in chosen], warped) for model in (student, teacher))
-        tokens, logprobs, coins = _decode(own, taught, alpha, torch.from_numpy(uniforms), renderer.eos)
-        for row, index in enumerate(group):
-            prompt, number = jobs[index]
-            stops = np.flatnonzero(tokens[row] == renderer.eos)
-            length = int(stops[0]) + 1 if len(stops) else max_new_tokens
-            found[index] = Rollout(
-                prompt=prompt,
-                tokens=tokens[row, :length],
-                logprobs=np.where(coins[row, :length], np.float32("nan"), logprobs[row, :length]),
-                versions=np.full(length, version, dtype=np.int32),
-                finish=Finish.STOP if len(stops) else Finish.LENGTH,
-                sample=number,
-                text=renderer.decode(tokens[row, :length]),
-                coins=coins[row, :length],
-            )
-    return [found[index] for index in range(len(jobs))]
+    assert sampling.no_repeat_ngram_size is None, "a mixture blocks no n-grams"
+
+    def decode(jobs: list[Job]) -> list[Rollout]:
+        uniforms = np.stack([_uniforms(sampling, prompt.row, number) for prompt, number in jobs])
+        warped = partial(warp, sampling=sampling, vocabulary=vocabulary)
+        models = (_Model(model, [prompt for prompt, _ in jobs], warped) for model in (mixture.student, mixture.teacher))
+        tokens, logprobs, coins = _decode(*models, mixture.alpha, torch.from_numpy(uniforms), renderer.eos)
+        rows = zip(jobs, tokens, logprobs, coins, strict=True)
+        return [_rollout(job, *row, renderer=renderer, version=version) for job, *row in rows]
+
+    return by_length(sampling.jobs(prompts), _ROWS, decode)
 
 
-def _uniforms(seed: int, row: int, sample: int, count: int) -> Array:
-    """Two uniform numbers a token [T, 2]: one draws the token, one its coin."""
-    return np.random.default_rng([seed, row, sample]).random((count, 2))
+def _rollout(job: Job, tokens_T: Array, logprobs_T: Array, coins_T: Array, *, renderer: Renderer, version: int) -> Rollout:
+    """One row of `_decode`, cut after its first end-of-sequence token."""
+    prompt, number = job
+    stops = np.flatnonzero(tokens_T == renderer.eos)
+    length = int(stops[0]) + 1 if len(stops) else len(tokens_T)
+    return Rollout.written(
+        prompt,
+        tokens_T[:length],
+        np.where(coins_T[:length], np.float32("nan"), logprobs_T[:length]),
+        version=version,
+        stopped=len(stops) > 0,
+        sample=number,
+        text=renderer.decode(tokens_T[:length]),
+        coins=coins_T[:length],
+    )
+
+
+def _uniforms(sampling: Sampling, row: int, sample: int) -> Array:
+    """Two uniform numbers a token [T, 2]: the first draws the token, the second its coin."""
+    return np.random.default_rng([sampling.seed, row, sample]).random((sampling.max_new_tokens, 2))
 
 
 class _Model:

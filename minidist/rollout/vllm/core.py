@@ -20,8 +20,8 @@ from minidist.errors import RoleError
 from minidist.rollout.ngrams import OPTION
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
-from minidist.rollout.vllm.sessions import Sampling, Sessions, Turn, Written
-from minidist.types import Array, Finish, Prompt, Rollout
+from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
+from minidist.types import Array, Prompt, Rollout, Sampling
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -66,6 +66,7 @@ class VLLMCore:
         self._renderer, self._worker = renderer, Worker(name)
         self._finished: dict[str, Any] = {}
         self._requests = 0
+        self._blocks_ngrams = settings.ngrams
         # Built in the worker's thread: vLLM and OpenMP keep per-thread state.
         self._engine = self._worker.run_now(_make_engine, settings)
         self._shared = hide_shared_memory() if settings.tensor_parallel > 1 else []
@@ -75,36 +76,27 @@ class VLLMCore:
         self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < self.width else None
         self._sessions = Sessions(self._engine, renderer.eos, self._allowed)
 
-    async def write(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        samples: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int,
-        version: int,
-        no_repeat_ngram_size: int | None = None,
-    ) -> list[Rollout]:
-        """`samples` rollouts a prompt, in order. Cancelling it aborts the requests.
+    async def write(self, prompts: Sequence[Prompt], sampling: Sampling, *, version: int) -> list[Rollout]:
+        """`sampling.samples` rollouts a prompt, in order, of weights `version`. Cancelling the call aborts its requests.
 
-        `no_repeat_ngram_size`: no n-gram of so many tokens twice, prompt included; the engine was started with `ngrams`.
+        The engine blocks n-grams only if it was started with `VLLMSettings.ngrams`.
         """
         from vllm import SamplingParams
 
-        jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
+        blocked = sampling.no_repeat_ngram_size
+        assert blocked is None or self._blocks_ngrams, "an engine that shall block n-grams is started with ngrams=True"
+        jobs = sampling.jobs(prompts)
         parameters = [
             SamplingParams(
-                max_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=sample_seed(seed, prompt.row, number),
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=sample_seed(sampling.seed, prompt.row, number),
                 logprobs=0,
                 detokenize=False,
                 stop_token_ids=[self._renderer.eos],
                 allowed_token_ids=self._allowed,
-                extra_args=None if no_repeat_ngram_size is None else {OPTION: no_repeat_ngram_size},
+                extra_args=None if blocked is None else {OPTION: blocked},
             )
             for prompt, number in jobs
         ]
@@ -125,22 +117,20 @@ class VLLMCore:
         outputs = await self._run([list(sequence) for sequence in sequences], [SamplingParams(**ask) for _ in sequences])
         return [_table(sequence, output.prompt_logprobs) for sequence, output in zip(sequences, outputs, strict=True)]
 
-    async def take_turns(
-        self, party: str, turns: Sequence[Turn], *, ended: Sequence[int], sampling: Sampling, share: float
-    ) -> list[Written]:
-        """Of `sessions.TakesTurns`."""
-        await self._worker.run(self._begin, party, turns, ended, sampling, share)
-        while not self._sessions.enough(party, share):
-            await self._worker.run(self._steps, lambda: self._sessions.enough(party, share))
-        written = self._sessions.collect(party)
-        self.tokens_written += sum(len(each.tokens) for each in written)
-        return written
+    async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
+        """See `sessions.TurnTaker`."""
+        await self._worker.run(self._begin, request)
+        while not self._enough(request):
+            await self._worker.run(self._steps, lambda: self._enough(request))
+        results = self._sessions.collect(request.call)
+        self.tokens_written += sum(len(result.tokens) for result in results)
+        return results
 
-    async def end_turns(self, party: str) -> None:
-        await self._worker.run(self._sessions.end, party)
+    async def end_turns(self, call: str) -> None:
+        await self._worker.run(self._sessions.end, call)
 
-    def places(self, tokens: int) -> int:
-        return self._sessions.places(tokens)
+    def turn_capacity(self, tokens: int) -> int:
+        return self._sessions.capacity(tokens)
 
     async def reload(self, tensors: list[tuple[str, Any]]) -> None:
         """Swap the weights in place, in every process that holds a part of them, and forget cached keys and values."""
@@ -181,9 +171,12 @@ class VLLMCore:
         for name, prompt, parameter in zip(names, prompts, parameters, strict=True):
             self._engine.add_request(name, {"prompt_token_ids": prompt}, parameter)
 
-    def _begin(self, party: str, turns: Sequence[Turn], ended: Sequence[int], sampling: Sampling, share: float) -> None:
-        self._sessions.submit(party, turns, ended, sampling)
-        self._steps(lambda: self._sessions.enough(party, share))
+    def _begin(self, request: TurnRequest) -> None:
+        self._sessions.submit(request)
+        self._steps(lambda: self._enough(request))
+
+    def _enough(self, request: TurnRequest) -> bool:
+        return self._sessions.enough(request.call, request.fraction)
 
     def _steps(self, done: Callable[[], bool]) -> None:
         """Step for a quarter of a second or until `done`, so that a cancelled call is noticed soon.
@@ -196,8 +189,7 @@ class VLLMCore:
 
     def _step(self) -> None:
         """One pass of the model: vLLM's own `step`, but for the sessions' tokens, which need none of its bookkeeping."""
-        said = self._engine.engine_core.get_output()
-        others = self._sessions.take(said.outputs)
+        others = self._sessions.take(self._engine.engine_core.get_output().outputs)
         done = self._engine.output_processor.process_outputs(others)
         self._engine.engine_core.abort_requests(done.reqs_to_abort)
         self._finished |= {output.request_id: output for output in done.request_outputs if output.finished}
@@ -206,12 +198,12 @@ class VLLMCore:
         completion = output.outputs[0]
         tokens = np.asarray(completion.token_ids, dtype=np.int32)
         logprobs = [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)]
-        return Rollout(
-            prompt=prompt,
-            tokens=tokens,
-            logprobs=np.asarray(logprobs, dtype=np.float32),
-            versions=np.full(len(tokens), version, dtype=np.int32),
-            finish=Finish.STOP if completion.finish_reason == "stop" else Finish.LENGTH,
+        return Rollout.written(
+            prompt,
+            tokens,
+            logprobs,
+            version=version,
+            stopped=completion.finish_reason == "stop",
             sample=number,
             text=self._renderer.decode(tokens),
         )

@@ -12,11 +12,11 @@ from minidist.data.rendering import Renderer
 from minidist.models.arrays import to_tensor
 from minidist.models.files import resolve
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
-from minidist.rollout.vllm.sessions import TakesTurns
-from minidist.types import Prompt, Rollout, Weights
+from minidist.rollout.vllm.sessions import TurnTaker
+from minidist.types import Prompt, Rollout, Sampling, Weights
 
 
-class VLLMEngine(TakesTurns):
+class VLLMEngine(TurnTaker):
     """Samples with vLLM. `max_tokens` is the longest sequence, prompt and answer together."""
 
     def __init__(
@@ -50,31 +50,12 @@ class VLLMEngine(TakesTurns):
         self._core = VLLMCore(settings, renderer, name="rollout", vocabulary=vocabulary)
         self._version = 0
 
-    async def generate(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        samples: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int,
-        no_repeat_ngram_size: int | None = None,
-    ) -> list[Rollout]:
-        """`samples` rollouts a prompt, in order. Cancelling it aborts the requests.
+    async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """`sampling.samples` rollouts a prompt, in order. Cancelling the call aborts its requests.
 
-        `no_repeat_ngram_size`: no n-gram of so many tokens twice, prompt included, where rollout.no_repeat_ngram_size is set.
+        Only an engine whose rollout.no_repeat_ngram_size is set blocks n-grams.
         """
-        return await self._core.write(
-            prompts,
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            version=self._version,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-        )
+        return await self._core.write(prompts, sampling, version=self._version)
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of every token after the first."""
@@ -89,6 +70,12 @@ class VLLMEngine(TakesTurns):
             version = weights.version
         await self._core.reload(tensors)
         self._version = version
+
+    async def version(self) -> int:
+        return self._version
+
+    async def figures(self) -> dict[str, float]:
+        return {}
 
     async def describe(self) -> dict[str, object]:
         return {

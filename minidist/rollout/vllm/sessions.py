@@ -1,7 +1,7 @@
-"""Sequences that vLLM writes in turns with another model, and whose keys and values it keeps from one turn to the next.
+"""Sequences that a vLLM engine writes in turns with another model, and whose keys and values it keeps between turns.
 
-vLLM's resumable requests wait, when they have written what they were asked for, for more to read. What a turn writes last was
-drawn and never read, and vLLM drops it when the request goes on; so it is handed back in, before what came after it.
+A resumable request of vLLM waits for more input once it has written the tokens asked for. The last token of a turn was sampled
+but never read, and vLLM drops it when the request resumes; the next turn therefore begins its input with that token.
 """
 
 import copy
@@ -9,39 +9,49 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """How every token is drawn, from the model's own distribution; `logprobs`: whether its probability is wanted."""
-
-    temperature: float
-    top_p: float
-    logprobs: bool = False
+from minidist.types import Sampling
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What an engine is to do next on one sequence.
+    """The next piece of one sequence that an engine writes.
 
-    place: which sequence of its party. given: what was written since this engine's last turn on it; at its first, all that
-    stands there, prompt included. count: tokens to write, fewer if the end-of-sequence token is among them. seed: of the
-    engine's draws, from the first turn on.
+    index: of the sequence within its call. unread: tokens that this engine has not read yet; at its first turn the prompt and
+    all that was written so far, later what the other engine has written since. count: tokens to write, fewer if the
+    end-of-sequence token is among them. seed: of this engine's draws on the sequence, the same at every turn.
     """
 
-    place: int
-    given: list[int]
+    index: int
+    unread: list[int]
     count: int
     seed: int
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a turn wrote; nats, of the distribution that was sampled, none where they are not wanted.
+class TurnRequest:
+    """The turns that an engine takes next for one call of `generate`.
+
+    call: id of the call. finished: indices of sequences that the engine may forget. sampling: temperature and top_p of every
+    token. logprobs: whether the engine returns log-probabilities. fraction: the engine answers once this fraction of all turns
+    that the call waits for is done, and works on the others at the next request. Counts decide when it answers, not time.
+    """
+
+    call: str
+    turns: Sequence[Turn]
+    finished: Sequence[int]
+    sampling: Sampling
+    logprobs: bool
+    fraction: float
+
+
+@dataclass(frozen=True)
+class TurnResult:
+    """The tokens that a turn wrote, and their log-probabilities in nats under the sampled distribution (none if not asked for).
 
     stopped: the last token ends the sequence.
     """
 
-    place: int
+    index: int
     tokens: list[int]
     logprobs: list[float]
     stopped: bool
@@ -51,61 +61,64 @@ class Written:
 class _Session:
     """A resumable request of vLLM, and what its present turn has written."""
 
-    party: "_Party"
-    place: int
+    call: "_Call"
+    index: int
     request: Any
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
 
 
 @dataclass
-class _Party:
-    """The sequences of one caller."""
+class _Call:
+    """The sequences of one call, the number of turns in work, and the results not yet collected."""
 
     sessions: dict[int, _Session] = field(default_factory=dict)
     working: int = 0
-    written: list[Written] = field(default_factory=list)
+    results: list[TurnResult] = field(default_factory=list)
 
 
 class Sessions:
     """The resumable requests of one vLLM engine, used in the engine's thread.
 
-    They hold keys and values while they wait and vLLM cannot take these back, so a caller opens no more than `places` of them.
+    Waiting requests hold keys and values that vLLM cannot take back, so a caller opens at most `capacity` sequences.
     """
 
     def __init__(self, engine: Any, eos: int, allowed: list[int] | None) -> None:
-        self._engine, self._eos, self._allowed = engine, eos, allowed
-        self._parties: dict[str, _Party] = {}
+        self._engine = engine
+        self._eos = eos
+        self._allowed = allowed
+        self._calls: dict[str, _Call] = {}
         self._by_name: dict[str, _Session] = {}
 
     def __len__(self) -> int:
         return len(self._by_name)
 
-    def places(self, tokens: int) -> int:
-        """How many sequences of at most `tokens` tokens fit at one time."""
+    def capacity(self, tokens: int) -> int:
+        """Number of sequences of at most `tokens` tokens that fit at one time."""
         config = self._engine.vllm_config
-        blocks = config.cache_config.num_gpu_blocks - 1  # vLLM keeps one for itself
+        blocks = config.cache_config.num_gpu_blocks - 1  # vLLM keeps one block for itself
         return min(blocks // -(-tokens // config.cache_config.block_size), config.scheduler_config.max_num_seqs)
 
-    def submit(self, party: str, turns: Sequence[Turn], ended: Sequence[int], sampling: Sampling) -> None:
-        """Free what `ended`, then give the engine its turns."""
-        self.end(party, ended)
-        mine = self._parties.setdefault(party, _Party())
-        fresh = None
-        for turn in turns:
-            session = mine.sessions.get(turn.place)
+    def submit(self, request: TurnRequest) -> None:
+        """Free the finished sequences, then give the engine its turns."""
+        self.end(request.call, request.finished)
+        call = self._calls.setdefault(request.call, _Call())
+        template = None
+        for turn in request.turns:
+            session = call.sessions.get(turn.index)
             if session is None:
-                fresh = fresh or self._request(sampling)
-                session = self._opened(party, mine, turn, fresh)
-                given = turn.given
+                template = template or self._template(request)
+                session = self._open(request.call, turn, template)
+                unread = turn.unread
             else:
-                given = [session.tokens[-1], *turn.given]
-            session.tokens, session.logprobs = [], []
-            self._engine.engine_core.add_request(_turn(session.request, list(given), turn.count))
-        mine.working += len(turns)
+                unread = [session.tokens[-1], *turn.unread]
+            session.tokens = []
+            session.logprobs = []
+            self._engine.engine_core.add_request(_turn(session.request, list(unread), turn.count))
+        call.working += len(request.turns)
 
     def take(self, outputs: Sequence[Any]) -> list[Any]:
-        """Keep what a step of the engine wrote in sessions, and give back the rest of its outputs."""
+        """Keep what a step of the engine wrote in sessions, and return its other outputs."""
         others = []
         for output in outputs:
             session = self._by_name.get(output.request_id)
@@ -117,55 +130,56 @@ class Sessions:
                 session.logprobs += output.new_logprobs.logprobs[:, 0].tolist()
             if output.finish_reason is not None:
                 stopped = session.tokens[-1] == self._eos
-                session.party.written.append(Written(session.place, session.tokens, session.logprobs, stopped))
-                session.party.working -= 1
+                session.call.results.append(TurnResult(session.index, session.tokens, session.logprobs, stopped))
+                session.call.working -= 1
         return others
 
-    def enough(self, party: str, share: float) -> bool:
-        """Whether at least this share of the party's turns is done, or the party has ended."""
-        mine = self._parties.get(party)
-        if mine is None or not mine.working:
+    def enough(self, name: str, fraction: float) -> bool:
+        """Whether at least this fraction of the call's turns is done, or the call has ended."""
+        call = self._calls.get(name)
+        if call is None or not call.working:
             return True
-        return len(mine.written) >= share * (len(mine.written) + mine.working)
+        return len(call.results) >= fraction * (len(call.results) + call.working)
 
-    def collect(self, party: str) -> list[Written]:
-        """The turns done since the last time, in the order in which they ended."""
-        mine = self._parties.get(party, _Party())
-        written, mine.written = mine.written, []
-        return written
+    def collect(self, name: str) -> list[TurnResult]:
+        """The turns done since the last collection, in the order in which they ended."""
+        call = self._calls.get(name, _Call())
+        results, call.results = call.results, []
+        return results
 
-    def end(self, party: str, places: Sequence[int] | None = None) -> None:
-        """Forget sequences of a party, in whatever state they are; None: all of them, and the party."""
-        mine = self._parties.get(party)
-        if mine is None:
+    def end(self, name: str, indices: Sequence[int] | None = None) -> None:
+        """Forget sequences of a call, in whatever state they are; None: all of them, and the call."""
+        call = self._calls.get(name)
+        if call is None:
             return
-        gone = list(mine.sessions) if places is None else [place for place in places if place in mine.sessions]
-        names = [mine.sessions.pop(place).request.request_id for place in gone]
-        for name in names:
-            del self._by_name[name]
-        self._engine.engine_core.abort_requests(names)
-        if places is None:
-            del self._parties[party]
+        ended = list(call.sessions) if indices is None else [index for index in indices if index in call.sessions]
+        requests = [call.sessions.pop(index).request.request_id for index in ended]
+        for request in requests:
+            del self._by_name[request]
+        self._engine.engine_core.abort_requests(requests)
+        if indices is None:
+            del self._calls[name]
 
-    def _opened(self, party: str, mine: _Party, turn: Turn, fresh: Any) -> _Session:
-        request = copy.copy(fresh)
-        request.request_id = f"{party}/{turn.place}"
-        request.sampling_params = copy.copy(fresh.sampling_params)
+    def _open(self, name: str, turn: Turn, template: Any) -> _Session:
+        request = copy.copy(template)
+        request.request_id = f"{name}/{turn.index}"
+        request.sampling_params = copy.copy(template.sampling_params)
         request.sampling_params.seed = turn.seed
-        session = _Session(mine, turn.place, request)
-        mine.sessions[turn.place] = self._by_name[request.request_id] = session
+        call = self._calls[name]
+        session = _Session(call, turn.index, request)
+        call.sessions[turn.index] = self._by_name[request.request_id] = session
         return session
 
-    def _request(self, sampling: Sampling) -> Any:
-        """A request as vLLM's input processor makes it, once for all that differ in tokens and seed alone."""
+    def _template(self, request: TurnRequest) -> Any:
+        """A request as vLLM's input processor makes it, once for all requests that differ in tokens and seed alone."""
         from vllm import SamplingParams
 
         parameters = SamplingParams(
             max_tokens=1,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
+            temperature=request.sampling.temperature,
+            top_p=request.sampling.top_p,
             seed=0,
-            logprobs=0 if sampling.logprobs else None,
+            logprobs=0 if request.logprobs else None,
             detokenize=False,
             stop_token_ids=[self._eos],
             allowed_token_ids=self._allowed,
@@ -174,32 +188,28 @@ class Sessions:
         return self._engine.input_processor.process_inputs("", {"prompt_token_ids": [0]}, parameters, tasks, resumable=True)
 
 
-def _turn(request: Any, given: list[int], count: int) -> Any:
-    """The request's next turn: other tokens to read, another number to write."""
+def _turn(request: Any, unread: list[int], count: int) -> Any:
+    """The request's next turn: other tokens to read, another number of tokens to write."""
     turn = copy.copy(request)
-    turn.prompt_token_ids = given
+    turn.prompt_token_ids = unread
     turn.sampling_params = copy.copy(request.sampling_params)
     turn.sampling_params.max_tokens = count
     return turn
 
 
-class TakesTurns:
-    """The verbs of whoever has a `VLLMCore` to take turns with."""
+class TurnTaker:
+    """The verbs of an engine or a teacher whose `VLLMCore` can take turns with another one."""
 
     _core: Any
 
-    async def take_turns(
-        self, party: str, turns: Sequence[Turn], *, ended: Sequence[int], sampling: Sampling, share: float
-    ) -> list[Written]:
-        """Forget the sequences `ended` of this party, take the turns, and return those that are done as soon as they are this
-        share of all it waits for. The others go on at the next call. Counts alone decide when it returns, not time.
-        """
-        return await self._core.take_turns(party, turns, ended=ended, sampling=sampling, share=share)
+    async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
+        """Forget the finished sequences, take the turns, and return the results that `request.fraction` asks for."""
+        return await self._core.take_turns(request)
 
-    async def end_turns(self, party: str) -> None:
-        """Forget all sequences of a party, and free what they hold."""
-        await self._core.end_turns(party)
+    async def end_turns(self, call: str) -> None:
+        """Forget all sequences of a call, and free what they hold."""
+        await self._core.end_turns(call)
 
-    async def places(self, tokens: int) -> int:
-        """How many sequences of at most `tokens` tokens may be open at one time."""
-        return self._core.places(tokens)
+    async def turn_capacity(self, tokens: int) -> int:
+        """Number of sequences of at most `tokens` tokens that may be open at one time."""
+        return self._core.turn_capacity(tokens)

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ConfigError, DataError, MinidistError
 from minidist.run.tracking import log
-from minidist.types import Payload, Prompt, Rollout, TeacherScores
+from minidist.types import Payload, Prompt, Rollout, Sampling, TeacherScores
 
 FORMAT = 1
 INDEX = "cache.json"
@@ -128,7 +128,7 @@ class CachedTeacher:
         require(self._cache, rollouts, "the text to be scored")
         return await asyncio.to_thread(lambda: [self._cut(self._cache.read(rollout)) for rollout in rollouts])
 
-    async def extend(self, prompts: Sequence[Prompt], **sampling: Any) -> list[Rollout]:
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """Refused."""
         raise MinidistError(f"the cache {self._cache.path} holds scores and writes no text; set teacher.backend=hf")
 

@@ -19,7 +19,7 @@ from minidist.models.hub import load_config
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.teachers.server.protocol import COMPLETIONS, address, headers, read_scores, refusal, scoring, words
-from minidist.types import Finish, Prompt, Rollout, TeacherScores
+from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
@@ -54,16 +54,11 @@ class ServerTeacher:
         model = await self._name()
         return await together([self._score(model, rollout) for rollout in rollouts])
 
-    async def extend(
-        self, prompts: Sequence[Prompt], *, samples: int, max_new_tokens: int, temperature: float, top_p: float, seed: int
-    ) -> list[Rollout]:
-        """The teacher's own samples. Without log-probabilities where the server's may be of another distribution."""
-        settings = {"max_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        # Servers give them before temperature and truncation, unless they were started otherwise.
-        plain = top_p == 1 and temperature in (0, 1) and self._allowed is None
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """The teacher's samples, without log-probabilities where the server's may be those of another distribution."""
+        assert sampling.no_repeat_ngram_size is None, "a server blocks no n-grams"
         model = await self._name()
-        jobs = [(prompt, number) for prompt in prompts for number in range(samples)]
-        return await together([self._write(model, *job, settings, seed, plain=plain) for job in jobs])
+        return await together([self._write(model, *job, sampling) for job in sampling.jobs(prompts)])
 
     async def describe(self) -> dict[str, object]:
         """What scores, and what it says."""
@@ -92,11 +87,11 @@ class ServerTeacher:
         logprobs, ids, values = (array[-count:] for array in read_scores(answer, sequence, self._classes))
         return to_scores(logprobs, ids, values, self._config, self._vocabulary)
 
-    async def _write(
-        self, model: str, prompt: Prompt, number: int, settings: dict[str, Any], seed: int, *, plain: bool
-    ) -> Rollout:
-        # All that a server may have other defaults for is said; the only token that ends an answer is the renderer's.
-        body = {"model": model, "prompt": prompt.tokens.tolist(), "seed": sample_seed(seed, prompt.row, number), **settings}
+    async def _write(self, model: str, prompt: Prompt, number: int, sampling: Sampling) -> Rollout:
+        # The request sets every option that a server may have another default for. Only the renderer's end-of-sequence token
+        # ends an answer.
+        body = {"model": model, "prompt": prompt.tokens.tolist(), "seed": sample_seed(sampling.seed, prompt.row, number)}
+        body |= {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
         body |= {"top_k": 0, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
         body |= {"ignore_eos": True, "stop_token_ids": [self._renderer.eos], "allowed_token_ids": self._allowed}
         answer = await self._ask("POST", COMPLETIONS, body | {"logprobs": 0, "return_token_ids": True})
@@ -110,14 +105,11 @@ class ServerTeacher:
                 f"the server at {address(self._server)} gives no token ids ({type(error).__name__}: {error}); it must be a "
                 "vLLM server that knows return_token_ids"
             ) from None
-        return Rollout(
-            prompt=prompt,
-            tokens=tokens,
-            logprobs=logprobs if plain else None,
-            versions=np.zeros(len(tokens), dtype=np.int32),
-            finish=Finish.STOP if stopped else Finish.LENGTH,
-            sample=number,
-            text=self._renderer.decode(tokens),
+        # A server reports log-probabilities before temperature and truncation, unless it was started otherwise.
+        plain = sampling.top_p == 1 and sampling.temperature in (0, 1) and self._allowed is None
+        text = self._renderer.decode(tokens)
+        return Rollout.written(
+            prompt, tokens, logprobs if plain else None, version=0, stopped=stopped, sample=number, text=text
         )
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:

@@ -20,7 +20,7 @@ from minidist.evaluation.choices import calibration_error, choice_figures
 from minidist.evaluation.examiner import Examiner, over_seeds
 from minidist.evaluation.table import show
 from minidist.evaluation.text import accuracy, describe_text, distinct, repetition, rouge_l
-from minidist.types import Finish, Measures, Payload, Prompt, Rollout, Stream, TeacherScores
+from minidist.types import Finish, Measures, Payload, Prompt, Rollout, Sampling, Stream, TeacherScores
 from tests.support.tiny import random_rollouts
 
 
@@ -237,7 +237,7 @@ class Measuring:
     async def score(self, rollouts: list[Rollout]) -> list[TeacherScores]:
         return [TeacherScores(Payload.SAMPLED, logprobs=np.zeros(len(rollout.tokens))) for rollout in rollouts]
 
-    async def extend(self, prompts: list[Prompt], **options: Any) -> list[Rollout]:
+    async def extend(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
         self.written += len(prompts)
         return random_rollouts([(2, 3), (4, 5)])
 
@@ -284,10 +284,10 @@ class Recording(Measuring):
         super().__init__(True)
         self.asked: list[tuple[int, int | None]] = []
 
-    async def extend(self, prompts: list[Prompt], **options: Any) -> list[Rollout]:
-        blocked = options.get("no_repeat_ngram_size")
-        self.asked.append((options["seed"], blocked))
-        return random_rollouts([(2, 3), (4, options["seed"] if blocked is None else 9)])
+    async def extend(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
+        blocked = sampling.no_repeat_ngram_size
+        self.asked.append((sampling.seed, blocked))
+        return random_rollouts([(2, 3), (4, sampling.seed if blocked is None else 9)])
 
     generate = extend
 

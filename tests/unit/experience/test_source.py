@@ -15,7 +15,7 @@ from minidist.loop import Run, train
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.run.tracking import Clock
 from minidist.types import Batch, Prompt, Update
-from tests.support.fakes import TableEngine, TableLearner, TableTeacher, said_by
+from tests.support.fakes import TableEngine, TableLearner, TableTeacher, table_logprobs
 
 SIZE = 7
 STUDENT, TEACHER = np.random.default_rng(0).normal(size=(2, SIZE, SIZE))
@@ -71,7 +71,7 @@ def test_student_writes_and_teacher_scores_the_same_tokens() -> None:
     for row, rollout in zip(batch.steps[0][0].rows, batch.rollouts, strict=True):
         assert row.labels.tolist() == rollout.tokens.tolist()
         text = [int(rollout.prompt.tokens[-1]), *rollout.tokens.tolist()]
-        assert np.array_equal(row.scores.logprobs, said_by(TEACHER, text))
+        assert np.array_equal(row.scores.logprobs, table_logprobs(TEACHER, text))
     assert batch.steps[0][0].loss_tokens == 4 * 2 * 3
     assert batch.metrics == {
         "rollout/length_mean_tokens": 3.0,

@@ -4,6 +4,7 @@ import asyncio
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from minidist.config.text import PrefixConfig
 from minidist.data.sources import Example
 from minidist.experience.source import Beside, Prefixes, drawn, writers
 from minidist.run.tracking import Clock
-from minidist.types import Batch, Finish, Payload, Prompt, Rollout, TeacherScores, Writer
+from minidist.types import Batch, Finish, Payload, Prompt, Rollout, Sampling, TeacherScores, Writer
 from tests.support.fakes import TableEngine
 
 SIZE, LIMIT = 7, 3
@@ -88,14 +89,11 @@ class NamingTeacher:
             for rollout in rollouts
         ]
 
-    async def extend(self, prompts: Sequence[Prompt], *, samples: int, **rest: Any) -> list[Rollout]:
-        self.asked.append({"rows": [prompt.row for prompt in prompts], "samples": samples, **rest})
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        self.asked.append({"rows": [prompt.row for prompt in prompts], **asdict(sampling)})
         tokens = np.array([6, 6])
-        return [
-            Rollout(prompt, tokens, np.zeros(2), np.zeros(2), Finish.STOP, sample)
-            for prompt in prompts
-            for sample in range(samples)
-        ]
+        zeros = np.zeros(2)
+        return [Rollout(prompt, tokens, zeros, zeros, Finish.STOP, sample) for prompt, sample in sampling.jobs(prompts)]
 
 
 def prompts(count: int = 12) -> list[Prompt]:
@@ -123,8 +121,8 @@ def test_everybody_writes_in_the_order_of_the_prompts() -> None:
     sampling = [
         {name: value for name, value in asked.items() if name != "rows"} for asked in (engine.asked[0], teacher.asked[0])
     ]
-    assert sampling[1].pop("max_new_tokens") == LIMIT  # which the fake engine takes out
-    assert sampling[0] == sampling[1] and (sampling[0]["temperature"], sampling[0]["top_p"]) == (0.7, 0.8)
+    assert sampling[0] == sampling[1]
+    assert [sampling[0][name] for name in ("max_new_tokens", "temperature", "top_p")] == [LIMIT, 0.7, 0.8]
     assert [list(rollout.tokens) for rollout in batch.rollouts if rollout.writer is TEACHER] == [[6, 6]] * len(
         [by_ for by_ in by if by_ is TEACHER] * 2
     )

@@ -23,7 +23,7 @@ from minidist.losses import minillm_loss
 from minidist.losses.objectives import make_objective
 from minidist.methods.credit import Policy
 from minidist.run.tracking import Clock
-from minidist.types import Batch, Prompt, Rollout, Row, Stream, TeacherHead, TeacherScores
+from minidist.types import Batch, Prompt, Rollout, Row, Sampling, Stream, TeacherHead, TeacherScores
 from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)])
@@ -46,7 +46,7 @@ CUTS = [("packed", 1000, 1000), ("packed", 16, 3), ("buckets", 30, 1000)]
 class Writer:
     """Answers every prompt with what is given."""
 
-    async def generate(self, prompts: Sequence[Prompt], **sampling: Any) -> list[Rollout]:
+    async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         return [ROLLOUTS[prompt.row] for prompt in prompts]
 
 

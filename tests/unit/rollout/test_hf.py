@@ -15,7 +15,7 @@ from minidist.config.models import ModelConfig
 from minidist.models.arrays import to_array
 from minidist.rollout.hf import HFEngine, sample
 from minidist.rollout.seeds import sample_seed
-from minidist.types import Finish, Prompt, Rollout, Weights
+from minidist.types import Finish, Prompt, Rollout, Sampling, Weights
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
 RENDERER = tiny_renderer()
@@ -27,8 +27,7 @@ def made_prompts(*lengths: int) -> list[Prompt]:
 
 
 def written(model: PreTrainedModel, prompts: list[Prompt], **options: Any) -> list[Rollout]:
-    sampling = {"samples": 1, "max_new_tokens": 12, "temperature": 1.0, "top_p": 1.0, "seed": 0, "version": 3}
-    return sample(model, RENDERER, prompts, **(sampling | options))
+    return sample(model, RENDERER, prompts, Sampling(**({"max_new_tokens": 12} | options)), version=3)
 
 
 @torch.no_grad()
@@ -54,8 +53,8 @@ def test_greedy_equals_generate(kind: str) -> None:
     for rollout in written(model, made_prompts(2, 7, 4, 5), temperature=0.0):
         ids = torch.tensor(rollout.prompt.tokens[None].astype(np.int64))
         options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": 0, "pad_token_id": 0}
-        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
-        assert rollout.tokens.tolist() == theirs[0, ids.shape[1] :].tolist()
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        assert rollout.tokens.tolist() == expected[0, ids.shape[1] :].tolist()
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -68,8 +67,8 @@ def test_no_ngram_twice_as_in_transformers(size: int) -> None:
     for rollout in blocked:
         ids = torch.tensor(rollout.prompt.tokens[None].astype(np.int64))
         options = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": 0, "pad_token_id": 0}
-        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), no_repeat_ngram_size=size, **options)
-        assert rollout.tokens.tolist() == theirs[0, ids.shape[1] :].tolist()
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), no_repeat_ngram_size=size, **options)
+        assert rollout.tokens.tolist() == expected[0, ids.shape[1] :].tolist()
 
 
 def test_blocked_samples_have_the_log_probabilities_of_what_is_left() -> None:
@@ -174,10 +173,9 @@ def test_engine_scores_and_takes_new_weights(tmp_path: Path) -> None:
                 await engine.load(loaded)
             wanted = exact(model, sequence)[range(8), sequence[1:].tolist()].log()
             assert np.abs(np.array((await engine.score([sequence.tolist()]))[0]) - wanted.numpy()).max() < 1e-4
-            options: dict[str, Any] = {"samples": 1, "max_new_tokens": 4, "temperature": 1.0, "top_p": 1.0, "seed": 0}
-            rollout = (await engine.generate(made_prompts(3), **options))[0]
+            rollout = (await engine.generate(made_prompts(3), Sampling(max_new_tokens=4)))[0]
             assert rollout.tokens.tolist() == written(model, made_prompts(3), max_new_tokens=4)[0].tokens.tolist()
-            assert set(rollout.versions.tolist()) == {version}
+            assert set(rollout.versions.tolist()) == {version} == {await engine.version()}
         await engine.close()
 
     asyncio.run(use())

@@ -3,7 +3,6 @@
 import asyncio
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from minidist.errors import CanaryError, ModelError
 from minidist.learners.learner import SingleLearner
 from minidist.rollout.hf import sample
 from minidist.run.canaries import check_engine, check_teacher, shared_vocabulary
-from minidist.types import Measures, Rollout, Writer
+from minidist.types import Measures, Rollout, Sampling, Writer
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
 DIGITS = character_tokenizer("0123")
@@ -67,8 +66,7 @@ def writer() -> PreTrainedModel:
 def rollouts(writer: PreTrainedModel) -> list[Rollout]:
     """What the student wrote at temperature 1."""
     prompts = [rollout.prompt for rollout in random_rollouts([(2, 1), (5, 1), (3, 1)])]
-    options: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "seed": 0, "version": 0}
-    return sample(writer, tiny_renderer(), prompts, samples=3, max_new_tokens=8, **options)
+    return sample(writer, tiny_renderer(), prompts, Sampling(samples=3, max_new_tokens=8), version=0)
 
 
 def measured(model: PreTrainedModel, rollouts: list[Rollout]) -> Measures:

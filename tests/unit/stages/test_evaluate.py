@@ -15,7 +15,7 @@ from minidist.preflight.plan import make_plan
 from minidist.rollout.hf import sample
 from minidist.run.tracking import log
 from minidist.stages import run_stage
-from minidist.types import Rollout
+from minidist.types import Rollout, Sampling
 from tests.support.tiny import tiny_model, tiny_renderer
 
 RENDERER, SEEDS, LIMIT = tiny_renderer(), [3, 4], 20
@@ -63,8 +63,8 @@ def result(config: EvaluateConfig) -> Result:
 
 
 def written(config: EvaluateConfig, model: PreTrainedModel, seed: int, **options: Any) -> list[Rollout]:
-    sampling = {"samples": 1, "max_new_tokens": LIMIT, "temperature": 1.0, "top_p": 1.0, "version": 0, "vocabulary": 13}
-    return sample(model, RENDERER, make_plan(config).prompts, seed=seed, **sampling, **options)
+    sampling = Sampling(max_new_tokens=LIMIT, seed=seed, **options)
+    return sample(model, RENDERER, make_plan(config).prompts, sampling, version=0, vocabulary=13)
 
 
 def test_result_is_written_whole(config: EvaluateConfig, result: Result) -> None:

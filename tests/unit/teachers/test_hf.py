@@ -15,7 +15,7 @@ from minidist.models.arrays import to_tensor
 from minidist.models.heads import head_of
 from minidist.rollout.hf import sample
 from minidist.teachers.hf import HFTeacher
-from minidist.types import Payload, Rollout, TeacherScores
+from minidist.types import Payload, Rollout, Sampling, TeacherScores
 from tests.support.tiny import VOCABULARY, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8)]
@@ -85,13 +85,13 @@ def test_hidden_states_and_head_give_the_distribution(
 def test_extend_writes_with_the_same_weights(saved: tuple[Path, PreTrainedModel]) -> None:
     path, model = saved
     prompts = [rollout.prompt for rollout in ROLLOUTS]
-    options: dict[str, Any] = {"samples": 2, "max_new_tokens": 5, "temperature": 1.0, "top_p": 1.0, "seed": 4}
+    sampling = Sampling(samples=2, max_new_tokens=5, seed=4)
 
     async def write() -> list[Rollout]:
         teacher = HFTeacher(TeacherConfig(model=str(path)), tiny_renderer(), vocabulary=VOCABULARY)
-        return await teacher.extend(prompts, **options)
+        return await teacher.extend(prompts, sampling)
 
-    reference = sample(model, tiny_renderer(), prompts, version=0, vocabulary=VOCABULARY, **options)
+    reference = sample(model, tiny_renderer(), prompts, sampling, version=0, vocabulary=VOCABULARY)
     for got, want in zip(asyncio.run(write()), reference, strict=True):
         assert got.tokens.tolist() == want.tokens.tolist()
 
@@ -102,6 +102,6 @@ def test_padded_ids_are_never_written(saved: tuple[Path, PreTrainedModel]) -> No
 
     async def write() -> list[Rollout]:
         teacher = HFTeacher(TeacherConfig(model=str(saved[0])), tiny_renderer(), vocabulary=VOCABULARY)
-        return await teacher.extend(prompts, samples=8, max_new_tokens=8, temperature=1.0, top_p=1.0, seed=0)
+        return await teacher.extend(prompts, Sampling(samples=8, max_new_tokens=8))
 
     assert max(int(rollout.tokens.max()) for rollout in asyncio.run(write())) < VOCABULARY

@@ -1,4 +1,4 @@
-"""Teacher-mixed sampling in step: draws follow the enumerated mixture, and not what is often taken for it."""
+"""Teacher-mixed sampling in lockstep: draws follow the enumerated mixture, and no similar distribution."""
 
 import math
 from typing import Any
@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 import minidist.rollout.mixed.lockstep as module
 from minidist.rollout.hf import sample
-from minidist.rollout.mixed.lockstep import draw, sample_mixed
-from minidist.types import Finish, Prompt, Rollout
+from minidist.rollout.mixed.lockstep import Mixture, draw, sample_mixed
+from minidist.types import Finish, Prompt, Rollout, Sampling
 from tests.support.mixture import law, p_value
 from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
 
@@ -28,9 +28,16 @@ def pair() -> tuple[PreTrainedModel, PreTrainedModel]:
     return tiny_model(seed=1), tiny_model("gpt2", seed=2, vocabulary=16)
 
 
-def mixed(pair: tuple[PreTrainedModel, PreTrainedModel], prompts: list[Prompt], **options: Any) -> list[Rollout]:
-    sampling = {"alpha": 0.3, "samples": 1, "max_new_tokens": 12, "temperature": 1.0, "top_p": 1.0, "seed": 0, "version": 3}
-    return sample_mixed(*pair, RENDERER, prompts, **(sampling | {"vocabulary": 13} | options))
+def mixed(
+    pair: tuple[PreTrainedModel, PreTrainedModel],
+    prompts: list[Prompt],
+    *,
+    alpha: float = 0.3,
+    vocabulary: int = 13,
+    **options: Any,
+) -> list[Rollout]:
+    sampling = Sampling(**({"max_new_tokens": 12} | options))
+    return sample_mixed(Mixture(*pair, alpha), RENDERER, prompts, sampling, version=3, vocabulary=vocabulary)
 
 
 def draws(pair: tuple[PreTrainedModel, PreTrainedModel], **options: Any) -> list[Rollout]:
@@ -44,14 +51,14 @@ def test_draws_follow_the_mixture(pair: tuple[PreTrainedModel, PreTrainedModel],
     assert p_value(expected, draws(pair, **options)) > 1e-3
 
 
-def test_the_test_tells_the_mixture_from_its_likenesses(
+def test_the_p_value_tells_the_mixture_from_similar_distributions(
     pair: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mixture of logits, a coin for the whole sequence, another share, and temperature after mixing are found out."""
+    """A mixture of logits, one coin for the whole sequence, and another alpha are rejected."""
     expected = law(*pair, PROMPT, alpha=0.3, count=3, eos=EOS, **FIVE)
-    taught, own = draws(pair, alpha=1.0), draws(pair, alpha=0.0, seed=1)
+    teacher, student = draws(pair, alpha=1.0), draws(pair, alpha=0.0, seed=1)
     heads = np.random.default_rng(0).random(DRAWS) < 0.3
-    assert p_value(expected, [taught[i] if heads[i] else own[i] for i in range(DRAWS)]) < 1e-9
+    assert p_value(expected, [teacher[i] if heads[i] else student[i] for i in range(DRAWS)]) < 1e-9
     assert p_value(expected, draws(pair, alpha=0.27)) < 1e-3
 
     def interpolated(q: torch.Tensor, p: torch.Tensor, alpha: float, uniforms: torch.Tensor) -> Any:
@@ -76,8 +83,8 @@ def test_coins_have_their_posterior(pair: tuple[PreTrainedModel, PreTrainedModel
             assert (chosen == token).mean() == pytest.approx(probability, abs=spread)
 
 
-def test_rollouts_say_what_was_sampled(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
-    """Log-probabilities are the student's of its own tokens, and NaN at the teacher's; rows end at their first EOS."""
+def test_rollouts_hold_tokens_coins_and_student_logprobs(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    """Log-probabilities are the student's at the student's tokens and NaN at the teacher's; rows end at their first EOS."""
     prompts = [rollout.prompt for rollout in random_rollouts([(2, 1), (7, 1), (4, 1)])]
     rollouts = mixed(pair, prompts, samples=8)
     assert [(each.prompt.row, each.sample) for each in rollouts] == [(row, number) for row in range(3) for number in range(8)]
@@ -90,14 +97,15 @@ def test_rollouts_say_what_was_sampled(pair: tuple[PreTrainedModel, PreTrainedMo
         ids = torch.tensor([[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()]])
         with torch.no_grad():
             table = torch.log_softmax(pair[0](ids).logits[0].double(), -1)
-        said = table[len(rollout.prompt.tokens) - 1 : -1].gather(-1, ids[0, len(rollout.prompt.tokens) :, None])[:, 0].numpy()
+        start = len(rollout.prompt.tokens)
+        student_logprobs = table[start - 1 : -1].gather(-1, ids[0, start:, None])[:, 0].numpy()
         assert rollout.logprobs is not None
         assert rollout.coins is not None
         assert np.isnan(rollout.logprobs).tolist() == rollout.coins.tolist()
-        assert np.allclose(rollout.logprobs[~rollout.coins], said[~rollout.coins], atol=1e-5)
+        assert np.allclose(rollout.logprobs[~rollout.coins], student_logprobs[~rollout.coins], atol=1e-5)
 
 
-def test_a_sample_is_its_seeds_alone(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+def test_a_sample_depends_on_its_seed_and_not_on_the_batch(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
     prompts = [rollout.prompt for rollout in random_rollouts([(2, 1), (7, 1), (4, 1)])]
     together = [rollout.tokens.tolist() for rollout in mixed(pair, prompts)]
     assert together == [mixed(pair, [prompt])[0].tokens.tolist() for prompt in prompts]
@@ -109,20 +117,10 @@ def test_padded_ids_are_never_drawn() -> None:
     teacher = tiny_model("gpt2", seed=2, vocabulary=64)
     rollouts = mixed((tiny_model(seed=1), teacher), [PROMPT], alpha=1.0, samples=400)
     assert max(int(rollout.tokens.max()) for rollout in rollouts) < 13
-    alone = sample(
-        teacher,
-        RENDERER,
-        [PROMPT],
-        samples=1,
-        max_new_tokens=1,
-        temperature=1.0,
-        top_p=1e-6,
-        seed=0,
-        version=0,
-        vocabulary=13,
-    )
-    sharp = mixed((tiny_model(seed=1), teacher), [PROMPT], alpha=1.0, top_p=1e-6, max_new_tokens=1)
-    assert sharp[0].tokens.tolist() == alone[0].tokens.tolist()
+    sharp = {"max_new_tokens": 1, "top_p": 1e-6}
+    alone = sample(teacher, RENDERER, [PROMPT], Sampling(**sharp), version=0, vocabulary=13)
+    sharp_mixture = mixed((tiny_model(seed=1), teacher), [PROMPT], alpha=1.0, **sharp)
+    assert sharp_mixture[0].tokens.tolist() == alone[0].tokens.tolist()
 
 
 def test_a_token_of_no_probability_is_not_drawn() -> None:

@@ -1,76 +1,79 @@
-"""Who writes what in teacher-mixed sampling: coins, turns, handing over, places; with engines that only count."""
+"""Which engine writes which token in teacher-mixed sampling: coins, turns, capacity; with engines that write one letter."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from minidist.rollout.mixed.turns import Alternating, Lockstep, Mixtures, coins
-from minidist.rollout.vllm.sessions import Sampling, Turn, Written
-from minidist.types import Finish, Prompt, Rollout
+from minidist.rollout.mixed.engine import LockstepEngine
+from minidist.rollout.mixed.turns import TurnTakingEngine, coins
+from minidist.rollout.pool import Engines
+from minidist.rollout.vllm.sessions import Turn, TurnRequest, TurnResult
+from minidist.types import Finish, Prompt, Rollout, Sampling
 from tests.support.tiny import random_rollouts, tiny_renderer
 
 RENDERER = tiny_renderer()
 EOS = RENDERER.eos
-OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "temperature": 0.7, "top_p": 0.9, "seed": 5}
+SAMPLING = Sampling(max_new_tokens=12, temperature=0.7, top_p=0.9, seed=5)
 
 
-class Scribe:
-    """Writes its own letter, notes all it reads, and refuses what a real engine could not do. Ends a text at `stop_at`."""
+class LetterEngine:
+    """Writes one letter, keeps all it reads, and refuses what a real engine cannot serve. Ends a text at `stop_at`."""
 
-    def __init__(self, letter: int, *, places: int = 1000, stop_at: int = 1000, log: list[str] | None = None) -> None:
-        self.letter, self.room, self.stop_at = letter, places, stop_at
+    def __init__(self, letter: int, *, capacity: int = 1000, stop_at: int = 1000) -> None:
+        self.letter, self.capacity, self.stop_at = letter, capacity, stop_at
         self.texts: dict[str, dict[int, list[int]]] = {}
         self.waiting: list[tuple[str, Turn]] = []
-        self.samplings: set[Sampling] = set()
-        self.log = [] if log is None else log
+        self.samplings: set[tuple[Sampling, bool]] = set()
+        self.log: list[str] = []
         self.most = 0
 
-    async def places(self, tokens: int) -> int:
-        return self.room
+    async def turn_capacity(self, tokens: int) -> int:
+        return self.capacity
 
-    async def take_turns(
-        self, party: str, turns: Sequence[Turn], *, ended: Sequence[int], sampling: Sampling, share: float
-    ) -> list[Written]:
-        self.log.append(f"{self.letter}:{len(turns)}")
-        self.samplings.add(sampling)
-        texts = self.texts.setdefault(party, {})
-        for place in ended:
-            texts.pop(place, None)
-        for turn in turns:
+    async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
+        self.log.append(f"{self.letter}:{len(request.turns)}")
+        self.samplings.add((request.sampling, request.logprobs))
+        texts = self.texts.setdefault(request.call, {})
+        for index in request.finished:
+            texts.pop(index, None)
+        for turn in request.turns:
             assert turn.count > 0
-            assert turn.given
-            texts.setdefault(turn.place, []).extend(turn.given)
+            assert turn.unread
+            texts.setdefault(turn.index, []).extend(turn.unread)
         self.most = max(self.most, len(texts))
-        assert len(texts) <= self.room
-        self.waiting += [(party, turn) for turn in turns]
-        count = max(1, round(share * len(self.waiting)))
+        assert len(texts) <= self.capacity
+        self.waiting += [(request.call, turn) for turn in request.turns]
+        count = max(1, round(request.fraction * len(self.waiting)))
         now, self.waiting = self.waiting[:count], self.waiting[count:]
         await asyncio.sleep(0)
-        return [self.written(texts[turn.place], turn) for _, turn in now]
+        return [self.write(texts[turn.index], turn) for _, turn in now]
 
-    def written(self, text: list[int], turn: Turn) -> Written:
+    def write(self, text: list[int], turn: Turn) -> TurnResult:
         tokens = [self.letter] * turn.count
         if (end := max(1, self.stop_at - len(text))) <= turn.count:
             tokens = [*tokens[: end - 1], EOS]
         text += tokens
-        return Written(turn.place, tokens, [-0.5] * len(tokens), tokens[-1] == EOS)
+        return TurnResult(turn.index, tokens, [-0.5] * len(tokens), tokens[-1] == EOS)
 
-    async def end_turns(self, party: str) -> None:
+    async def end_turns(self, call: str) -> None:
         self.log.append(f"{self.letter}:end")
-        self.texts.pop(party, None)
-        self.waiting = [each for each in self.waiting if each[0] != party]
+        self.texts.pop(call, None)
+        self.waiting = [each for each in self.waiting if each[0] != call]
+
+    async def version(self) -> int:
+        return 7
 
     async def describe(self) -> dict[str, object]:
-        return {"version": 7}
+        return {}
 
-    async def generate(self, prompts: Sequence[Prompt], **sampling: Any) -> list[Rollout]:
+    async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         self.log.append("generate")
         return []
 
-    async def mix(self, prompts: Sequence[Prompt], alpha: float, **sampling: Any) -> list[Rollout]:
+    async def mix(self, prompts: Sequence[Prompt], alpha: float, sampling: Sampling) -> list[Rollout]:
         self.log.append(f"mix {alpha}")
         return []
 
@@ -92,11 +95,11 @@ def test_coins_are_a_function_of_seed_row_and_sample() -> None:
     assert np.mean([coins(0.3, 64, seed=0, row=row, sample=0).mean() for row in range(400)]) == pytest.approx(0.3, abs=0.01)
 
 
-@pytest.mark.parametrize("room", [1000, 5, 1])
-def test_each_side_writes_where_its_coin_fell(room: int) -> None:
-    student, teacher = Scribe(3, places=room), Scribe(4)
-    engine = Alternating(student, teacher, 0.4, RENDERER)  # type: ignore[arg-type]
-    rollouts = asyncio.run(engine.generate(prompts(9), samples=2, **OPTIONS))
+@pytest.mark.parametrize("capacity", [1000, 5, 1])
+def test_each_side_writes_the_tokens_of_its_coins(capacity: int) -> None:
+    student, teacher = LetterEngine(3, capacity=capacity), LetterEngine(4)
+    engine = TurnTakingEngine(student, teacher, 0.4, RENDERER)  # type: ignore[arg-type]
+    rollouts = asyncio.run(engine.generate(prompts(9), replace(SAMPLING, samples=2)))
     assert [(each.prompt.row, each.sample) for each in rollouts] == [(row, number) for row in range(9) for number in range(2)]
     for rollout in rollouts:
         expected = coins(0.4, 12, seed=5, row=rollout.prompt.row, sample=rollout.sample)
@@ -107,84 +110,84 @@ def test_each_side_writes_where_its_coin_fell(room: int) -> None:
         assert np.isnan(rollout.logprobs).tolist() == expected.tolist()
         assert rollout.versions.tolist() == [7] * 12
         assert rollout.finish is Finish.LENGTH
-    assert max(student.most, teacher.most) <= room
-    assert student.samplings == {Sampling(0.7, 0.9, logprobs=True)}
-    assert teacher.samplings == {Sampling(0.7, 0.9, logprobs=False)}
+    assert max(student.most, teacher.most) <= capacity
+    assert student.samplings == {(replace(SAMPLING, samples=2), True)}
+    assert teacher.samplings == {(replace(SAMPLING, samples=2), False)}
     heads = sum(int(rollout.coins.sum()) for rollout in rollouts if rollout.coins is not None)
-    assert engine.figures()["mixed/teacher_tokens"] == heads
-    assert engine.figures()["mixed/student_tokens"] == 18 * 12 - heads
+    figures = asyncio.run(engine.figures())
+    assert figures["mixed/teacher_tokens"] == heads
+    assert figures["mixed/student_tokens"] == 18 * 12 - heads
     assert not student.texts
     assert not teacher.texts
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
-def test_the_end_that_either_writes_ends_the_text(who: str) -> None:
-    """And neither side reads on."""
-    sides = {"student": Scribe(3), "teacher": Scribe(4)}
+def test_the_end_of_sequence_token_of_either_side_ends_the_text(who: str) -> None:
+    sides = {"student": LetterEngine(3), "teacher": LetterEngine(4)}
     sides[who].stop_at = 3 + 6  # the prompt and six tokens
-    engine = Alternating(sides["student"], sides["teacher"], 0.5, RENDERER)  # type: ignore[arg-type]
-    for rollout in asyncio.run(engine.generate(prompts(16), samples=1, **OPTIONS)):
+    engine = TurnTakingEngine(sides["student"], sides["teacher"], 0.5, RENDERER)  # type: ignore[arg-type]
+    for rollout in asyncio.run(engine.generate(prompts(16), SAMPLING)):
         assert rollout.coins is not None
         assert len(rollout.coins) == len(rollout.tokens)
         ends = np.flatnonzero(rollout.tokens == EOS).tolist()
         mine = coins(0.5, 12, seed=5, row=rollout.prompt.row, sample=0) == (who == "teacher")
-        first = next((place for place in range(5, 12) if mine[place]), None)
+        first = next((index for index in range(5, 12) if mine[index]), None)
         assert ends == ([] if first is None else [first])
         assert rollout.finish is (Finish.LENGTH if first is None else Finish.STOP)
         assert len(rollout.tokens) == (12 if first is None else first + 1)
 
 
-def test_the_two_sides_draw_with_seeds_of_their_own() -> None:
+def test_the_two_sides_draw_with_different_seeds() -> None:
     seeds: dict[int, set[int]] = {3: set(), 4: set()}
 
-    class Noting(Scribe):
-        def written(self, text: list[int], turn: Turn) -> Written:
+    class SeedRecorder(LetterEngine):
+        def write(self, text: list[int], turn: Turn) -> TurnResult:
             seeds[self.letter].add(turn.seed)
-            return super().written(text, turn)
+            return super().write(text, turn)
 
-    engine = Alternating(Noting(3), Noting(4), 0.5, RENDERER)  # type: ignore[arg-type]
-    asyncio.run(engine.generate(prompts(8), samples=2, **OPTIONS))
+    engine = TurnTakingEngine(SeedRecorder(3), SeedRecorder(4), 0.5, RENDERER)  # type: ignore[arg-type]
+    asyncio.run(engine.generate(prompts(8), replace(SAMPLING, samples=2)))
     assert len(seeds[3]) == len(seeds[4]) == 16, "one for every sample, the same at all its turns"
     assert not seeds[3] & seeds[4]
 
 
-def test_one_side_alone_where_the_coin_has_one_face() -> None:
-    student, teacher = Scribe(3), Scribe(4)
-    taught = asyncio.run(Alternating(student, teacher, 1.0, RENDERER).generate(prompts(2), samples=1, **OPTIONS))  # type: ignore[arg-type]
-    assert all(rollout.tokens.tolist() == [4] * 12 and rollout.coins.all() for rollout in taught)  # type: ignore[union-attr]
+def test_one_side_writes_alone_at_alpha_zero_and_one() -> None:
+    student, teacher = LetterEngine(3), LetterEngine(4)
+    rollouts = asyncio.run(TurnTakingEngine(student, teacher, 1.0, RENDERER).generate(prompts(2), SAMPLING))  # type: ignore[arg-type]
+    assert all(rollout.tokens.tolist() == [4] * 12 and rollout.coins.all() for rollout in rollouts)  # type: ignore[union-attr]
     assert student.log == ["3:end"]
-    plain = Alternating(student, teacher, 0.0, RENDERER)  # type: ignore[arg-type]
-    asyncio.run(plain.generate(prompts(2), samples=1, **OPTIONS))
+    plain = TurnTakingEngine(student, teacher, 0.0, RENDERER)  # type: ignore[arg-type]
+    asyncio.run(plain.generate(prompts(2), SAMPLING))
     assert student.log == ["3:end", "generate"]
-    assert plain.figures() == {}
+    assert asyncio.run(plain.figures()) == {}
 
 
-def test_in_step_there_is_one_engine() -> None:
-    engine = Scribe(3)
+def test_lockstep_needs_one_engine() -> None:
+    engine = LetterEngine(3)
     for alpha in (0.0, 0.2):
-        asyncio.run(Mixtures([Lockstep(engine, alpha)]).generate(prompts(1), samples=1, **OPTIONS))
+        asyncio.run(Engines([LockstepEngine(engine, alpha)]).generate(prompts(1), SAMPLING))
     assert engine.log == ["generate", "mix 0.2"]
-    assert Mixtures([Lockstep(engine, 0.2)]).figures() == {}
+    assert asyncio.run(Engines([LockstepEngine(engine, 0.2)]).figures()) == {}
 
 
-def test_a_failure_ends_the_sequences_of_both() -> None:
-    class Failing(Scribe):
-        def written(self, text: list[int], turn: Turn) -> Written:
+def test_a_failure_of_one_engine_ends_the_sequences_of_both() -> None:
+    class Failing(LetterEngine):
+        def write(self, text: list[int], turn: Turn) -> TurnResult:
             raise RuntimeError("no")
 
-    student, teacher = Scribe(3), Failing(4)
+    student, teacher = LetterEngine(3), Failing(4)
     with pytest.raises(RuntimeError, match="no"):
-        asyncio.run(Alternating(student, teacher, 0.5, RENDERER).generate(prompts(4), samples=1, **OPTIONS))  # type: ignore[arg-type]
+        asyncio.run(TurnTakingEngine(student, teacher, 0.5, RENDERER).generate(prompts(4), SAMPLING))  # type: ignore[arg-type]
     assert student.log[-1] == "3:end"
     assert teacher.log[-1] == "4:end"
     assert not student.texts
     assert not teacher.texts
 
 
-def test_several_add_up_their_figures() -> None:
-    pool = Mixtures([Alternating(Scribe(3), Scribe(4), 0.5, RENDERER, sharing=2) for _ in range(2)])  # type: ignore[arg-type]
-    rollouts = asyncio.run(pool.generate(prompts(5), samples=2, **OPTIONS))
+def test_the_figures_of_a_pool_are_sums() -> None:
+    pool = Engines([TurnTakingEngine(LetterEngine(3), LetterEngine(4), 0.5, RENDERER, sharing=2) for _ in range(2)])  # type: ignore[arg-type]
+    rollouts = asyncio.run(pool.generate(prompts(5), replace(SAMPLING, samples=2)))
     assert [(each.prompt.row, each.sample) for each in rollouts] == [(row, number) for row in range(5) for number in range(2)]
-    figures = pool.figures()
+    figures = asyncio.run(pool.figures())
     assert figures["mixed/student_tokens"] + figures["mixed/teacher_tokens"] == 120
     assert asyncio.run(pool.describe())["actors"] == 2

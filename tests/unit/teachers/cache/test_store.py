@@ -17,7 +17,7 @@ from minidist.teachers.cache.origin import origin_of
 from minidist.teachers.cache.store import CachedTeacher, Origin, ScoreCache, check_origin, key_of
 from minidist.teachers.cache.writer import ScoreWriter
 from minidist.teachers.hf import HFTeacher
-from minidist.types import Rollout, TeacherScores
+from minidist.types import Rollout, Sampling, TeacherScores
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
 ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8)])
@@ -227,7 +227,7 @@ def test_a_missing_row_is_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"lacks 2 of 3 rows .*; the first is row 1 \('prompt 2', 1 labels\). Name"):
         asyncio.run(teacher.score(ROLLOUTS[1:4]))
     with pytest.raises(MinidistError, match=r"writes no text; set teacher.backend=hf"):
-        asyncio.run(teacher.extend([], samples=1))
+        asyncio.run(teacher.extend([], Sampling(max_new_tokens=1)))
 
 
 def test_two_writers_do_not_meet(saved: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from minidist.errors import MinidistError, RoleError
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.teachers.server.teacher import ServerTeacher
-from minidist.types import Finish, Payload, Rollout
+from minidist.types import Finish, Payload, Rollout, Sampling
 from tests.support.server import PADDED, Server, config, refused, table
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
@@ -89,9 +90,9 @@ def test_padded_ids_are_dropped_and_k_are_left() -> None:
 
 def test_extend_asks_with_a_seed_for_each_sample_and_keeps_token_ids(model: str, server: Server) -> None:
     prompts = [rollout.prompt for rollout in ROLLOUTS]
-    options: dict[str, Any] = {"samples": 2, "max_new_tokens": 5, "temperature": 1.0, "top_p": 1.0, "seed": 4}
+    sampling = Sampling(samples=2, max_new_tokens=5, seed=4)
     wide = config(model, server)
-    found = ask(wide, lambda teacher: teacher.extend(prompts, **options), None)
+    found = ask(wide, lambda teacher: teacher.extend(prompts, sampling), None)
     assert [(rollout.prompt.row, rollout.sample) for rollout in found] == [(row, n) for row in range(4) for n in range(2)]
     for rollout in found:
         assert rollout.tokens.tolist() == [1 + sample_seed(4, rollout.prompt.row, rollout.sample) % 11, 5, 0]
@@ -100,9 +101,9 @@ def test_extend_asks_with_a_seed_for_each_sample_and_keeps_token_ids(model: str,
     assert all(body["return_token_ids"] and body["stop_token_ids"] == [0] and body["ignore_eos"] for body in asked)
     assert {len(body["prompt"]) for body in asked} == {3, 1, 6, 2}
     # Of which distribution the server's log-probabilities are is known at temperature 1 alone.
-    cold = ask(wide, lambda teacher: teacher.extend(prompts, **(options | {"temperature": 0.5})), None)
+    cold = ask(wide, lambda teacher: teacher.extend(prompts, replace(sampling, temperature=0.5)), None)
     assert all(rollout.logprobs is None for rollout in cold)
-    ask(wide, lambda teacher: teacher.extend(prompts[:1], **options))
+    ask(wide, lambda teacher: teacher.extend(prompts[:1], sampling))
     assert server.seen[-1][1]["allowed_token_ids"] == list(range(VOCABULARY))  # padded ids are never written
 
 
@@ -188,9 +189,9 @@ def test_a_malformed_answer_is_an_error(model: str, server: Server, answer: Any)
 
 def test_an_answer_without_token_ids_is_an_error(model: str, server: Server) -> None:
     server.behave = lambda body, number: (200, {}, {"choices": [{"text": "ab", "token_ids": None}]})
-    options: dict[str, Any] = {"samples": 1, "max_new_tokens": 5, "temperature": 1.0, "top_p": 1.0, "seed": 4}
+    sampling = Sampling(max_new_tokens=5, seed=4)
     with pytest.raises(RoleError, match="gives no token ids"):
-        ask(config(model, server), lambda teacher: teacher.extend([ROLLOUTS[0].prompt], **options))
+        ask(config(model, server), lambda teacher: teacher.extend([ROLLOUTS[0].prompt], sampling))
 
 
 def test_no_more_requests_at_a_time_than_allowed(model: str, server: Server) -> None:
