@@ -1,4 +1,4 @@
-"""The roles. Slow verbs are `async`, so a Ray handle stands in for the object it holds."""
+"""The roles. Slow verbs are `async`, so that a Ray handle can replace the object that it holds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RolloutEngine(Protocol):
         ...
 
     async def load(self, weights: Weights | Path) -> None:
-        """Swap in other weights of the same architecture, and forget everything cached under the old ones."""
+        """Replace the weights (same architecture), and drop everything cached under the old weights."""
         ...
 
     async def version(self) -> int:
@@ -40,10 +40,10 @@ class RolloutEngine(Protocol):
 
 
 class Teacher(Protocol):
-    """Two faces: it scores given tokens, and it writes."""
+    """Scores given tokens, and writes."""
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
-        """Scores of exactly the rollouts' token ids, in their order; never re-tokenizes."""
+        """Scores of exactly the rollouts' token ids, in order; text is never tokenized again."""
         ...
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
@@ -58,10 +58,10 @@ class Teacher(Protocol):
 
 
 class Learner(Protocol):
-    """Owns the student's weights, its optimizer, and the arithmetic of the step."""
+    """Owns the student's weights, the optimizer, and the arithmetic of a step."""
 
     async def update(self, batch: Batch) -> Update:
-        """The batch's optimizer steps. Raises DivergedError before the optimizer moves."""
+        """Take the batch's optimizer steps. Raises DivergedError before the optimizer moves."""
         ...
 
     async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
@@ -69,11 +69,11 @@ class Learner(Protocol):
         ...
 
     async def weights(self) -> Weights | None:
-        """The student's weights; None from a rank that only took part in gathering them."""
+        """The student's weights; None from a rank that only helps to gather them."""
         ...
 
     async def probe(self, version: int) -> Probe:
-        """Sequences and this learner's log-probabilities of them, other ones for every version."""
+        """Sequences, different for every version, and this learner's log-probabilities of them."""
         ...
 
     async def load(self, path: Path) -> None: ...
@@ -83,25 +83,25 @@ class Learner(Protocol):
         ...
 
     async def save(self, path: Path) -> None:
-        """Safetensors, configuration and tokenizer: a directory transformers and vLLM load as it is."""
+        """Write safetensors, configuration and tokenizer: a directory that transformers and vLLM load unchanged."""
         ...
 
     async def save_state(self, path: Path) -> None:
-        """The trained weights and the optimizer's state into the checkpoint at `path`, as safetensors."""
+        """Write the trained weights and the optimizer's state into the checkpoint at `path`, as safetensors."""
         ...
 
     async def resume(self, path: Path) -> None:
-        """Go on from what `save_state` wrote, whatever the number of ranks then and now."""
+        """Resume from a checkpoint of `save_state`, written by any number of ranks."""
         ...
 
     async def close(self) -> None: ...
 
 
 class WeightTransfer(Protocol):
-    """After `publish` returns, every engine samples from the learner's weights, and that is proved."""
+    """After `publish` returns, every engine provably samples from the learner's weights."""
 
     async def publish(self, learner: Learner, engines: Sequence[RolloutEngine]) -> float:
-        """Returns the largest difference, in nats, between an engine's and the learner's log-probabilities."""
+        """The largest difference, in nats, between an engine's and the learner's log-probabilities."""
         ...
 
 

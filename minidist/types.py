@@ -1,7 +1,7 @@
-"""What travels between the roles: frozen dataclasses of numpy arrays that pickle, and that Ray shares without copying.
+"""The data that roles exchange: frozen dataclasses of numpy arrays, which pickle and which Ray shares without copying.
 
-Index t of every per-token array describes the t-th *generated* token. Axes: B rows, S positions of a sequence,
-T generated tokens, L loss tokens, K listed tokens, D hidden size, V vocabulary.
+Index t of every per-token array describes the t-th *generated* token. Axes: B rows, S positions of a sequence, P prompt tokens,
+T generated tokens, L loss tokens of a row, K listed tokens, D hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PROBE_TOKENS = 32
 
 
 class Payload(StrEnum):
-    """What a teacher returns for each token, from the least to the most: see `TeacherScores`."""
+    """What a teacher returns for each token, from the poorest payload to the richest; see `TeacherScores`."""
 
     SAMPLED = "sampled"
     TOP_K = "top_k"
@@ -39,14 +39,14 @@ class Payload(StrEnum):
 
 
 class Finish(StrEnum):
-    """Why a rollout ended: it wrote its end-of-sequence token, or it reached the token limit."""
+    """Why a rollout ended: with the end-of-sequence token, or at the token limit."""
 
     STOP = "stop"
     LENGTH = "length"
 
 
 class Writer(StrEnum):
-    """Whose text a rollout is."""
+    """The author of a rollout's text."""
 
     STUDENT = "student"
     TEACHER = "teacher"
@@ -55,9 +55,9 @@ class Writer(StrEnum):
 
 @dataclass(frozen=True)
 class RankGroup:
-    """The place of one process among those that share a model: `rank` of `size`, which find each other at `meeting`.
+    """One process of a group that shares a model: rank `rank` of `size`.
 
-    meeting: an init_method of torch.distributed, file:// on one machine, tcp:// on several.
+    meeting: the init_method of torch.distributed, file:// on one machine, tcp:// on several.
     """
 
     rank: int = 0
@@ -67,11 +67,11 @@ class RankGroup:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question to the student. `tokens` [P] are what the model sees; `text` and `answer` are for people and graders.
+    """A question to the student.
 
-    `row` is the row of its data source, and the seed of its samples is derived from it. `gold` are the tokens of the gold
-    answer, where the run trains on them. `references` are all gold answers, where the source lists several; `answer` is the
-    first.
+    row: row of the data source, from which the seeds of the samples are derived. tokens [P] int32: the input of the model.
+    text, answer: for people and graders. gold: tokens of the gold answer, if the run trains on them. references: all gold
+    answers, if the source lists several; `answer` is the first.
     """
 
     row: int
@@ -84,12 +84,12 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How answers are drawn. Together with the prompt and the weights, these fields decide every answer.
+    """How answers are drawn: these fields, the prompt and the weights decide every answer.
 
-    samples: answers a prompt. max_new_tokens: tokens of an answer at most, end-of-sequence token included. temperature: 0 is
-    greedy. top_p: after the temperature, the fewest likeliest tokens whose probabilities reach it. seed: each sample draws with
-    a seed derived from this seed, its prompt's row and its number. no_repeat_ngram_size: no n-gram of this many tokens occurs
-    twice, prompt included; None: any may.
+    max_new_tokens: longest answer, in tokens, end-of-sequence token included. samples: answers per prompt. temperature: divides
+    the logits; 0 is greedy. top_p: applied after the temperature; the fewest likeliest tokens whose probabilities add up to
+    top_p stay. seed: each sample's seed is derived from this seed, the prompt's row and the sample's number.
+    no_repeat_ngram_size: no n-gram of this many tokens occurs twice, prompt included; None: no restriction.
     """
 
     max_new_tokens: int
@@ -106,12 +106,15 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One answer. Token ids are the truth; `text` is for people.
+    """One answer. Token ids are authoritative; `text` is for people.
 
-    tokens [T] int32, end-of-sequence token included when it was written. logprobs [T] float32, nats, of the distribution
-    that was sampled (temperature and truncation applied); None when nobody sampled it. versions [T] int32, the published
-    weights each token came from. coins [T] bool, in teacher-mixed sampling: whether the teacher chose the token; `logprobs`
-    are then the student's of its own tokens, and NaN at the teacher's.
+    tokens [T] int32, with the end-of-sequence token if the answer ended with it. logprobs [T] float32, nats, under the sampled
+    distribution (temperature and truncation applied); None if the text was not sampled. versions [T] int32, the published
+    weights that each token came from, -1 for text of a data set. coins [T] bool, in teacher-mixed sampling: whether the teacher
+    chose the token; `logprobs` are then the student's, and NaN at the teacher's tokens.
+
+    Prompt "1+2=" answered "3<eos>" by the student's weights of version 7: tokens [3, eos], logprobs [-0.1, -0.02],
+    versions [7, 7], finish STOP.
     """
 
     prompt: Prompt
@@ -128,9 +131,9 @@ class Rollout:
     def written(
         cls, prompt: Prompt, tokens: ArrayLike, logprobs: ArrayLike | None, *, version: int, stopped: bool, **fields: Any
     ) -> "Rollout":
-        """A rollout whose tokens [T] all come from one version of the weights; `fields`: any other field.
+        """A rollout whose tokens [T] all come from one version of the weights.
 
-        stopped: whether the end-of-sequence token ended the rollout; else the token limit did.
+        stopped: whether it ended with the end-of-sequence token, not at the token limit. fields: other fields, by name.
         """
         ids = np.asarray(tokens, dtype=np.int32)
         return cls(
@@ -145,12 +148,12 @@ class Rollout:
 
 @dataclass(frozen=True)
 class TeacherScores:
-    """What the teacher says of T given tokens, in one of three payloads.
+    """The teacher's scores of the T generated tokens of a rollout, in one of three payloads.
 
-    SAMPLED: `logprobs` [T] nats of the given tokens. TOP_K: also `top_ids` [T, K] and `top_logprobs` [T, K], in falling
-    order; the tail is what is left. HIDDEN: `hidden` [T, D], the states before the output head, to which the learner
-    applies the teacher's head: the exact full vocabulary at a fraction of its bytes. bfloat16 travels as uint16, and
-    `hidden_dtype` says so.
+    SAMPLED: `logprobs` [T], nats, of the generated tokens. TOP_K: also `top_ids` and `top_logprobs` [T, K], in falling order;
+    the tail has the remaining probability. HIDDEN: `hidden` [T, D], the states before the output head. The learner applies the
+    teacher's head to them, which gives the exact distribution over the vocabulary at a fraction of its bytes. bfloat16 travels
+    as uint16; `hidden_dtype` names the real type.
     """
 
     payload: Payload
@@ -178,10 +181,11 @@ class TeacherHead:
 
 @dataclass(frozen=True)
 class Credit:
-    """What a policy gradient holds fixed while it learns from a collection, for each of L loss tokens; all [L] float32.
+    """The terms of a policy gradient that stay fixed while the learner trains on a collection; all [L] float32.
 
-    old_logprob: nats, of the student that wrote. advantage: what the token earned. weight: its importance weight, the student's
-    probability of it over the one it was sampled with. reach: that of the prefix before it, where prefixes are weighed, else 1.
+    old_logprob: nats, under the student that wrote the text. advantage: of the token. weight: importance weight of the token,
+    its probability under the student over its probability when sampled. reach: importance weight of the prefix before the
+    token, 1 if prefixes are not weighted.
     """
 
     old_logprob: Array
@@ -194,8 +198,10 @@ class Credit:
 class Row:
     """One sequence of a stream, already shifted by `data.batching.collate`.
 
-    tokens [S]: what the model reads. outputs [L]: the positions whose output predicts labels [L], so
-    outputs[l] + 1 is where labels[l] stands. scores and credit describe the same L tokens.
+    tokens [S]: the input of the model. outputs [L]: the positions whose outputs predict labels [L], so labels[l] is the token
+    at position outputs[l] + 1. scores and credit describe the same L tokens.
+
+    Prompt "1+2=" with the answer "3<eos>": tokens [1, +, 2, =, 3, eos], outputs [3, 4], labels [3, eos].
     """
 
     tokens: Array
@@ -207,9 +213,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows that share an objective. Its term of the step's loss is weight * (sum over loss tokens) / loss_tokens.
+    """Rows that share an objective. The stream adds weight * (sum over its loss tokens) / loss_tokens to the loss of a step.
 
-    `loss_tokens` counts the labels of all ranks and micro-batches, and is taken before the first backward.
+    loss_tokens: labels of all ranks and micro-batches, counted before the first backward pass.
+
+    Two rows with 3 and 5 labels, weight 0.5, token losses that sum to 4 nats: the stream adds 0.5 * 4 / 8 = 0.25, whether one
+    rank holds both rows or each of two ranks holds one.
     """
 
     name: str
@@ -240,7 +249,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did: the published version it leads to, and its figures."""
+    """The result of an update: the version under which its weights are published, and its metrics."""
 
     version: int
     metrics: dict[str, float]
@@ -251,8 +260,8 @@ class Measures:
     """Per-token figures of the rows of one stream, without training on them; L loss tokens in row order.
 
     row [L] int32: index of the row. student_logprob, teacher_logprob, reverse_kl, forward_kl [L] float64, nats.
-    teacher_logprob is None when no teacher scored the stream; the divergences are None unless it gave hidden states, from
-    which alone they are exact.
+    teacher_logprob is None if no teacher scored the stream. The divergences are None unless the payload is hidden states, the
+    only payload that gives them exactly.
     """
 
     row: Array
@@ -264,7 +273,7 @@ class Measures:
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's weights on their way to an engine: checkpoint names to arrays, bfloat16 as uint16 with its tag."""
+    """A model's weights for an engine, by names in the checkpoint; bfloat16 travels as uint16, and `dtypes` names the type."""
 
     version: int
     arrays: dict[str, Array]
@@ -273,7 +282,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Probe:
-    """Token sequences with the learner's log-probabilities of them: what an engine must reproduce after a sync.
+    """Token sequences and the learner's log-probabilities of them, which an engine must reproduce after a weight sync.
 
     tokens [B, S] int32; logprobs [B, S-1] float32, nats: entry s is the log-probability of tokens[:, s + 1].
     """

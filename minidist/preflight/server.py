@@ -8,7 +8,7 @@ from minidist.config.teacher import ServerConfig, TeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import ConfigError, ModelError, RoleError
 from minidist.teachers.payload import classes_asked
-from minidist.teachers.server.protocol import COMPLETIONS, address, headers, read_scores, refusal, scoring, words
+from minidist.teachers.server.protocol import COMPLETIONS, address, error_text, headers, read_scores, refusal, scoring
 from minidist.types import Prompt
 
 _TEXT = "It's 12.5% <b>naïve</b>:\n\tdef f(x): return x\n\n東京 🙂"  # where tokenizers differ
@@ -48,8 +48,8 @@ def _served(client: httpx.Client, config: TeacherConfig) -> dict[str, Any]:
     try:
         cards = {str(card["id"]): card for card in answer.raise_for_status().json()["data"]}
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
-        where = address(config.server)
-        raise ConfigError(f"teacher.server.url: {where} is no OpenAI-style server; /v1/models gives {words(answer)}") from None
+        where, got = address(config.server), error_text(answer)
+        raise ConfigError(f"teacher.server.url: {where} is no OpenAI-style server; /v1/models gives {got}") from None
     served, name = ", ".join(cards), config.server.model
     if name is None and len(cards) != 1:
         raise ConfigError(f"the server at {address(config.server)} serves {served}; set teacher.server.model to one of them")

@@ -57,19 +57,19 @@ def make_engine(
         from minidist.rollout.hf import HFEngine
 
         return HFEngine(model, context.renderer, **shared)
-    from minidist.rollout.vllm.engine import VLLMEngine
+    from minidist.rollout.vllm.engine import VLLMEngine, student_settings
 
     assert context.max_tokens is not None
-    return VLLMEngine(
+    settings = student_settings(
         model,
         rollout,
-        context.renderer,
+        deterministic=context.deterministic,
         max_tokens=context.max_tokens,
         seed=context.seed,
+        on_gpu=context.on_gpu,
         tensor_parallel=context.tensor_parallel,
-        deterministic=context.deterministic,
-        **shared,
     )
+    return VLLMEngine(settings, context.renderer, vocabulary=context.vocabulary)
 
 
 def make_teacher(

@@ -1,4 +1,4 @@
-"""transformers as the reference sampler: slow, exact, and plain to read."""
+"""transformers as the reference sampler: slow, exact and easy to read."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,28 +23,31 @@ _ROWS = 128  # sequences decoded side by side
 
 
 class HFEngine:
-    """A rollout engine over `transformers`, for tests and for models vLLM does not know."""
+    """A rollout engine in transformers, for tests and for models that vLLM does not support."""
 
     def __init__(self, config: ModelConfig, renderer: Renderer, *, vocabulary: int | None = None, on_gpu: bool = False) -> None:
-        self._config, self._renderer, self._vocabulary, self._on_gpu = config, renderer, vocabulary, on_gpu
+        self._config = config
+        self._renderer = renderer
+        self._vocabulary = vocabulary
+        self._on_gpu = on_gpu
         self._model = load_model(config, "student.model", on_gpu)
         self._worker = Worker("rollout")
-        self._version = self._tokens = 0
+        self._version = 0
+        self._tokens = 0
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """`sampling.samples` rollouts a prompt, in order."""
         rollouts = await self._worker.run(
             sample, self._model, self._renderer, prompts, sampling, version=self._version, vocabulary=self._vocabulary
         )
-        self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
-        return rollouts
+        return self._counted(rollouts)
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of every token after the first."""
         return await self._worker.run(lambda: [_score(self._model, list(sequence)) for sequence in sequences])
 
     async def load(self, weights: Weights | Path) -> None:
-        """Other weights of the same architecture."""
+        """Replace the weights; the architecture stays."""
         if isinstance(weights, Path):
             self._model = load_model(self._config.model_copy(update={"model": str(weights)}), "weights", self._on_gpu)
             self._version += 1
@@ -52,6 +55,10 @@ class HFEngine:
         state = {name: to_tensor(array, weights.dtypes[name]) for name, array in weights.arrays.items()}
         await self._worker.run(self._model.load_state_dict, state)
         self._version = weights.version
+
+    def _counted(self, rollouts: list[Rollout]) -> list[Rollout]:
+        self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
+        return rollouts
 
     async def version(self) -> int:
         return self._version
@@ -146,32 +153,32 @@ def _decode(
 
 
 def flush_right(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    """Token ids [B, P] of prompts that all end at the last position, and the mask [B, P] of where they stand."""
+    """Token ids [B, P] of prompts padded on the left to equal length, and the mask [B, P] of their real tokens."""
     longest = max(len(prompt.tokens) for prompt in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.long)
+    ids_BP = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask_BP = torch.zeros(len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt.tokens) :] = torch.as_tensor(prompt.tokens.astype(np.int64))
-        mask[row, longest - len(prompt.tokens) :] = 1
-    return ids, mask
+        ids_BP[row, longest - len(prompt.tokens) :] = torch.as_tensor(prompt.tokens.astype(np.int64))
+        mask_BP[row, longest - len(prompt.tokens) :] = 1
+    return ids_BP, mask_BP
 
 
-def warp(logits: Tensor, sampling: Sampling, vocabulary: int | None = None) -> Tensor:
-    """Log-probabilities [B, V] of the distribution that is sampled: temperature and top-p of `sampling` applied."""
-    logits = logits[:, :vocabulary]
-    logprobs = torch.log_softmax(logits / sampling.temperature if sampling.temperature > 0 else logits, -1)
+def warp(logits_BV: Tensor, sampling: Sampling, vocabulary: int | None = None) -> Tensor:
+    """Log-probabilities [B, V] of the sampled distribution: temperature first, then top-p."""
+    logits_BV = logits_BV[:, :vocabulary]
+    logprobs_BV = torch.log_softmax(logits_BV / sampling.temperature if sampling.temperature > 0 else logits_BV, -1)
     if sampling.top_p < 1:
-        ordered, order = logprobs.sort(-1, descending=True)
+        ordered, order = logprobs_BV.sort(-1, descending=True)
         beyond = ordered.exp().cumsum(-1) - ordered.exp() >= sampling.top_p  # mass before this token already reaches top_p
         drop = torch.zeros_like(beyond).scatter(-1, order, beyond)
-        logprobs = torch.log_softmax(logprobs.masked_fill(drop, float("-inf")), -1)
-    return logprobs
+        logprobs_BV = torch.log_softmax(logprobs_BV.masked_fill(drop, float("-inf")), -1)
+    return logprobs_BV
 
 
-def _draw(logprobs: Tensor, temperature: float, generator: torch.Generator) -> int:
+def _draw(logprobs_V: Tensor, temperature: float, generator: torch.Generator) -> int:
     if temperature == 0:
-        return int(logprobs.argmax())
-    return int(torch.multinomial(logprobs.exp(), 1, generator=generator))
+        return int(logprobs_V.argmax())
+    return int(torch.multinomial(logprobs_V.exp(), 1, generator=generator))
 
 
 @torch.inference_mode()

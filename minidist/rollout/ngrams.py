@@ -1,17 +1,17 @@
-"""No n-gram twice: which tokens would write one that is there already."""
+"""Repeated n-grams: the tokens that would complete one."""
 
 from collections.abc import Sequence
 
 OPTION = "no_repeat_ngram_size"
-"""What a request to vLLM calls the size of the n-grams."""
+"""Key of the n-gram size in the extra arguments of a request to vLLM."""
 
 
 def completions(tokens: Sequence[int], size: int) -> set[int]:
-    """The tokens that would complete an n-gram of `size` tokens which `tokens`, prompt and answer so far, already holds.
+    """The next tokens that would repeat an n-gram of `size` tokens that `tokens` (prompt and answer so far) already contains.
 
     >>> completions([1, 2, 3, 1, 2], 3)
     {3}
     """
     start = len(tokens) - size + 1  # of the n-gram that the next token completes
-    begun = list(tokens[max(start, 0) :])
-    return {tokens[at + size - 1] for at in range(start) if list(tokens[at : at + size - 1]) == begun}
+    prefix = list(tokens[max(start, 0) :])
+    return {tokens[at + size - 1] for at in range(start) if list(tokens[at : at + size - 1]) == prefix}

@@ -1,4 +1,4 @@
-"""Seeds that say which sample they belong to, so that order and batching never change an answer."""
+"""Seeds derived from the identity of a sample, so that order and batching never change an answer."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""A teacher in transformers: every payload, from the same forward pass."""
+"""A teacher in transformers: all payloads, from the same forward pass."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +20,17 @@ from minidist.models.hub import load_model
 from minidist.rollout.hf import sample
 from minidist.rollout.vllm.core import VLLMCore
 from minidist.rollout.vllm.sessions import TurnTaker
-from minidist.types import Payload, Prompt, RankGroup, Rollout, Row, Sampling, TeacherScores
+from minidist.types import Array, Payload, Prompt, RankGroup, Rollout, Row, Sampling, TeacherScores
 
 
 class HFTeacher(TurnTaker):
-    """Scores rollouts with a frozen transformers model, `batch_tokens` at a time, and writes with the same weights.
+    """Scores rollouts with a frozen transformers model, `config.batch_tokens` at a time, and writes with the same weights.
 
-    Given a `group`, this is one rank of several over which ZeRO-3 partitions the model's parameters: all of them take part in
-    every call, each with rollouts of its own. Given a `core`, which holds the same weights, it also takes turns with a student.
+    Args:
+        vocabulary: ids from this one on are padding and are never sampled; None: no id is padding.
+        on_gpu: whether the model runs on a GPU.
+        group: the ranks over which ZeRO-3 partitions the model. All ranks take part in every call, each with other rollouts.
+        core: a vLLM engine with the same weights, through which the teacher also takes turns with a student.
     """
 
     def __init__(
@@ -40,7 +43,10 @@ class HFTeacher(TurnTaker):
         group: RankGroup | None = None,
         core: VLLMCore | None = None,
     ) -> None:
-        self._config, self._renderer, self._vocabulary, self._core = config, renderer, vocabulary, core
+        self._config = config
+        self._renderer = renderer
+        self._vocabulary = vocabulary
+        self._core = core
         model = load_model(config, "teacher.model", on_gpu).requires_grad_(False)
         check_head(model)
         self._architecture = type(model).__name__
@@ -53,7 +59,7 @@ class HFTeacher(TurnTaker):
             self._scorer = self._worker.run_now(_partition, self._scorer, config.dtype)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
-        """Scores of the rollouts' tokens, in their order."""
+        """Scores of the rollouts' tokens, in order."""
         return await self._worker.run(self._score, rollouts)
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
@@ -63,7 +69,7 @@ class HFTeacher(TurnTaker):
         )
 
     async def describe(self) -> dict[str, object]:
-        """What scores, and what it says."""
+        """Class, architecture and payload: for the run's summary."""
         turns = {} if self._core is None else {"takes_turns": self._core.facts()}
         return {"class": type(self).__name__, "architecture": self._architecture, "payload": self._config.payload, **turns}
 
@@ -79,36 +85,43 @@ class HFTeacher(TurnTaker):
         micros = pack(rows, budget=self._config.batch_tokens, padded=self._padded)
         for micro in micros:
             lengths = [len(rows[index].labels) for index in micro.rows]
-            for index, scored in zip(micro.rows, self._payloads(self._scorer(micro), micro, lengths), strict=True):
-                scores[index] = scored
+            scores |= zip(micro.rows, self._payloads(self._scorer(micro), micro, lengths), strict=True)
         for _ in range(self._group.largest([len(micros)])[0] - len(micros)):
-            self._scorer(pack([_IDLE], budget=1, padded=self._padded)[0])  # the other ranks need this one's parameters
+            self._scorer(pack([_IDLE], budget=1, padded=self._padded)[0])  # the other ranks need this rank's parameters
         return [scores[index] for index in range(len(rows))]
 
-    def _payloads(self, said_of: Tensor, micro: MicroBatch, lengths: list[int]) -> list[TeacherScores]:
-        """What the scorer gave, row by row."""
+    def _payloads(self, output: Tensor, micro: MicroBatch, lengths: list[int]) -> list[TeacherScores]:
+        """The scores of each row, from the scorer's output: hidden states [N, D] or log-probabilities [N, V]."""
         if self._config.payload == "hidden":
-            split = [to_array(part) for part in said_of.split(lengths)]
+            split = [to_array(part) for part in output.split(lengths)]
             return [TeacherScores(Payload.HIDDEN, hidden=array, hidden_dtype=dtype) for array, dtype in split]
-        logprobs, labels = said_of, torch.as_tensor(micro.labels, device=said_of.device)
-        said = [to_array(part)[0] for part in logprobs.gather(-1, labels[:, None]).squeeze(-1).split(lengths)]
+        labels_N = torch.as_tensor(micro.labels, device=output.device)
+        logprobs = _arrays(output.gather(-1, labels_N[:, None]).squeeze(-1), lengths)
         if self._config.payload == "sampled":
-            return [TeacherScores(Payload.SAMPLED, logprobs=array) for array in said]
-        top = logprobs.topk(min(self._config.top_k, logprobs.shape[-1]), -1)
-        ids, values = top.indices.to(torch.int32).split(lengths), top.values.split(lengths)
-        return [
-            TeacherScores(Payload.TOP_K, logprobs=own, top_ids=to_array(id_)[0], top_logprobs=to_array(value)[0])
-            for own, id_, value in zip(said, ids, values, strict=True)
-        ]
+            return [TeacherScores(Payload.SAMPLED, logprobs=row) for row in logprobs]
+        top = output.topk(min(self._config.top_k, output.shape[-1]), -1)
+        rows = zip(logprobs, _arrays(top.indices.to(torch.int32), lengths), _arrays(top.values, lengths), strict=True)
+        return [TeacherScores(Payload.TOP_K, logprobs=row, top_ids=ids, top_logprobs=values) for row, ids, values in rows]
+
+
+def _arrays(values: Tensor, lengths: list[int]) -> list[Array]:
+    """The parts of a tensor along its first axis, as arrays."""
+    return [to_array(part)[0] for part in values.split(lengths)]
 
 
 class Scorer(nn.Module):
-    """The model as the teacher runs it: a micro-batch to hidden states [L, D] or log-probabilities [L, V] at its loss tokens,
-    or, given the model's own arguments, its own output."""
+    """The teacher's model as one module, which ZeRO-3 can partition.
+
+    A micro-batch gives hidden states [N, D] or log-probabilities [N, V] at its N loss tokens; the arguments of the model itself
+    give the model's output.
+    """
 
     def __init__(self, model: PreTrainedModel, vocabulary: int | None, *, hidden: bool, padded: bool) -> None:
         super().__init__()
-        self.model, self._vocabulary, self._hidden, self._padded = model, vocabulary, hidden, padded
+        self.model = model
+        self._vocabulary = vocabulary
+        self._hidden = hidden
+        self._padded = padded
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +138,7 @@ _IDLE = Row(np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int64), np.zeros(0
 
 
 def _partition(scorer: Scorer, dtype: str) -> Any:
-    """The scorer under ZeRO-3 without an optimizer: each rank keeps its part of every tensor and fetches the rest as needed."""
+    """The scorer under ZeRO-3 without an optimizer: each rank keeps a part of every tensor and fetches the rest when needed."""
     import deepspeed
 
     settings = {

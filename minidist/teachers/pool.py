@@ -1,4 +1,4 @@
-"""Several teachers behind the face of one, and the shards of one that is too large for a device."""
+"""Several teachers that act as one, and the shards of a teacher that is too large for one device."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
 
 class Teachers:
-    """Rollout i of a call is scored by teacher i modulo their number; prompts are dealt in the same way."""
+    """Teacher i mod R scores rollout i of a call, R the number of teachers; prompts are dealt in the same way."""
 
     def __init__(self, members: Sequence[Teacher]) -> None:
         self.members = list(members)
@@ -22,7 +22,7 @@ class Teachers:
         return await deal(self.members, prompts, lambda teacher, part: teacher.extend(part, sampling), each=sampling.samples)
 
     async def describe(self) -> dict[str, object]:
-        """The first teacher, and how many they are."""
+        """The first teacher, and the number of teachers."""
         return await self.members[0].describe() | {"actors": len(self.members)}
 
     async def close(self) -> None:
@@ -30,9 +30,9 @@ class Teachers:
 
 
 class Shards(Teachers):
-    """The ranks of one partitioned model, which all take part in every call."""
+    """The ranks of one partitioned model; all of them take part in every call."""
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
-        """Every rank writes the same text, since each token needs all of the model."""
+        """Every rank writes the same text, since each token needs the whole model."""
         written = await together(rank.extend(prompts, sampling) for rank in self.members)
         return written[0]

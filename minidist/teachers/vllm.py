@@ -1,4 +1,4 @@
-"""A teacher in vLLM: log-probabilities of the given tokens, alone or with the K likeliest classes."""
+"""A teacher in vLLM: log-probabilities of given tokens, alone or with the K likeliest classes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ def teacher_settings(config: TeacherConfig, *, max_tokens: int | None, on_gpu: b
         model=resolve(config.model or "", "teacher.model"),
         dtype=config.dtype,
         trust_remote_code=config.trust_remote_code,
-        # To score a sequence, vLLM wants room for one more token.
+        # vLLM needs room for one more token to score a sequence.
         max_tokens=(max_tokens or context_length(load_config(config, "teacher.model"))) + 1,
         max_sequences=config.max_sequences,
         kv_cache_gib=config.kv_cache_gib,
@@ -33,10 +33,16 @@ def teacher_settings(config: TeacherConfig, *, max_tokens: int | None, on_gpu: b
 
 
 class VLLMTeacher(TurnTaker):
-    """Scores with vLLM and writes with the same weights. `max_tokens` is the longest sequence, None the model's context.
+    """Scores with vLLM and writes with the same weights.
 
-    vLLM's softmax runs over every row of the head, so where padding has widened it beyond `vocabulary`, log-probabilities
-    are below those of a sliced softmax by what the padded ids get.
+    vLLM's softmax runs over every row of the head. If padding has widened the head beyond `vocabulary`, log-probabilities are
+    lower than those of a sliced softmax, by the probability of the padded ids.
+
+    Args:
+        vocabulary: ids from this one on are padding and are never sampled; None: no id is padding.
+        on_gpu: whether the model runs on a GPU.
+        tensor_parallel: devices (processes, on a CPU) over which the model is split.
+        max_tokens: longest sequence; None: the model's context.
     """
 
     def __init__(
@@ -49,14 +55,15 @@ class VLLMTeacher(TurnTaker):
         tensor_parallel: int = 1,
         max_tokens: int | None = None,
     ) -> None:
-        self._config, self._vocabulary = config, vocabulary
+        self._config = config
+        self._vocabulary = vocabulary
         self._classes = classes_asked(config, vocabulary_size(load_config(config, "teacher.model")), vocabulary)
         settings = teacher_settings(config, max_tokens=max_tokens, on_gpu=on_gpu, tensor_parallel=tensor_parallel)
         settings = replace(settings, max_logprobs=max(self._classes, 1))
         self._core = VLLMCore(settings, renderer, name="teacher", vocabulary=vocabulary)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
-        """Scores of the rollouts' tokens, in their order. Cancelling it aborts the requests."""
+        """Scores of the rollouts' tokens, in order. Cancelling the call aborts its requests."""
         sequences = [[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()] for rollout in rollouts]
         tables = await self._core.logprobs(sequences, self._classes)
         scores = []
@@ -70,7 +77,7 @@ class VLLMTeacher(TurnTaker):
         return await self._core.write(prompts, sampling, version=0)
 
     async def describe(self) -> dict[str, object]:
-        """What scores, and what it says."""
+        """Class and payload: for the run's summary."""
         facts = self._core.facts()
         return {**facts, "class": f"{type(self).__name__}, {facts['class']}", "payload": self._config.payload}
 

@@ -1,7 +1,7 @@
-"""Teacher-mixed sampling as it is defined: both models read the same prefix, and one token is drawn from the mixture.
+"""Teacher-mixed sampling by definition: both models read the same prefix, and one token is drawn from the mixture.
 
-Slow and plain, the reference of `rollout.mixed`. As in the original implementation, rows that are finished are decoded on
-until the last one is.
+Slow and easy to read: the reference for `rollout.mixed.turns`. As in the original implementation, finished rows are decoded
+along until the last row is finished.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,8 +44,7 @@ class HFPairEngine(HFEngine):
         rollouts = await self._worker.run(
             sample_mixed, mixture, self._renderer, prompts, sampling, version=self._version, vocabulary=self._vocabulary
         )
-        self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
-        return rollouts
+        return self._counted(rollouts)
 
 
 @dataclass(frozen=True)
@@ -108,16 +107,17 @@ def _uniforms(sampling: Sampling, row: int, sample: int) -> Array:
 
 
 class _Model:
-    """One of the two models on its way through the rows, with its own keys and values."""
+    """One of the two models while it decodes a group of rows, with its keys and values."""
 
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], warped: Callable[[Tensor], Tensor]) -> None:
-        self._model, self._warped = model, warped
+        self._model = model
+        self._warped = warped
         self._ids, self._mask = (part.to(model.device) for part in flush_right(prompts))
         self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
         self._cache: Any = None
 
     def logprobs(self) -> Tensor:
-        """Of the next token [B, V], on the CPU."""
+        """Log-probabilities of the next token [B, V], on the CPU."""
         output = self._model(
             input_ids=self._ids,
             attention_mask=self._mask,
@@ -130,13 +130,13 @@ class _Model:
         return self._warped(output.logits[:, -1].float().cpu())
 
     def read(self, tokens_B: Tensor) -> None:
-        """The tokens that come next."""
+        """Append the next tokens [B] to the input."""
         self._ids, self._positions = tokens_B[:, None].to(self._model.device), self._positions[:, -1:] + 1
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], -1)
 
 
 def _decode(student: _Model, teacher: _Model, alpha: float, uniforms_BT2: Tensor, eos: int) -> tuple[Array, Array, Array]:
-    """Tokens, the student's log-probabilities of them, and coins, each [B, T]; what follows a row's first EOS is noise."""
+    """Tokens, the student's log-probabilities of them, and coins, each [B, T]; values after a row's first EOS are noise."""
     rows, count = uniforms_BT2.shape[:2]
     tokens = torch.full((rows, count), eos)
     logprobs, coins = torch.zeros(rows, count), torch.zeros(rows, count, dtype=torch.bool)
@@ -156,10 +156,10 @@ def _decode(student: _Model, teacher: _Model, alpha: float, uniforms_BT2: Tensor
 
 def draw(student_BV: Tensor, teacher_BV: Tensor, alpha: float, uniforms_B2: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [B] from the mixture of two tables of log-probabilities, by its inverse distribution function, and coins [B]."""
-    own_BV, taught_BV = (1 - alpha) * student_BV.exp(), alpha * teacher_BV.exp()
-    ends_BV = (own_BV + taught_BV).double().cumsum(-1)
-    # Times the whole, so that rounding leaves no gap at the end; right: a token of probability 0 is never met.
-    points_B1 = uniforms_B2[:, :1].double() * ends_BV[:, -1:]
-    tokens_B1 = torch.searchsorted(ends_BV, points_B1, right=True).clamp(max=ends_BV.shape[-1] - 1)
-    own_B, taught_B = (part.gather(-1, tokens_B1).squeeze(-1).double() for part in (own_BV, taught_BV))
-    return tokens_B1.squeeze(-1), uniforms_B2[:, 1] * (own_B + taught_B) < taught_B
+    q_BV, p_BV = (1 - alpha) * student_BV.exp(), alpha * teacher_BV.exp()
+    cdf_BV = (q_BV + p_BV).double().cumsum(-1)
+    # Scaled by the total, so that rounding leaves no gap at the end; right=True never selects a token of probability 0.
+    points_B1 = uniforms_B2[:, :1].double() * cdf_BV[:, -1:]
+    tokens_B1 = torch.searchsorted(cdf_BV, points_B1, right=True).clamp(max=cdf_BV.shape[-1] - 1)
+    q_B, p_B = (part.gather(-1, tokens_B1).squeeze(-1).double() for part in (q_BV, p_BV))
+    return tokens_B1.squeeze(-1), uniforms_B2[:, 1] * (q_B + p_B) < p_B

@@ -1,7 +1,7 @@
-"""vLLM in the process of its actor, for whoever writes or scores with it: when the actor dies, nothing of it stays.
+"""vLLM inside the process of its actor, to write and to score: when the actor dies, nothing of the engine remains.
 
 The engine core is stepped by hand, so that a call can be aborted between two tokens, and weights can be swapped without a
-second process. With tensor parallelism the model alone lives in processes of its own, which end with this one.
+second process. With tensor parallelism the model alone lives in worker processes, which end with this process.
 """
 
 import os
@@ -28,18 +28,18 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
-    # A sequence as long as the model's context is scored with room for one more token, whose place is never computed.
+    # A sequence as long as the model's context is scored with room for one more token, which is never computed.
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
 }
 
 
 @dataclass(frozen=True)
 class VLLMSettings:
-    """One engine: which model, and what it may take.
+    """The model of one engine, and the resources the engine may use. None leaves the choice to vLLM.
 
-    `max_tokens` is the longest sequence, prompt and answer together. `batch_tokens` bounds a forward pass, `max_logprobs` the
-    classes asked for at one position; `tensor_parallel` counts the devices (processes, on a CPU) that the model is split over.
-    `ngrams`: requests may ask that no n-gram is written twice. None leaves the choice to vLLM.
+    max_tokens: longest sequence, prompt and answer together. tensor_parallel: devices (processes, on a CPU) over which the
+    model is split. batch_tokens: tokens of a forward pass at most. max_logprobs: classes a request may ask for at one position.
+    ngrams: requests may block repeated n-grams.
     """
 
     model: Path
@@ -59,20 +59,22 @@ class VLLMSettings:
 
 
 class VLLMCore:
-    """A vLLM engine and its one thread: writes, and gives log-probabilities of given sequences."""
+    """A vLLM engine and its one thread: writes, and returns log-probabilities of given sequences."""
 
     def __init__(self, settings: VLLMSettings, renderer: Renderer, *, name: str, vocabulary: int | None) -> None:
-        self.tokens_written = self.aborted = 0
-        self._renderer, self._worker = renderer, Worker(name)
+        self.tokens_written = 0
+        self.aborted = 0
+        self._renderer = renderer
+        self._worker = Worker(name)
         self._finished: dict[str, Any] = {}
         self._requests = 0
         self._blocks_ngrams = settings.ngrams
-        # Built in the worker's thread: vLLM and OpenMP keep per-thread state.
+        # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
         self._engine = self._worker.run_now(_make_engine, settings)
         self._shared = hide_shared_memory() if settings.tensor_parallel > 1 else []
         self.width = int(self._engine.vllm_config.model_config.get_vocab_size())
         """Rows of the softmax, padding included."""
-        # Ids beyond the shared vocabulary are padding: the learner slices them off, so the engine must not write them.
+        # Ids beyond the shared vocabulary are padding, which the learner slices off: the engine must not sample them.
         self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < self.width else None
         self._sessions = Sessions(self._engine, renderer.eos, self._allowed)
 
@@ -106,13 +108,14 @@ class VLLMCore:
         return rollouts
 
     async def logprobs(self, sequences: Sequence[Sequence[int]], top: int = 0) -> list[tuple[Array, Array]]:
-        """For each sequence of S tokens, ids and log-probabilities (nats, temperature 1, nothing cut off) [S-1, 1 + top].
+        """For each sequence of S tokens, ids and log-probabilities (nats, temperature 1, no truncation), each [S-1, 1 + top].
 
-        Row s describes the token after position s: in column 0 the sequence's own, then the `top` likeliest, falling.
+        Row s describes the token after position s. Column 0 is the token of the sequence; the `top` likeliest tokens follow, in
+        falling order.
         """
         from vllm import SamplingParams
 
-        # Flat lists in place of a dictionary for every position, which is what takes the time otherwise.
+        # Flat lists, since vLLM would otherwise spend most of the time on one dictionary per position.
         ask = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": top, "flat_logprobs": True, "detokenize": False}
         outputs = await self._run([list(sequence) for sequence in sequences], [SamplingParams(**ask) for _ in sequences])
         return [_table(sequence, output.prompt_logprobs) for sequence, output in zip(sequences, outputs, strict=True)]
@@ -133,7 +136,7 @@ class VLLMCore:
         return self._sessions.capacity(tokens)
 
     async def reload(self, tensors: list[tuple[str, Any]]) -> None:
-        """Swap the weights in place, in every process that holds a part of them, and forget cached keys and values."""
+        """Replace the weights in every process that holds a part of the model, and drop cached keys and values."""
         await self._worker.run(self._reload, tensors)
 
     def facts(self) -> dict[str, object]:
@@ -152,7 +155,7 @@ class VLLMCore:
         self._worker.close()
 
     async def _run(self, prompts: list[list[int]], parameters: list[Any]) -> list[Any]:
-        """Submit all requests in order, step the engine until they are finished; abort them if this call is cancelled."""
+        """Submit all requests in order and step the engine until they are finished; abort them if this call is cancelled."""
         names = [str(self._requests + index) for index in range(len(prompts))]
         self._requests += len(prompts)
         wanted = set(names)
@@ -181,14 +184,14 @@ class VLLMCore:
     def _steps(self, done: Callable[[], bool]) -> None:
         """Step for a quarter of a second or until `done`, so that a cancelled call is noticed soon.
 
-        What finishes may belong to another call, which finds it when its turn comes.
+        Requests of another call may finish too; that call collects them the next time it runs.
         """
         until = time.monotonic() + 0.25
         while not done() and time.monotonic() < until:
             self._step()
 
     def _step(self) -> None:
-        """One pass of the model: vLLM's own `step`, but for the sessions' tokens, which need none of its bookkeeping."""
+        """One pass of the model, as vLLM's `step` makes it; tokens of sessions skip vLLM's bookkeeping."""
         others = self._sessions.take(self._engine.engine_core.get_output().outputs)
         done = self._engine.output_processor.process_outputs(others)
         self._engine.engine_core.abort_requests(done.reqs_to_abort)
@@ -209,27 +212,27 @@ class VLLMCore:
         )
 
     def _reload(self, tensors: list[tuple[str, Any]]) -> None:
-        # A direct model.load_weights fails on CPU, and a saved tied model must bring its head: the caller proves the swap.
+        # A direct model.load_weights fails on a CPU. The tensors must include a tied head. The caller proves the swap.
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
         if not self._engine.reset_prefix_cache():
-            raise RoleError("vLLM did not clear its prefix cache after new weights: requests of the old ones still run")
+            raise RoleError("vLLM did not clear its prefix cache after new weights: requests on the old weights still run")
 
 
 def _table(sequence: Sequence[int], flat: Any) -> tuple[Array, Array]:
     """vLLM's flat lists as two arrays; the first position has no entries."""
     rows = len(sequence) - 1
     ids = np.asarray(flat.token_ids, dtype=np.int32).reshape(rows, -1)
-    assert (ids[:, 0] == sequence[1:]).all(), "vLLM puts the sequence's own token first"
+    assert (ids[:, 0] == sequence[1:]).all(), "vLLM lists the token of the sequence first"
     return ids, np.asarray(flat.logprobs, dtype=np.float32).reshape(rows, -1)
 
 
 def _make_engine(settings: VLLMSettings) -> Any:
     os.environ.update(_ENVIRONMENT)
     if not settings.on_gpu:
-        # Compiling the sampler's few operations takes vLLM 20 s at the first request, and buys nothing on a CPU.
+        # vLLM takes 20 s to compile the sampler's few operations at the first request, without a gain on a CPU.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if settings.ngrams:
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # which has another interface for what sees the logits
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # version 2 has another interface for logits processors
     if settings.tensor_parallel > 1:
         prepare(settings.tensor_parallel)
     from vllm import EngineArgs
@@ -252,7 +255,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "enable_prefix_caching": settings.prefix_caching,
         "enforce_eager": not settings.on_gpu,
         "trust_remote_code": settings.trust_remote_code,
-        # Of the distribution that was sampled: the default is before temperature and truncation.
+        # Log-probabilities of the sampled distribution; by default they are taken before temperature and truncation.
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
@@ -269,8 +272,8 @@ def _gpu_arguments(settings: VLLMSettings) -> dict[str, Any]:
 def _cpu_arguments(settings: VLLMSettings) -> dict[str, Any]:
     return {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
-        # A prompt that is prefilled in two parts draws a token too many, and vLLM takes it back by rewinding the request's
-        # generator, which a CPU generator cannot do: so prompts are never split.
+        # A prompt that is prefilled in two parts draws one token too many. vLLM undoes the draw by rewinding the request's
+        # generator, which a CPU generator cannot do, so prompts are never split.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(settings.max_tokens, settings.batch_tokens or 4096),
     }

@@ -1,4 +1,4 @@
-"""vLLM as rollout engine."""
+"""vLLM as the rollout engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,37 +16,29 @@ from minidist.rollout.vllm.sessions import TurnTaker
 from minidist.types import Prompt, Rollout, Sampling, Weights
 
 
-class VLLMEngine(TurnTaker):
-    """Samples with vLLM. `max_tokens` is the longest sequence, prompt and answer together."""
+def student_settings(
+    config: ModelConfig, rollout: RolloutConfig, *, max_tokens: int, deterministic: bool = False, **limits: Any
+) -> VLLMSettings:
+    """A student's vLLM engine. `max_tokens`: its longest sequence; `limits`: other fields of VLLMSettings."""
+    return VLLMSettings(
+        model=resolve(config.model or "", "student.model"),
+        dtype=config.dtype,
+        trust_remote_code=config.trust_remote_code,
+        max_tokens=max_tokens,
+        max_sequences=rollout.max_sequences,
+        kv_cache_gib=rollout.kv_cache_gib,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        # Prefixes cached by earlier calls would decide which keys and values are computed anew.
+        prefix_caching=False if deterministic else None,
+        ngrams=rollout.no_repeat_ngram_size is not None,
+        **limits,
+    )
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        rollout: RolloutConfig,
-        renderer: Renderer,
-        *,
-        max_tokens: int,
-        seed: int,
-        vocabulary: int | None = None,
-        on_gpu: bool = False,
-        tensor_parallel: int = 1,
-        deterministic: bool = False,
-    ) -> None:
-        settings = VLLMSettings(
-            model=resolve(config.model or "", "student.model"),
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-            max_tokens=max_tokens,
-            max_sequences=rollout.max_sequences,
-            kv_cache_gib=rollout.kv_cache_gib,
-            gpu_memory_utilization=rollout.gpu_memory_utilization,
-            seed=seed,
-            on_gpu=on_gpu,
-            tensor_parallel=tensor_parallel,
-            # What was cached before, by whichever call, would decide which keys and values are computed anew.
-            prefix_caching=False if deterministic else None,
-            ngrams=rollout.no_repeat_ngram_size is not None,
-        )
+
+class VLLMEngine(TurnTaker):
+    """Samples with vLLM. Ids from `vocabulary` on are padding and are never sampled."""
+
+    def __init__(self, settings: VLLMSettings, renderer: Renderer, *, vocabulary: int | None = None) -> None:
         self._core = VLLMCore(settings, renderer, name="rollout", vocabulary=vocabulary)
         self._version = 0
 
@@ -62,7 +54,7 @@ class VLLMEngine(TurnTaker):
         return [logprobs[:, 0].tolist() for _, logprobs in await self._core.logprobs(sequences)]
 
     async def load(self, weights: Weights | Path) -> None:
-        """Swap the weights in place and forget every cached key and value."""
+        """Replace the weights, and drop all cached keys and values."""
         if isinstance(weights, Path):
             tensors, version = list(_read(weights)), self._version + 1
         else:
@@ -90,7 +82,7 @@ class VLLMEngine(TurnTaker):
 
 
 def _read(path: Path) -> Any:
-    """Names and tensors of a checkpoint, its tied output head included."""
+    """Names and tensors of a checkpoint; a tied output head is listed too."""
     names: set[str] = set()
     tied: tuple[str, Any] | None = None
     for file in sorted(path.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""No n-gram twice, in vLLM, which loads this module by its name in the process that samples."""
+"""Blocks repeated n-grams in vLLM, which loads this module by name in the process that samples."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from minidist.rollout.ngrams import OPTION, completions
 
 
 class NoRepeatNgram(AdapterLogitsProcessor):
-    """For the requests whose `extra_args` hold OPTION: the size of the n-grams that are written once."""
+    """Applies to requests whose `extra_args` have the key OPTION: the size of the n-grams that may occur once."""
 
     def is_argmax_invariant(self) -> bool:
         return False

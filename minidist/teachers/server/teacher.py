@@ -1,4 +1,4 @@
-"""A teacher behind an OpenAI-style vLLM server: token ids go out, log-probabilities and token ids come back."""
+"""A teacher on an OpenAI-style vLLM server: the run sends token ids, the server returns log-probabilities and token ids."""
 
 import asyncio
 import random
@@ -18,24 +18,26 @@ from minidist.models.heads import vocabulary_size
 from minidist.models.hub import load_config
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.payload import classes_asked, to_scores
-from minidist.teachers.server.protocol import COMPLETIONS, address, headers, read_scores, refusal, scoring, words
+from minidist.teachers.server.protocol import COMPLETIONS, address, error_text, headers, read_scores, refusal, scoring
 from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
 
 class ServerTeacher:
-    """Scores and writes through HTTP, at most `teacher.server.requests` requests at a time, answers in order.
+    """Scores and writes over HTTP, with at most `teacher.server.requests` requests at a time; answers come in order.
 
-    A server that is busy or away is asked again; after `teacher.server.attempts` tries, or when it refuses, the call raises
-    RoleError. Cancelling a call takes its requests back.
+    A request that finds the server busy or absent is sent again. After `teacher.server.attempts` attempts, or if the server
+    refuses the request, the call raises RoleError. Cancelling a call cancels its requests.
     """
 
     def __init__(self, config: TeacherConfig, renderer: Renderer, *, vocabulary: int | None) -> None:
         assert config.server is not None
         width = vocabulary_size(load_config(config, "teacher.model"))
-        self._config, self._server = config, config.server
-        self._renderer, self._vocabulary = renderer, vocabulary
+        self._config = config
+        self._server = config.server
+        self._renderer = renderer
+        self._vocabulary = vocabulary
         self._classes = classes_asked(config, width, vocabulary)
         self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < width else None
         self._slots = asyncio.Semaphore(self._server.requests)
@@ -43,14 +45,15 @@ class ServerTeacher:
             base_url=address(self._server),
             headers=headers(self._server),
             timeout=self._server.timeout_s,
-            # Requests wait for a slot and never for a connection, which would count against their time.
+            # Requests wait for a slot, never for a connection, since that wait would count towards their timeout.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=self._server.requests),
         )
         self._model = self._server.model
-        self._answers = self._retries = 0
+        self._answers = 0
+        self._retries = 0
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
-        """Scores of the rollouts' tokens, in their order."""
+        """Scores of the rollouts' tokens, in order."""
         model = await self._name()
         return await together([self._score(model, rollout) for rollout in rollouts])
 
@@ -61,7 +64,7 @@ class ServerTeacher:
         return await together([self._write(model, *job, sampling) for job in sampling.jobs(prompts)])
 
     async def describe(self) -> dict[str, object]:
-        """What scores, and what it says."""
+        """Server, model, payload and counts: for the run's summary."""
         return {
             "class": type(self).__name__,
             "server": address(self._server),
@@ -75,7 +78,7 @@ class ServerTeacher:
         await self._client.aclose()
 
     async def _name(self) -> str:
-        """The name the server knows the teacher under."""
+        """The name under which the server serves the teacher."""
         if self._model is None:
             served = await self._ask("GET", "/v1/models")
             self._model = str(served["data"][0]["id"])
@@ -102,8 +105,8 @@ class ServerTeacher:
             stopped = choice["finish_reason"] == "stop"
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise RoleError(
-                f"the server at {address(self._server)} gives no token ids ({type(error).__name__}: {error}); it must be a "
-                "vLLM server that knows return_token_ids"
+                f"the server at {address(self._server)} returns no token ids ({type(error).__name__}: {error}); the teacher "
+                "needs a vLLM server that supports return_token_ids"
             ) from None
         # A server reports log-probabilities before temperature and truncation, unless it was started otherwise.
         plain = sampling.top_p == 1 and sampling.temperature in (0, 1) and self._allowed is None
@@ -113,44 +116,44 @@ class ServerTeacher:
         )
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """The server's answer; asked again, after a pause that doubles, while it is busy or away."""
-        said = ""
+        """The server's answer; while the server is busy or absent, the request is sent again after a pause that doubles."""
+        error = ""
         for attempt in range(self._server.attempts):
             pause = min(_FIRST_PAUSE_S * 2**attempt, _LONGEST_PAUSE_S) * random.uniform(0.5, 1)
             try:
                 async with self._slots:
                     answer = await self._client.request(method, path, json=body)
-            except httpx.TransportError as error:
-                said = f"{type(error).__name__} {error}".strip()
+            except httpx.TransportError as failure:
+                error = f"{type(failure).__name__} {failure}".strip()
             else:
                 if answer.is_success:
                     self._answers += 1
                     return self._json(answer)
                 if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and not answer.is_server_error:
                     raise RoleError(refusal(self._config, answer, self._classes))
-                said, told = words(answer), _retry_after(answer)
-                pause = pause if told is None else told
+                error, requested = error_text(answer), _retry_after(answer)
+                pause = pause if requested is None else requested
             if attempt + 1 < self._server.attempts:
                 self._retries += 1
                 await asyncio.sleep(pause)
         raise RoleError(
-            f"the server at {address(self._server)} gave no answer in {self._server.attempts} tries (teacher.server.attempts); "
-            f"at last: {said}"
+            f"the server at {address(self._server)} gave no answer in {self._server.attempts} attempts "
+            f"(teacher.server.attempts); the last error: {error}"
         )
 
     def _json(self, answer: httpx.Response) -> Any:
         try:
             return answer.json()
         except ValueError:
-            raise RoleError(f"the server at {address(self._server)} gives no JSON: {answer.text[:100]!r}") from None
+            raise RoleError(f"the server at {address(self._server)} returns no JSON: {answer.text[:100]!r}") from None
 
 
 def _retry_after(answer: httpx.Response) -> float | None:
-    """Seconds of pause that the server asks for, given as seconds or as a date."""
-    told = answer.headers.get("Retry-After", "")
-    if told.replace(".", "", 1).isdecimal():
-        return float(told)
+    """The pause that the server requests, in seconds; its header holds seconds or a date."""
+    header = answer.headers.get("Retry-After", "")
+    if header.replace(".", "", 1).isdecimal():
+        return float(header)
     try:
-        return max(0.0, (parsedate_to_datetime(told) - datetime.now(UTC)).total_seconds())
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None

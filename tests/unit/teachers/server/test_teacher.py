@@ -150,7 +150,7 @@ def test_a_server_that_never_answers_is_named(model: str, server: Server, how: s
     settings = config(model, server, attempts=3, served="tiny")
     if how == "gone":
         server.close()
-    with pytest.raises(RoleError, match=f"the server at {server.url} gave no answer in 3 tries") as caught:
+    with pytest.raises(RoleError, match=f"the server at {server.url} gave no answer in 3 attempts") as caught:
         ask(settings, lambda teacher: teacher.score(ROLLOUTS[:1]))
     assert ("go away" in str(caught.value)) == (how == "busy")
     assert len(server.seen) == (3 if how == "busy" else 0)
@@ -165,7 +165,7 @@ def test_a_refusal_is_final_and_in_the_servers_words(model: str, server: Server)
 
 def test_k_above_the_servers_limit_says_both_cures(server: Server, tmp_path: Path) -> None:
     tiny_model(vocabulary=40).save_pretrained(tmp_path)
-    with pytest.raises(RoleError, match=r"--max-logprobs 21, or set teacher.top_k=17 \(it said: 400") as caught:
+    with pytest.raises(RoleError, match=r"--max-logprobs 21, or set teacher.top_k=17 \(the server's message: 400") as caught:
         ask(config(str(tmp_path), server, top_k=18), lambda teacher: teacher.score(ROLLOUTS), 37)
     assert "gives at most 20 log-probabilities a position, and teacher.top_k=18 needs 21" in str(caught.value)
 
@@ -190,7 +190,7 @@ def test_a_malformed_answer_is_an_error(model: str, server: Server, answer: Any)
 def test_an_answer_without_token_ids_is_an_error(model: str, server: Server) -> None:
     server.behave = lambda body, number: (200, {}, {"choices": [{"text": "ab", "token_ids": None}]})
     sampling = Sampling(max_new_tokens=5, seed=4)
-    with pytest.raises(RoleError, match="gives no token ids"):
+    with pytest.raises(RoleError, match="returns no token ids"):
         ask(config(model, server), lambda teacher: teacher.extend([ROLLOUTS[0].prompt], sampling))
 
 
