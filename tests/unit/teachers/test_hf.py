@@ -96,8 +96,8 @@ def test_extend_writes_with_the_same_weights(saved: tuple[Path, PreTrainedModel]
         assert got.tokens.tolist() == want.tokens.tolist()
 
 
-def test_padded_ids_are_never_written(saved: tuple[Path, PreTrainedModel]) -> None:
-    """They belong to no token: a student's head may not even have them."""
+def test_padded_ids_are_never_sampled(saved: tuple[Path, PreTrainedModel]) -> None:
+    """A padded id belongs to no token, and the student's head may not have it."""
     prompts = [rollout.prompt for rollout in ROLLOUTS]
 
     async def write() -> list[Rollout]:

@@ -1,4 +1,4 @@
-"""A teacher behind HTTP: what it asks, what it makes of the answers, when it asks again."""
+"""A teacher on an HTTP server: requests, answers, repeated requests and errors."""
 
 import asyncio
 import time
@@ -14,7 +14,6 @@ import minidist.teachers.server.teacher as module
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import MinidistError, RoleError
 from minidist.rollout.seeds import sample_seed
-from minidist.teachers.payload import classes_asked, to_scores
 from minidist.teachers.server.teacher import ServerTeacher
 from minidist.types import Finish, Payload, Rollout, Sampling
 from tests.support.server import PADDED, Server, config, refused, table
@@ -79,16 +78,7 @@ def test_scores_are_the_servers_in_the_rollouts_order(model: str, server: Server
     assert {body["prompt_logprobs"] for _, body, _ in server.seen} == {{"sampled": 0}.get(payload, min(top_k + 3, PADDED))}
 
 
-def test_padded_ids_are_dropped_and_k_are_left() -> None:
-    ids, values = np.array([[14, 2, 13, 5, 1, 15]]), np.array([[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]])
-    settings = TeacherConfig(model="x", backend="vllm", payload="top_k", top_k=3)
-    assert classes_asked(settings, PADDED, VOCABULARY) == 6
-    found = to_scores(np.array([-2.0]), ids, values, settings, VOCABULARY)
-    assert found.top_ids is not None and found.top_ids.tolist() == [[2, 5, 1]]
-    assert found.top_logprobs is not None and found.top_logprobs.tolist() == [[-2.0, -4.0, -5.0]]
-
-
-def test_extend_asks_with_a_seed_for_each_sample_and_keeps_token_ids(model: str, server: Server) -> None:
+def test_extend_sends_a_seed_for_each_sample_and_keeps_token_ids(model: str, server: Server) -> None:
     prompts = [rollout.prompt for rollout in ROLLOUTS]
     sampling = Sampling(samples=2, max_new_tokens=5, seed=4)
     wide = config(model, server)
@@ -100,21 +90,21 @@ def test_extend_asks_with_a_seed_for_each_sample_and_keeps_token_ids(model: str,
     asked = [body for path, body, _ in server.seen if path == "/v1/completions"]
     assert all(body["return_token_ids"] and body["stop_token_ids"] == [0] and body["ignore_eos"] for body in asked)
     assert {len(body["prompt"]) for body in asked} == {3, 1, 6, 2}
-    # Of which distribution the server's log-probabilities are is known at temperature 1 alone.
+    # The distribution of the server's log-probabilities is known only at temperature 1.
     cold = ask(wide, lambda teacher: teacher.extend(prompts, replace(sampling, temperature=0.5)), None)
     assert all(rollout.logprobs is None for rollout in cold)
     ask(wide, lambda teacher: teacher.extend(prompts[:1], sampling))
-    assert server.seen[-1][1]["allowed_token_ids"] == list(range(VOCABULARY))  # padded ids are never written
+    assert server.seen[-1][1]["allowed_token_ids"] == list(range(VOCABULARY))  # padded ids are never sampled
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again(model: str, server: Server, status: int) -> None:
+def test_a_request_to_a_busy_server_is_sent_again(model: str, server: Server, status: int) -> None:
     server.behave = refused(status, times=2)
     found = ask(config(model, server, requests=1), lambda teacher: teacher.score(ROLLOUTS[:1]))
     assert len(found) == 1 and len(server.seen) == 3
 
 
-def test_retry_after_is_waited_for(model: str, server: Server) -> None:
+def test_the_pause_of_retry_after_is_kept(model: str, server: Server) -> None:
     server.behave = refused(429, {"Retry-After": "0.4"})
     start = time.monotonic()
     ask(config(model, server), lambda teacher: teacher.score(ROLLOUTS[:1]))
@@ -132,10 +122,10 @@ def test_pauses_double(model: str, server: Server, monkeypatch: pytest.MonkeyPat
     server.behave = busy
     ask(config(model, server), lambda teacher: teacher.score(ROLLOUTS[:1]))
     for gap, whole in zip(np.diff(times), (0.08, 0.16, 0.32), strict=True):
-        assert gap >= whole / 2  # the rest is chance, so that many callers do not come back as one
+        assert gap >= whole / 2  # the rest is random, so that many callers do not return at the same time
 
 
-def test_a_slow_answer_is_asked_for_again(model: str, server: Server) -> None:
+def test_a_request_that_times_out_is_sent_again(model: str, server: Server) -> None:
     def slow(body: dict[str, Any], number: int) -> None:
         time.sleep(0.8 if number == 0 else 0)
 
@@ -156,14 +146,14 @@ def test_a_server_that_never_answers_is_named(model: str, server: Server, how: s
     assert len(server.seen) == (3 if how == "busy" else 0)
 
 
-def test_a_refusal_is_final_and_in_the_servers_words(model: str, server: Server) -> None:
+def test_a_refused_request_is_not_sent_again_and_the_error_quotes_the_server(model: str, server: Server) -> None:
     server.behave = refused(400, times=99)
     with pytest.raises(MinidistError, match="refuses a request of the teacher: 400 go away"):
         ask(config(model, server, requests=1), lambda teacher: teacher.score(ROLLOUTS))
     assert len(server.seen) == 1
 
 
-def test_k_above_the_servers_limit_says_both_cures(server: Server, tmp_path: Path) -> None:
+def test_the_error_of_a_top_k_above_the_servers_limit_names_both_remedies(server: Server, tmp_path: Path) -> None:
     tiny_model(vocabulary=40).save_pretrained(tmp_path)
     with pytest.raises(RoleError, match=r"--max-logprobs 21, or set teacher.top_k=17 \(the server's message: 400") as caught:
         ask(config(str(tmp_path), server, top_k=18), lambda teacher: teacher.score(ROLLOUTS), 37)
@@ -194,7 +184,7 @@ def test_an_answer_without_token_ids_is_an_error(model: str, server: Server) -> 
         ask(config(model, server), lambda teacher: teacher.extend([ROLLOUTS[0].prompt], sampling))
 
 
-def test_no_more_requests_at_a_time_than_allowed(model: str, server: Server) -> None:
+def test_at_most_the_configured_number_of_requests_is_open(model: str, server: Server) -> None:
     server.behave = lambda body, number: time.sleep(0.05)
     ask(config(model, server, requests=3), lambda teacher: teacher.score(ROLLOUTS * 4))
     assert len(server.seen) == 16 and 1 < server.most <= 3
@@ -214,7 +204,7 @@ def test_the_key_comes_from_the_environment(model: str, server: Server, monkeypa
     assert "wrong" not in str(caught.value)
 
 
-def test_a_cancelled_call_takes_its_requests_back(model: str, server: Server) -> None:
+def test_a_cancelled_call_cancels_its_requests(model: str, server: Server) -> None:
     server.behave = lambda body, number: time.sleep(0.2)
 
     async def cancelled(teacher: ServerTeacher) -> None:

@@ -1,4 +1,4 @@
-"""What a real teacher says, in each payload, through a real learner: the loss and gradient of the formula row by row."""
+"""A learner on the scores of a teacher, in each payload: loss and gradient are those of the formula, row by row."""
 
 import asyncio
 from collections.abc import Sequence
@@ -44,12 +44,12 @@ SERVED += [("warm", "hidden"), ("cold", "hidden"), *(("k2", payload) for payload
 CUTS = [("packed", 1000, 1000), ("packed", 16, 3), ("buckets", 1000, 3), ("buckets", 16, 1000)]
 
 
-class Taught:
-    """A saved student and teacher, their embeddings widened by padding, and the teacher's scores in every payload."""
+class Pair:
+    """A saved student and teacher with padded embeddings, and the teacher's scores in every payload."""
 
     def __init__(self, path: Path, teacher: PreTrainedModel) -> None:
         self.path, self.model = path, teacher
-        student().save_pretrained(path / "student")
+        padded_student().save_pretrained(path / "student")
         teacher.save_pretrained(path / "teacher")
         self.scores = {name: asyncio.run(self._ask(fields)) for name, fields in PAYLOADS.items()}
 
@@ -61,59 +61,59 @@ class Taught:
         return found
 
     def stream(self, payload: str, objective: str = "") -> Stream:
-        return collate("own", ROLLOUTS, self.scores[payload], objective=objective)
+        return collate("text", ROLLOUTS, self.scores[payload], objective=objective)
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> Taught:
-    return Taught(tmp_path_factory.mktemp("models"), tiny_model(seed=1, vocabulary=VOCABULARY + 7))
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return Pair(tmp_path_factory.mktemp("models"), tiny_model(seed=1, vocabulary=VOCABULARY + 7))
 
 
 @pytest.fixture(scope="module")
-def guess(tmp_path_factory: pytest.TempPathFactory) -> Taught:
-    """One whose teacher knows nothing."""
-    return Taught(tmp_path_factory.mktemp("models"), tiny_model(seed=1, initializer_range=1e-4))
+def guess(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A pair whose teacher is close to uniform."""
+    return Pair(tmp_path_factory.mktemp("models"), tiny_model(seed=1, initializer_range=1e-4))
 
 
-def student() -> PreTrainedModel:
+def padded_student() -> PreTrainedModel:
     return tiny_model(vocabulary=VOCABULARY + 3)
 
 
-def learner_of(taught: Taught, payload: str, **fields: Any) -> Learner:
+def learner_of(pair: Pair, payload: str, **fields: Any) -> Learner:
     """A learner of the saved student that steps by the gradient itself, made as a run makes it."""
     sgd = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
     config = LearnerConfig(**({"backend": "single", "optimizer": sgd} | fields))
-    teacher = TeacherConfig(model=str(taught.path / "teacher"), **PAYLOADS[payload])
+    teacher = TeacherConfig(model=str(pair.path / "teacher"), **PAYLOADS[payload])
     context = RoleContext(tiny_renderer(), VOCABULARY, steps=9)
-    student = StudentConfig(model=str(taught.path / "student"))
+    student = StudentConfig(model=str(pair.path / "student"))
     return make_learner(context, student, config, OBJECTIVES, teacher=teacher)
 
 
-def update(taught: Taught, stream: Stream, payload: str, **fields: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+def update(pair: Pair, stream: Stream, payload: str, **fields: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Figures and gradient of one step."""
-    learner = learner_of(taught, payload, **fields)
+    learner = learner_of(pair, payload, **fields)
     metrics = asyncio.run(learner.update(Batch(0, ((stream,),)))).metrics
     after = asyncio.run(learner.weights()).arrays
     asyncio.run(learner.close())
-    return metrics, {name: value.detach() - torch.tensor(after[name]) for name, value in student().named_parameters()}
+    return metrics, {name: value.detach() - torch.tensor(after[name]) for name, value in padded_student().named_parameters()}
 
 
-def measure(taught: Taught, payload: str, **fields: Any) -> Measures:
-    learner = learner_of(taught, payload, **fields)
-    found = asyncio.run(learner.measure(taught.stream(payload)))
+def measure(pair: Pair, payload: str, **fields: Any) -> Measures:
+    learner = learner_of(pair, payload, **fields)
+    found = asyncio.run(learner.measure(pair.stream(payload)))
     asyncio.run(learner.close())
     return found
 
 
-def naive(taught: Taught, objective: str, classes: int) -> tuple[float, dict[str, Tensor]]:
+def naive(pair: Pair, objective: str, classes: int) -> tuple[float, dict[str, Tensor]]:
     """The mean loss over `classes` listed tokens and the rest, from whole logits, row by row; and its gradient."""
-    model, heat, values = student(), {"warm": 2.0, "cold": 0.5}.get(objective, 1.0), []
-    for row in taught.stream("sampled").rows:
-        q = (row_logits(model, row)[:, :VOCABULARY] / heat).softmax(-1)
-        p = (row_logits(taught.model, row)[:, :VOCABULARY] / heat).softmax(-1).detach()
+    model, temperature, values = padded_student(), {"warm": 2.0, "cold": 0.5}.get(objective, 1.0), []
+    for row in pair.stream("sampled").rows:
+        q = (row_logits(model, row)[:, :VOCABULARY] / temperature).softmax(-1)
+        p = (row_logits(pair.model, row)[:, :VOCABULARY] / temperature).softmax(-1).detach()
         if objective == "k2":
-            places = range(len(row.labels)), row.labels.tolist()
-            values.append((q[places].log() - p[places].log()) ** 2 / 2)
+            tokens = range(len(row.labels)), row.labels.tolist()
+            values.append((q[tokens].log() - p[tokens].log()) ** 2 / 2)
             continue
         order = p.argsort(-1, descending=True)
         q, p = (table.gather(-1, order) for table in (q, p))
@@ -128,17 +128,17 @@ def naive(taught: Taught, objective: str, classes: int) -> tuple[float, dict[str
 
 def furthest(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
     differences = torch.stack([(left[name] - right[name]).abs().max() for name in right])
-    return float(differences.max())  # of torch: that of Python passes over a nan
+    return float(differences.max())  # torch's max, since Python's ignores a nan
 
 
 @pytest.mark.parametrize(("layout", "budget", "chunk"), CUTS)
 @pytest.mark.parametrize(("objective", "payload"), SERVED)
 def test_loss_and_gradient_are_those_of_the_formula(
-    taught: Taught, objective: str, payload: str, layout: str, budget: int, chunk: int
+    pair: Pair, objective: str, payload: str, layout: str, budget: int, chunk: int
 ) -> None:
     cut = {"layout": layout, "micro_batch_tokens": budget, "chunk_tokens": chunk}
-    metrics, gradient = update(taught, taught.stream(payload, objective), payload, **cut)
-    loss, wanted = naive(taught, objective, FEW if payload == "few" else VOCABULARY)
+    metrics, gradient = update(pair, pair.stream(payload, objective), payload, **cut)
+    loss, wanted = naive(pair, objective, FEW if payload == "few" else VOCABULARY)
     assert metrics["loss/nats_per_token"] == pytest.approx(loss, abs=1e-5)
     assert furthest(gradient, wanted) < 2e-5 * max(1.0, *(float(values.abs().max()) for values in wanted.values()))
 
@@ -147,69 +147,71 @@ def test_loss_and_gradient_are_those_of_the_formula(
 @pytest.mark.parametrize(
     ("objective", "payloads"), [("forward", ("hidden", "all")), ("reverse", ("hidden", "all")), ("k2", PAYLOADS)]
 )
-def test_payloads_that_hold_enough_are_one(taught: Taught, objective: str, payloads: Sequence[str], layout: str) -> None:
-    first, *others = (update(taught, taught.stream(payload, objective), payload, layout=layout) for payload in payloads)
+def test_payloads_with_enough_information_give_one_loss_and_gradient(
+    pair: Pair, objective: str, payloads: Sequence[str], layout: str
+) -> None:
+    first, *others = (update(pair, pair.stream(payload, objective), payload, layout=layout) for payload in payloads)
     for metrics, gradient in others:
         assert metrics["loss/nats_per_token"] == pytest.approx(first[0]["loss/nats_per_token"], abs=1e-6)
         assert furthest(gradient, first[1]) < 1e-6 * max(1.0, first[0]["learner/grad_norm"])
 
 
 @pytest.mark.parametrize("objective", ["forward", "reverse"])
-def test_a_listed_few_never_cost_more(taught: Taught, objective: str) -> None:
+def test_the_divergence_over_few_classes_is_smaller(pair: Pair, objective: str) -> None:
     few, whole = (
-        update(taught, taught.stream(payload, objective), payload)[0]["loss/nats_per_token"] for payload in ("few", "all")
+        update(pair, pair.stream(payload, objective), payload)[0]["loss/nats_per_token"] for payload in ("few", "all")
     )
     assert 0 < few < whole
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_teacher_logprob_is_reported_for_every_payload(taught: Taught, payload: str) -> None:
+def test_teacher_logprob_is_reported_for_every_payload(pair: Pair, payload: str) -> None:
     objective = "k2" if payload == "sampled" else "reverse"
-    metrics, _ = update(taught, taught.stream(payload, objective), payload, micro_batch_tokens=16)
-    said = np.concatenate([scores.logprobs for scores in taught.scores["sampled"]])
-    assert metrics["own/teacher_logprob_nats"] == pytest.approx(said.mean(), abs=1e-5)
+    metrics, _ = update(pair, pair.stream(payload, objective), payload, micro_batch_tokens=16)
+    teacher_logprobs = np.concatenate([scores.logprobs for scores in pair.scores["sampled"]])
+    assert metrics["text/teacher_logprob_nats"] == pytest.approx(teacher_logprobs.mean(), abs=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["packed", "buckets"])
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_measure_gives_what_the_payload_holds(taught: Taught, payload: str, layout: str) -> None:
-    found, exact = measure(taught, payload, layout=layout, micro_batch_tokens=16, chunk_tokens=4), measure(taught, "hidden")
-    said = np.concatenate([scores.logprobs for scores in taught.scores["sampled"]])
-    assert np.abs(found.teacher_logprob - said).max() < 1e-5
+def test_measure_gives_divergences_for_hidden_states_alone(pair: Pair, payload: str, layout: str) -> None:
+    found, exact = measure(pair, payload, layout=layout, micro_batch_tokens=16, chunk_tokens=4), measure(pair, "hidden")
+    teacher_logprobs = np.concatenate([scores.logprobs for scores in pair.scores["sampled"]])
+    assert np.abs(found.teacher_logprob - teacher_logprobs).max() < 1e-5
     assert np.abs(found.student_logprob - exact.student_logprob).max() < 1e-5
     assert (found.reverse_kl is not None) == (found.forward_kl is not None) == (payload == "hidden")
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_a_teacher_as_good_as_a_guess_is_noticed_in_every_payload(taught: Taught, guess: Taught, payload: str) -> None:
-    assert check_teacher(measure(taught, payload), VOCABULARY, 0.02) is not None
+def test_a_uniform_teacher_is_noticed_in_every_payload(pair: Pair, guess: Pair, payload: str) -> None:
+    assert check_teacher(measure(pair, payload), VOCABULARY, 0.02) is not None
     with pytest.raises(CanaryError, match="a uniform guess over 13 tokens"):
         check_teacher(measure(guess, payload), VOCABULARY, 0.02)
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["packed", "buckets"])
 @pytest.mark.parametrize("payload", PAYLOADS)
-def test_scores_stay_with_their_tokens(taught: Taught, payload: str, padded: bool) -> None:
-    for micro in pack(taught.stream(payload).rows, budget=16, padded=padded):
-        own = [taught.scores[payload][index] for index in micro.rows]
-        assert micro.scores is not None and micro.scores.payload is own[0].payload
+def test_scores_stay_with_their_tokens(pair: Pair, payload: str, padded: bool) -> None:
+    for micro in pack(pair.stream(payload).rows, budget=16, padded=padded):
+        of_rows = [pair.scores[payload][index] for index in micro.rows]
+        assert micro.scores is not None and micro.scores.payload is of_rows[0].payload
         for name in ("logprobs", "top_ids", "top_logprobs", "hidden"):
-            arrays, joined = [getattr(scores, name) for scores in own], getattr(micro.scores, name)
+            arrays, joined = [getattr(scores, name) for scores in of_rows], getattr(micro.scores, name)
             assert (joined is None) == (arrays[0] is None)
             assert joined is None or np.array_equal(joined, np.concatenate(arrays))
             assert joined is None or len(joined) == len(micro.labels)
 
 
 @pytest.mark.parametrize("name", ["logprobs", "top_ids", "top_logprobs"])
-def test_an_array_of_another_length_is_refused(taught: Taught, name: str) -> None:
-    scores = list(taught.scores["few"])
+def test_an_array_of_another_length_is_refused(pair: Pair, name: str) -> None:
+    scores = list(pair.scores["few"])
     scores[1] = replace(scores[1], **{name: getattr(scores[1], name)[1:]})
     with pytest.raises(AssertionError, match="one entry a generated token"):
         collate("x", ROLLOUTS, scores, objective="")
 
 
-def test_a_stream_is_of_one_payload(taught: Taught) -> None:
-    few, sampled = taught.stream("few").rows[:1], taught.stream("sampled").rows[1:2]
+def test_a_stream_has_one_payload(pair: Pair) -> None:
+    few, sampled = pair.stream("few").rows[:1], pair.stream("sampled").rows[1:2]
     with pytest.raises(AssertionError, match="one stream, one payload"):
         pack(few + sampled, budget=1000, padded=False)
     with pytest.raises(AssertionError, match="all rows of a stream or none"):

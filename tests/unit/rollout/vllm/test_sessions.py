@@ -1,0 +1,101 @@
+"""Resumable requests of a vLLM engine: what each turn reads, when a request is answered, what is freed; with a fake engine."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minidist.rollout.vllm.sessions import Sessions, Turn, TurnRequest, TurnResult
+from minidist.types import Sampling
+
+EOS = 0
+
+
+class FakeEngine:
+    """Records the requests that it gets, and serves as its own engine core."""
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.aborted: list[str] = []
+        cache = SimpleNamespace(num_gpu_blocks=11, block_size=4)
+        self.vllm_config = SimpleNamespace(cache_config=cache, scheduler_config=SimpleNamespace(max_num_seqs=4))
+
+    @property
+    def engine_core(self) -> "FakeEngine":
+        return self
+
+    def add_request(self, request: Any) -> None:
+        self.requests.append(request)
+
+    def abort_requests(self, names: list[str]) -> None:
+        self.aborted += names
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def sessions(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Sessions:
+    monkeypatch.setattr(
+        Sessions, "_template", lambda *_: SimpleNamespace(sampling_params=SimpleNamespace(seed=0, max_tokens=1))
+    )
+    return Sessions(engine, EOS, None)
+
+
+def request(turns: list[Turn], finished: tuple[int, ...] = (), fraction: float = 1.0) -> TurnRequest:
+    return TurnRequest("call", turns, finished, Sampling(max_new_tokens=8), logprobs=True, fraction=fraction)
+
+
+def output(index: int, tokens: list[int], finish: str | None = "length") -> Any:
+    logprobs = SimpleNamespace(logprobs=np.array([[-float(token)] for token in tokens]))
+    return SimpleNamespace(request_id=f"call/{index}", new_token_ids=tokens, new_logprobs=logprobs, finish_reason=finish)
+
+
+def test_a_later_turn_reads_the_last_token_of_the_turn_before_it(engine: FakeEngine, sessions: Sessions) -> None:
+    sessions.submit(request([Turn(0, [7, 8], 2, seed=5)]))
+    assert sessions.take([output(0, [3], None), output(0, [4])]) == []
+    assert sessions.collect("call") == [TurnResult(0, [3, 4], [-3.0, -4.0], False)]
+    sessions.submit(request([Turn(0, [9], 3, seed=5)]))
+    assert [each.prompt_token_ids for each in engine.requests] == [[7, 8], [4, 9]]
+    assert [each.sampling_params.max_tokens for each in engine.requests] == [2, 3]
+    assert {each.sampling_params.seed for each in engine.requests} == {5}
+
+
+def test_the_end_of_sequence_token_stops_a_turn(sessions: Sessions) -> None:
+    sessions.submit(request([Turn(0, [7], 9, seed=5)]))
+    sessions.take([output(0, [3, EOS], "stop")])
+    assert [result.stopped for result in sessions.collect("call")] == [True]
+
+
+def test_outputs_of_other_requests_are_returned(sessions: Sessions) -> None:
+    other = SimpleNamespace(request_id="12")
+    assert sessions.take([other]) == [other]
+
+
+def test_a_fraction_of_the_turns_is_enough_and_the_others_continue(sessions: Sessions) -> None:
+    sessions.submit(request([Turn(index, [7], 1, seed=index) for index in range(4)]))
+    enough = []
+    for index in range(4):
+        sessions.take([output(index, [3])])
+        enough.append((sessions.enough("call", 0.5), sessions.enough("call", 1.0)))
+    assert enough == [(False, False), (True, False), (True, False), (True, True)]
+    assert [result.index for result in sessions.collect("call")] == [0, 1, 2, 3]
+    assert sessions.collect("call") == []
+
+
+def test_finished_sequences_are_freed_and_an_ended_call_waits_for_nothing(engine: FakeEngine, sessions: Sessions) -> None:
+    sessions.submit(request([Turn(0, [7], 1, seed=1), Turn(1, [7], 1, seed=2)]))
+    sessions.submit(request([], finished=(0, 5)))
+    assert engine.aborted == ["call/0"] and len(sessions) == 1
+    assert not sessions.enough("call", 0.5)
+    sessions.end("call")
+    assert engine.aborted == ["call/0", "call/1"] and len(sessions) == 0
+    assert sessions.enough("call", 1.0) and sessions.collect("call") == []
+
+
+@pytest.mark.parametrize(("tokens", "fitting"), [(4, 4), (9, 3), (40, 1), (41, 0)])
+def test_capacity_is_bounded_by_blocks_and_by_sequences(sessions: Sessions, tokens: int, fitting: int) -> None:
+    assert sessions.capacity(tokens) == fitting
