@@ -94,3 +94,33 @@ class TableLearner:
     async def probe(self, version: int) -> Probe:
         tokens = np.random.default_rng(version).integers(0, len(self.table), (2, 32), dtype=np.int32)
         return Probe(tokens, np.array([table_logprobs(self.table, line.tolist()) for line in tokens]))
+
+
+class NumberedRole:
+    """An engine and a teacher whose results carry its number."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.loaded, self.closed = number, "", False
+
+    async def generate(self, prompts: Sequence[Any], sampling: Sampling) -> list[Any]:
+        return [(prompt, self.number, sample, sampling) for prompt, sample in sampling.jobs(prompts)]
+
+    extend = generate
+
+    async def score(self, items: Sequence[Any]) -> list[Any]:
+        return [(item, self.number) for item in items]
+
+    async def load(self, weights: str) -> None:
+        self.loaded = weights
+
+    async def version(self) -> int:
+        return 7
+
+    async def figures(self) -> dict[str, float]:
+        return {"mixed/tokens": 10.0 + self.number}
+
+    async def describe(self) -> dict[str, object]:
+        return {"class": f"role {self.number}", "tokens_written": 10 + self.number}
+
+    async def close(self) -> None:
+        self.closed = True

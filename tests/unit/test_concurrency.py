@@ -12,9 +12,7 @@ from minidist.concurrency import both, deal, nothing, together, whole
 from minidist.data.batching import collate, idle, pack, share_out
 from minidist.errors import DivergedError
 from minidist.learners.ranks import LearnerRanks
-from minidist.rollout.pool import Engines
-from minidist.teachers.pool import Shards, Teachers
-from minidist.types import Batch, Measures, Payload, Sampling, Stream, TeacherScores, Update
+from minidist.types import Batch, Measures, Payload, Stream, TeacherScores, Update
 from tests.support.tiny import random_rollouts
 
 
@@ -253,54 +251,3 @@ def test_deal_in_turn_and_back_in_order(members: int, each: int) -> None:
     found = asyncio.run(deal(range(members), list(range(7)), call, each=each))
     assert found == [(item, number) for item in range(7) for number in range(each)]
     assert hands == {member: list(range(member, 7, members)) for member in range(members)}, "an idle one is called too"
-
-
-class Voice:
-    """An engine and a teacher that says who it is."""
-
-    def __init__(self, name: int) -> None:
-        self.name, self.loaded, self.closed = name, "", False
-
-    async def generate(self, prompts: Sequence[Any], sampling: Sampling) -> list[Any]:
-        return [(prompt, self.name, sample, sampling.seed) for prompt, sample in sampling.jobs(prompts)]
-
-    extend = generate
-
-    async def score(self, items: Sequence[int]) -> list[Any]:
-        return [(item, self.name) for item in items]
-
-    async def load(self, weights: str) -> None:
-        self.loaded = weights
-
-    async def version(self) -> int:
-        return 7
-
-    async def figures(self) -> dict[str, float]:
-        return {"mixed/tokens": 10.0 + self.name}
-
-    async def describe(self) -> dict[str, object]:
-        return {"class": f"voice {self.name}", "tokens_written": 10 + self.name}
-
-    async def close(self) -> None:
-        self.closed = True
-
-
-def test_pools_speak_as_one() -> None:
-    voices: list[Any] = [Voice(0), Voice(1)]
-    engines, teachers, shards = Engines(voices), Teachers(voices), Shards(voices)
-    given: Any = [7, 8, 9]
-    sampling = Sampling(samples=2, max_new_tokens=1, seed=3)
-    in_turn = [(item, index % 2, sample, 3) for index, item in enumerate(given) for sample in range(2)]
-    assert asyncio.run(engines.generate(given, sampling)) == in_turn
-    assert asyncio.run(teachers.extend(given, sampling)) == in_turn
-    assert asyncio.run(shards.extend(given, sampling)) == [(*it[:1], 0, *it[2:]) for it in in_turn], "all of one rank"
-    for pool in (engines, teachers, shards):
-        assert asyncio.run(pool.score(given)) == [(7, 0), (8, 1), (9, 0)]
-    asyncio.run(engines.load("weights"))  # type: ignore[arg-type]
-    assert [voice.loaded for voice in voices] == ["weights"] * 2
-    assert asyncio.run(engines.describe()) == {"class": "voice 0", "actors": 2, "tokens_written": 21}
-    assert asyncio.run(engines.version()) == 7
-    assert asyncio.run(engines.figures()) == {"mixed/tokens": 21.0}
-    assert asyncio.run(teachers.describe()) == {"class": "voice 0", "actors": 2, "tokens_written": 10}
-    asyncio.run(teachers.close())
-    assert all(voice.closed for voice in voices)
