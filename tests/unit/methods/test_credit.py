@@ -49,6 +49,9 @@ class Writer:
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         return [ROLLOUTS[prompt.row] for prompt in prompts]
 
+    async def figures(self) -> dict[str, float]:
+        return {}
+
 
 class HiddenTeacher:
     def __init__(self, model: PreTrainedModel) -> None:

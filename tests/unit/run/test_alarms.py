@@ -21,7 +21,7 @@ from minidist.experience.source import Prefixes
 from minidist.rollout.pool import Engines
 from minidist.run.alarms import ALARMS, Alarms
 from minidist.run.tracking import Clock, log
-from minidist.types import Finish, Prompt, Rollout
+from minidist.types import Finish, Prompt, Rollout, Sampling
 from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
 
 ROWS, STEPS, EOS = 8, 6, 0
@@ -34,7 +34,10 @@ class Scripted:
     def __init__(self, write: Writing) -> None:
         self._write, self._step = write, -1
 
-    async def generate(self, prompts: list[Prompt], **_: Any) -> list[Rollout]:
+    async def figures(self) -> dict[str, float]:
+        return {}
+
+    async def generate(self, prompts: list[Prompt], sampling: Sampling) -> list[Rollout]:
         self._step += 1
         rng, rollouts = np.random.default_rng(self._step), []
         for prompt in prompts:
