@@ -28,7 +28,7 @@ async def score(run: StageRun[ScoreConfig, Plan], roles: Roles) -> dict[str, Any
     described: dict[str, object] = {}
     started = time.perf_counter()
     try:
-        waiting = [text for text in plan.texts if writer.there is None or text not in writer.there]
+        waiting = [text for text in plan.texts if writer.existing is None or text not in writer.existing]
         log.info("%d of %d rows are already in %s", len(plan.texts) - len(waiting), len(plan.texts), config.cache)
         if waiting:
             teachers = await roles.teachers(config.teacher)

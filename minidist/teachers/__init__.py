@@ -1,1 +1,1 @@
-"""Teachers: frozen models that score given tokens, and write."""
+"""Teachers: frozen models that score given tokens and write text."""

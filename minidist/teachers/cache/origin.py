@@ -1,4 +1,4 @@
-"""What tells one teacher's scores from another's: sums of its configuration and weights, and of its vocabulary."""
+"""Identifies the teacher of a cache: checksums of its configuration, weights and vocabulary."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from minidist.teachers.cache.store import Origin
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PASSING = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
+_IGNORED = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
 def origin_of(config: TeacherConfig, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> Origin:
-    """The origin of what this teacher says, or of what a cache in its place must hold. Reads the whole of its weights."""
+    """The origin of this teacher's scores, or that a cache in its stead must have. Reads all of the weights."""
     path = resolve(config.model or "", "teacher.model", weights=False)
-    shape = {key: value for key, value in json.loads((path / "config.json").read_text()).items() if key not in _PASSING}
+    shape = {key: value for key, value in json.loads((path / "config.json").read_text()).items() if key not in _IGNORED}
     return Origin(
         model=config.model or "",
         backend=config.backend,
@@ -34,17 +34,17 @@ def origin_of(config: TeacherConfig, tokenizer: "PreTrainedTokenizerBase", vocab
 
 
 def _weights(config: TeacherConfig, path: Path) -> str:
-    """By content where they are on this machine, else by name."""
+    """A checksum of weights on this machine; the name and revision of others."""
     if config.server is not None:
         return f"server:{config.server.model or config.server.url}"
     if not Path(config.model or "").expanduser().is_dir():
-        return f"hub:{config.model}@{path.name}"  # a snapshot's directory is called by its revision
+        return f"hub:{config.model}@{path.name}"  # the directory of a snapshot is named after its revision
     index = path / "model.safetensors.index.json"
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     total = hashlib.sha256()
     for name in names:
         if not (path / name).is_file():
-            raise ModelError(f"teacher.model: {path} has no {name}, by which scores are known to be this teacher's")
+            raise ModelError(f"teacher.model: {path} has no {name}, whose checksum identifies the teacher of a score cache")
         with (path / name).open("rb") as stream:
             total.update(hashlib.file_digest(stream, "sha256").digest())
     return f"sha256:{total.hexdigest()}"

@@ -1,10 +1,10 @@
-"""A teacher's scores of given text on disk, found by token ids: written once, read in its place.
+"""A teacher's scores of given text on disk, found by token ids; they replace the teacher in later runs.
 
-A cache is a directory: `cache.json` says whose scores it holds and lists its shards with their sums; scores-00000.safetensors
-and so on hold the rows, each array end to end (`logprobs` [N]; `top_ids`, `top_logprobs` [N, K]; `hidden` [N, D], bfloat16 as
-uint16), with `starts` [R + 1] and `keys` [R, 32]. A shard is there whole or not at all. What is read is what the teacher said,
-to the last bit: float32 log-probabilities, hidden states in the teacher's precision. A live teacher differs from it by what
-it differs from itself when the same rows meet in other batches (1e-5 nats in float32).
+A cache is a directory. `cache.json` identifies the teacher and lists the shards with their checksums. The shards,
+scores-00000.safetensors and so on, hold R rows of N tokens, each array concatenated over the rows (`logprobs` [N]; `top_ids`,
+`top_logprobs` [N, K]; `hidden` [N, D], bfloat16 as uint16), with `starts` [R + 1] and `keys` [R, 32]. A shard is complete or
+absent. Scores are read bit for bit as the teacher gave them: float32 log-probabilities, hidden states in the teacher's
+precision. A live teacher differs from its cache as it differs from itself between batches (1e-5 nats in float32).
 """
 
 import asyncio
@@ -31,11 +31,11 @@ ARRAYS = ("logprobs", "top_ids", "top_logprobs", "hidden")
 
 @dataclass(frozen=True)
 class Origin:
-    """Whose scores they are, and of what kind.
+    """The teacher of the scores, and their kind.
 
-    model, backend: as the teacher was named, for people. shape, weights, tokenizer: sums of its configuration, of its
-    safetensors files (of a hub model its revision, of a server the model's name) and of the vocabulary. top_k: listed tokens
-    of payload top_k. vocabulary: classes of the softmax; None of hidden states, which are before it.
+    model, backend: the teacher's configuration, for people. shape, weights, tokenizer: checksums of the model's configuration,
+    of its safetensors files (the revision of a hub model, the model name on a server) and of the vocabulary. top_k: K of
+    payload top_k. vocabulary: classes of the softmax; None for hidden states, which precede the softmax.
     """
 
     model: str
@@ -50,23 +50,25 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Span:
+    """The tokens of one row: positions start to end of the arrays of a shard."""
+
     shard: int
     start: int
     end: int
 
 
 def key_of(rollout: Rollout) -> bytes:
-    """What a row is found by: the sum of its prompt's token ids and of its answer's."""
+    """The key of a row: a checksum of the token ids of its prompt and its answer."""
     prompt, answer = (np.asarray(tokens, dtype="<i4") for tokens in (rollout.prompt.tokens, rollout.tokens))
     return hashlib.sha256(np.int64(len(prompt)).tobytes() + prompt.tobytes() + answer.tobytes()).digest()
 
 
 class ScoreCache:
-    """A cache as it lies on disk, every shard checked by its sum. A row is read without the rest of its shard.
+    """A cache on disk, with the checksum of every shard verified. A row is read without the rest of its shard.
 
-    `mend`: damaged shards are passed over, for their rows to be scored again. Raises ConfigError where there is no cache, and
-    where a shard is damaged.
+    `mend`: leave out damaged shards, whose rows are then scored again. Raises ConfigError if there is no cache at `path`, or if
+    a shard is damaged.
     """
 
     def __init__(self, path: Path, *, mend: bool = False) -> None:
@@ -75,7 +77,7 @@ class ScoreCache:
         self.origin = Origin(**index["origin"])
         self.hidden_dtype: str = index["hidden_dtype"]
         self.shards: list[dict[str, Any]] = []
-        self._places: dict[bytes, _Place] = {}
+        self._spans: dict[bytes, _Span] = {}
         for shard in index["shards"]:
             if damage := _damage(path / shard["file"], shard["sha256"]):
                 if not mend:
@@ -89,21 +91,21 @@ class ScoreCache:
             self.shards.append(shard)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._spans)
 
     def __contains__(self, rollout: Rollout) -> bool:
-        return key_of(rollout) in self._places
+        return key_of(rollout) in self._spans
 
     @property
     def bytes(self) -> int:
         return sum((self.path / shard["file"]).stat().st_size for shard in self.shards)
 
     def read(self, rollout: Rollout) -> TeacherScores:
-        """The scores of a row that is there."""
-        place = self._places[key_of(rollout)]
-        shard = self._open[place.shard]
-        held: dict[str, Any] = {name: shard.get_slice(name)[place.start : place.end] for name in ARRAYS if name in shard.keys()}  # noqa: SIM118
-        return TeacherScores(Payload(self.origin.payload), hidden_dtype=self.hidden_dtype, **held)
+        """The scores of a row in the cache."""
+        span = self._spans[key_of(rollout)]
+        shard = self._open[span.shard]
+        arrays: dict[str, Any] = {name: shard.get_slice(name)[span.start : span.end] for name in ARRAYS if name in shard.keys()}  # noqa: SIM118
+        return TeacherScores(Payload(self.origin.payload), hidden_dtype=self.hidden_dtype, **arrays)
 
     @cached_property
     def _open(self) -> list[Any]:
@@ -114,33 +116,34 @@ class ScoreCache:
         with safe_open(file, framework="np") as shard:
             keys, starts = shard.get_tensor("keys"), shard.get_tensor("starts")
         for key, start, end in zip(keys, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            self._places[key.tobytes()] = _Place(number, start, end)
+            self._spans[key.tobytes()] = _Span(number, start, end)
 
 
 class CachedTeacher:
-    """Says of given text what a teacher said of it before. It lives in the process that asks, and cannot write."""
+    """Returns a teacher's earlier scores of given text. Lives in the process that asks for them, and cannot write."""
 
     def __init__(self, config: TeacherConfig, cache: ScoreCache) -> None:
-        self._cache, self._top_k = cache, config.top_k
+        self._cache = cache
+        self._top_k = config.top_k
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
-        """Scores of the rollouts' tokens, in their order. Raises DataError, naming the first, where some are not there."""
+        """Scores of the rollouts' tokens, in order. Raises DataError, which names the first missing row."""
         require(self._cache, rollouts, "the text to be scored")
         return await asyncio.to_thread(lambda: [self._cut(self._cache.read(rollout)) for rollout in rollouts])
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
-        """Refused."""
+        """Raises MinidistError: a cache has no model."""
         raise MinidistError(f"the cache {self._cache.path} holds scores and writes no text; set teacher.backend=hf")
 
     async def describe(self) -> dict[str, object]:
-        """What is read, and what it says."""
-        kept = {"payload": self._cache.origin.payload, "cache": str(self._cache.path), "rows": len(self._cache)}
-        return {"class": type(self).__name__, **kept}
+        """Payload, directory and rows: for the run's summary."""
+        origin, path, rows = self._cache.origin, str(self._cache.path), len(self._cache)
+        return {"class": type(self).__name__, "payload": origin.payload, "cache": path, "rows": rows}
 
     async def close(self) -> None: ...
 
     def _cut(self, scores: TeacherScores) -> TeacherScores:
-        """The first K of more listed tokens are the K likeliest, and the tail is what they leave: as exact as all of them."""
+        """The first top_k of the listed tokens: the likeliest ones, so scores are exact for this smaller K too."""
         if scores.top_ids is None or scores.top_logprobs is None:
             return scores
         ids, logprobs = scores.top_ids[:, : self._top_k], scores.top_logprobs[:, : self._top_k]
@@ -149,48 +152,44 @@ class CachedTeacher:
 
 def require(cache: ScoreCache, rollouts: Sequence[Rollout], where: str) -> None:
     """Raise DataError unless every row is in the cache."""
-    absent = [number for number, rollout in enumerate(rollouts) if rollout not in cache]
-    if absent:
-        first = rollouts[absent[0]]
+    missing = [number for number, rollout in enumerate(rollouts) if rollout not in cache]
+    if missing:
+        first = rollouts[missing[0]]
         text = repr(first.prompt.text[:60]) if first.prompt.text else f"token ids {first.prompt.tokens[:8].tolist()}"
         raise DataError(
-            f"the cache {cache.path} lacks {len(absent)} of {len(rollouts)} rows of {where}; the first is row {absent[0]} "
+            f"the cache {cache.path} lacks {len(missing)} of {len(rollouts)} rows of {where}; the first is row {missing[0]} "
             f"({text}, {len(first.tokens)} labels). Name the same data, rendering, max_tokens and, for data.prompts, "
             "max_new_tokens (= rollout.max_new_tokens) under data.sources of minidist score, and run that first"
         )
 
 
 def check_origin(path: Path, asked: Origin, *, writing: bool = False) -> None:
-    """Raise ConfigError unless the cache at `path` serves a run that asks for these scores, or takes them in."""
-    there, name = Origin(**_read_index(path)["origin"]), f"the cache {path}"
-    other = "set another cache" if writing else "write a cache of this one with minidist score, and set teacher.cache to it"
-    live = writing or not there.weights.startswith("server:")  # what a server held is not to be seen any more
-    if there.shape != asked.shape or (live and there.weights != asked.weights):
-        fix = other if writing else f"set teacher.model to that one, or {other}"
+    """Raise ConfigError unless the cache at `path` can serve these scores to a run, or take them in if `writing`."""
+    found, name = Origin(**_read_index(path)["origin"]), f"the cache {path}"
+    other = "set another cache" if writing else "write a cache of this teacher with minidist score, and set teacher.cache to it"
+    comparable = writing or not found.weights.startswith("server:")  # the weights that a server had are unknown by now
+    if found.shape != asked.shape or (comparable and found.weights != asked.weights):
+        fix = other if writing else f"set teacher.model to that teacher, or {other}"
         raise ConfigError(
-            f"{name} holds scores of another teacher: of {there.model}, whose configuration or weights are not those of "
+            f"{name} holds scores of another teacher, {found.model}, whose configuration or weights differ from those of "
             f"teacher.model {asked.model}; {fix}"
         )
-    if there.tokenizer != asked.tokenizer:
+    if found.tokenizer != asked.tokenizer:
         raise ConfigError(f"{name} was written with another tokenizer, whose token ids mean other text; {other}")
     for field in ("payload", "dtype"):
-        ours, theirs = getattr(asked, field), getattr(there, field)
-        if ours != theirs:
-            fix = f"set teacher.{field}={theirs}, or {other}"
-            raise ConfigError(f"teacher.{field} is {ours}, and {name} was written with {theirs}; {fix}")
-    if there.vocabulary != asked.vocabulary:
+        want, have = getattr(asked, field), getattr(found, field)
+        if want != have:
+            fix = f"set teacher.{field}={have}, or {other}"
+            raise ConfigError(f"teacher.{field} is {want}, and {name} was written with {have}; {fix}")
+    if found.vocabulary != asked.vocabulary:
         raise ConfigError(
-            f"{name} holds log-probabilities over {there.vocabulary:,} token ids, and student and teacher share "
+            f"{name} holds log-probabilities over {found.vocabulary:,} token ids, and student and teacher share "
             f"{asked.vocabulary:,}; {other}"
         )
-    _check_listed(there.top_k or 0, asked.top_k or 0, name, other, writing)
-
-
-def _check_listed(there: int, asked: int, name: str, other: str, writing: bool) -> None:
-    """Fewer listed tokens are had by cutting, more are not."""
-    if asked > there or (writing and asked != there):
+    want, have = asked.top_k or 0, found.top_k or 0
+    if want > have or (writing and want != have):  # a run may use fewer tokens than the cache lists, but not more
         raise ConfigError(
-            f"teacher.top_k is {asked}, and {name} lists {there} tokens a place; set teacher.top_k={there}, or {other}"
+            f"teacher.top_k is {want}, and {name} lists {have} tokens a position; set teacher.top_k={have}, or {other}"
         )
 
 
@@ -199,7 +198,7 @@ def _read_index(path: Path) -> dict[str, Any]:
         index = json.loads((path / INDEX).read_text())
     except (OSError, ValueError):
         raise ConfigError(
-            f"there is no cache of scores at {path} ({INDEX} cannot be read); write one with minidist score"
+            f"there is no score cache at {path} ({INDEX} cannot be read); write one with minidist score"
         ) from None
     found = index.get("format") if isinstance(index, dict) else None
     if found != FORMAT:

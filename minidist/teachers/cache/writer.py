@@ -1,4 +1,4 @@
-"""Writes a cache of scores: a shard is there whole or not at all, so that whoever is stopped can go on."""
+"""Writes a score cache. A shard is complete or absent, so that an interrupted run can resume."""
 
 import fcntl
 import json
@@ -19,53 +19,53 @@ _LOCK = ".lock"
 
 
 class ScoreWriter:
-    """Adds rows to a cache, a shard at a time; what is there of the same origin stays, another origin is refused."""
+    """Adds rows to a cache, one shard at a time. Rows of the same origin stay; a cache of another origin is refused."""
 
     def __init__(self, path: Path, origin: Origin, *, shard_rows: int) -> None:
         self._path, self._origin, self._shard_rows = path, origin, shard_rows
         path.mkdir(parents=True, exist_ok=True)
         self._lock()
-        there = ScoreCache(path, mend=True) if (path / INDEX).exists() else None
-        if there is not None:
+        existing = ScoreCache(path, mend=True) if (path / INDEX).exists() else None
+        if existing is not None:
             check_origin(path, origin, writing=True)
-        self._shards = [] if there is None else list(there.shards)
-        self._hidden_dtype = "float32" if there is None else there.hidden_dtype
+        self._shards = [] if existing is None else list(existing.shards)
+        self._hidden_dtype = "float32" if existing is None else existing.hidden_dtype
         self._held: list[tuple[bytes, TeacherScores]] = []
-        self.bytes = 0 if there is None else there.bytes
-        self.there = there
-        self._turn = threading.Lock()  # a run that is stopped closes while its last rows are still being added
+        self.bytes = 0 if existing is None else existing.bytes
+        self.existing = existing
+        self._adding = threading.Lock()  # a run that is stopped closes while its last rows are still being added
         self._index()
         self._clear()
 
     def add(self, rollouts: Sequence[Rollout], scores: Sequence[TeacherScores]) -> None:
-        """Rows that are not there yet, and what the teacher says of them. Whole shards are written at once."""
-        with self._turn:
+        """Add rows that the cache lacks, with their scores. Complete shards are written immediately."""
+        with self._adding:
             self._add(rollouts, scores)
 
     def close(self) -> None:
-        """Write what is left, as a smaller shard."""
-        with self._turn:
+        """Write the remaining rows, as a smaller shard."""
+        with self._adding:
             if self._held:
                 self._write(self._held)
                 self._held = []
         self._locked.close()
 
     def _add(self, rollouts: Sequence[Rollout], scores: Sequence[TeacherScores]) -> None:
-        self._held += [(key_of(rollout), said) for rollout, said in zip(rollouts, scores, strict=True)]
+        self._held += [(key_of(rollout), scored) for rollout, scored in zip(rollouts, scores, strict=True)]
         while len(self._held) >= self._shard_rows:
             self._write(self._held[: self._shard_rows])
             del self._held[: self._shard_rows]
 
     def _write(self, rows: list[tuple[bytes, TeacherScores]]) -> None:
-        """Under another name first, and into the list only when it is there."""
-        lengths = [len(_first(said)) for _, said in rows]
+        """Write a shard under a temporary name, and list it once it is complete."""
+        lengths = [len(_first(scores)) for _, scores in rows]
         tensors: dict[str, Array] = {
             "keys": np.frombuffer(b"".join(key for key, _ in rows), dtype=np.uint8).reshape(-1, 32),
             "starts": np.cumsum([0, *lengths], dtype=np.int64),
         }
         for name in ARRAYS:
             if getattr(rows[0][1], name) is not None:
-                tensors[name] = np.concatenate([getattr(said, name) for _, said in rows])
+                tensors[name] = np.concatenate([getattr(scores, name) for _, scores in rows])
         self._hidden_dtype = rows[0][1].hidden_dtype
         number = 1 + max((int(shard["file"][7:-12]) for shard in self._shards), default=-1)
         file = self._path / f"scores-{number:05d}.safetensors"
@@ -84,7 +84,7 @@ class ScoreWriter:
         _replace(partial, self._path / INDEX)
 
     def _clear(self) -> None:
-        """What a killed process left, and shards that were damaged."""
+        """Remove files that a killed process left, and damaged shards."""
         listed = {shard["file"] for shard in self._shards}
         for file in self._path.glob("scores-*"):
             if file.name not in listed:
@@ -103,7 +103,7 @@ class ScoreWriter:
 
 
 def _first(scores: TeacherScores) -> Array:
-    """An array with one entry a token."""
+    """Any array of the scores: its first axis counts the tokens."""
     return next(array for name in ARRAYS if (array := getattr(scores, name)) is not None)
 
 

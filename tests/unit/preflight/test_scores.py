@@ -163,10 +163,10 @@ def filled(home: Path) -> Path:
 
 
 CACHED: dict[str, str] = {
-    "teacher.model={home}/other": "holds scores of another teacher: of {home}/teacher, whose configuration or weights are not",
+    "teacher.model={home}/other": "holds scores of another teacher, {home}/teacher, whose configuration or weights are not",
     "teacher.payload=top_k": "teacher.payload is top_k, and the cache {home}/filled-cache was written with hidden; set teacher",
     "teacher.dtype=bfloat16": "teacher.dtype is bfloat16, and the cache {home}/filled-cache was written with float32",
-    "teacher.cache={home}/nowhere": "there is no cache of scores at {home}/nowhere",
+    "teacher.cache={home}/nowhere": "there is no score cache at {home}/nowhere",
     "teacher.cache=null": "teacher.cache (a directory that minidist score wrote) goes with teacher.backend=cache",
     "teacher.backend=hf": "teacher.cache (a directory that minidist score wrote) goes with teacher.backend=cache",
     "rollout.max_new_tokens=6": "lacks 4 of 12 rows of data.prompts; the first is row 4 ('4=', 6 labels). Name the same data",
@@ -201,7 +201,7 @@ def test_a_damaged_cache_is_one_sentence(
 
 
 SCORING: dict[str, str] = {
-    "teacher.model={home}/other": "holds scores of another teacher: of {home}/teacher, .*; set another cache",
+    "teacher.model={home}/other": "holds scores of another teacher, {home}/teacher, .*; set another cache",
     "teacher.payload=sampled": "teacher.payload is sampled, and the cache .* written with hidden",
     "teacher.backend=cache": "teacher.cache .* goes with teacher.backend=cache",
     "teacher={{model: x, backend: cache, cache: y}}": "score asks a live teacher; set teacher.backend=hf, vllm or server",

@@ -1,4 +1,4 @@
-"""A teacher's scores on disk: what is read is what was written, to the bit, or the cache is refused in a sentence."""
+"""A teacher's scores on disk are read bit for bit as written, or the cache is refused in one sentence."""
 
 import asyncio
 import json
@@ -57,7 +57,7 @@ def write(cache: Path, origin: Origin, scores: Sequence[TeacherScores], rollouts
 
 
 def killed(cache: Path, origin: Origin, rollouts: Sequence[Rollout], scores: Sequence[TeacherScores]) -> None:
-    """Whole shards are there; what waited for more rows is gone, and so is the lock."""
+    """Complete shards exist; rows that waited for a full shard are lost, and the lock is free."""
     writer = ScoreWriter(cache, origin, shard_rows=2)
     writer.add(rollouts, scores)
     writer._locked.close()
@@ -80,17 +80,17 @@ def test_every_row_is_read_as_it_was_written(saved: Path, tmp_path: Path, option
     assert sorted(file.name for file in tmp_path.glob("scores-*")) == [f"scores-0000{n}.safetensors" for n in range(3)]
     cache = ScoreCache(tmp_path)
     assert len(cache) == 5 and cache.bytes == sum(file.stat().st_size for file in tmp_path.glob("scores-*"))
-    for place in (4, 0, 2, 1, 3):
-        assert_same_bits(cache.read(ROLLOUTS[place]), scores[place])
+    for index in (4, 0, 2, 1, 3):
+        assert_same_bits(cache.read(ROLLOUTS[index]), scores[index])
 
 
 @pytest.mark.parametrize("options", PAYLOADS, ids=str)
 def test_a_cached_teacher_is_the_live_one(saved: Path, tmp_path: Path, options: dict[str, Any]) -> None:
-    """Written in two batches, asked for in one of another order."""
+    """Written in two batches, read in one batch of another order."""
     near = 0.1 if options.get("dtype") == "bfloat16" else 1e-5
     write(tmp_path, origin(saved, **options), live(saved, ROLLOUTS[:2], **options) + live(saved, ROLLOUTS[2:], **options))
     teacher = CachedTeacher(TeacherConfig(model=str(saved), backend="cache", cache=tmp_path, **options), ScoreCache(tmp_path))
-    asked = [ROLLOUTS[place] for place in (3, 1, 4, 0, 2)]
+    asked = [ROLLOUTS[index] for index in (3, 1, 4, 0, 2)]
     for found, wanted in zip(asyncio.run(teacher.score(asked)), live(saved, asked, **options), strict=True):
         assert found.payload is wanted.payload and found.hidden_dtype == wanted.hidden_dtype
         for name in ("logprobs", "top_logprobs", "hidden"):
@@ -110,15 +110,15 @@ def test_fewer_classes_are_cut_exactly(saved: Path, tmp_path: Path) -> None:
     config = TeacherConfig(model=str(saved), backend="cache", cache=tmp_path, payload="top_k", top_k=3)
     check_origin(tmp_path, origin_of(config, tiny_renderer().tokenizer, VOCABULARY))
     found = asyncio.run(CachedTeacher(config, ScoreCache(tmp_path)).score(ROLLOUTS))
-    for ours, theirs in zip(found, live(saved, ROLLOUTS, payload="top_k", top_k=3), strict=True):
-        assert theirs.top_logprobs is not None
-        if theirs.top_logprobs[0, 0] == theirs.top_logprobs[0, 2]:
-            continue  # after the padding token all classes are alike, and any three of them the likeliest
-        assert ours.top_ids is not None and np.array_equal(ours.top_ids, theirs.top_ids)
-        assert ours.top_logprobs is not None and np.abs(ours.top_logprobs - theirs.top_logprobs).max() < 1e-5
+    for cut, expected in zip(found, live(saved, ROLLOUTS, payload="top_k", top_k=3), strict=True):
+        assert expected.top_logprobs is not None
+        if expected.top_logprobs[0, 0] == expected.top_logprobs[0, 2]:
+            continue  # after the padding token all classes are equally likely, so any three are the likeliest
+        assert cut.top_ids is not None and np.array_equal(cut.top_ids, expected.top_ids)
+        assert cut.top_logprobs is not None and np.abs(cut.top_logprobs - expected.top_logprobs).max() < 1e-5
 
 
-def test_a_key_is_of_prompt_and_answer_apart() -> None:
+def test_a_key_separates_prompt_and_answer() -> None:
     moved = replace(
         ROLLOUTS[0],
         prompt=replace(ROLLOUTS[0].prompt, tokens=np.append(ROLLOUTS[0].prompt.tokens, ROLLOUTS[0].tokens[0])),
@@ -129,18 +129,18 @@ def test_a_key_is_of_prompt_and_answer_apart() -> None:
     assert len({key_of(rollout) for rollout in ROLLOUTS}) == 5
 
 
-def test_a_killed_writer_is_gone_on_with(saved: Path, tmp_path: Path) -> None:
+def test_a_cache_of_a_killed_writer_can_be_completed(saved: Path, tmp_path: Path) -> None:
     scores, mine = live(saved, ROLLOUTS), origin(saved)
     killed(tmp_path, mine, ROLLOUTS[:3], scores[:3])
-    # Killed between a shard and its entry in the list, and while it wrote another.
+    # Killed between writing a shard and listing it, and while writing another shard.
     shutil.copy(tmp_path / "scores-00000.safetensors", tmp_path / "scores-00001.safetensors")
     (tmp_path / "scores-00007.partial").write_bytes(b"half")
     assert len(ScoreCache(tmp_path)) == 2
     writer = ScoreWriter(tmp_path, mine, shard_rows=2)
-    assert writer.there is not None
-    waiting = [place for place, rollout in enumerate(ROLLOUTS) if rollout not in writer.there]
+    assert writer.existing is not None
+    waiting = [index for index, rollout in enumerate(ROLLOUTS) if rollout not in writer.existing]
     assert waiting == [2, 3, 4]
-    writer.add([ROLLOUTS[place] for place in waiting], [scores[place] for place in waiting])
+    writer.add([ROLLOUTS[index] for index in waiting], [scores[index] for index in waiting])
     writer.close()
     cache = ScoreCache(tmp_path)
     assert [shard["rows"] for shard in cache.shards] == [2, 2, 1]
@@ -162,19 +162,25 @@ def test_a_damaged_shard_is_refused_and_mended(saved: Path, tmp_path: Path, dama
     with pytest.raises(ConfigError, match=r"scores-00001.safetensors (has changed|is missing); .* run.overwrite=true"):
         ScoreCache(tmp_path)
     writer = ScoreWriter(tmp_path, mine, shard_rows=2)
-    assert writer.there is not None and [rollout in writer.there for rollout in ROLLOUTS] == [True, True, False, False, True]
+    assert writer.existing is not None and [rollout in writer.existing for rollout in ROLLOUTS] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
     writer.add(ROLLOUTS[2:4], scores[2:4])
     writer.close()
     assert_same_bits(ScoreCache(tmp_path).read(ROLLOUTS[3]), scores[3])
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "weights": ({"weights": "sha256:0"}, "holds scores of another teacher: of .*; set teacher.model to that one, or write a"),
+    "weights": ({"weights": "sha256:0"}, "holds scores of another teacher, .*; set teacher.model to that teacher, or write a"),
     "shape": ({"shape": "0"}, "holds scores of another teacher"),
-    "tokenizer": ({"tokenizer": "0"}, "another tokenizer, whose token ids mean other text; write a cache of this one"),
+    "tokenizer": ({"tokenizer": "0"}, "another tokenizer, whose token ids mean other text; write a cache of this teacher"),
     "payload": ({"payload": "sampled", "top_k": None}, "teacher.payload is sampled, and .* top_k; set teacher.payload=top_k"),
     "dtype": ({"dtype": "bfloat16"}, "teacher.dtype is bfloat16, and .* written with float32; set teacher.dtype=float32"),
-    "more": ({"top_k": 5}, "teacher.top_k is 5, and .* lists 4 tokens a place; set teacher.top_k=4"),
+    "more": ({"top_k": 5}, "teacher.top_k is 5, and .* lists 4 tokens a position; set teacher.top_k=4"),
     "vocabulary": ({"vocabulary": 12}, "over 13 token ids, and student and teacher share 12"),
 }
 
@@ -195,11 +201,11 @@ def test_scores_of_another_kind_are_refused(saved: Path, tmp_path: Path, what: s
 def test_fewer_classes_are_not_added_to_a_cache_of_more(saved: Path, tmp_path: Path) -> None:
     mine = origin(saved, payload="top_k", top_k=4)
     write(tmp_path, mine, live(saved, ROLLOUTS, payload="top_k", top_k=4))
-    with pytest.raises(ConfigError, match=r"lists 4 tokens a place; set teacher.top_k=4, or set another cache"):
+    with pytest.raises(ConfigError, match=r"lists 4 tokens a position; set teacher.top_k=4, or set another cache"):
         ScoreWriter(tmp_path, replace(mine, top_k=3), shard_rows=2)
 
 
-def test_a_teacher_is_known_by_its_weights_not_by_its_place(saved: Path, tmp_path: Path) -> None:
+def test_a_teacher_is_identified_by_its_weights_and_not_by_its_path(saved: Path, tmp_path: Path) -> None:
     copy, other = tmp_path / "copy", tmp_path / "other"
     shutil.copytree(saved, copy)
     config = json.loads((copy / "config.json").read_text())
@@ -211,14 +217,14 @@ def test_a_teacher_is_known_by_its_weights_not_by_its_place(saved: Path, tmp_pat
     assert origin(copy).shape != origin(saved).shape
 
 
-def test_scores_of_a_server_are_known_by_shape_and_tokenizer(saved: Path, tmp_path: Path) -> None:
+def test_a_server_is_identified_by_shape_and_tokenizer(saved: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"payload": "sampled"}
-    theirs = origin(saved, backend="server", server={"url": "http://there:8000"}, **options)
-    assert theirs.weights == "server:http://there:8000"
-    write(tmp_path, theirs, live(saved, ROLLOUTS, **options))
+    served = origin(saved, backend="server", server={"url": "http://there:8000"}, **options)
+    assert served.weights == "server:http://there:8000"
+    write(tmp_path, served, live(saved, ROLLOUTS, **options))
     check_origin(tmp_path, origin(saved, backend="cache", cache=tmp_path, **options))
     with pytest.raises(ConfigError, match="another teacher"):
-        check_origin(tmp_path, replace(theirs, weights="server:http://elsewhere"), writing=True)
+        check_origin(tmp_path, replace(served, weights="server:http://elsewhere"), writing=True)
 
 
 def test_a_missing_row_is_named(saved: Path, tmp_path: Path) -> None:
@@ -230,7 +236,7 @@ def test_a_missing_row_is_named(saved: Path, tmp_path: Path) -> None:
         asyncio.run(teacher.extend([], Sampling(max_new_tokens=1)))
 
 
-def test_two_writers_do_not_meet(saved: Path, tmp_path: Path) -> None:
+def test_a_second_writer_is_refused(saved: Path, tmp_path: Path) -> None:
     writer = ScoreWriter(tmp_path, origin(saved), shard_rows=2)
     with pytest.raises(RunDirectoryError, match="another process is writing to the cache"):
         ScoreWriter(tmp_path, origin(saved), shard_rows=2)
@@ -238,8 +244,8 @@ def test_two_writers_do_not_meet(saved: Path, tmp_path: Path) -> None:
     ScoreWriter(tmp_path, origin(saved), shard_rows=2).close()
 
 
-@pytest.mark.parametrize(("text", "sentence"), [(None, "there is no cache of scores"), ('{"format": 9}', "has format 9, and")])
-def test_what_is_no_cache(tmp_path: Path, text: str | None, sentence: str) -> None:
+@pytest.mark.parametrize(("text", "sentence"), [(None, "there is no score cache"), ('{"format": 9}', "has format 9, and")])
+def test_a_directory_without_a_cache_is_refused(tmp_path: Path, text: str | None, sentence: str) -> None:
     if text is not None:
         (tmp_path / "cache.json").write_text(text)
     with pytest.raises(ConfigError, match=sentence):
