@@ -1,4 +1,4 @@
-"""Teacher-mixed sampling by turns: two vLLM engines in two actors draw from the enumerated mixture, and nothing is lost."""
+"""Teacher-mixed sampling by turns: two vLLM engines in two actors draw from the enumerated mixture, and free what they held."""
 
 import asyncio
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def written(stack: Stack, engine: Any, prompts: list[Prompt], **options: Any) ->
 
 
 def held(stack: Stack, teacher: Any) -> tuple[Any, Any]:
-    """Sequences that the two engines keep keys and values of."""
+    """The number of sequences whose keys and values each of the two engines holds."""
     student, teacher = stack.run(stack.engine.describe()), stack.run(teacher.describe())
     return student["sequences_held"], teacher["takes_turns"]["sequences_held"]
 
@@ -54,7 +54,7 @@ def held(stack: Stack, teacher: Any) -> tuple[Any, Any]:
     ],
 )
 def test_draws_follow_the_mixture(stack: Stack, teacher: Any, alpha: float, draws: int, options: dict[str, float]) -> None:
-    """Far more sequences than places; temperature and top-p act on each model before mixing."""
+    """Far more sequences than the engines hold at once; temperature and top-p act on each model before mixing."""
     prompt = stack.prompts(["b="])[0]
     engine = TurnTakingEngine(stack.engine, teacher, alpha, stack.renderer)
     rollouts = written(stack, engine, [prompt], samples=draws, **options)
@@ -70,7 +70,7 @@ def test_draws_follow_the_mixture(stack: Stack, teacher: Any, alpha: float, draw
     assert figures["mixed/teacher_s"] > 0
 
 
-def test_without_a_teacher_it_is_the_ordinary_engine(stack: Stack, teacher: Any) -> None:
+def test_with_alpha_zero_the_mixed_engine_is_the_plain_engine(stack: Stack, teacher: Any) -> None:
     prompts = stack.prompts(["hgfedcba=", "qz="])
     mixed = written(stack, TurnTakingEngine(stack.engine, teacher, 0.0, stack.renderer), prompts, samples=4, max_new_tokens=20)
     plain = written(stack, stack.engine, prompts, samples=4, max_new_tokens=20)
@@ -79,7 +79,7 @@ def test_without_a_teacher_it_is_the_ordinary_engine(stack: Stack, teacher: Any)
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_what_is_kept_between_turns_is_right(stack: Stack, teacher: Any, swapped: bool) -> None:
+def test_keys_and_values_kept_between_turns_give_the_right_logprobs(stack: Stack, teacher: Any, swapped: bool) -> None:
     """The log-probabilities of a long sequence's own tokens are those of one forward pass; swapped, the teacher's are."""
     sides = (teacher, stack.engine) if swapped else (stack.engine, teacher)
     model = model_at(stack.teacher_path if swapped else stack.student)
@@ -100,8 +100,8 @@ def test_what_is_kept_between_turns_is_right(stack: Stack, teacher: Any, swapped
         assert rollout.text == stack.renderer.decode(rollout.tokens)
 
 
-def test_others_write_at_the_same_time(stack: Stack, teacher: Any) -> None:
-    """A plain call and two mixtures share the engines, and none disturbs another; a sample is its seeds alone."""
+def test_concurrent_calls_do_not_disturb_each_other(stack: Stack, teacher: Any) -> None:
+    """A plain call and two mixtures share the engines; each sample depends on its seed alone."""
     prompts = stack.prompts(["hgfedcba=", "qz=", "hello="])
     mixed = TurnTakingEngine(stack.engine, teacher, 0.4, stack.renderer)
     pool = Engines([TurnTakingEngine(each, teacher, 0.4, stack.renderer, sharing=2) for each in stack.engines.members])
@@ -133,8 +133,8 @@ def test_a_cancelled_call_leaves_nothing(stack: Stack, teacher: Any) -> None:
     assert held(stack, teacher) == (0, 0)
 
 
-def test_new_weights_write_what_comes_next(stack: Stack, teacher: Any, tmp_path: Path) -> None:
-    """Nothing that was computed with the old ones is left."""
+def test_new_weights_write_the_next_text(stack: Stack, teacher: Any, tmp_path: Path) -> None:
+    """No keys and values of the old weights remain."""
     prompt = stack.prompts(["b="])[0]
     engine = TurnTakingEngine(stack.engine, teacher, 0.3, stack.renderer)
     other = save_model(tmp_path, SHAPE, 7).eval()

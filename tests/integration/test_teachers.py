@@ -1,4 +1,4 @@
-"""Teachers that transformers does not run say what transformers says: vLLM in two processes, and a vLLM server."""
+"""Teachers in vLLM, split over two processes and behind a server, give the scores of transformers."""
 
 import asyncio
 import os
@@ -51,22 +51,22 @@ def config(path: Path, **fields: Any) -> TeacherConfig:
 
 
 def local(stack: Stack, path: Path) -> list[TeacherScores]:
-    """What transformers says, of every class."""
+    """The scores of transformers for every class."""
     teacher = HFTeacher(config(path), stack.renderer, vocabulary=None)
     return asyncio.run(teacher.score(ROLLOUTS))
 
 
 def same(found: list[TeacherScores], reference: list[TeacherScores], classes: int, vocabulary: int = VOCABULARY) -> None:
     """The tokens' own log-probabilities, and the likeliest `classes` below `vocabulary`, are the reference's."""
-    for ours, theirs in zip(found, reference, strict=True):
-        assert ours.logprobs is not None and theirs.top_ids is not None and theirs.top_logprobs is not None
-        assert np.abs(ours.logprobs - theirs.logprobs).max() < EXACT
+    for scores, expected in zip(found, reference, strict=True):
+        assert scores.logprobs is not None and expected.top_ids is not None and expected.top_logprobs is not None
+        assert np.abs(scores.logprobs - expected.logprobs).max() < EXACT
         if not classes:
-            assert ours.top_ids is None
+            assert scores.top_ids is None
             continue
-        real = np.argsort(theirs.top_ids >= vocabulary, axis=1, kind="stable")[:, :classes]
-        assert ours.top_ids is not None and (ours.top_ids == np.take_along_axis(theirs.top_ids, real, 1)).all()
-        assert np.abs(ours.top_logprobs - np.take_along_axis(theirs.top_logprobs, real, 1)).max() < EXACT
+        real = np.argsort(expected.top_ids >= vocabulary, axis=1, kind="stable")[:, :classes]
+        assert scores.top_ids is not None and (scores.top_ids == np.take_along_axis(expected.top_ids, real, 1)).all()
+        assert np.abs(scores.top_logprobs - np.take_along_axis(expected.top_logprobs, real, 1)).max() < EXACT
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ CASES = [("sampled", 1, None), ("top_k", 5, None), ("top_k", 99, None), ("top_k"
 
 
 @pytest.mark.parametrize(("payload", "top_k", "vocabulary"), CASES)
-def test_a_split_vllm_teacher_says_what_transformers_says(
+def test_a_split_vllm_teacher_gives_the_scores_of_transformers(
     stack: Stack, split: Any, reference: list[TeacherScores], payload: str, top_k: int, vocabulary: int | None
 ) -> None:
     settings = config(stack.student, backend="vllm", payload=payload, top_k=top_k)
@@ -100,7 +100,7 @@ def test_a_split_vllm_teacher_says_what_transformers_says(
     same(found, reference, min(top_k, width) if payload == "top_k" else 0, width)
 
 
-def test_a_split_model_writes_what_the_whole_one_writes(stack: Stack, split: Any) -> None:
+def test_a_split_model_writes_the_text_of_the_whole_model(stack: Stack, split: Any) -> None:
     stack.run(stack.engine.load(stack.student))
     stack.run(split.adjust(config(stack.student, backend="vllm", payload="sampled"), None))
     prompts = stack.prompts(["abc", "zyxw", "q", "hello"])
@@ -124,7 +124,7 @@ def test_new_weights_reach_every_part(stack: Stack, split: Any, reference: list[
     same(stack.run(split.score(ROLLOUTS)), reference, VOCABULARY)
 
 
-def test_the_processes_of_a_killed_teacher_end_and_leave_nothing(stack: Stack, split: Any) -> None:
+def test_the_processes_of_a_killed_teacher_end_and_free_their_memory(stack: Stack, split: Any) -> None:
     actor, *others = stack.run(split.processes())
     assert len(others) >= 2
     mapped = {line.split()[4] for pid in others for line in maps(pid) if "/dev/shm/" in line}
@@ -166,14 +166,14 @@ def served(server: Live, **fields: Any) -> TeacherConfig:
 
 
 @pytest.mark.parametrize(("payload", "top_k"), [("sampled", 1), ("top_k", 5), ("top_k", 99)])
-def test_a_server_says_what_transformers_says(
+def test_a_server_gives_the_scores_of_transformers(
     stack: Stack, server: Live, reference: list[TeacherScores], payload: str, top_k: int
 ) -> None:
     found = ask(stack, server, lambda teacher: teacher.score(ROLLOUTS), payload=payload, top_k=top_k)
     same(found, reference, min(top_k, VOCABULARY) if payload == "top_k" else 0)
 
 
-def test_what_a_server_writes_it_scores_the_same(stack: Stack, server: Live) -> None:
+def test_a_server_scores_its_samples_as_it_sampled_them(stack: Stack, server: Live) -> None:
     async def write(teacher: ServerTeacher) -> tuple[list[Rollout], list[Rollout], list[TeacherScores]]:
         prompts = stack.prompts(["abc", "zyxw", "q", "hello"])
         written = await teacher.extend(prompts, SAMPLING)
@@ -188,7 +188,7 @@ def test_what_a_server_writes_it_scores_the_same(stack: Stack, server: Live) -> 
         assert scored.logprobs is not None and np.abs(rollout.logprobs - scored.logprobs).max() < EXACT
 
 
-def test_a_server_is_looked_at_before_a_run(stack: Stack, server: Live) -> None:
+def test_a_server_is_checked_before_a_run(stack: Stack, server: Live) -> None:
     options: dict[str, Any] = {"prompt": stack.prompts(["abc"])[0], "width": VOCABULARY, "vocabulary": VOCABULARY}
     assert check_server(served(server), stack.renderer, tokens=MAX_TOKENS, **options) == [
         f"teacher served as teacher at {server.url}"

@@ -1,4 +1,4 @@
-"""A server of a few lines that answers like vLLM's, over real HTTP; a test may have it answer otherwise."""
+"""A small server that answers like vLLM's, over real HTTP; a test may change its answers."""
 
 import json
 import threading
@@ -17,24 +17,24 @@ Reply = tuple[int, dict[str, str], Any]
 
 
 def table(sequence: list[int], position: int) -> np.ndarray:
-    """Log-probabilities over the padded vocabulary of the token at `position`: other ones for every prefix."""
+    """Log-probabilities over the padded vocabulary of the token at `position`, different for every prefix."""
     logits = np.random.default_rng(sequence[:position]).normal(size=PADDED) * 2
     return logits - np.log(np.exp(logits).sum())
 
 
-def told(sequence: list[int], classes: int) -> list[Any]:
-    """prompt_logprobs as vLLM writes them: the sequence's own token first, then the likeliest."""
+def prompt_logprobs(sequence: list[int], classes: int) -> list[Any]:
+    """prompt_logprobs as vLLM returns them: the token of the sequence first, then the likeliest."""
     positions: list[Any] = [None]
-    for place in range(1, len(sequence)):
-        line = table(sequence, place)
-        order = [sequence[place], *np.argsort(-line)[:classes].tolist()]
+    for position in range(1, len(sequence)):
+        line = table(sequence, position)
+        order = [sequence[position], *np.argsort(-line)[:classes].tolist()]
         ranks = {int(token): rank for rank, token in enumerate(np.argsort(-line), start=1)}
         positions.append({str(token): {"logprob": float(line[token]), "rank": ranks[token]} for token in order})
     return positions
 
 
 class Server:
-    """Answers like vLLM; `behave` may answer a request in another way, given its body and number."""
+    """Answers like vLLM; `behave` may replace the answer to a request, given its body and number."""
 
     def __init__(self) -> None:
         self.behave: Callable[[dict[str, Any], int], Reply | None] = lambda body, number: None
@@ -92,15 +92,15 @@ class Server:
             return 200, {}, {"tokens": tiny_renderer().tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]}
         if "prompt_logprobs" not in body:
             tokens = [1 + body["seed"] % 11, 5, 0]
-            said = {"token_logprobs": [-0.5, -1.5, -2.5]}
-            return 200, {}, {"choices": [{"token_ids": tokens, "logprobs": said, "finish_reason": "stop"}]}
+            logprobs = {"token_logprobs": [-0.5, -1.5, -2.5]}
+            return 200, {}, {"choices": [{"token_ids": tokens, "logprobs": logprobs, "finish_reason": "stop"}]}
         if (asked := body["prompt_logprobs"]) > CAP:
             return (
                 400,
                 {},
                 {"error": {"message": f"Requested prompt logprobs of {asked}, which is greater than max allowed: {CAP}"}},
             )
-        return 200, {}, {"choices": [{"prompt_logprobs": told(body["prompt"], asked)}]}
+        return 200, {}, {"choices": [{"prompt_logprobs": prompt_logprobs(body["prompt"], asked)}]}
 
     def close(self) -> None:
         self._server.shutdown()
@@ -110,10 +110,10 @@ class Server:
 def config(
     model: str, server: Server, *, payload: Any = "top_k", top_k: int = 4, served: str | None = None, **fields: Any
 ) -> TeacherConfig:
-    there = ServerConfig(url=server.url, model=served, **fields)
-    return TeacherConfig(model=model, backend="server", server=there, payload=payload, top_k=top_k)
+    settings = ServerConfig(url=server.url, model=served, **fields)
+    return TeacherConfig(model=model, backend="server", server=settings, payload=payload, top_k=top_k)
 
 
 def refused(status: int, headers: dict[str, str] | None = None, times: int = 1) -> Callable[[dict[str, Any], int], Any]:
-    """The first requests are answered with a status."""
+    """A behaviour that answers the first `times` requests with an error status."""
     return lambda body, number: (status, headers or {}, {"error": {"message": "go away"}}) if number < times else None

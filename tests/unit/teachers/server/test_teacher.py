@@ -52,7 +52,7 @@ def ask(config: TeacherConfig, call: Callable[[ServerTeacher], Awaitable[T]], vo
 def expected(rollout: Rollout) -> np.ndarray:
     """The server's log-probabilities [T, padded vocabulary] at a rollout's tokens."""
     sequence, start = [*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()], len(rollout.prompt.tokens)
-    return np.array([table(sequence, place) for place in range(start, len(sequence))])
+    return np.array([table(sequence, position) for position in range(start, len(sequence))])
 
 
 @pytest.mark.parametrize(("payload", "top_k"), [("sampled", 4), ("top_k", 1), ("top_k", 4), ("top_k", 99)])
