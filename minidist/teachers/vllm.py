@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer
-from minidist.models.files import resolve
 from minidist.models.heads import vocabulary_size
 from minidist.models.hub import context_length, load_config
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
@@ -16,15 +15,12 @@ from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
 def teacher_settings(config: TeacherConfig, *, max_tokens: int | None, on_gpu: bool, tensor_parallel: int = 1) -> VLLMSettings:
     """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context."""
-    return VLLMSettings(
-        model=resolve(config.model or "", "teacher.model"),
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
+    return VLLMSettings.of(
+        config,
+        "teacher.model",
+        config,
         # vLLM needs room for one more token to score a sequence.
         max_tokens=(max_tokens or context_length(load_config(config, "teacher.model"))) + 1,
-        max_sequences=config.max_sequences,
-        kv_cache_gib=config.kv_cache_gib,
-        gpu_memory_utilization=config.gpu_memory_utilization,
         on_gpu=on_gpu,
         tensor_parallel=tensor_parallel,
         batch_tokens=max(config.batch_tokens, config.max_sequences),

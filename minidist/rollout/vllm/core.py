@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 
 from minidist.concurrency import Worker
-from minidist.config.models import DType
+from minidist.config.models import DType, ModelConfig
+from minidist.config.rollout import RolloutConfig
+from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import RoleError
+from minidist.models.files import resolve
 from minidist.rollout.ngrams import OPTION
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
@@ -56,6 +59,19 @@ class VLLMSettings:
     max_logprobs: int = 1
     prefix_caching: bool | None = None
     ngrams: bool = False
+
+    @classmethod
+    def of(cls, config: ModelConfig, where: str, limits: RolloutConfig | TeacherConfig, **fields: Any) -> "VLLMSettings":
+        """Settings from a model's section `where` and the limits of its role; `fields`: other fields, by name."""
+        return cls(
+            model=resolve(config.model or "", where),
+            dtype=config.dtype,
+            trust_remote_code=config.trust_remote_code,
+            max_sequences=limits.max_sequences,
+            kv_cache_gib=limits.kv_cache_gib,
+            gpu_memory_utilization=limits.gpu_memory_utilization,
+            **fields,
+        )
 
 
 class VLLMCore:

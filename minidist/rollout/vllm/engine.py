@@ -10,29 +10,17 @@ from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.data.rendering import Renderer
 from minidist.models.arrays import to_tensor
-from minidist.models.files import resolve
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
 from minidist.rollout.vllm.sessions import TurnTaker
 from minidist.types import Prompt, Rollout, Sampling, Weights
 
 
-def student_settings(
-    config: ModelConfig, rollout: RolloutConfig, *, max_tokens: int, deterministic: bool = False, **limits: Any
-) -> VLLMSettings:
-    """A student's vLLM engine. `max_tokens`: its longest sequence; `limits`: other fields of VLLMSettings."""
-    return VLLMSettings(
-        model=resolve(config.model or "", "student.model"),
-        dtype=config.dtype,
-        trust_remote_code=config.trust_remote_code,
-        max_tokens=max_tokens,
-        max_sequences=rollout.max_sequences,
-        kv_cache_gib=rollout.kv_cache_gib,
-        gpu_memory_utilization=rollout.gpu_memory_utilization,
-        # Prefixes cached by earlier calls would decide which keys and values are computed anew.
-        prefix_caching=False if deterministic else None,
-        ngrams=rollout.no_repeat_ngram_size is not None,
-        **limits,
-    )
+def student_settings(config: ModelConfig, rollout: RolloutConfig, *, deterministic: bool, **fields: Any) -> VLLMSettings:
+    """A student's vLLM engine; `fields`: other fields of VLLMSettings, by name."""
+    # Prefixes cached by earlier calls would decide which keys and values are computed anew.
+    caching = False if deterministic else None
+    ngrams = rollout.no_repeat_ngram_size is not None
+    return VLLMSettings.of(config, "student.model", rollout, prefix_caching=caching, ngrams=ngrams, **fields)
 
 
 class VLLMEngine(TurnTaker):
