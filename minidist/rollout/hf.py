@@ -89,6 +89,7 @@ def sample(
     """
 
     def decode(jobs: list[Job]) -> list[Rollout]:
+        decoded = _decode(model, jobs, sampling, renderer.eos, vocabulary)
         return [
             Rollout.written(
                 prompt,
@@ -99,9 +100,7 @@ def sample(
                 sample=number,
                 text=renderer.decode(np.asarray(tokens)),
             )
-            for (prompt, number), (tokens, logprobs) in zip(
-                jobs, _decode(model, jobs, sampling, renderer.eos, vocabulary), strict=True
-            )
+            for (prompt, number), (tokens, logprobs) in zip(jobs, decoded, strict=True)
         ]
 
     return by_length(sampling.jobs(prompts), _ROWS, decode)

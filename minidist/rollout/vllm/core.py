@@ -88,10 +88,9 @@ class VLLMCore:
         # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
         self._engine = self._worker.run_now(_make_engine, settings)
         self._shared = hide_shared_memory() if settings.tensor_parallel > 1 else []
-        self.width = int(self._engine.vllm_config.model_config.get_vocab_size())
-        """Rows of the softmax, padding included."""
+        width = int(self._engine.vllm_config.model_config.get_vocab_size())  # classes of the softmax, padding included
         # Ids beyond the shared vocabulary are padding, which the learner slices off: the engine must not sample them.
-        self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < self.width else None
+        self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < width else None
         self._sessions = Sessions(self._engine, renderer.eos, self._allowed)
 
     async def write(self, prompts: Sequence[Prompt], sampling: Sampling, *, version: int) -> list[Rollout]:
@@ -102,7 +101,7 @@ class VLLMCore:
         from vllm import SamplingParams
 
         blocked = sampling.no_repeat_ngram_size
-        assert blocked is None or self._blocks_ngrams, "an engine that shall block n-grams is started with ngrams=True"
+        assert blocked is None or self._blocks_ngrams, "only an engine started with ngrams=True blocks n-grams"
         jobs = sampling.jobs(prompts)
         parameters = [
             SamplingParams(
