@@ -1,4 +1,4 @@
-"""Roles of a few honest lines: a student that is a table of next-token logits, and a teacher that is another."""
+"""Small fake roles: student and teacher are tables of next-token logits."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +19,7 @@ def table_logprobs(table: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
 
 
 class TableEngine:
-    """Writes the table's likeliest tokens; holds whatever weights it was last given."""
+    """Writes the likeliest tokens of the table that was loaded last."""
 
     def __init__(self, table: np.ndarray, calls: list[str] | None = None) -> None:
         self.table, self._version, self.calls = table.copy(), 0, [] if calls is None else calls
@@ -71,7 +71,7 @@ class TableTeacher:
 
 
 class TableLearner:
-    """Makes tokens likelier that the teacher finds likelier than the student does."""
+    """Raises the logits of tokens that are likelier under the teacher than under the student."""
 
     def __init__(self, table: np.ndarray, calls: list[str] | None = None) -> None:
         self.table, self.version, self.calls = table.copy(), 0, [] if calls is None else calls

@@ -1,4 +1,4 @@
-"""The law of teacher-mixed sampling, written out: every short sequence with its probability, and draws held against it."""
+"""The exact distribution of teacher-mixed sampling over all short sequences, and a test of draws against it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def _tables(
     top_p: float,
     vocabulary: int | None,
 ) -> np.ndarray:
-    """Probabilities [prefixes, V] of the next token, warped in the plainest way."""
+    """Probabilities [prefixes, V] of the next token, truncated naively."""
     ids = torch.tensor([[*prompt.tokens.tolist(), *prefix] for prefix in prefixes])
     tables = (model(ids).logits[:, -1, :vocabulary].double() / temperature).softmax(-1).numpy()
     for table in tables:
@@ -59,9 +59,9 @@ def _tables(
 
 
 def p_value(expected: Law, rollouts: Sequence[Rollout]) -> float:
-    """Of Pearson's chi-square test that the rollouts are draws of the law.
+    """The p-value of Pearson's chi-square test that the rollouts are draws from `expected`.
 
-    Sequences of fewer than 5 expected draws share a cell with those of like tokens, so that no position goes unseen.
+    Sequences with fewer than 5 expected draws share a cell with sequences of similar tokens, so that every position is tested.
     """
     drawn = Counter(tuple(rollout.tokens.tolist()) for rollout in rollouts)
     assert drawn.keys() <= {sequence for sequence, probability in expected.items() if probability > 0}, "impossible draws"
@@ -85,5 +85,5 @@ def p_value(expected: Law, rollouts: Sequence[Rollout]) -> float:
 
 
 def _like(sequence: tuple[int, ...]) -> tuple[str, ...]:
-    """A coarser cell: each token's id modulo 4."""
+    """A coarser cell: each token id modulo 4."""
     return tuple(f"~{token % 4}" for token in sequence)

@@ -35,17 +35,17 @@ def random_rollouts(lengths: Sequence[tuple[int, int]], *, seed: int = 0, vocabu
     """Rollouts of random tokens, prompt and answer of the given lengths."""
     rng = np.random.default_rng(seed)
     rollouts = []
-    for row, (given, written) in enumerate(lengths):
-        prompt = Prompt(row, rng.integers(0, vocabulary, given, dtype=np.int32), f"prompt {row}")
-        tokens = rng.integers(0, vocabulary, written, dtype=np.int32)
-        zeros = np.zeros(written)
+    for row, (prompt_length, answer_length) in enumerate(lengths):
+        prompt = Prompt(row, rng.integers(0, vocabulary, prompt_length, dtype=np.int32), f"prompt {row}")
+        tokens = rng.integers(0, vocabulary, answer_length, dtype=np.int32)
+        zeros = np.zeros(answer_length)
         rollouts.append(Rollout(prompt, tokens, zeros.astype(np.float32), zeros.astype(np.int32), Finish.LENGTH))
     return rollouts
 
 
 @torch.no_grad()
 def hidden_scores(teacher: PreTrainedModel, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
-    """What a teacher that hands out hidden states says of the rollouts, one row at a time."""
+    """A teacher's hidden states of the rollouts, one row at a time."""
     scores = []
     for rollout in rollouts:
         ids = torch.tensor(np.concatenate([rollout.prompt.tokens, rollout.tokens])[None].astype(np.int64))

@@ -1,4 +1,4 @@
-"""The reference sampler: exact distributions, honest log-probabilities, seeds that belong to samples."""
+"""The reference sampler: exact distributions, log-probabilities of the sampled distribution, one seed a sample."""
 
 import asyncio
 from itertools import pairwise
@@ -32,7 +32,7 @@ def written(model: PreTrainedModel, prompts: list[Prompt], **options: Any) -> li
 
 @torch.no_grad()
 def exact(model: PreTrainedModel, tokens: np.ndarray, *, temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
-    """Probabilities [S, V] after each token, warped in the plainest way: sort, keep the smallest set that reaches top_p."""
+    """Probabilities [S, V] after each token, truncated naively: sort, keep the smallest set that reaches top_p."""
     table = (model(torch.tensor(tokens[None].astype(np.int64))).logits[0].double() / temperature).softmax(-1)
     for line in table:
         mass, kept = 0.0, []
@@ -58,8 +58,8 @@ def test_greedy_equals_generate(kind: str) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_no_ngram_twice_as_in_transformers(size: int) -> None:
-    """Greedy, against `generate`; the prompt's n-grams count, rows of uneven length do not mix."""
+def test_ngrams_are_blocked_as_in_transformers(size: int) -> None:
+    """Greedy, against `generate`; n-grams of the prompt count, and rows of different length do not mix."""
     model, prompts = tiny_model(), made_prompts(2, 9, 4, 20)
     plain = [rollout.tokens.tolist() for rollout in written(model, prompts, temperature=0.0)]
     blocked = written(model, prompts, temperature=0.0, no_repeat_ngram_size=size)
@@ -71,7 +71,7 @@ def test_no_ngram_twice_as_in_transformers(size: int) -> None:
         assert rollout.tokens.tolist() == expected[0, ids.shape[1] :].tolist()
 
 
-def test_blocked_samples_have_the_log_probabilities_of_what_is_left() -> None:
+def test_blocked_samples_have_the_logprobs_of_the_remaining_tokens() -> None:
     model = tiny_model()
     for rollout in written(model, made_prompts(4, 9), samples=4, no_repeat_ngram_size=2):
         whole = [*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()]
@@ -97,7 +97,7 @@ def test_logprobs_are_of_the_sampled_distribution(kind: str, temperature: float,
         assert np.abs(rollout.logprobs - wanted.numpy()).max() < 1e-4
 
 
-def test_same_seed_same_samples_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_seed_gives_the_same_samples_in_any_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = tiny_model(), made_prompts(2, 7, 4, 5)
     together = written(model, prompts, samples=2)
     assert [rollout.tokens.tolist() for rollout in written(model, prompts, samples=2)] == [r.tokens.tolist() for r in together]
@@ -110,7 +110,7 @@ def test_same_seed_same_samples_whatever_the_batch(monkeypatch: pytest.MonkeyPat
             assert np.abs(left.logprobs - right.logprobs).max() < 1e-4
 
 
-def test_samples_steps_and_seeds_differ() -> None:
+def test_samples_of_different_numbers_and_seeds_differ() -> None:
     model, prompts = tiny_model(), made_prompts(5, 5)
     one, two, *_ = written(model, prompts, samples=2)
     assert one.tokens.tolist() != two.tokens.tolist()
@@ -119,14 +119,14 @@ def test_samples_steps_and_seeds_differ() -> None:
     assert all(0 <= sample_seed(0, row, 0) < 1 << 31 for row in range(99))
 
 
-def test_order_is_prompts_then_samples() -> None:
+def test_rollouts_are_ordered_by_prompt_then_sample() -> None:
     rollouts = written(tiny_model(), made_prompts(9, 2, 5), samples=2)
     assert [(rollout.prompt.row, rollout.sample) for rollout in rollouts] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
     assert all((rollout.versions == 3).all() and len(rollout.versions) == len(rollout.tokens) for rollout in rollouts)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9)])
-def test_frequencies_are_the_probabilities(temperature: float, top_p: float) -> None:
+def test_frequencies_of_samples_are_their_probabilities(temperature: float, top_p: float) -> None:
     model, prompts, count = tiny_model(), made_prompts(4), 3000
     rollouts = written(model, prompts, samples=count, max_new_tokens=1, temperature=temperature, top_p=top_p)
     seen = np.bincount([int(rollout.tokens[0]) for rollout in rollouts], minlength=VOCABULARY)
@@ -142,7 +142,7 @@ def test_frequencies_are_the_probabilities(temperature: float, top_p: float) -> 
     assert statistic < freedom + 4 * (2 * freedom) ** 0.5, "four standard deviations of chi-square"
 
 
-def test_eos_ends_and_the_limit_truncates() -> None:
+def test_the_end_of_sequence_token_ends_and_the_limit_truncates() -> None:
     rollouts = written(tiny_model(), made_prompts(2, 7, 4, 5), samples=8, max_new_tokens=10)
     assert {rollout.finish for rollout in rollouts} == {Finish.STOP, Finish.LENGTH}
     for rollout in rollouts:
