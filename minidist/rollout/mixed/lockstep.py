@@ -76,8 +76,10 @@ def sample_mixed(
     def decode(jobs: list[Job]) -> list[Rollout]:
         uniforms = np.stack([_uniforms(sampling, prompt.row, number) for prompt, number in jobs])
         warped = partial(warp, sampling=sampling, vocabulary=vocabulary)
-        models = (_Model(model, [prompt for prompt, _ in jobs], warped) for model in (mixture.student, mixture.teacher))
-        tokens, logprobs, coins = _decode(*models, mixture.alpha, torch.from_numpy(uniforms), renderer.eos)
+        student, teacher = (
+            _Model(model, [prompt for prompt, _ in jobs], warped) for model in (mixture.student, mixture.teacher)
+        )
+        tokens, logprobs, coins = _decode(student, teacher, mixture.alpha, torch.from_numpy(uniforms), renderer.eos)
         rows = zip(jobs, tokens, logprobs, coins, strict=True)
         return [_rollout(job, *row, renderer=renderer, version=version) for job, *row in rows]
 
