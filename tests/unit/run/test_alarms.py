@@ -239,7 +239,7 @@ def test_an_alarm_ends_a_run_which_goes_on_without_it(
         assert distil(models, "stopped", monkeypatch, *stop) == 1
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("minidist: stopped by an alarm of canaries.stop_on: truncated answers at step ")
-        assert "(canaries.alarm_truncated)" in last and last.endswith("and give the same command")
+        assert "(canaries.alarm_truncated)" in last and last.endswith("and give the same command again")
         assert (directory / "checkpoints" / f"step_{step:06d}" / "state.json").is_file()
         assert len(numbers(directory)) == step and not (directory / "final").exists()
         assert f"checkpoint after {step} steps written" in (directory / "log.txt").read_text()
