@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 from minidist.types import Batch, Measures, Probe, Prompt, Rollout, Sampling, Stream, TeacherScores, Update, Weights
 
@@ -106,12 +106,43 @@ class WeightTransfer(Protocol):
 
 
 class ExperienceSource(Protocol):
-    """Where batches come from."""
+    """Where batches come from. A source without state keeps the defaults."""
 
-    async def next(self, step: int) -> Batch: ...
+    async def next(self, step: int) -> Batch:
+        """The batch of step `step`."""
+        ...
 
-    def observe(self, evaluation: dict[str, float]) -> None: ...
+    def observe(self, evaluation: dict[str, float]) -> None:
+        """Take note of the figures of an evaluation."""
 
-    def state_dict(self) -> dict[str, object]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the seed and the step."""
+        return {}
 
-    def load_state_dict(self, state: dict[str, object]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state_dict()`."""
+
+
+class Text(Protocol):
+    """The text of a stream: whose it is, and how it is drawn. Kinds override the defaults that do not hold for them."""
+
+    rows_per_update: ClassVar[bool] = False
+    """Whether `draw` returns rows for each optimizer step on the collection, one after another; else all steps share them."""
+
+    async def draw(self, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """The rollouts of step `step`; where the text answers the step's `prompts`, in their order."""
+        ...
+
+    async def figures(self) -> dict[str, float]:
+        """Metrics of the last `draw`."""
+        return {}
+
+    def observe(self, evaluation: dict[str, float]) -> None:
+        """Take note of the figures of an evaluation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the seed and the step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], prompts: Sequence[Prompt]) -> None:
+        """Restore `state_dict()`; `prompts` are all prompts of the run."""

@@ -1,57 +1,63 @@
-"""Rollouts and answers to streams, streams to flat micro-batches. The one place where labels are shifted."""
+"""Rollouts to streams, streams to flat micro-batches. The only module that shifts labels.
+
+Axes: S positions of a row, L loss tokens, N tokens of a micro-batch.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
-from minidist.data.sources import Example
-from minidist.types import Array, Credit, Finish, Prompt, Rollout, Row, Stream, TeacherScores, Writer
+from minidist.types import Array, Credit, Rollout, Row, Stream, TeacherScores
+
+PerToken = TypeVar("PerToken", TeacherScores, Credit)
 
 
 def collate(
-    name: str, rollouts: Sequence[Rollout], scores: Sequence[TeacherScores] | None, *, objective: str, weight: float = 1.0
-) -> Stream:
-    """A stream of the rollouts' generated tokens, each with its teacher scores, if it has any."""
-    rows = tuple(
-        _row(np.concatenate([rollout.prompt.tokens, rollout.tokens]), len(rollout.prompt.tokens), scored)
-        for rollout, scored in zip(rollouts, scores or [None] * len(rollouts), strict=True)
-    )
-    return Stream(name, rows, objective, sum(len(row.labels) for row in rows), weight)
-
-
-def collate_examples(
     name: str,
-    examples: Sequence[Example],
+    rollouts: Sequence[Rollout],
     scores: Sequence[TeacherScores] | None = None,
     *,
-    objective: str,
+    objective: str | None = None,
     weight: float = 1.0,
 ) -> Stream:
-    """A stream of given text: answers after their prompts, or plain text."""
-    given = scores or [None] * len(examples)
-    rows = tuple(_row(example.tokens, example.start, scored) for example, scored in zip(examples, given, strict=True))
-    return Stream(name, rows, objective, sum(len(row.labels) for row in rows), weight)
+    """A stream of the rollouts' generated tokens, with a teacher's `scores` of each rollout if it was scored.
+
+    The generated tokens are the labels: the model's output at position s - 1 predicts the token at position s. `objective`:
+    name of the stream's objective; None: the name of the stream.
+
+    >>> prompt = Prompt(0, np.array([5, 6, 7]), "")
+    >>> rollout = Rollout(prompt, np.array([8, 9]), None, np.array([0, 0]), Finish.STOP)
+    >>> stream = collate("main", [rollout])
+    >>> row = stream.rows[0]
+    >>> row.tokens.tolist(), row.outputs.tolist(), row.labels.tolist(), stream.loss_tokens
+    ([5, 6, 7, 8, 9], [2, 3], [8, 9], 2)
+    """
+    pairs = zip(rollouts, scores or [None] * len(rollouts), strict=True)
+    rows = tuple(_row(rollout, row_scores) for rollout, row_scores in pairs)
+    return Stream(name, rows, name if objective is None else objective, _loss_tokens(rows), weight)
 
 
-def as_rollout(example: Example) -> Rollout:
-    """Given text in the shape a teacher scores: what is given is the prompt, the labels are the answer."""
-    prompt, labels = Prompt(0, example.tokens[: example.start], ""), example.tokens[example.start :]
-    versions = np.full(len(labels), -1, dtype=np.int32)
-    return Rollout(prompt, labels, None, versions, Finish.STOP, writer=Writer.DATASET)
+def _row(rollout: Rollout, scores: TeacherScores | None) -> Row:
+    tokens_S, start = np.concatenate([rollout.prompt.tokens, rollout.tokens]), len(rollout.prompt.tokens)
+    labels_L = tokens_S[start:]
+    for values in _arrays(scores).values() if scores else ():
+        assert len(values) == len(labels_L), "per-token arrays must have one entry a generated token"
+    return Row(tokens_S, np.arange(start - 1, len(tokens_S) - 1, dtype=np.int64), labels_L.astype(np.int64), scores)
 
 
-def _row(tokens: Array, start: int, scores: TeacherScores | None = None) -> Row:
-    """The shift: the output at position s - 1 predicts the token at position s, for every s from `start` on."""
-    labels = tokens[start:]
-    taught = (scores.logprobs, scores.top_ids, scores.top_logprobs, scores.hidden) if scores else ()
-    for values in taught:
-        assert values is None or len(values) == len(labels), "per-token arrays must have one entry a generated token"
-    return Row(tokens, np.arange(start - 1, len(tokens) - 1, dtype=np.int64), labels.astype(np.int64), scores)
+def _loss_tokens(rows: Sequence[Row]) -> int:
+    return sum(len(row.labels) for row in rows)
+
+
+def _with_rows(stream: Stream, rows: tuple[Row, ...]) -> Stream:
+    """The stream with other rows, and their own count of loss tokens."""
+    return replace(stream, rows=rows, loss_tokens=_loss_tokens(rows))
 
 
 def share_out(lengths: Sequence[int], ranks: int) -> list[list[int]]:
-    """Which rows each rank gets, in order: the longest first, each to the rank with the fewest tokens so far.
+    """Indices of the rows of each rank, ascending: the longest row first, each to the rank with the fewest tokens so far.
 
     >>> share_out([3, 9, 4, 4], 2)
     [[1], [0, 2, 3]]
@@ -64,50 +70,45 @@ def share_out(lengths: Sequence[int], ranks: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def idle(row: Row) -> Row:
-    """The row's first token without any label: a pass over it computes everything and counts for nothing."""
-    scores = row.scores
-    if scores is not None:
-        cut = {
-            name: value[:0]
-            for name in ("logprobs", "top_ids", "top_logprobs", "hidden")
-            if (value := getattr(scores, name)) is not None
-        }
-        scores = replace(scores, **cut)
-    credit = row.credit and Credit(*(getattr(row.credit, field.name)[:0] for field in fields(Credit)))
-    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], scores, credit)
+def unlabelled(row: Row) -> Row:
+    """The row's first token without labels: a forward and backward pass over it runs every layer and adds no loss."""
+    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], _emptied(row.scores), _emptied(row.credit))
 
 
-def in_minibatches(stream: Stream, parts: int, passes: int, *, seed: Sequence[int]) -> list[Stream]:
-    """The stream's rows in `parts` streams of like size, each with its own count, drawn anew for each of `passes`.
+def _emptied(record: PerToken | None) -> PerToken | None:
+    return None if record is None else replace(record, **{name: values[:0] for name, values in _arrays(record).items()})
+
+
+def in_minibatches(stream: Stream, minibatches: int, passes: int, *, seed: Sequence[int]) -> list[Stream]:
+    """The stream cut into `minibatches` streams of about as many rows, each with its own count; drawn anew for each pass.
 
     >>> stream = Stream("main", tuple(Row(np.zeros(2), np.zeros(n), np.zeros(n)) for n in (1, 2, 3)), "", 6)
     >>> sorted(part.loss_tokens for part in in_minibatches(stream, 3, 1, seed=[0]))
     [1, 2, 3]
     """
-    drawn: list[Stream] = []
+    parts: list[Stream] = []
     for number in range(passes):
         order = np.random.default_rng([*seed, number]).permutation(len(stream.rows))
-        for share in np.array_split(order, parts):
-            rows = tuple(stream.rows[index] for index in sorted(share))
-            drawn.append(replace(stream, rows=rows, loss_tokens=sum(len(row.labels) for row in rows)))
-    return drawn
+        for share in np.array_split(order, minibatches):
+            parts.append(_with_rows(stream, tuple(stream.rows[index] for index in sorted(share))))
+    return parts
 
 
-def in_turn(stream: Stream, parts: int) -> list[Stream]:
-    """The stream's rows in `parts` streams of as many rows, in their order."""
+def in_order(stream: Stream, parts: int) -> list[Stream]:
+    """The stream cut into `parts` streams of as many rows each, without reordering."""
     size = len(stream.rows) // parts
-    shares = [stream.rows[start : start + size] for start in range(0, len(stream.rows), size)]
-    return [replace(stream, rows=rows, loss_tokens=sum(len(row.labels) for row in rows)) for rows in shares]
+    return [_with_rows(stream, stream.rows[start : start + size]) for start in range(0, len(stream.rows), size)]
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Several rows laid end to end; N tokens in all, L loss tokens.
+    """Several rows laid end to end; N tokens, L loss tokens.
 
-    tokens, positions, sequence [N]: id, place in its row, index of its row. outputs [L]: flat index of the token whose
-    output predicts labels [L]. rows: the rows of the stream it holds, by index. scores: the teacher's scores of the L labels,
-    in their order; None when no teacher was asked. credit: what they earned, for a policy gradient.
+    tokens, positions, sequence [N]: token id, position in its row, index of its row in this micro-batch. outputs [L]: flat
+    index of the token whose output predicts labels [L]. rows: indices of the rows in their stream. scores: the teacher's scores
+    of the labels; None when no teacher scored the stream. credit: the labels' credit under a policy gradient.
+
+    Two rows of 2 and 3 tokens have positions [0, 1, 0, 1, 2] and sequence [0, 0, 1, 1, 1].
     """
 
     tokens: Array
@@ -121,10 +122,10 @@ class MicroBatch:
 
 
 def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
-    """Rows into micro-batches of at most `budget` tokens; a row longer than that stands alone. No row is split or lost.
+    """Rows in micro-batches of at most `budget` tokens; a longer row has a micro-batch of its own. No row is split or lost.
 
-    `padded`: the micro-batch will be computed as a rectangle, so rows of like length are put together and the budget
-    counts rows times longest; otherwise rows keep their order and the budget counts their tokens.
+    `padded`: the micro-batch is computed as a rectangle, so rows of similar length are put together, and the budget counts
+    rows times the longest row. Otherwise rows keep their order, and the budget counts their tokens.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].tokens)) if padded else list(range(len(rows)))
     groups: list[list[int]] = []
@@ -137,48 +138,40 @@ def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
                 group.append(index)
                 continue
         groups.append([index])
-    return [_micro_batch(rows, group) for group in groups]
+    return [_micro_batch([rows[index] for index in group], group) for group in groups]
 
 
-def _micro_batch(rows: Sequence[Row], group: list[int]) -> MicroBatch:
-    lengths = [len(rows[index].tokens) for index in group]
+def _micro_batch(rows: Sequence[Row], indices: Sequence[int]) -> MicroBatch:
+    lengths = [len(row.tokens) for row in rows]
     starts = np.cumsum([0, *lengths[:-1]])
     return MicroBatch(
-        tokens=np.concatenate([rows[index].tokens for index in group]).astype(np.int64),
+        tokens=np.concatenate([row.tokens for row in rows]).astype(np.int64),
         positions=np.concatenate([np.arange(length) for length in lengths]),
-        sequence=np.repeat(np.arange(len(group)), lengths),
-        outputs=np.concatenate([rows[index].outputs + start for index, start in zip(group, starts, strict=True)]),
-        labels=np.concatenate([rows[index].labels for index in group]),
-        rows=tuple(group),
-        scores=_joined([rows[index].scores for index in group]),
-        credit=_joined_credit([rows[index].credit for index in group]),
+        sequence=np.repeat(np.arange(len(rows)), lengths),
+        outputs=np.concatenate([row.outputs + start for row, start in zip(rows, starts, strict=True)]),
+        labels=np.concatenate([row.labels for row in rows]),
+        rows=tuple(indices),
+        scores=_joined([row.scores for row in rows]),
+        credit=_joined([row.credit for row in rows]),
     )
 
 
-def _joined_credit(credits: Sequence[Credit | None]) -> Credit | None:
-    given = [each for each in credits if each is not None]
-    assert len(given) in (0, len(credits)), "all rows of a stream have earned credit or none"
-    return Credit(*(np.concatenate([getattr(each, f.name) for each in given]) for f in fields(Credit))) if given else None
-
-
-def _joined(scores: Sequence[TeacherScores | None]) -> TeacherScores | None:
-    """The rows' scores laid end to end."""
-    given = [each for each in scores if each is not None]
-    if not given:
+def _joined(records: Sequence[PerToken | None]) -> PerToken | None:
+    """The rows' scores, or their credit, laid end to end."""
+    present = [record for record in records if record is not None]
+    if not present:
         return None
-    assert len(given) == len(scores), "a teacher scores all rows of a stream or none"
-    assert len({(each.payload, each.hidden_dtype) for each in given}) == 1, "one stream, one payload"
+    assert len(present) == len(records), "all rows of a stream have scores (or credit), or none has"
+    assert len({_kind(record) for record in present}) == 1, "all rows of a stream have the same payload"
+    names = _arrays(present[0])
+    return replace(present[0], **{name: np.concatenate([getattr(record, name) for record in present]) for name in names})
 
-    def joined(arrays: Sequence[Array | None]) -> Array | None:
-        held = [array for array in arrays if array is not None]
-        assert len(held) in (0, len(arrays)), "one stream, one payload"
-        return np.concatenate(held) if held else None
 
-    return TeacherScores(
-        given[0].payload,
-        logprobs=joined([each.logprobs for each in given]),
-        top_ids=joined([each.top_ids for each in given]),
-        top_logprobs=joined([each.top_logprobs for each in given]),
-        hidden=joined([each.hidden for each in given]),
-        hidden_dtype=given[0].hidden_dtype,
-    )
+def _arrays(record: TeacherScores | Credit) -> dict[str, Array]:
+    """The per-token arrays of a record, by the names of their fields."""
+    return {name: value for name, value in vars(record).items() if isinstance(value, np.ndarray)}
+
+
+def _kind(record: TeacherScores | Credit) -> tuple[tuple[str, Any], ...]:
+    """The fields of a record, and the values of those that are not arrays."""
+    return tuple((name, "array" if isinstance(value, np.ndarray) else value) for name, value in vars(record).items())

@@ -7,12 +7,12 @@ import numpy as np
 
 from minidist.config.data import QuestionsConfig
 from minidist.data.rendering import Renderer, Template
-from minidist.data.sources import BadRows, Example, are_texts, check_column, read_rows
+from minidist.data.sources import Example, check_column, is_text_list, read_rows, too_long, usable_rows
 
 
 @dataclass(frozen=True)
 class Question:
-    """The prompt with each of its choices, in their order; `right` is the index of the right one."""
+    """A prompt with each of its choices, in their order; `right` is the index of the right choice."""
 
     choices: tuple[Example, ...]
     right: int
@@ -21,26 +21,23 @@ class Question:
 def read_questions(
     source: QuestionsConfig, renderer: Renderer, *, max_prompt_tokens: int, max_tokens: int
 ) -> tuple[list[Question], int]:
-    """The questions of a source, and the number of rows left out."""
+    """The questions of a source, and the number of rows skipped."""
     prompt, answer = Template(source.prompt, "prompt"), Template(source.answer or "{{ answer }}", "answer")
-    bad, found, seen = BadRows(source), [], 0
-    for index, row in enumerate(_rows(source)):
-        if source.rows is not None and len(found) == source.rows:
-            break
-        seen += 1
+
+    def read(_: int, row: dict[str, Any]) -> Question | str:
         choices = row[source.choices] if isinstance(source.choices, str) else source.choices
         text, right = prompt.fill(row), answer.fill(row)
-        made = _question(text, choices, right, renderer) if text.strip() else "the prompt is empty"
-        if isinstance(made, str):
-            bad.add(index, made)
-        elif (asked := made.choices[0].start) > max_prompt_tokens:
-            bad.add(index, f"the prompt has {asked} tokens, more than data.max_prompt_tokens = {max_prompt_tokens}")
-        elif (longest := max(len(each.tokens) for each in made.choices)) > max_tokens:
-            bad.add(index, f"it has {longest} tokens with its longest choice, and there is room for {max_tokens}")
-        else:
-            found.append(made)
-    bad.settle(seen)
-    return found, len(bad.reasons)
+        question = _question(text, choices, right, renderer) if text.strip() else "the prompt is empty"
+        if isinstance(question, str):
+            return question
+        first = question.choices[0]
+        if reason := too_long(first.tokens[: first.start], max_prompt_tokens):
+            return reason
+        if (longest := max(len(choice.tokens) for choice in question.choices)) > max_tokens:
+            return f"it has {longest} tokens with its longest choice, more than the {max_tokens} that the models hold"
+        return question
+
+    return usable_rows(source, _rows(source), read)
 
 
 def _rows(source: QuestionsConfig) -> list[dict[str, Any]]:
@@ -51,19 +48,19 @@ def _rows(source: QuestionsConfig) -> list[dict[str, Any]]:
 
 
 def _question(text: str, choices: Any, answer: str, renderer: Renderer) -> Question | str:
-    """The question, or what is wrong with it."""
-    if not are_texts(choices) or len(choices) < 2:
+    """The question, or the reason why the row cannot be used."""
+    if not is_text_list(choices) or len(choices) < 2:
         return f"its choices are {choices!r}, not a list of two texts or more"
-    asked, said = renderer.prompt(text), [renderer.answer(choice)[:-1] for choice in choices]
-    if not all(map(len, said)):
+    prompt_P, choices_T = renderer.prompt(text), [renderer.answer(choice)[:-1] for choice in choices]
+    if not all(map(len, choices_T)):
         return f"one of its choices {choices!r} is empty"
     if (right := _right(choices, answer.strip())) is None:
-        return f"its answer {answer!r} is none of its choices {choices!r}, nor the number of one"
-    return Question(tuple(Example(np.concatenate([asked, choice]), len(asked)) for choice in said), right)
+        return f"its answer {answer!r} is neither one of its choices {choices!r} nor the number of a choice"
+    return Question(tuple(Example(np.concatenate([prompt_P, choice_T]), len(prompt_P)) for choice_T in choices_T), right)
 
 
 def _right(choices: list[str], answer: str) -> int | None:
-    """Index of the right choice, named by its text or, where that is none of them, by its number from 0."""
+    """Index of the right choice: `answer` is the text of a choice or, where no choice has this text, a number from 0."""
     texts = [choice.strip() for choice in choices]
     if answer in texts:
         return texts.index(answer)

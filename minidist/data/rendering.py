@@ -1,4 +1,4 @@
-"""Where text becomes tokens, and the only place where it does."""
+"""Text to tokens and back. No other module tokenizes text."""
 
 import re
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,12 @@ from minidist.types import Array
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_INCOMPLETE = "\ufffd"  # how tokenizers decode the first bytes of a character whose last are missing
+_INCOMPLETE = "\ufffd"  # what tokenizers decode the first bytes of an incomplete character to
 _JINJA = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
 
 
 class Template:
-    """A Jinja template over the columns of a row, checked against the columns a file has."""
+    """A Jinja template over the columns of a row. `where` is the setting that holds the template, for error messages."""
 
     def __init__(self, source: str, where: str) -> None:
         try:
@@ -29,14 +29,14 @@ class Template:
         self.where = where
 
     def check(self, columns: list[str], path: str) -> None:
-        """Raise DataError unless every column the template names is there."""
+        """Raise DataError unless the data at `path` has every column that the template uses."""
         missing = sorted(self.columns - set(columns))
         if missing:
-            there = ", ".join(columns)
-            raise DataError(f"{path} has no column {missing[0]!r}, which {self.where} uses; its columns are {there}")
+            known = ", ".join(columns)
+            raise DataError(f"{path} has no column {missing[0]!r}, which {self.where} uses; its columns are {known}")
 
     def fill(self, row: dict[str, Any]) -> str:
-        """The template with a row's values; missing ones (null) are empty."""
+        """The template filled with a row's values; null is filled in as empty text."""
         try:
             return self._template.render({key: "" if value is None else value for key, value in row.items()})
         except UndefinedError as error:
@@ -48,21 +48,21 @@ class Renderer:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: RenderConfig) -> None:
         if tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no end-of-sequence token, without which answers never end; set eos_token")
+            raise ModelError("the tokenizer has no end-of-sequence token, so answers would never end; set eos_token")
         if config.chat_template == "on" and tokenizer.chat_template is None:
-            raise ModelError("data.chat_template is on, and the tokenizer has no chat template; set data.chat_template=off")
+            raise ModelError("data.chat_template is on, but the tokenizer has no chat template; set data.chat_template=off")
         self.tokenizer, self.eos = tokenizer, int(str(tokenizer.eos_token_id))
         self._chat = config.chat_template != "off" and tokenizer.chat_template is not None
         self._system = config.system
 
     def prompt(self, text: str) -> Array:
-        """Token ids of a prompt, up to where the answer begins."""
+        """Token ids of a prompt, up to the first token of the answer."""
         if not self._chat:
             return self._ids(text)
         messages = [{"role": "system", "content": self._system}] if self._system else []
         messages.append({"role": "user", "content": text})
-        written = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self._ids(str(written))
+        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._ids(str(rendered))
 
     def answer(self, text: str) -> Array:
         """Token ids of an answer with its end-of-sequence token."""
@@ -78,14 +78,14 @@ class Renderer:
         return self._text(ids[:-1] if ids and ids[-1] == self.eos else ids)
 
     def pieces(self, tokens: Array) -> list[str]:
-        """The text of each token, as it stands in the text of all of them: joined, they are that text.
+        """The part of the decoded text that belongs to each token; joined, the pieces are the whole text.
 
-        The one exception is a character that is spread over several tokens: it stands at its last, and the replacement
-        character at the ones before. Special tokens show as their names.
+        The exception is a character of several tokens: the last token has the character, the tokens before have the
+        replacement character U+FFFD. Special tokens are shown by their names.
         """
         ids, pieces = tokens.tolist(), []
-        # A token is decoded behind the ones before it, back to the last border between characters but one: some tokenizers
-        # strip the blank a text begins with, and a token alone would lose its own.
+        # Each token is decoded together with the tokens back to the last but one border between characters: some tokenizers
+        # strip a blank at the start of a text, so a token decoded alone would lose its leading blank.
         context, border, shown = 0, 0, ""
         for end in range(1, len(ids) + 1):
             text = self._text(ids[context:end])[len(self._text(ids[context:border])) :]
@@ -103,9 +103,9 @@ class Renderer:
 
 
 def character_tokenizer(alphabet: str) -> "PreTrainedTokenizerBase":
-    """One token a character, and <eos>; for generated tasks.
+    """A tokenizer for generated tasks: one token a character, <eos> and <unk>.
 
-    The pad token is <eos> as well: lengths, not pad ids, say where a sequence ends.
+    The pad token is <eos> too: explicit lengths, never pad ids, mark the end of a sequence.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

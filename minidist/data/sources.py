@@ -1,12 +1,12 @@
 """Rows of text from a task, a file, a directory or the Hugging Face hub, turned into prompts and training rows.
 
-Rows that cannot be used are refused (the first one named, all counted) or skipped (counted), as the source says.
+Rows that cannot be used are refused (the error counts them and names the first) or skipped and counted, by `bad_rows`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -14,31 +14,48 @@ from minidist.config.data import SourceConfig
 from minidist.data import tasks
 from minidist.data.rendering import Renderer, Template
 from minidist.errors import DataError
-from minidist.types import Array, Prompt
+from minidist.types import Array, Prompt, Rollout, Writer
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 
 
-@dataclass
-class BadRows:
-    """Rows that cannot be used, and why; `settle` refuses or counts them."""
+Item = TypeVar("Item")
 
-    source: SourceConfig
-    reasons: list[tuple[int, str]] = field(default_factory=list)
 
-    def add(self, row: int, reason: str) -> None:
-        self.reasons.append((row, reason))
+def usable_rows(
+    source: SourceConfig, rows: Iterable[dict[str, Any]], read: Callable[[int, dict[str, Any]], Item | str | None]
+) -> tuple[list[Item], int]:
+    """What `read(index, row)` makes of each row, up to `source.rows` items, and the number of bad rows that were skipped.
 
-    def settle(self, seen: int) -> None:
-        """Raise DataError if the source refuses bad rows, or if no good one is left."""
-        if not self.reasons:
-            return
-        row, reason = self.reasons[0]
-        count = f"{len(self.reasons)} of {seen} rows of {self.source.path} cannot be used; the first is row {row}: {reason}"
-        if self.source.bad_rows == "refuse":
-            raise DataError(f"{count}. Mend them, or leave them out with bad_rows: skip")
-        if len(self.reasons) == seen:
-            raise DataError(f"{count}. No row is left")
+    `read` returns an item, or the reason why the row cannot be used, or None for a row that only separates others. Raises
+    DataError when `source.bad_rows` refuses bad rows, and when all rows are bad.
+    """
+    items: list[Item] = []
+    reasons: list[tuple[int, str]] = []
+    for index, row in enumerate(rows):
+        if source.rows is not None and len(items) == source.rows:
+            break
+        item = read(index, row)
+        if isinstance(item, str):
+            reasons.append((index, item))
+        elif item is not None:
+            items.append(item)
+    if reasons:
+        index, reason = reasons[0]
+        seen = len(items) + len(reasons)
+        count = f"{len(reasons)} of {seen} rows of {source.path} cannot be used; the first is row {index}: {reason}"
+        if source.bad_rows == "refuse":
+            raise DataError(f"{count}. Correct them, or skip them with bad_rows: skip")
+        if not items:
+            raise DataError(f"{count}. No usable row is left")
+    return items, len(reasons)
+
+
+def too_long(prompt: Array, limit: int) -> str | None:
+    """The reason why a row with this prompt cannot be used, if the prompt has more than `limit` tokens."""
+    if len(prompt) <= limit:
+        return None
+    return f"the prompt has {len(prompt)} tokens, more than data.max_prompt_tokens = {limit}"
 
 
 def read_rows(source: SourceConfig) -> list[dict[str, Any]]:
@@ -64,113 +81,103 @@ def _check_columns(source: SourceConfig, columns: list[str]) -> None:
 
 
 def check_column(name: str, columns: list[str], path: str, where: str) -> None:
-    """Raise DataError unless the column that `where` names is there."""
+    """Raise DataError unless the data has the column that the setting `where` names."""
     if name not in columns:
         raise DataError(f"{path} has no column {name!r}, which {where} names; its columns are {', '.join(columns)}")
 
 
-def are_texts(value: Any) -> bool:
-    """Whether a cell holds a list of texts."""
-    return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+def is_text_list(cell: Any) -> bool:
+    """Whether a cell holds a list of one text or more."""
+    return isinstance(cell, list) and bool(cell) and all(isinstance(each, str) for each in cell)
 
 
 def read_prompts(
     source: SourceConfig, renderer: Renderer, *, max_prompt_tokens: int, gold: bool = False
 ) -> tuple[list[Prompt], int]:
-    """Prompts of a source, with gold answers where it has them, and the number of rows left out.
+    """Prompts of a source, with gold answers where the source has them, and the number of rows skipped.
 
-    `gold`: the answers are trained on, so they become tokens too, and a row without one cannot be used.
+    `gold`: the run trains on the gold answers, so they are tokenized, and a row without one cannot be used.
     """
     answer_from = source.answer or ("{{ answer }}" if source.task is not None else None)
     prompt, answer = Template(source.prompt, "prompt"), Template(answer_from, "answer") if answer_from else None
-    bad, found, seen = BadRows(source), [], 0
-    for index, row in enumerate(read_rows(source)):
-        if source.rows is not None and len(found) == source.rows:
-            break
-        seen += 1
+
+    def read(index: int, row: dict[str, Any]) -> Prompt | str:
         text = prompt.fill(row)
         tokens = renderer.prompt(text)
         if not text.strip():
-            bad.add(index, "the prompt is empty")
-        elif len(tokens) > max_prompt_tokens:
-            bad.add(index, f"the prompt has {len(tokens)} tokens, more than data.max_prompt_tokens = {max_prompt_tokens}")
-        else:
-            references = row[source.references] if source.references is not None else []
-            if source.references is not None and not are_texts(references):
-                bad.add(index, f"its {source.references} is {references!r}, not a list of texts")
-                continue
-            said = answer.fill(row) if answer else next(iter(references), None)
-            if gold and not (said or "").strip():
-                bad.add(index, "the answer is empty")
-                continue
-            found.append(Prompt(index, tokens, text, said, renderer.answer(said or "") if gold else None, tuple(references)))
-    bad.settle(seen)
-    return found, len(bad.reasons)
+            return "the prompt is empty"
+        if reason := too_long(tokens, max_prompt_tokens):
+            return reason
+        references = row[source.references] if source.references is not None else []
+        if source.references is not None and not is_text_list(references):
+            return f"its {source.references} is {references!r}, not a list of texts"
+        gold_text = answer.fill(row) if answer else next(iter(references), None)
+        if gold and not (gold_text or "").strip():
+            return "the answer is empty"
+        gold_tokens = renderer.answer(gold_text or "") if gold else None
+        return Prompt(index, tokens, text, gold_text, gold_tokens, tuple(references))
+
+    return usable_rows(source, read_rows(source), read)
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids to train on: the first `start` are given, the rest are labels."""
+    """Given text to train on: the first `start` of `tokens` are the prompt, the rest are labels."""
 
     tokens: Array
     start: int
 
-    @classmethod
-    def of(cls, prompt: Prompt) -> "Example":
-        """A prompt and its gold answer."""
-        assert prompt.gold is not None
-        return cls(np.concatenate([prompt.tokens, prompt.gold]), len(prompt.tokens))
+    def as_rollout(self) -> Rollout:
+        """The example as a rollout that nobody sampled, for `collate` and for a teacher to score."""
+        prompt = Prompt(0, self.tokens[: self.start], "")
+        return Rollout.written(prompt, self.tokens[self.start :], None, version=-1, stopped=True, writer=Writer.DATASET)
+
+
+def gold_rollout(prompt: Prompt, max_new_tokens: int | None = None) -> Rollout:
+    """The gold answer of a prompt as a rollout that nobody sampled, cut at `max_new_tokens`; None: the whole answer."""
+    assert prompt.gold is not None, "the prompt was read with gold=True"
+    tokens, stopped = prompt.gold[:max_new_tokens], max_new_tokens is None or len(prompt.gold) <= max_new_tokens
+    text = prompt.answer or ""
+    return Rollout.written(prompt, tokens, None, version=-1, stopped=stopped, text=text, writer=Writer.DATASET)
 
 
 def read_examples(
     source: SourceConfig, renderer: Renderer, *, max_prompt_tokens: int, max_tokens: int
 ) -> tuple[list[Example], int]:
-    """Training rows of a source, on answers or on plain text, and the number of rows left out."""
+    """Training rows of a source, on answers or on plain text, and the number of rows skipped."""
     if source.text is not None:
         return _text_examples(source, renderer, max_tokens)
-    answer_from = source.answer or "{{ answer }}"
-    prompt, answer = Template(source.prompt, "prompt"), Template(answer_from, "answer")
-    bad, found, seen = BadRows(source), [], 0
-    for index, row in enumerate(read_rows(source)):
-        if source.rows is not None and len(found) == source.rows:
-            break
-        seen += 1
-        asked, said = prompt.fill(row), answer.fill(row)
-        given, labels = renderer.prompt(asked), renderer.answer(said)
-        if not asked.strip() or not said.strip():
-            bad.add(index, "the prompt is empty" if not asked.strip() else "the answer is empty")
-        elif len(given) > max_prompt_tokens:
-            bad.add(index, f"the prompt has {len(given)} tokens, more than data.max_prompt_tokens = {max_prompt_tokens}")
-        elif len(given) + len(labels) > max_tokens:
-            bad.add(index, f"it has {len(given) + len(labels)} tokens, more than data.max_tokens = {max_tokens}")
-        else:
-            found.append(Example(np.concatenate([given, labels]), len(given)))
-    bad.settle(seen)
-    return found, len(bad.reasons)
+    prompt, answer = Template(source.prompt, "prompt"), Template(source.answer or "{{ answer }}", "answer")
+
+    def read(_: int, row: dict[str, Any]) -> Example | str:
+        prompt_text, answer_text = prompt.fill(row), answer.fill(row)
+        prompt_P, answer_T = renderer.prompt(prompt_text), renderer.answer(answer_text)
+        if not prompt_text.strip() or not answer_text.strip():
+            return "the answer is empty" if prompt_text.strip() else "the prompt is empty"
+        if reason := too_long(prompt_P, max_prompt_tokens):
+            return reason
+        if (length := len(prompt_P) + len(answer_T)) > max_tokens:
+            return f"it has {length} tokens, more than data.max_tokens = {max_tokens}"
+        return Example(np.concatenate([prompt_P, answer_T]), len(prompt_P))
+
+    return usable_rows(source, read_rows(source), read)
 
 
 def _text_examples(source: SourceConfig, renderer: Renderer, max_tokens: int) -> tuple[list[Example], int]:
-    """Plain text, each document cut into pieces of at most `max_tokens`; every token but a document's first is a label."""
-    template, bad, found = Template(source.text or "", "text"), BadRows(source), []
-    seen = used = 0
-    for index, row in enumerate(read_rows(source)):
-        if source.rows is not None and used == source.rows:
-            break
-        seen += 1
+    """Plain text, each document cut into pieces of at most `max_tokens`; all tokens but the first of a document are labels."""
+    template = Template(source.text or "", "text")
+    empty = None if source.path.endswith(".txt") else "the text is empty"  # blank lines of a text file separate its rows
+
+    def read(_: int, row: dict[str, Any]) -> list[Example] | str | None:
         text = template.fill(row)
-        if text.strip():
-            used += 1
-            found.extend(Example(piece, 1) for piece in _pieces(renderer.text(text), max_tokens))
-        elif source.path.endswith(".txt"):
-            continue  # blank lines of a text file separate, they are not rows
-        else:
-            bad.add(index, "the text is empty")
-    bad.settle(seen)
-    return found, len(bad.reasons)
+        return [Example(piece, 1) for piece in _pieces(renderer.text(text), max_tokens)] if text.strip() else empty
+
+    documents, skipped = usable_rows(source, read_rows(source), read)
+    return [piece for pieces in documents for piece in pieces], skipped
 
 
 def _pieces(tokens: Array, size: int) -> Iterator[Array]:
-    for start in range(0, len(tokens) - 1, size - 1):  # one token of overlap: a piece's first token is no label
+    for start in range(0, len(tokens) - 1, size - 1):  # pieces overlap by one token, since a piece's first is no label
         if len(piece := tokens[start : start + size]) > 1:
             yield piece
 

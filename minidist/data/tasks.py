@@ -1,6 +1,6 @@
-"""Generated tasks: text problems made on the spot, with one right answer each, graded exactly. Nothing is downloaded.
+"""Generated tasks: text problems with one right answer each, graded exactly. Nothing is downloaded.
 
-The splits train, valid and test share no prompt: a prompt's split is read off a checksum of its text.
+The splits train, valid and test share no prompt: a checksum of a prompt's text decides its split.
 """
 
 import random
@@ -16,38 +16,38 @@ _SPLITS = {"test": range(0, 1), "valid": range(1, 2), "train": range(2, 10)}
 
 @dataclass(frozen=True)
 class Task:
-    """A way to make problems: `make(rng)` gives a prompt and its answer, written in `alphabet`."""
+    """Problems of one kind: `make(rng)` returns a prompt and its answer, written in `alphabet`."""
 
     alphabet: str
     make: Callable[[random.Random], tuple[str, str]]
 
 
 def generate(name: str, *, split: str, rows: int, seed: int) -> list[dict[str, str]]:
-    """`rows` different problems as {"prompt": ..., "answer": ...}, the same for the same arguments on every machine."""
+    """`rows` different problems as {"prompt": ..., "answer": ...}, a function of the arguments alone on every machine."""
     if split not in _SPLITS:
         raise DataError(f"task:{name} has the splits {', '.join(sorted(_SPLITS))}, not {split!r}")
     task, rng = find(name), random.Random(f"{name}/{split}/{seed}")
-    found: dict[str, str] = {}
+    problems: dict[str, str] = {}
     tries = 0
-    while len(found) < rows:
+    while len(problems) < rows:
         prompt, answer = task.make(rng)
         if zlib.crc32(prompt.encode()) % 10 in _SPLITS[split]:
-            found[prompt] = answer
+            problems[prompt] = answer
         tries += 1
         if tries > 100 * rows + 1000:
-            raise DataError(f"task:{name} has too few different {split} problems for {rows} rows; ask for {len(found)}")
-    return [{"prompt": prompt, "answer": answer} for prompt, answer in found.items()]
+            raise DataError(f"task:{name} has too few different {split} problems for {rows} rows; ask for {len(problems)}")
+    return [{"prompt": prompt, "answer": answer} for prompt, answer in problems.items()]
 
 
 def grade(written: str, answer: str) -> bool:
-    """Exact: the written text is the answer, surrounding white space aside."""
+    """Whether the written text is the answer, apart from white space around it."""
     return written.strip() == answer.strip()
 
 
 def find(name: str) -> Task:
-    """The task of that name, or a DataError that lists them."""
+    """The task with this name. Raises DataError with the known names if there is none."""
     if name not in TASKS:
-        raise DataError(f"there is no generated task {name!r}; there are {', '.join(sorted(TASKS))}")
+        raise DataError(f"no generated task is named {name!r}; the tasks are {', '.join(sorted(TASKS))}")
     return TASKS[name]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from minidist.data.batching import as_rollout, collate, collate_examples
+from minidist.data.batching import collate
 from minidist.data.questions import Question
-from minidist.data.sources import Example
+from minidist.data.sources import gold_rollout
 from minidist.evaluation import divergence
 from minidist.evaluation.choices import choice_figures
 from minidist.evaluation.text import accuracy, describe_text, rouge_l
@@ -78,19 +78,19 @@ class Examiner:
 
     async def _gold(self, learner: Learner) -> dict[str, float]:
         """The loss on the gold answers, nats a token, where they were made into tokens."""
-        examples = [Example.of(prompt) for prompt in self._prompts if prompt.gold is not None]
-        if not examples:
+        answers = [gold_rollout(prompt) for prompt in self._prompts if prompt.gold is not None]
+        if not answers:
             return {}
-        measures = await learner.measure(collate_examples("gold", examples, objective=""))
+        measures = await learner.measure(collate("gold", answers))
         return {"gold_nats": -float(measures.student_logprob.mean())}
 
     async def _ask(self, learner: Learner, *, teacher: bool = False) -> dict[str, float]:
         """Figures of the learner's student on the questions, or of the teacher, whose head the learner holds."""
         figures: dict[str, float] = {}
         for name, questions in self._questions.items():
-            choices = [choice for question in questions for choice in question.choices]
-            scores = await self._teacher.score([as_rollout(choice) for choice in choices]) if teacher else None
-            measures = await learner.measure(collate_examples(name, choices, scores, objective=""))
+            choices = [choice.as_rollout() for question in questions for choice in question.choices]
+            scores = await self._teacher.score(choices) if teacher else None
+            measures = await learner.measure(collate(name, choices, scores))
             logprobs = measures.teacher_logprob if teacher else measures.student_logprob
             assert logprobs is not None
             found = choice_figures(questions, measures.row, logprobs)
@@ -104,7 +104,7 @@ class Examiner:
         return self._taught[seed]
 
     async def _scored(self, name: str, rollouts: Sequence[Rollout]) -> Stream:
-        return collate(name, rollouts, await self._teacher.score(rollouts), objective="")
+        return collate(name, rollouts, await self._teacher.score(rollouts))
 
     def _graded_figures(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
         if any(rollout.prompt.answer is None for rollout in rollouts):

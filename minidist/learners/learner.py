@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from minidist.concurrency import Worker
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig
-from minidist.data.batching import MicroBatch, collate_examples, idle, pack
+from minidist.data.batching import MicroBatch, collate, pack, unlabelled
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example
 from minidist.errors import CanaryError, DivergedError
@@ -202,7 +202,7 @@ class SingleLearner:
         budget, padded = self._config.micro_batch_tokens, self._student.padded
         micros = pack(stream.rows, budget=budget, padded=padded)
         chunks = self._group.largest([chunk_count(len(micro.labels), self._chunk, group_tokens) for micro in micros])
-        fill = pack([idle(stream.rows[0])], budget=budget, padded=padded)
+        fill = pack([unlabelled(stream.rows[0])], budget=budget, padded=padded)
         yield from zip(micros + fill * (len(chunks) - len(micros)), chunks, strict=True)
 
     def _check_gradient(self, step: int) -> None:
@@ -243,8 +243,8 @@ class SingleLearner:
     def _probe(self, version: int) -> Probe:
         length = min(PROBE_TOKENS, context_length(self._model.config) - 1)
         tokens = np.random.default_rng(version).integers(0, len(self._renderer.tokenizer), (2, length), dtype=np.int32)
-        rows = [Example(sequence, 1) for sequence in tokens]
-        measures = self._measure(collate_examples("probe", rows, objective=""), whole=True)
+        rows = [Example(sequence, 1).as_rollout() for sequence in tokens]
+        measures = self._measure(collate("probe", rows), whole=True)
         return Probe(tokens, measures.student_logprob.astype(np.float32).reshape(2, length - 1))
 
     def _load(self, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minidist.concurrency import together
-from minidist.data.batching import idle, share_out
+from minidist.data.batching import share_out, unlabelled
 from minidist.protocols import Learner
 from minidist.types import Array, Batch, Measures, Probe, Stream, Update, Weights
 
@@ -69,7 +69,7 @@ class LearnerRanks:
     def _shares(self, stream: Stream) -> list[Stream]:
         """A rank without rows gets one without labels: it takes part in every pass, and learns nothing from it."""
         given = [tuple(stream.rows[index] for index in rows) for rows in self._dealt(stream)]
-        return [replace(stream, rows=rows or (idle(stream.rows[0]),)) for rows in given]
+        return [replace(stream, rows=rows or (unlabelled(stream.rows[0]),)) for rows in given]
 
     async def _first(self, verb: str, *arguments: Any) -> Any:
         return (await together(getattr(rank, verb)(*arguments) for rank in self.members))[0]
@@ -77,7 +77,7 @@ class LearnerRanks:
 
 def _in_order(parts: Sequence[Measures], dealt: Sequence[Sequence[int]]) -> Measures:
     """The ranks' figures as one table in the order of the stream's rows."""
-    # A rank that was dealt no row measured an idle one, which has no labels.
+    # A rank without rows measured an unlabelled row, which has no figures.
     rows = np.concatenate([np.asarray(own, dtype=np.int32)[part.row] for part, own in zip(parts, dealt, strict=True) if own])
     order = np.argsort(rows, kind="stable")
 

@@ -1,94 +1,122 @@
-"""DistiLLM's replay: when the student writes anew, when older answers of its own serve again, and when gold ones do."""
+"""DistiLLM's adaptive replay: steps on new student answers, on replayed student answers, or on gold answers."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from enum import StrEnum
+from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from minidist.config.text import ReplayConfig
+from minidist.config.distill import DistillConfig
+from minidist.protocols import Text
 from minidist.types import Finish, Prompt, Rollout
 
 
-class Text(StrEnum):
-    """Whose text a step is on."""
+class Answers(Enum):
+    """The answers that a step is on."""
 
-    FRESH = "fresh"
-    KEPT = "kept"
-    GIVEN = "given"
+    NEW = "sampled from the student"
+    REPLAYED = "sampled from the student at an earlier step"
+    GOLD = "of the data set"
 
 
-class Replay:
-    """The student's share of the steps, `share`, and a buffer of its answers, the oldest of which leaves first.
+class AdaptiveReplay(Text):
+    """Student answers, new or replayed, and gold answers.
 
-    A step is on the student's text with probability `share`: written anew with the share that the schedule allows, or while
-    the buffer is not full; else drawn from the buffer without replacement. `share` grows when the validation loss has risen.
-    What a step does is a function of the seed, the step, the share and the buffer, so a resumed run does the same.
-    Source: Ko et al., DistiLLM, arXiv:2402.03898, section 3.2, and its code.
+    A step is on student answers with probability `share`. They are sampled anew with the probability that the schedule gives,
+    or while the buffer is not full; otherwise they are drawn from the buffer without replacement. `share` grows when the
+    validation loss has risen. The text of a step depends on the seed, the step number, the share and the buffer alone, so a
+    resumed run repeats it. Source: Ko et al., DistiLLM, arXiv:2402.03898, section 3.2, and the released code.
+
+    Args:
+        config: the distillation; `prefix.student` is the share of the first step.
+        student: new answers of the student.
+        gold: gold answers.
     """
 
-    def __init__(self, config: ReplayConfig, *, share: float, steps: int, seed: int) -> None:
-        self._config, self._steps, self._seed = config, steps, seed
-        self.share = share
+    def __init__(self, config: DistillConfig, student: Text, gold: Text) -> None:
+        assert config.prefix.replay is not None
+        self.share = config.prefix.student
+        self._config = config.prefix.replay
+        self._run = config.run
+        self._samples = config.rollout.samples_per_prompt
+        self._student = student
+        self._gold = gold
         self._highest: float | None = None
-        self._buffer: deque[Rollout] = deque(maxlen=config.capacity)
-        self._written: tuple[int, list[Rollout]] = (0, [])
+        self._buffer: deque[Rollout] = deque(maxlen=self._config.capacity)
+        self._pending: tuple[int, list[Rollout]] = (0, [])
 
-    def decide(self, step: int) -> Text:
-        """Whose text step `step` is on. What an earlier step wrote is kept now; a step that was given up wrote nothing."""
-        if self._written[0] < step:
-            self._buffer.extend(self._written[1])
-        self._written = (step, [])
-        point, progress = float(np.random.default_rng([self._seed, step, 2]).random()), step / self._steps
-        anew = {"decreasing": 1 - progress, "constant": 0.5, "increasing": progress}[self._config.schedule]
+    async def draw(self, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+        """Answers to the step's prompts, or as many answers out of the buffer."""
+        answers = self.decide(step)
+        if answers is Answers.REPLAYED:
+            return self.replay(len(prompts) * self._samples, step)
+        if answers is Answers.GOLD:
+            return await self._gold.draw(step, prompts)
+        rollouts = await self._student.draw(step, prompts)
+        self.store(rollouts)
+        return rollouts
+
+    def decide(self, step: int) -> Answers:
+        """The answers of step `step`. Puts the new answers of earlier steps into the buffer, and drops those of an abandoned
+        attempt at this step."""
+        if self._pending[0] < step:
+            self._buffer.extend(self._pending[1])
+        self._pending = (step, [])
+        point, progress = float(np.random.default_rng([self._run.seed, step, 2]).random()), step / self._run.steps
+        new = {"decreasing": 1 - progress, "constant": 0.5, "increasing": progress}[self._config.schedule]
         if point >= self.share:
-            return Text.GIVEN
-        return Text.FRESH if point < self.share * anew or len(self._buffer) < self._config.capacity else Text.KEPT
+            return Answers.GOLD
+        filled = len(self._buffer) >= self._config.capacity
+        return Answers.REPLAYED if filled and point >= self.share * new else Answers.NEW
 
-    def keep(self, rollouts: Sequence[Rollout]) -> None:
-        """This step's answers, for the buffer. Their log-probabilities are of a student that is gone when they come out."""
-        self._written = (self._written[0], [replace(rollout, logprobs=None) for rollout in rollouts])
+    def store(self, rollouts: Sequence[Rollout]) -> None:
+        """Keep the answers of this step for the buffer, without log-probabilities: those are of the student of this step."""
+        self._pending = (self._pending[0], [replace(rollout, logprobs=None) for rollout in rollouts])
 
-    def draw(self, count: int, step: int) -> list[Rollout]:
-        """`count` answers of the buffer, none twice."""
-        chosen = np.random.default_rng([self._seed, step, 3]).choice(len(self._buffer), count, replace=False)
+    def replay(self, count: int, step: int) -> list[Rollout]:
+        """`count` different answers out of the buffer."""
+        chosen = np.random.default_rng([self._run.seed, step, 3]).choice(len(self._buffer), count, replace=False)
         return [self._buffer[index] for index in chosen]
 
-    def observe(self, loss: float) -> None:
-        """A validation loss: when it has risen beyond the tolerance, the student's share grows."""
+    def observe(self, evaluation: dict[str, float]) -> None:
+        """Let the share grow when the loss on gold answers has risen by the tolerance since the share grew last."""
+        loss = evaluation.get("gold_nats")
+        if loss is None:
+            return
         if self._highest is None:
             self._highest = loss
         elif loss >= self._highest + self._config.tolerance:
             self.share, self._highest = min(self.share + self._config.growth, 1.0), loss
 
-    def figures(self) -> dict[str, float]:
-        return {"replay/share": self.share, "replay/kept": float(len(self._buffer))}
+    async def figures(self) -> dict[str, float]:
+        replay = {"replay/share": self.share, "replay/kept": float(len(self._buffer))}
+        return replay | await self._student.figures()
 
     def state_dict(self) -> dict[str, Any]:
-        kept, (step, written) = [_row(each) for each in self._buffer], self._written
+        step, pending = self._pending
         return {
             "share": self.share,
             "highest": self._highest,
-            "kept": kept,
-            "written": [step, [_row(each) for each in written]],
+            "kept": [_to_row(rollout) for rollout in self._buffer],
+            "written": [step, [_to_row(rollout) for rollout in pending]],
         }
 
     def load_state_dict(self, state: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
-        """`prompts` are those of the run, by their rows."""
+        """Restore `state_dict()`; `prompts` are the prompts of the run, which the state refers to by row."""
+        by_row, (step, pending) = {prompt.row: prompt for prompt in prompts}, state["written"]
         self.share, self._highest = state["share"], state["highest"]
-        asked, (step, written) = {prompt.row: prompt for prompt in prompts}, state["written"]
-        self._buffer.extend(_rollout(row, asked) for row in state["kept"])
-        self._written = (step, [_rollout(row, asked) for row in written])
+        self._buffer.extend(_from_row(row, by_row) for row in state["kept"])
+        self._pending = (step, [_from_row(row, by_row) for row in pending])
 
 
-def _row(rollout: Rollout) -> list[Any]:
+def _to_row(rollout: Rollout) -> list[Any]:
     arrays = (rollout.tokens.tolist(), rollout.versions.tolist())
     return [rollout.prompt.row, *arrays, rollout.finish, rollout.sample, rollout.text]
 
 
-def _rollout(row: list[Any], asked: Mapping[int, Prompt]) -> Rollout:
-    prompt, tokens, versions, finish, sample, text = row
-    arrays = [np.array(values, dtype=np.int32) for values in (tokens, versions)]
-    return Rollout(asked[prompt], arrays[0], None, arrays[1], Finish(finish), sample, text)
+def _from_row(row: list[Any], prompts: Mapping[int, Prompt]) -> Rollout:
+    prompt_row, tokens, versions, finish, sample, text = row
+    tokens_T, versions_T = (np.array(values, dtype=np.int32) for values in (tokens, versions))
+    return Rollout(prompts[prompt_row], tokens_T, None, versions_T, Finish(finish), sample, text)

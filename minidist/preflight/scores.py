@@ -2,16 +2,12 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from minidist.config import DistillConfig, ScoreConfig
 from minidist.config.data import ScoreDataConfig, ScoreSourceConfig
-from minidist.data.batching import as_rollout
 from minidist.data.rendering import Renderer
-from minidist.data.sources import Example, read_examples, read_prompts
+from minidist.data.sources import Example, gold_rollout, read_examples, read_prompts
 from minidist.errors import ConfigError
 from minidist.preflight.memory import score_bytes_per_token
 from minidist.teachers.cache.origin import origin_of
@@ -84,24 +80,17 @@ def open_cache(
     cache = ScoreCache(config.teacher.cache)
     gold = [stream for stream in config.streams.values() if stream.writer == "dataset" and stream.objective.needs is not None]
     if config.objective.needs is not None or gold:
-        require(cache, [_answer(prompt, config.rollout.max_new_tokens) for prompt in prompts], "data.prompts")
+        require(cache, [gold_rollout(prompt, config.rollout.max_new_tokens) for prompt in prompts], "data.prompts")
     for name, examples in streams.items():  # a stream of writer dataset has none: it is on the prompts' answers
         if config.streams[name].objective.needs is not None:
-            require(cache, [as_rollout(example) for example in examples], f"streams.{name}")
+            require(cache, [example.as_rollout() for example in examples], f"streams.{name}")
     return cache
 
 
 def _read(source: ScoreSourceConfig, renderer: Renderer, max_prompt_tokens: int) -> tuple[list[Rollout], int]:
     if source.max_new_tokens is not None:
         prompts, skipped = read_prompts(source, renderer, max_prompt_tokens=max_prompt_tokens, gold=True)
-        return [_answer(prompt, source.max_new_tokens) for prompt in prompts], skipped
+        return [gold_rollout(prompt, source.max_new_tokens) for prompt in prompts], skipped
     limits = {"max_prompt_tokens": max_prompt_tokens, "max_tokens": source.max_tokens}
     examples, skipped = read_examples(source, renderer, **limits)
-    return [as_rollout(example) for example in examples], skipped
-
-
-def _answer(prompt: Prompt, limit: int) -> Rollout:
-    """The gold answer as prefix.dataset has it scored."""
-    assert prompt.gold is not None
-    example = Example(np.concatenate([prompt.tokens, prompt.gold[:limit]]), len(prompt.tokens))
-    return replace(as_rollout(example), prompt=prompt)
+    return [example.as_rollout() for example in examples], skipped

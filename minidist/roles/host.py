@@ -11,13 +11,10 @@ from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig, StudentConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
-from minidist.data.rendering import Renderer
 from minidist.learners.ranks import LearnerRanks
 from minidist.preflight.plan import Plan
-from minidist.protocols import Learner, RolloutEngine, Teacher
+from minidist.protocols import Learner, Teacher
 from minidist.roles.make import RoleContext, make_engine, make_learner, make_teacher
-from minidist.rollout.mixed.engine import LockstepEngine
-from minidist.rollout.mixed.turns import TurnTakingEngine
 from minidist.rollout.pool import Engines
 from minidist.teachers.cache.store import CachedTeacher
 from minidist.teachers.pool import Shards, Teachers
@@ -124,17 +121,3 @@ async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
         ),
     )
     return HostedRoles(learner, engines, teachers)
-
-
-def writer(config: DistillConfig, engines: Engines, teachers: Teachers | None, renderer: Renderer) -> RolloutEngine:
-    """The writer of the student's share of the text: the engines alone, or engines and teachers token by token."""
-    alpha, students = config.teacher_mix, engines.members
-    if not alpha:
-        return engines
-    if not config.takes_turns:
-        return Engines([LockstepEngine(student, alpha) for student in students])
-    assert teachers is not None
-    count = len(teachers.members)
-    sharing = -(-len(students) // count)
-    pairs: list[tuple[Any, Any]] = [(student, teachers.members[index % count]) for index, student in enumerate(students)]
-    return Engines([TurnTakingEngine(*pair, alpha, renderer, sharing=sharing) for pair in pairs])

@@ -3,18 +3,16 @@
 from typing import Any
 
 from minidist.config import DistillConfig
-from minidist.config.objectives import PolicyConfig, RankingConfig
 from minidist.errors import AlarmError
 from minidist.evaluation.examiner import Examiner
-from minidist.experience.source import Beside, Prefixes, Written
+from minidist.experience.draw import Shuffled
+from minidist.experience.source import Collector
+from minidist.experience.streams import make_sources, student_engine
 from minidist.loop import Run, train
-from minidist.methods.credit import Policy, Ranks
-from minidist.methods.distillm import Replay
+from minidist.methods import make_credit
 from minidist.preflight.plan import Plan
-from minidist.protocols import Learner
-from minidist.roles.host import HostedRoles, Roles, host_roles, writer
+from minidist.roles.host import HostedRoles, Roles, host_roles
 from minidist.roles.transfer import ObjectStoreTransfer
-from minidist.rollout.pool import Engines
 from minidist.run.alarms import Alarms
 from minidist.run.canaries import check_engine, check_teacher
 from minidist.run.tracking import Clock, Recorder, log, step_metrics
@@ -29,7 +27,7 @@ async def distill(run: StageRun[DistillConfig, Plan], roles: Roles) -> dict[str,
     hosted = await host_roles(config, roles)
     clock, engines, learner = Clock(), hosted.engines, hosted.learner
     transfer = ObjectStoreTransfer(config.canaries.sync_tolerance(config.student.dtype, config.teacher.dtype))
-    source = _source(config, run.plan, engines, hosted.teachers, learner, clock)
+    source = _source(run, hosted, clock)
     start = 0 if checkpoint is None else checkpoint.step
     recorder = Recorder(
         directory.path,
@@ -65,36 +63,12 @@ async def distill(run: StageRun[DistillConfig, Plan], roles: Roles) -> dict[str,
     }
 
 
-def _source(
-    config: DistillConfig, plan: Plan, engines: Engines | None, teachers: Teachers | None, learner: Learner, clock: Clock
-) -> Prefixes:
-    asked = {name: stream.objective.needs is not None for name, stream in config.streams.items()}
-    streams = config.streams.items()
-    beside = [Beside(name, plan.streams[name], s.rows, s.weight, asked[name]) for name, s in streams if s.writer is None]
-    written = [Written(name, Writer(s.writer), s.weight, asked[name]) for name, s in streams if s.writer is not None]
-    replay = None
-    if config.prefix.replay is not None:
-        start = {"share": config.prefix.student, "steps": config.run.steps, "seed": config.run.seed}
-        replay = Replay(config.prefix.replay, **start)
-    policy: Policy | Ranks | None = None
-    if isinstance(config.objective, PolicyConfig):
-        policy = Policy(learner, config.objective, config.teacher_mix, config.rollout.max_new_tokens)
-    elif isinstance(config.objective, RankingConfig):
-        policy = Ranks(learner, config.objective, config.rollout.samples_per_prompt)
-    return Prefixes(
-        plan.prompts,
-        writer(config, engines, teachers, plan.renderer) if engines else None,
-        teachers,
-        config.rollout,
-        config.prefix,
-        scored=config.main_scored,
-        beside=beside,
-        written=written,
-        replay=replay,
-        policy=policy,
-        seed=config.run.seed,
-        clock=clock,
-    )
+def _source(run: StageRun[DistillConfig, Plan], hosted: HostedRoles, clock: Clock) -> Collector:
+    config, plan, teachers = run.config, run.plan, hosted.teachers
+    engine = student_engine(config, hosted.engines, teachers, plan.renderer) if hosted.engines else None
+    prompts = Shuffled(plan.prompts, config.rollout.prompts_per_step, config.run.seed)
+    sources = make_sources(config, plan.streams, engine, teachers)
+    return Collector(prompts, sources, teachers, make_credit(config, hosted.learner), clock)
 
 
 def _shown(config: DistillConfig) -> list[tuple[str, str]]:
@@ -118,7 +92,7 @@ class DistillWatch:
         self,
         run: StageRun[DistillConfig, Plan],
         hosted: HostedRoles,
-        source: Prefixes,
+        source: Collector,
         transfer: ObjectStoreTransfer,
         recorder: Recorder,
     ) -> None:

@@ -4,8 +4,9 @@ import shutil
 from typing import Any
 
 from minidist.config import SftConfig
-from minidist.data.batching import collate_examples
-from minidist.experience.source import Examples
+from minidist.data.batching import collate
+from minidist.experience.draw import Shuffled
+from minidist.experience.source import SupervisedBatches
 from minidist.loop import Run, train
 from minidist.preflight.plan import Plan
 from minidist.protocols import Learner
@@ -23,7 +24,7 @@ async def sft(run: StageRun[SftConfig, Plan], roles: Roles) -> dict[str, Any]:
     start = 0 if checkpoint is None else checkpoint.step
     recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=shown, start=start)
     watch = SftWatch(run, learner, recorder)
-    source = Examples(run.plan.examples, rows=config.batch_rows, seed=config.run.seed)
+    source = SupervisedBatches(Shuffled(run.plan.examples, config.batch_rows, config.run.seed))
     loop = Run(config.run.steps, source, learner, Clock(), watch, step=start)
     try:
         if checkpoint is not None:
@@ -45,7 +46,7 @@ class SftWatch:
         self._directory = run.directory
         self._learner = learner
         self._recorder = recorder
-        self._held_out = collate_examples("validation", run.plan.validation_examples, objective="")
+        self._held_out = collate("validation", [example.as_rollout() for example in run.plan.validation_examples])
         self._losses: list[tuple[int, float]] = []
 
     async def before_update(self, batch: Batch) -> None: ...

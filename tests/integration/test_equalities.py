@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig
-from minidist.data.batching import collate, collate_examples
+from minidist.data.batching import collate
 from minidist.data.sources import Example
 from minidist.data.tasks import generate
 from minidist.errors import CanaryError
@@ -46,7 +46,8 @@ def on_policy_batch(stack: Stack, rollouts: list[Rollout]) -> Batch:
     answers = [stack.renderer.answer(row["answer"]) for row in rows]
     prompts = [stack.renderer.prompt(row["prompt"]) for row in rows]
     examples = [Example(np.concatenate([p, a]), len(p)) for p, a in zip(prompts, answers, strict=True)]
-    regulariser = collate_examples("sft", examples, objective="supervised", weight=0.3)
+    given = [example.as_rollout() for example in examples]
+    regulariser = collate("sft", given, objective="supervised", weight=0.3)
     return Batch(0, ((collate("main", rollouts, scores, objective="main"), regulariser),))
 
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from minidist.config.models import ModelConfig
-from minidist.config.objectives import MiniLLMConfig
 from minidist.data.batching import collate, in_minibatches
 from minidist.losses import minillm_loss
-from minidist.methods.credit import Policy
+from minidist.methods.minillm import PolicyCredit
 from minidist.models.hub import load_model
 from minidist.types import Batch, Rollout
 from tests.integration.conftest import Stack, settings
 from tests.integration.test_equalities import written
 from tests.integration.test_ranks import UNEVEN, assert_same, weights_of
+from tests.support.collecting import distill_config
 
 MIX, WIDTH, RATE = 0.2, 24, 0.05
 
@@ -37,10 +37,12 @@ def logits_of(model: Any, rollouts: list[Rollout]) -> torch.Tensor:
 @pytest.mark.parametrize(("preset", "stage"), [("paper", 2), ("lmops", 3)])
 def test_two_ranks_take_the_steps_of_the_reference(stack: Stack, rollouts: list[Rollout], preset: Any, stage: int) -> None:
     options = {"preset": preset, "minibatches": 2, "inner_epochs": 2}
-    objective = MiniLLMConfig(**options)
+    rollout = {"teacher_mix": MIX, "max_new_tokens": WIDTH}
+    config = distill_config(objective={"type": "minillm", **options}, rollout=rollout)
+    objective: Any = config.objective
     learner = stack.ranks(settings(lr=RATE, zero_stage=stage, **UNEVEN), objectives={"main": objective.model_dump()})
     stream = collate("main", rollouts, stack.run(stack.teachers.score(rollouts)), objective="main")
-    stream, measures, _ = stack.run(Policy(learner, objective, MIX, WIDTH).credit(stream))
+    stream, measures, _ = stack.run(PolicyCredit(config, learner).credit(stream))
     steps = tuple((part,) for part in in_minibatches(stream, 2, 2, seed=(0, 0)))
     update = stack.run(learner.update(Batch(0, steps)))
     assert update.version == 4 and update.metrics["learner/loss_tokens"] == 2 * stream.loss_tokens

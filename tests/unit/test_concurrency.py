@@ -2,70 +2,17 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from minidist.concurrency import both, deal, nothing, together, whole
-from minidist.data.batching import collate, idle, pack, share_out
+from minidist.data.batching import collate
 from minidist.errors import DivergedError
 from minidist.learners.ranks import LearnerRanks
 from minidist.types import Batch, Measures, Payload, Stream, TeacherScores, Update
 from tests.support.tiny import random_rollouts
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_every_row_goes_to_one_rank_and_loads_are_even(ranks: int) -> None:
-    rng = np.random.default_rng(ranks)
-    for _ in range(100):
-        lengths = rng.integers(1, 60, int(rng.integers(1, 40))).tolist()
-        shares = share_out(lengths, ranks)
-        assert shares == share_out(lengths, ranks) and len(shares) == ranks
-        assert sorted(row for share in shares for row in share) == list(range(len(lengths)))
-        assert all(share == sorted(share) for share in shares)
-        loads = [sum(lengths[row] for row in share) for share in shares]
-        assert max(loads) - min(loads) <= max(lengths)
-
-
-def test_the_longest_first_each_to_the_least_loaded() -> None:
-    assert share_out([3, 9, 4, 4], 2) == [[1], [0, 2, 3]]
-    assert share_out([5, 5, 5], 2) == [[0, 2], [1]], "like rows in their order, to the first of like ranks"
-    assert share_out([7], 3) == [[0], [], []]
-
-
-def test_loads_are_better_than_row_by_row() -> None:
-    """Two long rows never meet while there is an empty rank."""
-    assert sorted(map(len, share_out([50, 1, 50, 1, 1, 1], 3))) == [1, 1, 4]
-
-
-SCORES = TeacherScores(
-    Payload.HIDDEN,
-    logprobs=np.zeros(4),
-    top_ids=np.zeros((4, 3)),
-    top_logprobs=np.zeros((4, 3)),
-    hidden=np.zeros((4, 8), np.uint16),
-    hidden_dtype="bfloat16",
-)
-
-
-@pytest.mark.parametrize("scores", [SCORES, replace(SCORES, hidden=None), None], ids=["all", "top_k", "none"])
-def test_an_idle_row_has_no_label_and_packs_with_its_kind(scores: TeacherScores | None) -> None:
-    row = collate("x", random_rollouts([(3, 4)]), None if scores is None else [scores], objective="").rows[0]
-    still = idle(row)
-    assert still.tokens.tolist() == row.tokens[:1].tolist()
-    assert len(still.labels) == len(still.outputs) == 0 and still.credit is None
-    (micro,) = pack([row, still], budget=99, padded=False)
-    assert (len(micro.tokens), len(micro.labels)) == (8, 4)
-    (alone,) = pack([still], budget=99, padded=False)
-    if scores is None or alone.scores is None:
-        assert alone.scores is scores
-        return
-    assert (alone.scores.payload, alone.scores.hidden_dtype) == (Payload.HIDDEN, "bfloat16")
-    for name in ("logprobs", "top_ids", "top_logprobs", "hidden"):
-        whole, cut = getattr(scores, name), getattr(alone.scores, name)
-        assert cut is whole if whole is None else cut.shape == (0, *whole.shape[1:]) and cut.dtype == whole.dtype
 
 
 class Rank:

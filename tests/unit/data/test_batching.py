@@ -1,12 +1,16 @@
 """The shift, and micro-batches that lose no row."""
 
+import doctest
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from minidist.data.batching import collate, collate_examples, pack
+from minidist.data import batching
+from minidist.data.batching import collate, in_minibatches, in_order, pack, share_out, unlabelled
 from minidist.data.sources import Example
-from minidist.types import Payload, Row, TeacherScores
+from minidist.types import Finish, Payload, Prompt, Rollout, Row, Stream, TeacherScores
 from tests.support.tiny import random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LAYOUTS = pytest.mark.parametrize("padded", [False, True], ids=["packed", "buckets"])
@@ -34,14 +38,14 @@ def test_first_generated_token_is_predicted_from_the_last_prompt_token() -> None
 def test_end_of_sequence_is_a_label() -> None:
     renderer = tiny_renderer()
     given, answer = renderer.prompt("21="), renderer.answer("12")
-    stream = collate_examples("gold", [Example(np.concatenate([given, answer]), len(given))], objective="supervised")
+    stream = collate("gold", [Example(np.concatenate([given, answer]), len(given)).as_rollout()])
     assert stream.rows[0].labels.tolist() == answer.tolist()
     assert stream.rows[0].labels[-1] == renderer.eos
     assert stream.loss_tokens == 3
 
 
 def test_every_token_of_plain_text_but_the_first_is_a_label() -> None:
-    row = collate_examples("text", [Example(np.array([5, 6, 7]), 1)], objective="supervised").rows[0]
+    row = collate("text", [Example(np.array([5, 6, 7]), 1).as_rollout()]).rows[0]
     assert (row.outputs.tolist(), row.labels.tolist()) == ([0, 1], [6, 7])
 
 
@@ -117,3 +121,79 @@ def test_teacher_states_stay_with_their_rows(padded: bool) -> None:
         assert micro.scores is not None and micro.scores.hidden is not None
         owners = [row for row in micro.rows for _ in rollouts[row].tokens]
         assert micro.scores.hidden[:, 0].tolist() == owners
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_every_row_goes_to_one_rank_and_loads_are_even(ranks: int) -> None:
+    rng = np.random.default_rng(ranks)
+    for _ in range(100):
+        lengths = rng.integers(1, 60, int(rng.integers(1, 40))).tolist()
+        shares = share_out(lengths, ranks)
+        assert shares == share_out(lengths, ranks) and len(shares) == ranks
+        assert sorted(row for share in shares for row in share) == list(range(len(lengths)))
+        assert all(share == sorted(share) for share in shares)
+        loads = [sum(lengths[row] for row in share) for share in shares]
+        assert max(loads) - min(loads) <= max(lengths)
+
+
+def test_the_longest_first_each_to_the_least_loaded() -> None:
+    assert share_out([3, 9, 4, 4], 2) == [[1], [0, 2, 3]]
+    assert share_out([5, 5, 5], 2) == [[0, 2], [1]], "like rows in their order, to the first of like ranks"
+    assert share_out([7], 3) == [[0], [], []]
+
+
+def test_loads_are_better_than_row_by_row() -> None:
+    """Two long rows never meet while there is an empty rank."""
+    assert sorted(map(len, share_out([50, 1, 50, 1, 1, 1], 3))) == [1, 1, 4]
+
+
+SCORES = TeacherScores(
+    Payload.HIDDEN,
+    logprobs=np.zeros(4),
+    top_ids=np.zeros((4, 3)),
+    top_logprobs=np.zeros((4, 3)),
+    hidden=np.zeros((4, 8), np.uint16),
+    hidden_dtype="bfloat16",
+)
+
+
+@pytest.mark.parametrize("scores", [SCORES, replace(SCORES, hidden=None), None], ids=["all", "top_k", "none"])
+def test_an_unlabelled_row_has_no_label_and_packs_with_its_kind(scores: TeacherScores | None) -> None:
+    row = collate("x", random_rollouts([(3, 4)]), None if scores is None else [scores], objective="").rows[0]
+    still = unlabelled(row)
+    assert still.tokens.tolist() == row.tokens[:1].tolist()
+    assert len(still.labels) == len(still.outputs) == 0 and still.credit is None
+    (micro,) = pack([row, still], budget=99, padded=False)
+    assert (len(micro.tokens), len(micro.labels)) == (8, 4)
+    (alone,) = pack([still], budget=99, padded=False)
+    if scores is None or alone.scores is None:
+        assert alone.scores is scores
+        return
+    assert (alone.scores.payload, alone.scores.hidden_dtype) == (Payload.HIDDEN, "bfloat16")
+    for name in ("logprobs", "top_ids", "top_logprobs", "hidden"):
+        whole, cut = getattr(scores, name), getattr(alone.scores, name)
+        assert cut is whole if whole is None else cut.shape == (0, *whole.shape[1:]) and cut.dtype == whole.dtype
+
+
+def test_every_row_is_in_one_minibatch_of_each_pass() -> None:
+    rows = tuple(Row(np.zeros(n + 1), np.arange(n), np.zeros(n)) for n in (1, 5, 2, 7, 3))
+    parts = in_minibatches(Stream("main", rows, "main", 18), 2, 3, seed=(0, 4))
+    assert [len(part.rows) for part in parts] == [3, 2] * 3
+    passes = [{id(row) for part in parts[at : at + 2] for row in part.rows} for at in (0, 2, 4)]
+    assert all(found == {id(row) for row in rows} for found in passes)
+    assert all(part.loss_tokens == sum(len(row.labels) for row in part.rows) for part in parts)
+    assert len({tuple(id(row) for row in part.rows) for part in parts[::2]}) > 1  # drawn anew
+    again = in_minibatches(Stream("main", rows, "main", 18), 2, 3, seed=(0, 4))
+    assert [[id(row) for row in part.rows] for part in again] == [[id(row) for row in part.rows] for part in parts]
+
+
+def test_parts_in_order_keep_the_order_of_the_rows() -> None:
+    rows = tuple(Row(np.zeros(n + 1), np.arange(n), np.zeros(n)) for n in (1, 5, 2, 7))
+    parts = in_order(Stream("lm", rows, "lm", 15), 2)
+    assert [([len(row.labels) for row in part.rows], part.loss_tokens) for part in parts] == [([1, 5], 6), ([2, 7], 9)]
+
+
+def test_docstring_examples() -> None:
+    names = {"Prompt": Prompt, "Rollout": Rollout, "Finish": Finish, "Row": Row, "Stream": Stream}
+    done = doctest.testmod(batching, extraglobs=names)
+    assert done.attempted and done.failed == 0

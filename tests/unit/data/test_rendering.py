@@ -35,7 +35,7 @@ def test_system_message_comes_first() -> None:
 
 
 def test_chat_template_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"data.chat_template is on, and .* no chat template; set data.chat_template=off"):
+    with pytest.raises(ModelError, match=r"data.chat_template is on, but .* no chat template; set data.chat_template=off"):
         Renderer(character_tokenizer("12"), RenderConfig(chat_template="on"))
 
 

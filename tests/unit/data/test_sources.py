@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from minidist.config.data import QuestionsConfig, SourceConfig
-from minidist.data.questions import Question, read_questions
+from minidist.config.data import SourceConfig
 from minidist.data.sources import Example, read_examples, read_prompts, read_rows
 from minidist.errors import DataError
 from minidist.types import Prompt
@@ -57,7 +55,7 @@ MAKERS: list[tuple[str, Callable[[Path], Path]]] = [("r.jsonl", jsonl), ("r.json
 
 
 @pytest.mark.parametrize(("name", "make"), MAKERS, ids=[name for name, _ in MAKERS])
-def test_files(tmp_path: Path, name: str, make: Callable[[Path], Path]) -> None:
+def test_files_of_every_kind_are_read(tmp_path: Path, name: str, make: Callable[[Path], Path]) -> None:
     found, skipped = prompts(make(tmp_path / name), **COLUMNS)
     assert [(prompt.row, prompt.text, prompt.answer) for prompt in found] == [
         (0, "31=", "13"),
@@ -68,7 +66,7 @@ def test_files(tmp_path: Path, name: str, make: Callable[[Path], Path]) -> None:
     assert skipped == 0
 
 
-def test_directory(tmp_path: Path) -> None:
+def test_a_directory_is_a_source_with_splits(tmp_path: Path) -> None:
     jsonl(tmp_path / "data" / "train.jsonl")
     jsonl(tmp_path / "data" / "test.jsonl", ROWS[:1])
     assert len(prompts(tmp_path / "data", **COLUMNS)[0]) == 3
@@ -99,7 +97,7 @@ def test_missing_column_of_a_task_is_named_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "none.jsonl.gz", "./none", "a/b/c"])
-def test_missing_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="no data file or directory at"):
         prompts(name)
@@ -142,7 +140,7 @@ def test_reasons_name_the_key_to_change(tmp_path: Path) -> None:
 
 
 def test_no_row_left_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1 of 1 rows .* No row is left"):
+    with pytest.raises(DataError, match=r"1 of 1 rows .* No usable row is left"):
         prompts(jsonl(tmp_path / "r.jsonl", BAD[1:2]), bad_rows="skip", **COLUMNS)
 
 
@@ -218,46 +216,3 @@ def test_a_row_without_references_cannot_be_used(tmp_path: Path, cell: object) -
     file = jsonl(tmp_path / "r.jsonl", rows)
     with pytest.raises(DataError, match=r"row [01]: its all is .*, not a list of texts"):
         prompts(file, prompt="{{ q }}", references="all")
-
-
-def questions(path: Path, **fields: Any) -> tuple[list[Question], int]:
-    limits = {"max_prompt_tokens": fields.pop("max_prompt_tokens", 16), "max_tokens": fields.pop("max_tokens", 32)}
-    source = {"path": str(path), "prompt": "{{ q }}", "answer": "{{ a }}"} | fields
-    return read_questions(QuestionsConfig.model_validate(source), tiny_renderer(), **limits)
-
-
-def test_questions_of_one_list_of_choices(tmp_path: Path) -> None:
-    rows = [{"q": "3=", "a": "12"}, {"q": "20=", "a": "0"}, {"q": "9=", "a": "7"}]
-    found, skipped = questions(jsonl(tmp_path / "r.jsonl", rows), choices=["7", "12"])
-    assert skipped == 0
-    assert [question.right for question in found] == [1, 0, 0], "by its text, by its number, by its text again"
-    renderer = tiny_renderer()
-    whole = [[each.tokens.tolist() for each in question.choices] for question in found]
-    assert whole[1] == [renderer.prompt("20=7").tolist(), renderer.prompt("20=12").tolist()], "no end-of-sequence token"
-    assert [each.start for each in found[1].choices] == [3, 3]
-
-
-def test_questions_with_choices_of_their_own(tmp_path: Path) -> None:
-    rows = [{"q": "3=", "a": 2, "c": ["7", "12", "1"]}, {"q": "4=", "a": 0, "c": ["7", "1"]}]
-    found, _ = questions(jsonl(tmp_path / "r.jsonl", rows), choices="c")
-    assert [(len(question.choices), question.right) for question in found] == [(3, 2), (2, 0)]
-    with pytest.raises(DataError, match=r"has no column 'options', which choices names; its columns are q, a, c"):
-        questions(tmp_path / "r.jsonl", choices="options")
-
-
-@pytest.mark.parametrize(
-    ("row", "fields", "reason"),
-    [
-        ({"q": " ", "a": "7"}, {}, "the prompt is empty"),
-        ({"q": "1=", "a": "8"}, {}, "its answer '8' is none of its choices ['7', '12'], nor the number of one"),
-        ({"q": "1=", "a": "2"}, {}, "its answer '2' is none"),
-        ({"q": "1=", "a": "7"}, {"choices": ["7", ""]}, "one of its choices ['7', ''] is empty"),
-        ({"q": "1=", "a": "7", "c": ["7"]}, {"choices": "c"}, "its choices are ['7'], not a list of two texts or more"),
-        ({"q": "11111=", "a": "7"}, {"max_prompt_tokens": 5}, "the prompt has 6 tokens, more than data.max_prompt_tokens = 5"),
-        ({"q": "1111=", "a": "7"}, {"max_tokens": 6}, "it has 7 tokens with its longest choice, and there is room for 6"),
-    ],
-)
-def test_questions_that_cannot_be_used(tmp_path: Path, row: dict[str, Any], fields: dict[str, Any], reason: str) -> None:
-    file = jsonl(tmp_path / "r.jsonl", [row])
-    with pytest.raises(DataError, match=re.escape(f"row 0: {reason}")):
-        questions(file, **({"choices": ["7", "12"]} | fields))

@@ -51,7 +51,7 @@ def test_grade(written: str, right: bool) -> None:
 
 
 def test_refusals_name_what_there_is() -> None:
-    with pytest.raises(DataError, match="no generated task 'srot'; there are addition, reverse, sort"):
+    with pytest.raises(DataError, match="no generated task is named 'srot'; the tasks are addition, reverse, sort"):
         tasks.generate("srot", split="train", rows=1, seed=0)
     with pytest.raises(DataError, match="splits test, train, valid, not 'dev'"):
         tasks.generate("sort", split="dev", rows=1, seed=0)

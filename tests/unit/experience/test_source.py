@@ -6,73 +6,52 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minidist.config.rollout import RolloutConfig
-from minidist.config.text import PrefixConfig
 from minidist.data.sources import Example
 from minidist.errors import CanaryError
-from minidist.experience.source import Examples, Prefixes, drawn
+from minidist.experience.draw import Shuffled, draw_rows
+from minidist.experience.source import Collector, SupervisedBatches
 from minidist.loop import Run, train
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.run.tracking import Clock
 from minidist.types import Batch, Prompt, Update
+from tests.support.collecting import collect, distill_config, make_collector
 from tests.support.fakes import TableEngine, TableLearner, TableTeacher, table_logprobs
 
 SIZE = 7
 STUDENT, TEACHER = np.random.default_rng(0).normal(size=(2, SIZE, SIZE))
-ROLLOUT = RolloutConfig(prompts_per_step=4, samples_per_prompt=2, max_new_tokens=3, temperature=0.5, top_p=0.9)
+ROLLOUT = {"prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 3, "temperature": 0.5, "top_p": 0.9}
 
 
 def prompts(count: int = 10) -> list[Prompt]:
     return [Prompt(row, np.array([row % SIZE, (row + 1) % SIZE]), str(row)) for row in range(count)]
 
 
-@pytest.mark.parametrize(("count", "size"), [(10, 5), (10, 3), (7, 4), (3, 7), (1, 2), (5, 5)])
-def test_every_row_once_a_pass(count: int, size: int) -> None:
-    steps = 3 * count
-    stream = [index for step in range(steps) for index in drawn(count, size, step=step, seed=1)]
-    assert len(stream) == steps * size
-    for start in range(0, len(stream), count):
-        assert sorted(stream[start : start + count]) == list(range(count))
-
-
-def test_drawn_is_a_function_of_its_arguments() -> None:
-    late = drawn(50, 8, step=20, seed=3)
-    for step in range(9):
-        drawn(50, 8, step=step, seed=4)
-    assert drawn(50, 8, step=20, seed=3) == late
-    assert drawn(50, 8, step=20, seed=4) != late
-    assert drawn(50, 50, step=0, seed=3) != drawn(50, 50, step=1, seed=3), "passes are shuffled anew"
-
-
 def test_examples_are_batched_in_drawn_order() -> None:
     examples = [Example(np.array([row, row, row + 1]), 1) for row in range(6)]
-    batch = asyncio.run(Examples(examples, rows=4, seed=2).next(3))
-    assert [int(row.tokens[0]) for row in batch.steps[0][0].rows] == drawn(6, 4, step=3, seed=2)
+    batch = asyncio.run(SupervisedBatches(Shuffled(examples, 4, 2)).next(3))
+    assert [int(row.tokens[0]) for row in batch.steps[0][0].rows] == draw_rows(6, 4, step=3, seed=2)
     assert (batch.step, batch.steps[0][0].objective, batch.steps[0][0].loss_tokens) == (3, "supervised", 8)
+    assert not batch.rollouts and not batch.metrics
 
 
-def prefixes(engine: Any, teacher: Any, clock: Clock, seed: int = 0, **shares: Any) -> Prefixes:
-    """The source of a run; on-policy unless `shares` say otherwise."""
-    return Prefixes(prompts(), engine, teacher, ROLLOUT, PrefixConfig(**shares), scored=True, seed=seed, clock=clock)
+def on_policy(seed: int = 0) -> tuple[Collector, TableEngine, Clock]:
+    config, engine, clock = distill_config(rollout=ROLLOUT, run={"seed": seed}), TableEngine(STUDENT), Clock()
+    return make_collector(config, prompts(), engine, TableTeacher(TEACHER), clock=clock), engine, clock
 
 
-def on_policy(seed: int = 0) -> tuple[Prefixes, TableEngine, Clock]:
-    engine, clock = TableEngine(STUDENT), Clock()
-    return prefixes(engine, TableTeacher(TEACHER), clock, seed), engine, clock
-
-
-def test_student_writes_and_teacher_scores_the_same_tokens() -> None:
+def test_the_student_writes_and_the_teacher_scores_the_same_tokens() -> None:
     source, engine, clock = on_policy()
     batch = asyncio.run(source.next(1))
     asked = engine.asked[0]
-    assert asked["rows"] == drawn(10, 4, step=1, seed=0)
+    assert asked["rows"] == draw_rows(10, 4, step=1, seed=0)
     assert (asked["samples"], asked["temperature"], asked["top_p"]) == (2, 0.5, 0.9)
     assert [rollout.prompt.row for rollout in batch.rollouts] == [row for row in asked["rows"] for _ in range(2)]
     for row, rollout in zip(batch.steps[0][0].rows, batch.rollouts, strict=True):
         assert row.labels.tolist() == rollout.tokens.tolist()
         text = [int(rollout.prompt.tokens[-1]), *rollout.tokens.tolist()]
-        assert np.array_equal(row.scores.logprobs, table_logprobs(TEACHER, text))
+        assert row.scores is not None and np.array_equal(row.scores.logprobs, table_logprobs(TEACHER, text))  # type: ignore[arg-type]
     assert batch.steps[0][0].loss_tokens == 4 * 2 * 3
+    assert batch.main is batch.steps[0][0] and batch.measures is None
     assert batch.metrics == {
         "rollout/length_mean_tokens": 3.0,
         "rollout/truncated_frac": 1.0,
@@ -82,15 +61,14 @@ def test_student_writes_and_teacher_scores_the_same_tokens() -> None:
     assert set(clock.take()) == {"time/generate_s", "time/score_s"}
 
 
-def test_seed_of_a_collection_is_a_function_of_run_and_step() -> None:
-    seeds = {}
-    for run in (0, 1):
-        source, engine, _ = on_policy(run)
-        for step in (0, 1, 0):
-            asyncio.run(source.next(step))
-        assert engine.asked[0]["seed"] == engine.asked[2]["seed"]
-        seeds |= {(run, step): engine.asked[step]["seed"] for step in (0, 1)}
-    assert len(set(seeds.values())) == 4
+def test_figures_of_the_engine_are_metrics_of_the_collection() -> None:
+    class TurnTaking(TableEngine):
+        async def figures(self) -> dict[str, float]:
+            return {"mix/turns": 7.0}
+
+    config = distill_config(rollout=ROLLOUT)
+    batch = collect(config, prompts(), TurnTaking(STUDENT), TableTeacher(TEACHER))
+    assert batch.metrics["mix/turns"] == 7.0
 
 
 class Journal:
@@ -102,7 +80,8 @@ class Journal:
         self.engine = TableEngine(STUDENT, self.calls)
         self.learner = TableLearner(STUDENT, self.calls)
         clock = Clock()
-        source = prefixes(self.engine, TableTeacher(TEACHER, self.calls), clock)
+        teacher = TableTeacher(TEACHER, self.calls)
+        source = make_collector(distill_config(rollout=ROLLOUT), prompts(), self.engine, teacher, clock=clock)
         transfer = ObjectStoreTransfer(1e-9)
         self.before_update = hooks.get("before", self.before)
         self.after_step = hooks.get("after", self.after)

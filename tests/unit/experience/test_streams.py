@@ -1,131 +1,55 @@
-"""Who writes the text of a step, and what is trained on beside it."""
+"""Whose text each stream of a batch is on, with fakes for student and teacher."""
 
-import asyncio
 import zlib
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
 
-from minidist.config.rollout import RolloutConfig
 from minidist.config.text import PrefixConfig
 from minidist.data.sources import Example
-from minidist.experience.source import Beside, Prefixes, drawn, writers
-from minidist.run.tracking import Clock
-from minidist.types import Batch, Finish, Payload, Prompt, Rollout, Sampling, TeacherScores, Writer
+from minidist.experience.draw import draw_rows, draw_writers
+from minidist.types import Batch, Finish, Writer
+from tests.support.collecting import NamingTeacher, collect, distill_config, named_prompts
 from tests.support.fakes import TableEngine
 
-SIZE, LIMIT = 7, 3
-TABLE = np.random.default_rng(0).normal(size=(SIZE, SIZE))
+LIMIT = 3
+TABLE = np.random.default_rng(0).normal(size=(7, 7))
 STUDENT, TEACHER, DATASET = Writer.STUDENT, Writer.TEACHER, Writer.DATASET
-MIXED = PrefixConfig(student=0.45, teacher=0.25, dataset=0.3)
+MIXED = {"student": 0.45, "teacher": 0.25, "dataset": 0.3}
 
 
-def shares(per: Any = "row", **parts: float) -> PrefixConfig:
-    return PrefixConfig(**({"student": 0.0} | parts), per=per)
+def collected(prefix: dict[str, Any], engine: Any, teacher: Any, examples: Any = None, **sections: Any) -> Batch:
+    """The collection of step 2 of a run with seed 1: 2 samples of each of 10 prompts."""
+    rollout = {"prompts_per_step": 10, "samples_per_prompt": 2, "max_new_tokens": LIMIT, "temperature": 0.7, "top_p": 0.8}
+    config = distill_config(run={"seed": 1}, prefix={"student": 0.0} | prefix, rollout=rollout, **sections)
+    return collect(config, named_prompts(), engine, teacher, step=2, examples=examples)
 
 
-@pytest.mark.parametrize("count", [1, 3, 7, 16, 64])
-@pytest.mark.parametrize("prefix", [MIXED, shares(student=0.5, dataset=0.5), shares(teacher=0.9, dataset=0.1)])
-def test_every_step_has_its_share_of_every_writer(prefix: PrefixConfig, count: int) -> None:
-    for step in range(50):
-        found = Counter(writers(prefix, count, step=step, seed=4))
-        for writer, share in zip(Writer, (prefix.student, prefix.teacher, prefix.dataset), strict=True):
-            assert abs(found[writer] - share * count) < 1
-            assert share or not found[writer]
-
-
-@pytest.mark.parametrize("per", ["row", "step"])
-def test_over_many_steps_each_row_has_the_configured_shares(per: Any) -> None:
-    """3,000 draws a row: the standard error of a share is 0.009 at most."""
-    prefix = MIXED.model_copy(update={"per": per})
-    table = np.array([[writer.value for writer in writers(prefix, 5, step=step, seed=0)] for step in range(3000)])
-    for writer, share in ((STUDENT, 0.45), (TEACHER, 0.25), (DATASET, 0.3)):
-        assert np.abs((table == writer.value).mean(0) - share).max() < 0.04
-    together = (table == table[:, :1]).all(1)
-    assert together.all() if per == "step" else not together.all()
-
-
-@pytest.mark.parametrize("per", ["row", "step"])
-def test_writers_are_a_function_of_seed_and_step(per: Any) -> None:
-    prefix = MIXED.model_copy(update={"per": per})
-    first = [writers(prefix, 8, step=step, seed=3) for step in range(20)]
-    assert [writers(prefix, 8, step=step, seed=3) for step in reversed(range(20))] == first[::-1]
-    assert [writers(prefix, 8, step=step, seed=5) for step in range(20)] != first
-    assert len({tuple(each) for each in first}) > 1
-
-
-@pytest.mark.parametrize("per", ["row", "step"])
-@pytest.mark.parametrize("point", [0.0, 0.5, 1 - 2**-53])
-def test_who_has_no_share_writes_nothing(monkeypatch: pytest.MonkeyPatch, per: Any, point: float) -> None:
-    """Shares that are rounded by hand add up to a little less than 1."""
-
-    class Edge:
-        def random(self) -> float:
-            return point
-
-        def permutation(self, count: int) -> np.ndarray:
-            return np.arange(count)
-
-    monkeypatch.setattr("minidist.experience.source.np.random.default_rng", lambda seed: Edge())
-    assert DATASET not in writers(shares(per, student=0.3333333, teacher=0.6666666), 9, step=0, seed=0)
-    assert set(writers(shares(per, teacher=0.9999995), 9, step=0, seed=0)) == {TEACHER}
-
-
-class NamingTeacher:
-    """Its score of every token is the first token of the row, and where in the row it stands: row.position."""
-
-    def __init__(self) -> None:
-        self.scored: list[list[Rollout]] = []
-        self.asked: list[dict[str, Any]] = []
-
-    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
-        self.scored.append(list(rollouts))
-        return [
-            TeacherScores(Payload.SAMPLED, logprobs=rollout.prompt.tokens[0] + np.arange(len(rollout.tokens)) / 100)
-            for rollout in rollouts
-        ]
-
-    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
-        self.asked.append({"rows": [prompt.row for prompt in prompts], **asdict(sampling)})
-        tokens = np.array([6, 6])
-        zeros = np.zeros(2)
-        return [Rollout(prompt, tokens, zeros, zeros, Finish.STOP, sample) for prompt, sample in sampling.jobs(prompts)]
-
-
-def prompts(count: int = 12) -> list[Prompt]:
-    """Gold answers of one to five tokens; the first token of a prompt is unlike any other's."""
-    gold = [np.arange(1 + row % 5, dtype=np.int32) for row in range(count)]
-    return [Prompt(row, np.array([1000 + row, row % SIZE]), str(row), f"gold {row}", gold[row]) for row in range(count)]
-
-
-def collected(prefix: PrefixConfig, engine: Any, teacher: Any, step: int = 2, **options: Any) -> Batch:
-    settings = RolloutConfig(prompts_per_step=10, samples_per_prompt=2, max_new_tokens=LIMIT, temperature=0.7, top_p=0.8)
-    options = {"scored": True} | options
-    return asyncio.run(Prefixes(prompts(), engine, teacher, settings, prefix, seed=1, clock=Clock(), **options).next(step))
-
-
-def test_everybody_writes_in_the_order_of_the_prompts() -> None:
+def test_all_writers_answer_in_the_order_of_the_prompts() -> None:
     engine, teacher = TableEngine(TABLE), NamingTeacher()
     batch = collected(MIXED, engine, teacher)
-    by, rows = writers(MIXED, 10, step=2, seed=1), drawn(12, 10, step=2, seed=1)
-    wanted = [(row, by_, sample) for row, by_ in zip(rows, by, strict=True) for sample in range(1 if by_ is DATASET else 2)]
-    assert [(rollout.prompt.row, rollout.writer, rollout.sample) for rollout in batch.rollouts] == wanted
-    assert set(by) == set(Writer)
-    assert len(engine.asked) == len(teacher.asked) == 1
-    for asked, writer in ((engine.asked[0], STUDENT), (teacher.asked[0], TEACHER)):
-        assert asked["rows"] == [row for row, by_ in zip(rows, by, strict=True) if by_ is writer]
-    sampling = [
-        {name: value for name, value in asked.items() if name != "rows"} for asked in (engine.asked[0], teacher.asked[0])
-    ]
-    assert sampling[0] == sampling[1]
-    assert [sampling[0][name] for name in ("max_new_tokens", "temperature", "top_p")] == [LIMIT, 0.7, 0.8]
-    assert [list(rollout.tokens) for rollout in batch.rollouts if rollout.writer is TEACHER] == [[6, 6]] * len(
-        [by_ for by_ in by if by_ is TEACHER] * 2
-    )
+    writers, rows = draw_writers(PrefixConfig(**MIXED), 10, step=2, seed=1), draw_rows(12, 10, step=2, seed=1)
+    pairs = list(zip(rows, writers, strict=True))
+    expected = [(row, writer, sample) for row, writer in pairs for sample in range(1 if writer is DATASET else 2)]
+    assert [(rollout.prompt.row, rollout.writer, rollout.sample) for rollout in batch.rollouts] == expected
+    assert set(writers) == set(Writer)
+    for asked, name in ((engine.asked, STUDENT), (teacher.asked, TEACHER)):
+        assert [call["rows"] for call in asked] == [[row for row, writer in pairs if writer is name]], "one call"
+    of_teacher = [rollout.tokens.tolist() for rollout in batch.rollouts if rollout.writer is TEACHER]
+    assert of_teacher == [[6, 6]] * (2 * writers.count(TEACHER))
+
+
+def test_student_and_teacher_sample_alike() -> None:
+    engine, teacher = TableEngine(TABLE), NamingTeacher()
+    collected(MIXED, engine, teacher)
+    student, of_teacher = ({**calls[0], "rows": None} for calls in (engine.asked, teacher.asked))
+    assert student == of_teacher
+    assert [student[name] for name in ("samples", "max_new_tokens", "temperature", "top_p")] == [2, LIMIT, 0.7, 0.8]
+
+
+def test_each_row_has_the_scores_of_its_text() -> None:
+    batch = collected(MIXED, TableEngine(TABLE), NamingTeacher())
     for row, rollout in zip(batch.steps[0][0].rows, batch.rollouts, strict=True):
         assert row.scores is not None and row.scores.logprobs is not None
         assert row.scores.logprobs.tolist() == [1000 + rollout.prompt.row + at / 100 for at in range(len(rollout.tokens))]
@@ -133,8 +57,8 @@ def test_everybody_writes_in_the_order_of_the_prompts() -> None:
 
 
 def test_gold_answers_become_rollouts_that_nobody_sampled() -> None:
-    batch = collected(shares(dataset=1.0), None, NamingTeacher())
-    rows = drawn(12, 10, step=2, seed=1)
+    batch = collected({"dataset": 1.0}, None, NamingTeacher())
+    rows = draw_rows(12, 10, step=2, seed=1)
     assert [rollout.prompt.row for rollout in batch.rollouts] == rows, "one answer each, whatever samples_per_prompt"
     for row, rollout in zip(rows, batch.rollouts, strict=True):
         length = 1 + row % 5
@@ -145,28 +69,36 @@ def test_gold_answers_become_rollouts_that_nobody_sampled() -> None:
     assert batch.metrics["rollout/truncated_frac"] == np.mean([1 + row % 5 > LIMIT for row in rows])
 
 
-def test_nobody_is_asked_who_does_not_write_or_score() -> None:
-    batch = collected(shares(dataset=1.0), None, None, scored=False)
+def test_roles_that_neither_write_nor_score_are_not_asked() -> None:
+    supervised = {"type": "supervised"}
+    batch = collected({"dataset": 1.0}, None, None, objective=supervised)
     assert [stream.name for stream in batch.steps[0]] == ["main"]
     assert all(row.scores is None for row in batch.steps[0][0].rows)
     teacher = NamingTeacher()
-    collected(shares(teacher=1.0), None, teacher, scored=False)
+    collected({"teacher": 1.0}, None, teacher, objective=supervised)
     assert len(teacher.asked) == 1 and not teacher.scored
 
 
 GIVEN = [Example(np.array([2000 + row, 1, *[2] * (1 + row % 3)]), 1 + row % 2) for row in range(9)]
 MORE = [Example(np.array([3000 + row, 4, 5]), 1) for row in range(4)]
+EXAMPLES = {"sft": MORE, "offline": GIVEN, "more": MORE}
+
+
+def given_stream(objective: str, rows: int, weight: float) -> dict[str, Any]:
+    return {"data": {"path": "x", "text": "{{ x }}"}, "objective": {"type": objective}, "rows": rows, "weight": weight}
 
 
 @pytest.mark.parametrize("main", [True, False])
-def test_streams_beside_the_main_one(main: bool) -> None:
+def test_streams_of_given_text_are_drawn_weighted_and_scored_by_their_settings(main: bool) -> None:
     teacher = NamingTeacher()
-    beside = (
-        Beside("sft", MORE, 3, 0.5, scored=False),
-        Beside("offline", GIVEN, 4, 2.0, scored=True),
-        Beside("more", MORE, 2, 1.5, scored=True),
-    )
-    batch = collected(MIXED, TableEngine(TABLE), teacher, scored=main, beside=beside)
+    streams = {
+        "sft": given_stream("supervised", 3, 0.5),
+        "offline": given_stream("forward_kl", 4, 2.0),
+        "more": given_stream("forward_kl", 2, 1.5),
+    }
+    objective = {"type": "reverse_kl" if main else "supervised"}
+    prefix = MIXED if main else {"teacher": 0.7, "dataset": 0.3}
+    batch = collected(prefix, TableEngine(TABLE), teacher, EXAMPLES, objective=objective, streams=streams)
     assert [(stream.name, stream.objective, stream.weight) for stream in batch.steps[0]] == [
         ("main", "main", 1.0),
         ("sft", "sft", 0.5),
@@ -174,7 +106,8 @@ def test_streams_beside_the_main_one(main: bool) -> None:
         ("more", "more", 1.5),
     ]
     for stream, examples, rows in zip(batch.steps[0][1:], (MORE, GIVEN, MORE), (3, 4, 2), strict=True):
-        chosen = [examples[index] for index in drawn(len(examples), rows, step=2, seed=1 ^ zlib.crc32(stream.name.encode()))]
+        seed = 1 ^ zlib.crc32(stream.name.encode())
+        chosen = [examples[index] for index in draw_rows(len(examples), rows, step=2, seed=seed)]
         assert [row.tokens.tolist() for row in stream.rows] == [example.tokens.tolist() for example in chosen]
         assert [len(row.labels) for row in stream.rows] == [len(each.tokens) - each.start for each in chosen]
         assert stream.loss_tokens == sum(len(row.labels) for row in stream.rows)
@@ -185,3 +118,38 @@ def test_streams_beside_the_main_one(main: bool) -> None:
             assert (row.scores is not None) == scored
             if row.scores is not None and row.scores.logprobs is not None:
                 assert row.scores.logprobs.tolist() == [row.tokens[0] + at / 100 for at in range(len(row.labels))]
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_other_writers_answer_the_prompts_of_the_step(scored: bool) -> None:
+    teacher = NamingTeacher()
+    streams = {
+        "seqkd": {"writer": "teacher", "objective": {"type": "forward_kl" if scored else "supervised"}, "weight": 0.5},
+        "gold": {"writer": "dataset", "weight": 2.0},
+    }
+    batch = collected({"student": 1.0}, TableEngine(TABLE), teacher, streams=streams)
+    main, seqkd, gold = batch.steps[0]
+    assert (seqkd.name, seqkd.objective, seqkd.weight) == ("seqkd", "seqkd", 0.5)
+    assert (gold.name, gold.objective, gold.weight) == ("gold", "gold", 2.0)
+    rows = [rollout.prompt.row for rollout in batch.rollouts]
+    assert [int(row.tokens[0]) - 1000 for row in seqkd.rows] == rows, "the same prompts, as many samples"
+    assert [int(row.tokens[0]) - 1000 for row in gold.rows] == rows[::2], "one gold answer each"
+    assert all(row.labels.tolist() == [6, 6] for row in seqkd.rows)
+    assert all((row.scores is not None) == scored for row in seqkd.rows) and all(row.scores is None for row in gold.rows)
+    assert all(row.scores is not None for row in main.rows)
+    assert len(teacher.scored) == 1 and len(teacher.scored[0]) == 20 + 20 * scored
+
+
+def test_texts_are_scored_in_one_order_whatever_the_order_of_the_configuration() -> None:
+    """The main stream, answers to the step's prompts, given text: the teacher's batches, and so its rounding, depend on it."""
+    teacher = NamingTeacher()
+    forward = {"type": "forward_kl"}
+    streams = {
+        "offline": given_stream("forward_kl", 2, 1.0),
+        "gold": {"writer": "dataset", "objective": forward},
+        "seqkd": {"writer": "teacher", "objective": forward},
+    }
+    batch = collected({"student": 1.0}, TableEngine(TABLE), teacher, EXAMPLES, streams=streams)
+    assert [stream.name for stream in batch.steps[0]] == ["main", "gold", "seqkd", "offline"]
+    tokens = [[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()] for rollout in teacher.scored[0]]
+    assert tokens == [row.tokens.tolist() for stream in batch.steps[0] for row in stream.rows]

@@ -16,8 +16,7 @@ from transformers import PreTrainedModel
 import minidist.learners.learner as module
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.models import ModelConfig
-from minidist.data.batching import collate, collate_examples
-from minidist.data.sources import Example
+from minidist.data.batching import collate
 from minidist.errors import CanaryError, DivergedError
 from minidist.learners.learner import SingleLearner
 from minidist.learners.schedule import learning_rate, make_optimizer
@@ -69,9 +68,7 @@ def own_text(teacher: PreTrainedModel, objective: str, weight: float = 1.0, seed
 
 
 def gold_text(weight: float = 1.0, seed: int = 1) -> Stream:
-    rollouts = random_rollouts(LENGTHS[:3], seed=seed)
-    examples = [Example(np.concatenate([r.prompt.tokens, r.tokens]), len(r.prompt.tokens)) for r in rollouts]
-    return collate_examples("gold", examples, objective="gold", weight=weight)
+    return collate("gold", random_rollouts(LENGTHS[:3], seed=seed), weight=weight)
 
 
 def naive_loss(model: PreTrainedModel, teacher: PreTrainedModel, streams: tuple[Stream, ...]) -> Tensor:

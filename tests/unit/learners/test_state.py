@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,8 +12,7 @@ from torch import Tensor
 import minidist.learners.state as state_module
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.models import LoraConfig
-from minidist.data.batching import collate_examples
-from minidist.data.sources import Example
+from minidist.data.batching import collate
 from minidist.learners.learner import SingleLearner
 from minidist.learners.state import StateReader
 from minidist.losses import Supervised
@@ -48,9 +46,7 @@ def make() -> Iterator[Make]:
 
 
 def batch(step: int) -> Batch:
-    rollouts = random_rollouts([(3, 4), (1, 9), (6, 1)], seed=step)
-    examples = [Example(np.concatenate([r.prompt.tokens, r.tokens]), len(r.prompt.tokens)) for r in rollouts]
-    return Batch(step, ((collate_examples("gold", examples, objective="gold"),),))
+    return Batch(step, ((collate("gold", random_rollouts([(3, 4), (1, 9), (6, 1)], seed=step)),),))
 
 
 def update(learner: SingleLearner, *steps: int) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""DistiLLM's schedule and buffer, and the text of a run that follows them."""
+"""DistiLLM's adaptive replay: schedule and buffer, and the text of a run that has it."""
 
 import asyncio
 import json
@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minidist.config.rollout import RolloutConfig
-from minidist.config.text import PrefixConfig, ReplayConfig
-from minidist.experience.source import Prefixes, Written
-from minidist.methods.distillm import Replay, Text
-from minidist.run.tracking import Clock
+from minidist.config import DistillConfig
+from minidist.experience.source import Collector
+from minidist.experience.streams import GoldText
+from minidist.methods.distillm import AdaptiveReplay, Answers
 from minidist.types import Batch, Finish, Prompt, Rollout, Writer
+from tests.support.collecting import NamingTeacher, distill_config, make_collector, named_prompts
 from tests.support.fakes import TableEngine
-from tests.unit.experience.test_streams import TABLE, NamingTeacher, prompts
 
-LONG = 4000
+LONG = 4000  # steps
+TABLE = np.random.default_rng(0).normal(size=(7, 7))
 
 
 def answers(count: int, first: int = 0) -> list[Rollout]:
@@ -25,71 +25,81 @@ def answers(count: int, first: int = 0) -> list[Rollout]:
     return [Rollout(prompt, tokens, np.zeros(1), np.zeros(1, dtype=np.int32), Finish.STOP) for tokens in made]
 
 
-def filled(source: Replay, *texts: list[Rollout]) -> Replay:
-    """With the answers of its first steps."""
+def filled(replay: AdaptiveReplay, *texts: list[Rollout]) -> AdaptiveReplay:
+    """The replay after steps that wrote these answers."""
     for number, rollouts in enumerate(texts):
-        source.decide(number)
-        source.keep(rollouts)
-    source.decide(len(texts))
-    return source
+        replay.decide(number)
+        replay.store(rollouts)
+    replay.decide(len(texts))
+    return replay
 
 
-def replay(share: float, *, steps: int = LONG, capacity: int = 4, **options: Any) -> Replay:
-    return Replay(ReplayConfig(capacity=capacity, **options), share=share, steps=steps, seed=3)
+def replay_config(share: float, steps: int, seed: int, replay: dict[str, Any], **rollout: int) -> DistillConfig:
+    return distill_config(
+        run={"steps": steps, "seed": seed},
+        data={"validation": {"path": "x", "answer": "{{ x }}"}},
+        prefix={"student": share, "dataset": 1 - share, "per": "step", "replay": replay},
+        rollout=rollout,
+        evaluation={"every": 1},
+    )
+
+
+def make_replay(share: float, *, steps: int = LONG, capacity: int = 4, **options: Any) -> AdaptiveReplay:
+    """A replay whose decisions are looked at; it draws nothing."""
+    config = replay_config(share, steps, 3, {"capacity": capacity, **options}, prompts_per_step=1)
+    return AdaptiveReplay(config, GoldText(0), GoldText(0))
 
 
 def test_the_share_grows_when_the_loss_has_risen_and_only_then() -> None:
     """A scripted list of validation losses: the last rise is what the next one is measured from."""
-    source, shares = replay(0.0), []
+    source, shares = make_replay(0.0), []
     for loss in (2.0, 1.5, 2.09, 2.11, 2.15, 2.05, 2.22, 3.0):
-        source.observe(loss)
+        source.observe({"gold_nats": loss})
         shares.append(round(source.share, 6))
     assert shares == [0.0, 0.0, 0.0, 0.1, 0.1, 0.1, 0.2, 0.3]
     for loss in range(4, 20):
-        source.observe(float(loss))
+        source.observe({"gold_nats": float(loss)})
     assert source.share == 1.0
 
 
-def test_the_buffer_holds_the_newest() -> None:
-    source = filled(replay(1.0), answers(3), answers(3, first=10))
-    drawn = source.draw(4, step=7)
+def test_the_buffer_holds_the_newest_answers() -> None:
+    source = filled(make_replay(1.0), answers(3), answers(3, first=10))
+    drawn = source.replay(4, step=7)
     assert sorted(int(each.tokens[0]) for each in drawn) == [2, 10, 11, 12], "none twice, the oldest left first"
-    assert all(each.logprobs is None for each in drawn), "nobody compares them with the student of now"
-    assert [int(each.tokens[0]) for each in source.draw(4, step=7)] == [int(each.tokens[0]) for each in drawn]
-    assert len({tuple(int(each.tokens[0]) for each in source.draw(2, step=step)) for step in range(20)}) > 3
+    assert all(each.logprobs is None for each in drawn), "the student that sampled them is gone"
+    assert [int(each.tokens[0]) for each in source.replay(4, step=7)] == [int(each.tokens[0]) for each in drawn]
+    assert len({tuple(int(each.tokens[0]) for each in source.replay(2, step=step)) for step in range(20)}) > 3
 
 
 @pytest.mark.parametrize(
     ("schedule", "early", "late"), [("decreasing", 0.6, 0.0), ("constant", 0.3, 0.3), ("increasing", 0.0, 0.6)]
 )
-def test_shares_of_fresh_kept_and_given_text(schedule: Any, early: float, late: float) -> None:
+def test_shares_of_new_replayed_and_gold_answers_follow_the_schedule(schedule: Any, early: float, late: float) -> None:
     """Over the first and the last tenth of 4,000 steps with a full buffer; the standard error is 0.025."""
-    source = filled(replay(0.6, schedule=schedule), answers(4))
+    source = filled(make_replay(0.6, schedule=schedule), answers(4))
     for steps, fresh in ((range(400), early), (range(LONG - 400, LONG), late)):
         found = [source.decide(step) for step in steps]
         progress = {"decreasing": -0.05, "constant": 0.0, "increasing": 0.05}[schedule] * 0.6
         wanted = fresh + (progress if steps.start == 0 else -progress)
-        assert abs(found.count(Text.FRESH) / 400 - wanted) < 0.1
-        assert abs(found.count(Text.GIVEN) / 400 - 0.4) < 0.1
+        assert abs(found.count(Answers.NEW) / 400 - wanted) < 0.1
+        assert abs(found.count(Answers.GOLD) / 400 - 0.4) < 0.1
 
 
 def test_a_buffer_that_is_not_full_is_filled_first() -> None:
-    source = filled(replay(1.0, steps=10), answers(3))
-    assert {source.decide(step) for step in range(10)} == {Text.FRESH}
-    source.keep(answers(1))
-    assert source.decide(10) is Text.KEPT, "share 1 at the end of the run: all out of the buffer"
-    assert {replay(0.0).decide(step) for step in range(50)} == {Text.GIVEN}
+    source = filled(make_replay(1.0, steps=10), answers(3))
+    assert {source.decide(step) for step in range(10)} == {Answers.NEW}
+    source.store(answers(1))
+    assert source.decide(10) is Answers.REPLAYED, "share 1 at the end of the run: all out of the buffer"
+    assert {make_replay(0.0).decide(step) for step in range(50)} == {Answers.GOLD}
 
 
-def source_of(share: float, engine: Any, steps: int = 8) -> Prefixes:
-    settings = RolloutConfig(prompts_per_step=5, samples_per_prompt=2, max_new_tokens=3)
-    prefix = PrefixConfig(student=share, dataset=1 - share, per="step", replay=ReplayConfig(capacity=10))
-    assert prefix.replay is not None
-    kept = Replay(prefix.replay, share=share, steps=steps, seed=1)
-    return Prefixes(prompts(), engine, NamingTeacher(), settings, prefix, scored=True, replay=kept, seed=1, clock=Clock())
+def source_of(share: float, engine: Any, steps: int = 8) -> Collector:
+    rollout = {"prompts_per_step": 5, "samples_per_prompt": 2, "max_new_tokens": 3}
+    config = replay_config(share, steps, 1, {"capacity": 10}, **rollout)
+    return make_collector(config, named_prompts(), engine, NamingTeacher())
 
 
-def test_a_run_is_on_fresh_kept_and_given_text() -> None:
+def test_a_run_is_on_new_replayed_and_gold_answers() -> None:
     engine = TableEngine(TABLE)
     source = source_of(0.7, engine, steps=30)
     batches = [asyncio.run(source.next(step)) for step in range(30)]
@@ -107,7 +117,7 @@ def test_a_run_is_on_fresh_kept_and_given_text() -> None:
     assert {batch.metrics["replay/share"] for batch in batches} == {0.7}
 
 
-def test_a_resumed_run_goes_on_alike() -> None:
+def test_a_resumed_run_draws_what_an_uninterrupted_run_draws() -> None:
     def tokens(batch: Batch) -> list[list[int]]:
         return [row.tokens.tolist() for row in batch.steps[0][0].rows]
 
@@ -128,29 +138,7 @@ def test_a_resumed_run_goes_on_alike() -> None:
         second.observe({"gold_nats": step / 4})
 
 
-@pytest.mark.parametrize("scored", [True, False])
-def test_another_writer_answers_the_prompts_of_the_step(scored: bool) -> None:
-    teacher, settings = NamingTeacher(), RolloutConfig(prompts_per_step=5, samples_per_prompt=2, max_new_tokens=3)
-    written = (Written("taught", Writer.TEACHER, 0.5, scored), Written("gold", Writer.DATASET, 2.0, False))
-    source = Prefixes(
-        prompts(), TableEngine(TABLE), teacher, settings, PrefixConfig(), scored=True, written=written, seed=1, clock=Clock()
-    )
-    batch = asyncio.run(source.next(0))
-    main, taught, gold = batch.steps[0]
-    assert [(each.name, each.objective, each.weight) for each in (taught, gold)] == [
-        ("taught", "taught", 0.5),
-        ("gold", "gold", 2.0),
-    ]
-    rows = [rollout.prompt.row for rollout in batch.rollouts]
-    assert [int(row.tokens[0]) - 1000 for row in taught.rows] == rows, "the same prompts, as many samples"
-    assert [int(row.tokens[0]) - 1000 for row in gold.rows] == rows[::2], "one gold answer each"
-    assert all(row.labels.tolist() == [6, 6] for row in taught.rows)
-    assert all((row.scores is not None) == scored for row in taught.rows) and all(row.scores is None for row in gold.rows)
-    assert all(row.scores is not None for row in main.rows)
-    assert len(teacher.scored) == 1 and len(teacher.scored[0]) == 10 + 10 * scored
-
-
-def test_a_run_follows_the_loss_on_gold_answers_alone() -> None:
+def test_the_share_follows_the_loss_on_gold_answers_alone() -> None:
     source = source_of(0.5, TableEngine(TABLE))
     for found in ({"reverse_kl": 1.0}, {"gold_nats": 1.0}, {"reverse_kl": 5.0}, {"gold_nats": 1.05}, {"reverse_kl": 9.0}):
         source.observe(found)
@@ -159,16 +147,16 @@ def test_a_run_follows_the_loss_on_gold_answers_alone() -> None:
     assert source.state_dict()["share"] == pytest.approx(0.6)
 
 
-def test_a_step_that_was_given_up_and_made_again_keeps_its_answers_once() -> None:
-    source = filled(replay(1.0, capacity=6), answers(2))
+def test_a_step_that_is_abandoned_and_repeated_stores_its_answers_once() -> None:
+    source = filled(make_replay(1.0, capacity=6), answers(2))
     for _ in range(3):
-        assert source.decide(2) is Text.FRESH
-        source.keep(answers(2, first=10))
+        assert source.decide(2) is Answers.NEW
+        source.store(answers(2, first=10))
     state = json.loads(json.dumps(source.state_dict()))
-    again = replay(1.0, capacity=6)
+    again = make_replay(1.0, capacity=6)
     again.load_state_dict(state, [Prompt(0, np.array([1]), "")])
     again.decide(2)
-    again.keep(answers(2, first=10))
+    again.store(answers(2, first=10))
     for each in (source, again):
         each.decide(3)
-        assert sorted(int(kept.tokens[0]) for kept in each.draw(4, step=1)) == [0, 1, 10, 11]
+        assert sorted(int(kept.tokens[0]) for kept in each.replay(4, step=1)) == [0, 1, 10, 11]

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, PreTrainedModel
 from minidist.config import DistillConfig, EvaluateConfig
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.teacher import SoftPromptConfig
-from minidist.data.batching import MicroBatch, collate, collate_examples, pack
+from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.sources import Example
 from minidist.errors import ConfigError, DivergedError
 from minidist.learners.learner import SingleLearner
@@ -230,7 +230,7 @@ def test_without_virtual_tokens_it_is_the_plain_step(make: Make) -> None:
 def test_other_streams_are_left_alone(make: Make) -> None:
     student, tutor = tiny_model(), tutor_of(tiny_model(seed=1))
     before = prompt_of(tutor)
-    gold = collate_examples("gold", [Example(np.arange(8, dtype=np.int32), 3)], objective="gold")
+    gold = collate("gold", [Example(np.arange(8, dtype=np.int32), 3).as_rollout()])
     metrics = step(make(student, tutor), gold)
     assert torch.equal(prompt_of(tutor), before)
     assert not any(name.startswith("prompt/") or name == "gold/teacher_logprob_nats" for name in metrics)

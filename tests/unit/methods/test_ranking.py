@@ -1,134 +1,51 @@
-"""Answers ranked by the teacher: the pairwise loss, and that a run's gradient is its gradient."""
+"""Credit of ranked answers: the gradient of a step is that of the pairwise loss."""
 
 import asyncio
-import doctest
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from minidist.config.objectives import RankingConfig
-from minidist.losses import ranking, ranking_loss
+from minidist.losses import ranking_loss
 from minidist.losses.objectives import make_objective
-from minidist.losses.ranking import agreement
 from minidist.losses.targets import TokenCredit, TokenTargets
-from minidist.methods.credit import Ranks
+from minidist.methods.ranking import RankingCredit
 from minidist.types import Measures, Row, Stream
-
-LINKS: dict[str, Any] = {
-    "reverse_kl": math.log,
-    "forward_kl": lambda u: -1 / u,
-    "jsd": lambda u: math.log(2 * u / (1 + u)),
-    "alpha": lambda u: (1 - u**-0.5) / 0.5,
-}
-EVERY = pytest.mark.parametrize("f", LINKS)
+from tests.support.collecting import distill_config
 
 
-def drawn(prompts: int = 3, answers: int = 4) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = -5 * torch.rand(2, prompts, answers, generator=generator, dtype=torch.float64)
-    return student.requires_grad_(), teacher, torch.randint(1, 6, (prompts, answers), generator=generator)
-
-
-@EVERY
-def test_every_pair_written_out(f: Any) -> None:
-    student, teacher, lengths = drawn()
-    own, theirs = (student / lengths).exp().tolist(), (teacher / lengths).tolist()
-    wanted = []
-    for said, heard in zip(own, theirs, strict=True):
-        pairs = [(w, x) for w in range(4) for x in range(4) if heard[w] > heard[x]]
-        losses = [math.log1p(math.exp(-1.5 * (LINKS[f](said[w]) - LINKS[f](said[x])))) for w, x in pairs]
-        wanted.append(sum(losses) / len(pairs))
-    assert ranking_loss(student, teacher, lengths, f=f, beta=1.5).tolist() == pytest.approx(wanted, rel=1e-12)
-
-
-@EVERY
-def test_it_falls_as_the_student_comes_to_the_teachers_order(f: Any) -> None:
-    student, teacher, lengths = drawn()
-    first = agreement(student.detach(), teacher, lengths)
-    losses = []
-    optimizer = torch.optim.SGD([student], lr=0.3)
-    for _ in range(300):
-        loss = ranking_loss(student, teacher, lengths, f=f).mean()
-        losses.append(loss.item())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert losses[-1] < losses[0] and agreement(student.detach(), teacher, lengths) == 1 > first
-
-
-@EVERY
-def test_gradcheck(f: Any) -> None:
-    student, teacher, lengths = drawn()
-    assert torch.autograd.gradcheck(lambda table: ranking_loss(table, teacher, lengths, f=f), student)
-
-
-def test_answers_that_the_teacher_finds_equal_say_nothing() -> None:
-    same = torch.full((2, 3), -2.0)
-    student = torch.tensor([[-1.0, -2.0, -3.0]] * 2, requires_grad=True)
-    loss = ranking_loss(student, same, torch.ones(2, 3))
-    loss.sum().backward()
-    assert loss.tolist() == [0, 0] and student.grad is not None and not student.grad.any()
-
-
-def test_a_prompts_answers_are_compared_with_one_another_only() -> None:
-    student, teacher, lengths = drawn()
-    together = ranking_loss(student, teacher, lengths)
-    for row in range(3):
-        part = slice(row, row + 1)
-        assert torch.equal(ranking_loss(student[part], teacher[part], lengths[part]), together[part])
-
-
-@pytest.mark.parametrize(("options", "part"), [({"beta": 0.0}, "beta is above 0"), ({"alpha": 1.0}, "between 0 and 1")])
-def test_out_of_range(options: dict[str, float], part: str) -> None:
-    with pytest.raises(ValueError, match=part):
-        ranking_loss(*drawn(), **options)  # type: ignore[arg-type]
-
-
-def test_other_shapes() -> None:
-    student, teacher, lengths = drawn()
-    with pytest.raises(ValueError, match="same shape"):
-        ranking_loss(student, teacher[:2], lengths)
-
-
-@EVERY
+@pytest.mark.parametrize("f", ["reverse_kl", "forward_kl", "jsd", "alpha"])
 def test_the_gradient_of_a_step_is_that_of_the_loss(f: Any) -> None:
     """Through a collection's credit and the learner's objective, sum over tokens divided by their count."""
     generator = np.random.default_rng(1)
     lengths = [3, 1, 4, 2, 2, 5]
     tokens = sum(lengths)
-    said, taught = -generator.random(tokens) * 3, -generator.random(tokens) * 3
+    student, teacher = -generator.random(tokens) * 3, -generator.random(tokens) * 3
     rows = tuple(Row(np.zeros(n + 1), np.arange(n), np.zeros(n, dtype=np.int64)) for n in lengths)
     stream = Stream("main", rows, "main", tokens)
 
-    class Asked:
+    class MeasuringLearner:
         async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
             assert temperature == 0.7
-            return Measures(np.repeat(np.arange(6), lengths), said, taught)
+            return Measures(np.repeat(np.arange(6), lengths), student, teacher)
 
-    settings = RankingConfig(f=f, beta=1.3, temperature=0.7)
-    credited, _, figures = asyncio.run(Ranks(Asked(), settings, 3).credit(stream))  # type: ignore[arg-type]
+    objective = {"type": "ranking", "f": f, "beta": 1.3, "temperature": 0.7}
+    config = distill_config(objective=objective, rollout={"samples_per_prompt": 3, "temperature": 0.7})
+    credited, _, figures = asyncio.run(RankingCredit(config, MeasuringLearner()).credit(stream))  # type: ignore[arg-type]
 
-    logprobs = torch.tensor(said).requires_grad_()
+    logprobs = torch.tensor(student).requires_grad_()
     sums = torch.stack([part.sum() for part in logprobs.split(lengths)]).view(2, 3)
-    heard = torch.stack([part.sum() for part in torch.tensor(taught).split(lengths)]).view(2, 3)
-    loss = ranking_loss(sums, heard, torch.tensor(lengths).view(2, 3), f=f, beta=1.3).mean()
+    teacher_sums = torch.stack([part.sum() for part in torch.tensor(teacher).split(lengths)]).view(2, 3)
+    loss = ranking_loss(sums, teacher_sums, torch.tensor(lengths).view(2, 3), f=f, beta=1.3).mean()
     (wanted,) = torch.autograd.grad(loss, logprobs)
     assert figures["ranking/loss_nats"] == pytest.approx(loss.item())
 
-    table = torch.tensor(said)[:, None].requires_grad_()  # [tokens, 1]: the label is class 0
+    table = torch.tensor(student)[:, None].requires_grad_()  # [tokens, 1]: the label is class 0
     fields = ("old_logprob", "advantage", "weight", "reach")
     credits = [row.credit for row in credited.rows if row.credit is not None]
     joined = (torch.tensor(np.concatenate([getattr(each, name) for each in credits])) for name in fields)
     targets = TokenTargets(torch.zeros(tokens, dtype=torch.long), credit=TokenCredit(*joined))
-    value = make_objective(**settings.model_dump())(table, targets).sum() / stream.loss_tokens
+    value = make_objective(**config.objective.model_dump())(table, targets).sum() / stream.loss_tokens
     (found,) = torch.autograd.grad(value, table)
     assert torch.allclose(found[:, 0], wanted, rtol=1e-5, atol=1e-8)
-
-
-def test_docstring_examples() -> None:
-    done = doctest.testmod(ranking, globs={"torch": torch, "ranking_loss": ranking_loss})
-    assert done.attempted and done.failed == 0

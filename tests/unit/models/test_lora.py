@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
@@ -15,9 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
-from minidist.data.batching import collate_examples
+from minidist.data.batching import collate
 from minidist.data.rendering import character_tokenizer
-from minidist.data.sources import Example
 from minidist.errors import ModelError
 from minidist.learners.learner import SingleLearner
 from minidist.models.arrays import to_tensor
@@ -57,9 +55,7 @@ def logits(model: Any) -> Tensor:
 
 
 def text() -> Stream:
-    rollouts = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2)], seed=1)
-    examples = [Example(np.concatenate([r.prompt.tokens, r.tokens]), len(r.prompt.tokens)) for r in rollouts]
-    return collate_examples("gold", examples, objective="gold")
+    return collate("gold", random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2)], seed=1))
 
 
 @pytest.fixture

@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 
 from minidist.config.models import StudentConfig
 from minidist.config.teacher import TeacherConfig
-from minidist.data.batching import collate_examples, pack
+from minidist.data.batching import collate, pack
 from minidist.data.rendering import character_tokenizer
-from minidist.data.sources import Example
 from minidist.errors import ModelError
 from minidist.models.arrays import to_array, to_tensor
 from minidist.models.files import resolve
@@ -27,9 +26,7 @@ LAYOUTS = pytest.mark.parametrize("padded", [False, True], ids=["packed", "bucke
 
 
 def uneven_rows(seed: int = 0) -> tuple[Row, ...]:
-    rollouts = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8)], seed=seed)
-    examples = [Example(np.concatenate([r.prompt.tokens, r.tokens]), len(r.prompt.tokens)) for r in rollouts]
-    return collate_examples("rows", examples, objective="").rows
+    return collate("rows", random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8)], seed=seed)).rows
 
 
 @torch.no_grad()

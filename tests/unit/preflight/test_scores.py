@@ -13,7 +13,7 @@ import yaml
 from minidist import cli
 from minidist.cluster.cluster import Cluster
 from minidist.config import DistillConfig, ScoreConfig
-from minidist.experience.source import Prefixes
+from minidist.experience.source import Collector
 from minidist.preflight.plan import make_plan
 from minidist.run.tracking import log
 from minidist.stages import STAGES, run_stage
@@ -235,7 +235,7 @@ def refused(
         raise AssertionError("something started")
 
     monkeypatch.setattr(Cluster, "__aenter__", forbidden)
-    monkeypatch.setattr(Prefixes, "next", forbidden)
+    monkeypatch.setattr(Collector, "next", forbidden)
     file = home / "refused.yaml"
     file.write_text(yaml.safe_dump(tree))
     monkeypatch.setattr("sys.argv", ["minidist", tree["stage"], str(file), *overrides])

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,12 +16,13 @@ import yaml
 from minidist import cli
 from minidist.config.canaries import AlarmName, CanaryConfig
 from minidist.config.rollout import RolloutConfig
-from minidist.config.text import PrefixConfig
-from minidist.experience.source import Prefixes
+from minidist.experience.draw import Shuffled
+from minidist.experience.source import Collector
+from minidist.experience.streams import Source, StudentText
 from minidist.rollout.pool import Engines
 from minidist.run.alarms import ALARMS, Alarms
 from minidist.run.tracking import Clock, log
-from minidist.types import Finish, Prompt, Rollout, Sampling
+from minidist.types import MAIN, Finish, Prompt, Rollout, Sampling
 from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
 
 ROWS, STEPS, EOS = 8, 6, 0
@@ -76,9 +77,9 @@ POLICY |= {"age/updates_max": 3.0}
 def raised(write: Writing, policy: Callable[[int], dict[str, float]] = lambda step: {}) -> list[str]:
     """The alarms of a run of STEPS steps with such an engine, and such figures of the learner."""
     prompts = [rollout.prompt for rollout in random_rollouts([(3, 1)] * ROWS)]
-    rollout = RolloutConfig(prompts_per_step=ROWS)
-    engines: Any = Engines([Scripted(write)])  # type: ignore[list-item]
-    source = Prefixes(prompts, engines, None, rollout, PrefixConfig(), scored=False, beside=[], seed=0, clock=Clock())
+    engines = Engines([Scripted(write)])  # type: ignore[list-item]
+    text = StudentText(engines, RolloutConfig(prompts_per_step=ROWS), seed=0)
+    source = Collector(Shuffled(prompts, ROWS, 0), [Source(MAIN, text, scored=False)], None, None, Clock())
     alarms = Alarms(CanaryConfig())
     for step in range(STEPS):
         alarms.look(step, asyncio.run(source.next(step)).metrics | POLICY | policy(step))
@@ -238,7 +239,7 @@ def test_an_alarm_ends_a_run_which_goes_on_without_it(
         assert distil(models, "stopped", monkeypatch, *stop) == 1
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("minidist: stopped by an alarm of canaries.stop_on: truncated answers at step ")
-        assert "(canaries.alarm_truncated)" in last and last.endswith("and give the same command")
+        assert "(canaries.alarm_truncated)" in last and last.endswith("and give the same command again")
         assert (directory / "checkpoints" / f"step_{step:06d}" / "state.json").is_file()
         assert len(numbers(directory)) == step and not (directory / "final").exists()
         assert f"checkpoint after {step} steps written" in (directory / "log.txt").read_text()

@@ -12,18 +12,13 @@ from transformers import PreTrainedModel
 
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.objectives import MiniLLMConfig
-from minidist.config.rollout import RolloutConfig
-from minidist.config.text import PrefixConfig
-from minidist.data.batching import in_minibatches, in_turn
 from minidist.data.sources import Example
-from minidist.experience.source import Beside, Prefixes
 from minidist.learners.learner import SingleLearner
 from minidist.learners.ranks import LearnerRanks
 from minidist.losses import minillm_loss
 from minidist.losses.objectives import make_objective
-from minidist.methods.credit import Policy
-from minidist.run.tracking import Clock
 from minidist.types import Batch, Prompt, Rollout, Row, Sampling, Stream, TeacherHead, TeacherScores
+from tests.support.collecting import collect, distill_config
 from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)])
@@ -43,8 +38,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 CUTS = [("packed", 1000, 1000), ("packed", 16, 3), ("buckets", 30, 1000)]
 
 
-class Writer:
-    """Answers every prompt with what is given."""
+class FixedEngine:
+    """Answers every prompt with its rollout of ROLLOUTS."""
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         return [ROLLOUTS[prompt.row] for prompt in prompts]
@@ -83,21 +78,15 @@ def make_learner(made: list[SingleLearner], teacher: PreTrainedModel, settings: 
     return made[-1]
 
 
-def collected(learner: Any, teacher: PreTrainedModel, settings: MiniLLMConfig, *, mix: float, gold: float = 0.0) -> Batch:
-    """The first collection of a run."""
-    source = Prefixes(
-        [rollout.prompt for rollout in ROLLOUTS],
-        Writer(),  # type: ignore[arg-type]
-        HiddenTeacher(teacher),  # type: ignore[arg-type]
-        RolloutConfig(prompts_per_step=len(ROLLOUTS)),
-        PrefixConfig(),
-        scored=True,
-        beside=[Beside("gold", GOLD, 2, gold, True)] if gold else (),
-        policy=Policy(learner, settings, mix, WIDTH),
-        seed=3,
-        clock=Clock(),
-    )
-    return asyncio.run(source.next(0))
+def collected(learner: Any, teacher: PreTrainedModel, options: dict[str, Any], *, mix: float, gold: float = 0.0) -> Batch:
+    """The first collection of a run with seed 3."""
+    heat = options.get("temperature", 1.0)
+    rollout = {"prompts_per_step": len(ROLLOUTS), "max_new_tokens": WIDTH, "teacher_mix": mix, "temperature": heat}
+    kd = {"data": {"path": "x", "text": "{{ x }}"}, "objective": {"type": "kd"}, "rows": 2, "weight": gold}
+    objective, streams = {"type": "minillm", **options}, {"gold": kd} if gold else {}
+    config = distill_config(run={"seed": 3}, objective=objective, rollout=rollout, streams=streams)
+    prompts = [rollout.prompt for rollout in ROLLOUTS]
+    return collect(config, prompts, FixedEngine(), HiddenTeacher(teacher), learner=learner, examples={"gold": GOLD})
 
 
 def main_of(batch: Batch) -> Stream:
@@ -154,13 +143,13 @@ def assert_weights(model: PreTrainedModel, expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("layout", "micro", "chunk"), CUTS)
-def test_the_fast_path_equals_the_reference(
+def test_a_collection_through_the_learner_equals_the_reference_loss(
     teacher: PreTrainedModel, learners: list[SingleLearner], variant: str, layout: Any, micro: int, chunk: int
 ) -> None:
     options = VARIANTS[variant]
     settings = MiniLLMConfig(**options)
     learner = make_learner(learners, teacher, settings, layout=layout, micro_batch_tokens=micro, chunk_tokens=chunk)
-    batch = collected(learner, teacher, settings, mix=0.2)
+    batch = collected(learner, teacher, options, mix=0.2)
     assert len(batch.steps) == settings.updates
     expected = reference(teacher, batch, options, 0.2)
     update = asyncio.run(learner.update(batch))
@@ -172,7 +161,7 @@ def test_regularisers_are_in_every_inner_step(teacher: PreTrainedModel, learners
     options = {"preset": "lmops", "minibatches": 2, "inner_epochs": 2}
     settings = MiniLLMConfig(**options)
     learner = make_learner(learners, teacher, settings)
-    batch = collected(learner, teacher, settings, mix=0.2, gold=0.7)
+    batch = collected(learner, teacher, options, mix=0.2, gold=0.7)
     assert [[len(stream.rows) for stream in streams] for streams in batch.steps] == [[3, 2]] * 4
     given = [row.tokens.tobytes() for streams in batch.steps for row in streams[1].rows]
     assert len(set(given)) == 8  # other text at every step
@@ -182,10 +171,10 @@ def test_regularisers_are_in_every_inner_step(teacher: PreTrainedModel, learners
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_are_dealt_every_minibatch(teacher: PreTrainedModel, learners: list[SingleLearner], ranks: int) -> None:
-    settings = MiniLLMConfig(preset="lmops", minibatches=2)
-    learner = make_learner(learners, teacher, settings)
-    batch = collected(learner, teacher, settings, mix=0.2, gold=0.7)
+def test_ranks_share_each_minibatch(teacher: PreTrainedModel, learners: list[SingleLearner], ranks: int) -> None:
+    options = {"preset": "lmops", "minibatches": 2}
+    learner = make_learner(learners, teacher, MiniLLMConfig(**options))
+    batch = collected(learner, teacher, options, mix=0.2, gold=0.7)
     asked: list[Batch] = []
 
     class Rank:
@@ -202,10 +191,10 @@ def test_ranks_are_dealt_every_minibatch(teacher: PreTrainedModel, learners: lis
             assert sum(len(row.labels) for row in rows) == stream.loss_tokens
 
 
-def test_what_a_collection_says_of_itself(teacher: PreTrainedModel, learners: list[SingleLearner]) -> None:
-    settings = MiniLLMConfig(preset="lmops")
-    learner = make_learner(learners, teacher, settings)
-    batch = collected(learner, teacher, settings, mix=0.2)
+def test_policy_metrics_are_those_of_the_collection(teacher: PreTrainedModel, learners: list[SingleLearner]) -> None:
+    options = {"preset": "lmops"}
+    learner = make_learner(learners, teacher, MiniLLMConfig(**options))
+    batch = collected(learner, teacher, options, mix=0.2)
     rows = main_of(batch).rows
     with torch.no_grad():
         said, taught = (torch.log_softmax(tables(model, rows)[0], -1) for model in (tiny_model(), teacher))
@@ -226,20 +215,6 @@ def test_what_a_collection_says_of_itself(teacher: PreTrainedModel, learners: li
 
 
 def test_own_samples_have_weights_of_one(teacher: PreTrainedModel, learners: list[SingleLearner]) -> None:
-    settings = MiniLLMConfig()
-    batch = collected(make_learner(learners, teacher, settings), teacher, settings, mix=0.0)
+    batch = collected(make_learner(learners, teacher, MiniLLMConfig()), teacher, {}, mix=0.0)
     assert all((row.credit.weight == 1).all() and (row.credit.reach == 1).all() for row in main_of(batch).rows)  # type: ignore[union-attr]
     assert batch.measures is not None and len(batch.measures.student_logprob) == main_of(batch).loss_tokens
-
-
-def test_every_row_is_in_one_minibatch_of_each_pass() -> None:
-    rows = tuple(Row(np.zeros(n + 1), np.arange(n), np.zeros(n)) for n in (1, 5, 2, 7, 3))
-    parts = in_minibatches(Stream("main", rows, "main", 18), 2, 3, seed=(0, 4))
-    assert [len(part.rows) for part in parts] == [3, 2] * 3
-    passes = [{id(row) for part in parts[at : at + 2] for row in part.rows} for at in (0, 2, 4)]
-    assert all(found == {id(row) for row in rows} for found in passes)
-    assert all(part.loss_tokens == sum(len(row.labels) for row in part.rows) for part in parts)
-    assert len({tuple(id(row) for row in part.rows) for part in parts[::2]}) > 1  # drawn anew
-    again = in_minibatches(Stream("main", rows, "main", 18), 2, 3, seed=(0, 4))
-    assert [[id(row) for row in part.rows] for part in again] == [[id(row) for row in part.rows] for part in parts]
-    assert [[len(row.labels) for row in part.rows] for part in in_turn(Stream("lm", rows[:4], "lm", 15), 2)] == [[1, 5], [2, 7]]
