@@ -13,9 +13,22 @@ stage() { # stage VERB NAME [override ...]
 teacher=teacher.model=$runs/teacher/final
 student=student.model=$runs/student/final
 
+students() {
+    stage sft student data.train.seed="1${seed}1"
+    stage sft continued "$student" data.train.seed="1${seed}1"
+}
+# Each of these stages computes on one core: the student and its control are trained while the teacher is.
+mkdir -p "$runs"
+set -m # the background job gets a process group, which is ended as a whole
+students >"$runs/students.log" 2>&1 &
+set +m
+trap 'kill -- "-$!" 2>/dev/null || true' EXIT
+echo "student and control are trained at the same time; their output: $runs/students.log"
 stage sft teacher data.train.seed="1${seed}0"
-stage sft student data.train.seed="1${seed}1"
-stage sft continued "$student" data.train.seed="1${seed}1"
+wait $! || { cat "$runs/students.log" >&2 && exit 1; }
+trap - EXIT
+cat "$runs/students.log"
+
 stage distill distill "$student" "$teacher" data.prompts.seed="1${seed}2"
 stage evaluate evaluate "$teacher" \
     models="{teacher: $runs/teacher/final, sft: $runs/student/final, sft_continued: $runs/continued/final, distilled: $runs/distill/final}"

@@ -138,15 +138,15 @@ async def _run_with_roles(stage: Stage, config: Any, roles: "tuple[Role, ...]") 
     start_log(directory.path)
     for line in plan.lines:
         log.info("%s", line)
-    started = time.time()
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint.path)
 
     from minidist.cluster.cluster import Cluster
     from minidist.roles.host import Roles
 
+    run, started = code(stage.run), time.time()
     async with Cluster(config.cluster, directory.path / "logs", roles) as cluster:
-        summary = await code(stage.run)(StageRun(config, plan, directory, checkpoint), Roles(cluster, config, plan))
+        summary = await run(StageRun(config, plan, directory, checkpoint), Roles(cluster, config, plan))
     summary = {"stage": config.stage, "seconds": round(time.time() - started, 1), **summary}
     directory.finish(summary)
     log.info("%s finished in %.0f s: %s", config.stage, summary["seconds"], directory.path)

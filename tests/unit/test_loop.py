@@ -1,4 +1,4 @@
-"""The loop, stopped: a collection is given up, an update never half way, and the watch is told of a run between two steps."""
+"""Stopping the loop: a collection is given up, an update is finished, and the watch is called between two steps."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from minidist.types import Batch, Update
 
 
 class Parts:
-    """All parts of a run in one: each call is written down, and waits where it is told to until `go` is set."""
+    """All parts of a run in one: it records each call, and waits in the call `wait_in` until `go` is set."""
 
     def __init__(self, wait_in: str = "", steps: int = 5, step: int = 0) -> None:
         self.calls: list[str] = []
@@ -58,7 +58,7 @@ def whole(step: int) -> list[str]:
 
 
 async def cancelled(parts: Parts, times: int = 1, then: Callable[[], None] = lambda: None) -> BaseException | None:
-    """Cancel the run where it waits; what it ends with."""
+    """Cancel the run where it waits; the exception with which it ends."""
     task = asyncio.ensure_future(train(parts.run))
     await parts.reached.wait()
     for _ in range(times):
@@ -71,29 +71,29 @@ async def cancelled(parts: Parts, times: int = 1, then: Callable[[], None] = lam
     return end
 
 
-@pytest.mark.parametrize("place", ["collect 1", "check 1"])
-def test_cancelled_while_collecting(place: str) -> None:
+@pytest.mark.parametrize("call", ["collect 1", "check 1"])
+def test_a_run_cancelled_while_collecting_gives_up_the_collection(call: str) -> None:
     async def scene() -> None:
-        parts = Parts(place)
+        parts = Parts(call)
         assert isinstance(await cancelled(parts), asyncio.CancelledError)
-        assert parts.calls == [*whole(0), *whole(1)[: whole(1).index(place) + 1], "stopped 1"]
+        assert parts.calls == [*whole(0), *whole(1)[: whole(1).index(call) + 1], "stopped 1"]
         assert parts.run.step == 1
 
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("place", ["update 1", "after 1"])
-def test_cancelled_while_updating_the_step_is_ended_first(place: str) -> None:
+@pytest.mark.parametrize("call", ["update 1", "after 1"])
+def test_a_run_cancelled_while_updating_finishes_the_step_first(call: str) -> None:
     async def scene() -> None:
-        parts = Parts(place)
+        parts = Parts(call)
         assert isinstance(await cancelled(parts), asyncio.CancelledError)
-        rest = whole(1)[whole(1).index(place) + 1 :]
-        assert parts.calls == [*whole(0), *whole(1)[: whole(1).index(place) + 1], f"{place} done", *rest, "stopped 2"]
+        rest = whole(1)[whole(1).index(call) + 1 :]
+        assert parts.calls == [*whole(0), *whole(1)[: whole(1).index(call) + 1], f"{call} done", *rest, "stopped 2"]
 
     asyncio.run(scene())
 
 
-def test_cancelled_in_its_last_update_a_run_is_told_of_its_end() -> None:
+def test_a_run_cancelled_in_its_last_update_reports_that_it_stopped() -> None:
     async def scene() -> None:
         parts = Parts("update 1", steps=2)
         assert isinstance(await cancelled(parts), asyncio.CancelledError)
@@ -102,19 +102,19 @@ def test_cancelled_in_its_last_update_a_run_is_told_of_its_end() -> None:
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("place", ["update 1", "publish", "after 1"])
-def test_cancelled_twice_an_update_ends_at_once_and_leaves_no_checkpoint(place: str) -> None:
-    """What the learner holds then is neither this step's weights nor the next one's."""
+@pytest.mark.parametrize("call", ["update 1", "publish", "after 1"])
+def test_a_run_cancelled_twice_in_an_update_ends_at_once_and_writes_no_checkpoint(call: str) -> None:
+    """The learner then holds the weights of no step."""
 
     async def scene() -> None:
-        parts = Parts(place)
+        parts = Parts(call)
         assert isinstance(await cancelled(parts, times=2), asyncio.CancelledError)
-        assert parts.calls[-1] == place
+        assert parts.calls[-1] == call
 
     asyncio.run(scene())
 
 
-def test_cancelled_twice_a_checkpoint_ends_at_once() -> None:
+def test_a_run_cancelled_twice_in_a_checkpoint_ends_at_once() -> None:
     async def scene() -> None:
         parts = Parts("collect 0")
         task = asyncio.ensure_future(train(parts.run))
@@ -129,7 +129,7 @@ def test_cancelled_twice_a_checkpoint_ends_at_once() -> None:
     asyncio.run(scene())
 
 
-def test_an_update_that_fails_while_the_run_is_stopped_is_heard_of() -> None:
+def test_an_update_that_fails_while_the_run_stops_is_raised() -> None:
     async def scene() -> None:
         parts = Parts("update 1")
         parts.failure = DivergedError("not finite")
@@ -139,20 +139,20 @@ def test_an_update_that_fails_while_the_run_is_stopped_is_heard_of() -> None:
     asyncio.run(scene())
 
 
-@pytest.mark.parametrize("place", ["collect 0", "check 0", "update 0", "publish", "after 0"])
-def test_a_failure_is_raised_as_itself_and_is_no_stop(place: str) -> None:
+@pytest.mark.parametrize("call", ["collect 0", "check 0", "update 0", "publish", "after 0"])
+def test_a_failure_is_raised_as_itself_and_writes_no_checkpoint(call: str) -> None:
     async def scene() -> None:
-        parts = Parts(place)
+        parts = Parts(call)
         parts.failure = DivergedError("not finite")
         parts.go.set()
         with pytest.raises(DivergedError):
             await train(parts.run)
-        assert parts.calls == whole(0)[: whole(0).index(place) + 1]
+        assert parts.calls == whole(0)[: whole(0).index(call) + 1]
 
     asyncio.run(scene())
 
 
-def test_a_run_goes_on_from_its_step() -> None:
+def test_a_resumed_run_starts_at_its_step() -> None:
     async def scene() -> None:
         parts = Parts(steps=5, step=3)
         assert await train(parts.run) == 5

@@ -1,4 +1,4 @@
-"""What each actor is given, and machines that are too small for what is asked."""
+"""CPUs and GPUs of each actor, and machines that are too small for a configuration."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_shares_fit_the_machine_and_use_it(fields: dict[str, Any]) -> None:
         assert given[role] == (getattr(config, role).cpus or given[role])
 
 
-def test_an_equal_share_each() -> None:
+def test_actors_without_cpus_get_equal_shares() -> None:
     assert cpus() == dict.fromkeys(ROLES, 2.66)
     assert cpus(learner={"cpus": 7}) == {"rollout": 0.5, "teacher": 0.5, "learner": 7}
     assert cpus(address="auto", learner={"cpus": 3}) == {"rollout": 1.0, "teacher": 1.0, "learner": 3}
@@ -66,13 +66,13 @@ def test_an_equal_share_each() -> None:
         ({"rollout": {"actors": 900}}, "this machine has 8 CPUs, and 8 of them are left .* or the number of actors"),
     ],
 )
-def test_more_cpus_than_there_are(fields: dict[str, Any], sentence: str) -> None:
+def test_more_cpus_than_the_machine_has_are_refused(fields: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         check_machine(ClusterConfig(**fields))
     check_machine(ClusterConfig(**fields, address="auto"))
 
 
-def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_gpus_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_machine(ClusterConfig(gpus=2))
     with pytest.raises(ConfigError, match=r"cluster.gpus is 3, and this machine has 2; set cluster.gpus=2, or cluster.address"):
@@ -85,7 +85,7 @@ def gpus(**fields: Any) -> tuple[float, ...]:
     return tuple(config.gpus_of(getattr(config, role)) for role in ROLES)
 
 
-def test_whole_devices_where_there_are_enough_else_equal_shares() -> None:
+def test_actors_get_whole_gpus_where_there_are_enough_else_equal_shares() -> None:
     assert gpus(gpus=0) == (0, 0, 0)
     assert gpus(gpus=3) == (1, 1, 1)
     assert gpus(gpus=4, rollout={"tensor_parallel": 2}) == (2, 1, 1)
@@ -98,26 +98,26 @@ def test_whole_devices_where_there_are_enough_else_equal_shares() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("actors", [1, 2, 3, 7])
-def test_shares_of_a_device_fit_it(count: int, actors: int) -> None:
+def test_shares_of_a_gpu_fit_it(count: int, actors: int) -> None:
     """As Ray seats them: as many on a device as fit."""
     config = ClusterConfig(gpus=count, rollout={"actors": actors}, learner={"ranks": 2})  # type: ignore[arg-type]
     share = config.gpus_of(config.rollout)
     assert int(1 / share + 1e-9) * count >= config.processes
 
 
-def test_room_for_the_roles_of_the_run_alone() -> None:
+def test_only_the_roles_of_the_run_get_bundles() -> None:
     config = ClusterConfig(rollout={"actors": 2}, learner={"ranks": 3})  # type: ignore[arg-type]
     assert Actors(config, ROLES).bundles == ["rollout", "rollout", "teacher", "learner", "learner", "learner"]
     assert Actors(config, ["learner"]).bundles == ["learner"] * 3
 
 
-def test_alone_each_is_what_it_was() -> None:
+def test_a_group_of_one_process_leaves_values_as_they_are() -> None:
     assert (Alone().rank, Alone().size) == (0, 1)
     assert Alone().largest([3, 1, 2]) == [3, 1, 2]
     assert Alone().total([0.5]) == [0.5]  # type: ignore[arg-type, comparison-overlap]
 
 
-def test_every_shard_of_a_teacher_has_a_place() -> None:
+def test_every_shard_of_a_teacher_gets_a_bundle() -> None:
     sharded = ClusterConfig.model_validate({"teacher": {"actors": 2, "shards": 3}})
     assert Actors(sharded, ["teacher"]).bundles == ["teacher"] * 6
     split = ClusterConfig.model_validate({"gpus": 10, "teacher": {"actors": 2, "tensor_parallel": 4}})

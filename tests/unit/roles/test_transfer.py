@@ -1,4 +1,4 @@
-"""A weight sync is proved by log-probabilities: a good one passes, any other is noticed."""
+"""A weight sync is proved by log-probabilities: a correct sync passes, every other is refused."""
 
 import asyncio
 import math
@@ -14,7 +14,7 @@ OLD, NEW = np.random.default_rng(0).normal(size=(2, 5, 5))
 
 
 class SpoiltEngine(TableEngine):
-    """Takes the weights, and spoils one number."""
+    """Loads the weights, and changes one log-probability."""
 
     def __init__(self, by: float) -> None:
         super().__init__(OLD)
@@ -30,23 +30,23 @@ def publish(*engines: TableEngine, tolerance: float = 1e-3) -> float:
     return asyncio.run(ObjectStoreTransfer(tolerance).publish(TableLearner(NEW), engines))
 
 
-def test_good_sync_returns_the_difference() -> None:
+def test_a_correct_sync_returns_its_largest_difference() -> None:
     engines = TableEngine(OLD), TableEngine(OLD)
     assert publish(*engines) < 1e-12
     assert all(np.array_equal(engine.table, NEW) for engine in engines)
     assert publish(TableEngine(OLD), SpoiltEngine(5e-4)) == pytest.approx(5e-4)
 
 
-def test_stale_engine_is_noticed() -> None:
+def test_a_stale_engine_is_refused() -> None:
     with pytest.raises(CanaryError, match=r"weight sync 1: .* differ from the learner's by .* more than 0.001"):
         publish(StaleEngine(OLD))
 
 
 @pytest.mark.parametrize("bad", [StaleEngine(OLD), SpoiltEngine(2e-3), SpoiltEngine(-2e-3), SpoiltEngine(math.nan)])
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_one_bad_engine_among_good_ones_is_noticed(bad: TableEngine, place: int) -> None:
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_one_wrong_engine_among_correct_ones_is_refused(bad: TableEngine, index: int) -> None:
     engines = [TableEngine(OLD), TableEngine(OLD)]
-    engines.insert(place, bad)
+    engines.insert(index, bad)
     with pytest.raises(CanaryError):
         publish(*engines)
 
