@@ -1,0 +1,202 @@
+"""Every configuration key, from the docstrings of the fields: `python -m minidist.config.reference > configs/REFERENCE.md`."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from minidist.config.base import Section
+from minidist.config.stages import CONFIGS
+
+Sections = tuple[type[Section], ...]
+"""The classes that may stand at one key: a single section, or the members of a union."""
+
+_INTRODUCTION = """# Configuration reference
+
+Every key of every stage. This page is generated from the field docstrings under `minidist/config/`; to regenerate it:
+
+```
+python -m minidist.config.reference > configs/REFERENCE.md
+```
+
+A key is written `section.key` on the command line (`minidist distill mine.yaml learner.optimizer.lr=1e-4`) and nested in the
+file. Unknown keys are refused. `${NAME}` in a value is filled in from the environment. [Writing a configuration](README.md)
+introduces the sections by example.
+"""
+_PLAIN = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path", NoneType: "null", Any: "any"}
+_BOUNDS = {"ge": "≥ {:g}", "gt": "> {:g}", "le": "≤ {:g}", "lt": "< {:g}", "min_length": "at least {} long", "pattern": "`{}`"}
+_HEADER = ("| key | type | default | meaning |", "|---|---|---|---|")
+_SHARED = 3  # A key that this many members of a union have alike stands once, in the union's table.
+
+
+def reference() -> str:
+    """The page, in Markdown."""
+    return _Page().text()
+
+
+def sections_in(annotation: Any) -> Sections:
+    """The section classes inside a type, through unions, lists and mappings, in order.
+
+    >>> from minidist.config.run import RunConfig
+    >>> [section.__name__ for section in sections_in(dict[str, RunConfig] | None)]
+    ['RunConfig']
+    """
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return (annotation,)
+    return tuple(dict.fromkeys(section for part in get_args(annotation) for section in sections_in(part)))
+
+
+class _Page:
+    """Where each section stands in the configurations, and the text made from that."""
+
+    def __init__(self) -> None:
+        self._uses: dict[Sections, dict[str, list[str]]] = {}  # Sections to paths to stages.
+        for stage, config in CONFIGS.items():
+            self._collect(stage, config, "")
+        self._titles = {sections: self._title(sections) for sections in self._uses}
+        self._members: dict[type[Section], str] = {}  # The heading of each member of a union, under the first union that has it.
+        for sections, title in self._titles.items():
+            for member, (key, value) in (_labels(sections) if len(sections) > 1 else {}).items():
+                self._members.setdefault(member, f"`{_path(title)}.{key}: {value}`")
+
+    def text(self) -> str:
+        stages = "\n".join(f"- [`stage: {stage}`](#{_anchor(f'stage: {stage}')})" for stage in CONFIGS)
+        parts = [_INTRODUCTION, stages + "\n"]
+        parts += [_heading(2, f"stage: {name}", config) + self._table(config) for name, config in CONFIGS.items()]
+        parts.append("## Sections\n")
+        for sections, title in self._titles.items():
+            also = ", ".join(f"`{path}`" for path in self._uses[sections] if path != _path(title))
+            note = f"Also at {also}.\n\n" if also else ""
+            if len(sections) == 1:
+                parts.append(_heading(3, title, sections[0]) + note + self._table(sections[0]))
+            else:
+                parts.append(f"### {title}\n\n{note}" + self._union(sections, title))
+        return "\n".join(parts)
+
+    def _collect(self, stage: str, section: type[Section], path: str) -> None:
+        for name, field in section.model_fields.items():
+            sections = sections_in(field.annotation)
+            here = f"{path}{name}" + (".NAME" if get_origin(field.annotation) is dict else "")
+            if sections and stage not in (stages := self._uses.setdefault(sections, {}).setdefault(here, [])):
+                stages.append(stage)
+            for child in sections:
+                self._collect(stage, child, f"{here}.")
+
+    def _title(self, sections: Sections) -> str:
+        """The first key that holds the sections, with its stages where other sections stand at the same key."""
+        path, stages = next(iter(self._uses[sections].items()))
+        rivals = [other for other, uses in self._uses.items() if next(iter(uses)) == path]
+        return f"`{path}`" + (f" ({', '.join(stages)})" if len(rivals) > 1 else "")
+
+    def _union(self, sections: Sections, title: str) -> str:
+        """A table of the members, one of the keys that several of them share, and one for each member's other keys."""
+        labels, path = _labels(sections), _path(title)
+        key = next(iter(labels.values()))[0]
+        links = [f"| [`{value}`](#{_anchor(self._members[each])}) | {_cell(_doc(each))} |" for each, (_, value) in labels.items()]
+        text = f"One of these, by `{path}.{key}`:\n\n| {key} | meaning |\n|---|---|\n" + "\n".join(links) + "\n"
+        here = [section for section in sections if self._members[section].startswith(f"`{path}.")]
+        counts = Counter(row for section in here for row in self._rows(section))
+        shared = [row for row, count in counts.items() if count >= _SHARED]
+        if shared:
+            holders = [", ".join(f"`{labels[each][1]}`" for each in here if row in self._rows(each)) for row in shared]
+            table = "\n".join(f"{row} {of} |" for row, of in zip(shared, holders, strict=True))
+            text += f"\nKeys that several of them share:\n\n{_HEADER[0]} of |\n{_HEADER[1]}---|\n{table}\n"
+        return text + "".join(f"\n{_heading(4, self._members[each], each)}{self._table(each, shared)}" for each in here)
+
+    def _table(self, section: type[Section], without: Sequence[str] = ()) -> str:
+        rows = [row for row in self._rows(section) if row not in without]
+        return "\n".join([*_HEADER, *rows]) + "\n" if rows else ""
+
+    def _rows(self, section: type[Section]) -> list[str]:
+        return [self._row(name, field) for name, field in section.model_fields.items() if name != "stage"]
+
+    def _row(self, name: str, field: FieldInfo) -> str:
+        sections = sections_in(field.annotation)
+        meaning = field.description or (_doc(sections[0]) if len(sections) == 1 else "")
+        return f"| `{name}` | {self._type(field.annotation, field.metadata)} | {_default(field, sections)} | {_cell(meaning)} |"
+
+    def _type(self, annotation: Any, metadata: list[Any]) -> str:
+        bounds = "".join(f", {bound}" for bound in _bounds(metadata))
+        if annotation in _PLAIN:
+            return _PLAIN[annotation] + bounds
+        origin, parts = get_origin(annotation), get_args(annotation)
+        if origin is Annotated:
+            return self._type(parts[0], [*parts[1:], *metadata])
+        if (sections := sections_in(annotation)) and origin is not dict:
+            title = self._titles[sections]
+            return f"[`{_path(title)}`](#{_anchor(title)})" + (" or null" if NoneType in parts else "")
+        if origin is Literal:
+            return " or ".join(f"`{json.dumps(part).strip(chr(34))}`" for part in parts)
+        if origin is dict:
+            title = self._titles.get(sections)
+            mapping = "mapping" if parts[1] is Any else f"NAME: {self._type(parts[1], [])}"
+            return f"NAME: [`{_path(title)}`](#{_anchor(title)})" if title else mapping
+        if origin is list:
+            return f"list of {self._type(parts[0], [])}{bounds}"
+        if origin is tuple:
+            return f"[{', '.join(self._type(part, []) for part in parts)}]"
+        return " or ".join(self._type(part, metadata if part is not NoneType else []) for part in parts)
+
+
+def _labels(sections: Sections) -> dict[type[Section], tuple[str, str]]:
+    """The key that tells the members of a union apart, and each member's value of it."""
+    for name in sections[0].model_fields:
+        values = [get_args(section.model_fields[name].annotation) for section in sections if name in section.model_fields]
+        if len(set(values)) == len(sections) and all(len(value) == 1 for value in values):
+            return {section: (name, str(value[0])) for section, value in zip(sections, values, strict=True)}
+    raise AssertionError(f"no key tells {[section.__name__ for section in sections]} apart")
+
+
+def _bounds(metadata: list[Any]) -> Iterator[str]:
+    for constraint in metadata:
+        for name, text in _BOUNDS.items():
+            if getattr(constraint, name, None) is not None:
+                yield text.format(getattr(constraint, name))
+
+
+def _default(field: FieldInfo, sections: Sections) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value is PydanticUndefined:
+        return "**required**"
+    if isinstance(value, BaseModel):
+        return "its defaults" if len(sections) == 1 else "`{}: {}`".format(*_labels(sections)[type(value)])  # pyright: ignore
+    return f"`{value if isinstance(value, str) else json.dumps(value, default=str)}`"
+
+
+def _doc(section: type[Section]) -> str:
+    """The first paragraph of a section's docstring."""
+    return (section.__doc__ or "").strip().partition("\n\n")[0]
+
+
+def _cell(text: str) -> str:
+    """Text on one line, with the characters escaped that a Markdown table reads."""
+    parts = " ".join(text.split()).split("`")
+    parts[::2] = [part.replace("<", "\\<").replace("*", "\\*") for part in parts[::2]]
+    return "`".join(parts).replace("|", "\\|")
+
+
+def _heading(level: int, title: str, section: type[Section]) -> str:
+    paragraphs = (section.__doc__ or "").strip().split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    return f"{'#' * level} {title}\n\n{text}\n\n"
+
+
+def _path(title: str) -> str:
+    """The key that a title names."""
+    return title.split(" (")[0].strip("`")
+
+
+def _anchor(title: str) -> str:
+    """The name that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
