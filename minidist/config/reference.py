@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -31,7 +31,14 @@ file. Unknown keys are refused. `${NAME}` in a value is filled in from the envir
 introduces the sections by example.
 """
 _PLAIN = {bool: "true or false", int: "integer", float: "number", str: "text", Path: "path", NoneType: "null", Any: "any"}
-_BOUNDS = {"ge": "≥ {:g}", "gt": "> {:g}", "le": "≤ {:g}", "lt": "< {:g}", "min_length": "at least {} long", "pattern": "`{}`"}
+_BOUNDS = {
+    "ge": " ≥ {:g}",
+    "gt": " > {:g}",
+    "le": " ≤ {:g}",
+    "lt": " < {:g}",
+    "min_length": ", length ≥ {}",
+    "pattern": " matching `{}`",
+}
 _HEADER = ("| key | type | default | meaning |", "|---|---|---|---|")
 _SHARED = 3  # A key that this many members of a union have alike stands once, in the union's table.
 
@@ -104,11 +111,12 @@ class _Page:
         here = [section for section in sections if self._members[section].startswith(f"`{path}.")]
         counts = Counter(row for section in here for row in self._rows(section))
         shared = [row for row, count in counts.items() if count >= _SHARED]
+        labelled = [self._row(key, section.model_fields[key]) for section in here]
         if shared:
             holders = [", ".join(f"`{labels[each][1]}`" for each in here if row in self._rows(each)) for row in shared]
             table = "\n".join(f"{row} {of} |" for row, of in zip(shared, holders, strict=True))
             text += f"\nKeys that several of them share:\n\n{_HEADER[0]} of |\n{_HEADER[1]}---|\n{table}\n"
-        return text + "".join(f"\n{_heading(4, self._members[each], each)}{self._table(each, shared)}" for each in here)
+        return text + "".join(f"\n{_heading(4, self._members[each], each)}{self._table(each, [*shared, *labelled])}" for each in here)
 
     def _table(self, section: type[Section], without: Sequence[str] = ()) -> str:
         rows = [row for row in self._rows(section) if row not in without]
@@ -123,7 +131,7 @@ class _Page:
         return f"| `{name}` | {self._type(field.annotation, field.metadata)} | {_default(field, sections)} | {_cell(meaning)} |"
 
     def _type(self, annotation: Any, metadata: list[Any]) -> str:
-        bounds = "".join(f", {bound}" for bound in _bounds(metadata))
+        bounds = _bounds(metadata)
         if annotation in _PLAIN:
             return _PLAIN[annotation] + bounds
         origin, parts = get_origin(annotation), get_args(annotation)
@@ -133,7 +141,7 @@ class _Page:
             title = self._titles[sections]
             return f"[`{_path(title)}`](#{_anchor(title)})" + (" or null" if NoneType in parts else "")
         if origin is Literal:
-            return " or ".join(f"`{json.dumps(part).strip(chr(34))}`" for part in parts)
+            return ", ".join(f"`{part if isinstance(part, str) else json.dumps(part)}`" for part in parts)
         if origin is dict:
             title = self._titles.get(sections)
             mapping = "mapping" if parts[1] is Any else f"NAME: {self._type(parts[1], [])}"
@@ -154,11 +162,9 @@ def _labels(sections: Sections) -> dict[type[Section], tuple[str, str]]:
     raise AssertionError(f"no key tells {[section.__name__ for section in sections]} apart")
 
 
-def _bounds(metadata: list[Any]) -> Iterator[str]:
-    for constraint in metadata:
-        for name, text in _BOUNDS.items():
-            if getattr(constraint, name, None) is not None:
-                yield text.format(getattr(constraint, name))
+def _bounds(metadata: list[Any]) -> str:
+    found = [(text, getattr(constraint, name, None)) for constraint in metadata for name, text in _BOUNDS.items()]
+    return "".join(text.format(limit) for text, limit in found if limit is not None)
 
 
 def _default(field: FieldInfo, sections: Sections) -> str:
@@ -177,7 +183,7 @@ def _doc(section: type[Section]) -> str:
 
 def _cell(text: str) -> str:
     """Text on one line, with the characters escaped that a Markdown table reads."""
-    parts = " ".join(text.split()).split("`")
+    parts = re.sub(r"\bNone\b", "null", " ".join(text.split())).split("`")
     parts[::2] = [part.replace("<", "\\<").replace("*", "\\*") for part in parts[::2]]
     return "`".join(parts).replace("|", "\\|")
 
