@@ -68,10 +68,12 @@ class _Page:
         for stage, config in CONFIGS.items():
             self._collect(stage, config, "")
         self._titles = {sections: self._title(sections) for sections in self._uses}
-        self._members: dict[type[Section], str] = {}  # The heading of each member of a union, under the first union that has it.
+        self._members: dict[
+            type[Section], str
+        ] = {}  # The heading of each member of a union, under the first union that has it.
         for sections, title in self._titles.items():
-            for member, (key, value) in (_labels(sections) if len(sections) > 1 else {}).items():
-                self._members.setdefault(member, f"`{_path(title)}.{key}: {value}`")
+            for member, label in (_labels(sections) if len(sections) > 1 else {}).items():
+                self._members.setdefault(member, f"`{_path(title)}.{label}`")
 
     def text(self) -> str:
         stages = "\n".join(f"- [`stage: {stage}`](#{_anchor(f'stage: {stage}')})" for stage in CONFIGS)
@@ -105,25 +107,24 @@ class _Page:
     def _union(self, sections: Sections, title: str) -> str:
         """A table of the members, one of the keys that several of them share, and one for each member's other keys."""
         labels, path = _labels(sections), _path(title)
-        key = next(iter(labels.values()))[0]
-        links = [f"| [`{value}`](#{_anchor(self._members[each])}) | {_cell(_doc(each))} |" for each, (_, value) in labels.items()]
-        text = f"One of these, by `{path}.{key}`:\n\n| {key} | meaning |\n|---|---|\n" + "\n".join(links) + "\n"
+        links = [f"| [`{label}`](#{_anchor(self._members[each])}) | {_cell(_doc(each))} |" for each, label in labels.items()]
+        text = "\n".join(["One of these:\n", "| | meaning |", "|---|---|", *links]) + "\n"
         here = [section for section in sections if self._members[section].startswith(f"`{path}.")]
         counts = Counter(row for section in here for row in self._rows(section))
         shared = [row for row, count in counts.items() if count >= _SHARED]
-        labelled = [self._row(key, section.model_fields[key]) for section in here]
         if shared:
-            holders = [", ".join(f"`{labels[each][1]}`" for each in here if row in self._rows(each)) for row in shared]
+            values = {each: label.partition(": ")[2] for each, label in labels.items()}
+            holders = [", ".join(f"`{values[each]}`" for each in here if row in self._rows(each)) for row in shared]
             table = "\n".join(f"{row} {of} |" for row, of in zip(shared, holders, strict=True))
             text += f"\nKeys that several of them share:\n\n{_HEADER[0]} of |\n{_HEADER[1]}---|\n{table}\n"
-        return text + "".join(f"\n{_heading(4, self._members[each], each)}{self._table(each, [*shared, *labelled])}" for each in here)
+        return text + "".join(f"\n{_heading(4, self._members[each], each)}{self._table(each, shared)}" for each in here)
 
     def _table(self, section: type[Section], without: Sequence[str] = ()) -> str:
         rows = [row for row in self._rows(section) if row not in without]
         return "\n".join([*_HEADER, *rows]) + "\n" if rows else ""
 
     def _rows(self, section: type[Section]) -> list[str]:
-        return [self._row(name, field) for name, field in section.model_fields.items() if name != "stage"]
+        return [self._row(name, field) for name, field in section.model_fields.items() if not _is_fixed(field)]
 
     def _row(self, name: str, field: FieldInfo) -> str:
         sections = sections_in(field.annotation)
@@ -153,13 +154,23 @@ class _Page:
         return " or ".join(self._type(part, metadata if part is not NoneType else []) for part in parts)
 
 
-def _labels(sections: Sections) -> dict[type[Section], tuple[str, str]]:
-    """The key that tells the members of a union apart, and each member's value of it."""
-    for name in sections[0].model_fields:
-        values = [get_args(section.model_fields[name].annotation) for section in sections if name in section.model_fields]
-        if len(set(values)) == len(sections) and all(len(value) == 1 for value in values):
-            return {section: (name, str(value[0])) for section, value in zip(sections, values, strict=True)}
-    raise AssertionError(f"no key tells {[section.__name__ for section in sections]} apart")
+def _labels(sections: Sections) -> dict[type[Section], str]:
+    """What tells each member of a union apart: `key: value` of the fields that have one value alone."""
+    fixed = [
+        {name: str(get_args(field.annotation)[0]) for name, field in section.model_fields.items() if _is_fixed(field)}
+        for section in sections
+    ]
+    varied = [name for name in fixed[0] if len({values.get(name) for values in fixed}) > 1]
+    values = [[f"{name}: {each[name]}" for name in varied if name in each] for each in fixed]
+    # The first field alone, and the next ones where members share its value.
+    firsts = Counter(each[0] for each in values)
+    return {
+        section: ", ".join(each if firsts[each[0]] > 1 else each[:1]) for section, each in zip(sections, values, strict=True)
+    }
+
+
+def _is_fixed(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
 
 
 def _bounds(metadata: list[Any]) -> str:
@@ -172,7 +183,11 @@ def _default(field: FieldInfo, sections: Sections) -> str:
     if value is PydanticUndefined:
         return "**required**"
     if isinstance(value, BaseModel):
-        return "its defaults" if len(sections) == 1 else "`{}: {}`".format(*_labels(sections)[type(value)])  # pyright: ignore
+        return (
+            "its defaults"
+            if len(sections) == 1
+            else next(f"`{label}`" for each, label in _labels(sections).items() if type(value) is each)
+        )
     return f"`{value if isinstance(value, str) else json.dumps(value, default=str)}`"
 
 
