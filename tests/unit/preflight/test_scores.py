@@ -163,7 +163,7 @@ def filled(home: Path) -> Path:
 
 
 CACHED: dict[str, str] = {
-    "teacher.model={home}/other": "holds scores of another teacher, {home}/teacher, whose configuration or weights are not",
+    "teacher.model={home}/other": "holds scores of another teacher, {home}/teacher, whose configuration or weights differ",
     "teacher.payload=top_k": "teacher.payload is top_k, and the cache {home}/filled-cache was written with hidden; set teacher",
     "teacher.dtype=bfloat16": "teacher.dtype is bfloat16, and the cache {home}/filled-cache was written with float32",
     "teacher.cache={home}/nowhere": "there is no score cache at {home}/nowhere",

@@ -60,7 +60,7 @@ def test_a_server_that_cannot_be_the_teacher_is_refused_in_a_sentence(server: Se
 
 def test_what_the_server_cannot_score_is_refused_before_the_run(server: Server) -> None:
     server.behave = lambda body, number: (200, {}, {"choices": [{"text": "a"}]}) if "max_tokens" in body else None
-    with pytest.raises(ConfigError, match="must be a vLLM server"):
+    with pytest.raises(ConfigError, match="needs a vLLM server"):
         checked(config(MODEL, server))
     server.behave = refused(400, times=99)
     with pytest.raises(ConfigError, match="refuses a request"):
