@@ -82,7 +82,7 @@ def test_engine_and_learner_of_the_same_weights_agree(writer: PreTrainedModel, r
 
 
 def test_learner_of_other_weights_is_noticed(rollouts: list[Rollout]) -> None:
-    with pytest.raises(CanaryError, match=r"engine and learner disagree: .* nats in the mean .* more than 0.001"):
+    with pytest.raises(CanaryError, match=r"engine and learner disagree: .* nats on average .* more than 0.001"):
         check_engine(measured(tiny_model(seed=5), rollouts), rollouts, 1e-3)
 
 

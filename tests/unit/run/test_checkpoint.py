@@ -21,7 +21,12 @@ from minidist.run.checkpoint import Checkpoint, Checkpoints
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """What was forced to the disk, in order; not done, since it is slow."""
     paths: list[Path] = []
-    monkeypatch.setattr("minidist.run.checkpoint._sync", lambda path: paths.append(path.relative_to(path.parents[1])))
+
+    def record(path: Path) -> None:
+        paths.append(path.relative_to(path.parents[1]))
+
+    monkeypatch.setattr("minidist.run.checkpoint.sync", record)
+    monkeypatch.setattr("minidist.run.files.sync", record)
     return paths
 
 

@@ -29,7 +29,7 @@ def started(place: Path, **run: Any) -> RunDirectory:
 
 def end(directory: RunDirectory) -> None:
     """What the end of a process that was killed does."""
-    directory._held.close()
+    directory._lock.close()
 
 
 def test_new(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_other_configuration_is_refused_with_both_values(tmp_path: Path) -> None
     run_in(tmp_path / "run").start()
     other = run_in(tmp_path / "run", steps=6)
     for refused in (other.check, other.start):
-        with pytest.raises(RunDirectoryError, match=r"run.steps is 5 there and 6 here; .*run.overwrite=true"):
+        with pytest.raises(RunDirectoryError, match=r"run.steps was 5 and is now 6; .*run.overwrite=true"):
             refused()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["steps"] == 5
 
@@ -82,7 +82,7 @@ def test_key_of_another_version_is_named(tmp_path: Path) -> None:
     tree = json.loads(file.read_text())
     tree["run"]["colour"] = "red"
     file.write_text(json.dumps(tree))
-    with pytest.raises(RunDirectoryError, match=r"run.colour is 'red' there and None here"):
+    with pytest.raises(RunDirectoryError, match=r"run.colour was 'red' and is now None"):
         run_in(tmp_path / "run").check()
 
 

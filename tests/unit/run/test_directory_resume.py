@@ -125,7 +125,7 @@ def test_a_run_may_go_on_with_another_machine(tmp_path: Path, changes: dict[str,
 def test_a_run_may_not_go_on_as_another_one(tmp_path: Path, changes: dict[str, Any]) -> None:
     stopped_after(tmp_path, 3, "", config=distill(tmp_path))
     key = next(iter(changes)).removesuffix(".data.path").removesuffix(".rank")
-    with pytest.raises(RunDirectoryError, match=rf"holds another configuration: {key} is .* there and .* here"):
+    with pytest.raises(RunDirectoryError, match=rf"holds a run of another configuration: {key} was .* and is now "):
         RunDirectory(distill(tmp_path, changes)).start()
 
 

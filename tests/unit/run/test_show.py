@@ -186,5 +186,5 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2 has columns of different lengths"):
         read_samples(written(tmp_path, ROW, ROW | {"logprobs": [0.0]}))
     (tmp_path / "rollouts" / "step_000020.jsonl").write_text('{"prompt": "a", "ans')
-    with pytest.raises(DataError, match=r"line 1 is no recorded rollout"):
+    with pytest.raises(DataError, match=r"line 1 is not a recorded rollout"):
         read_samples(tmp_path)
