@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from minidist.types import MAIN, Array, Batch, Measures, Rollout, Update, Writer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger("minidist")
 console = Console(stderr=True)
@@ -187,7 +190,7 @@ def _plain(stream: TextIO) -> logging.Handler:
     return handler
 
 
-def _summary_writer(directory: Path, start: int):  # type: ignore[no-untyped-def] # noqa: ANN202
+def _summary_writer(directory: Path, start: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(directory), purge_step=start or None)
