@@ -36,7 +36,7 @@ class Examiner:
     Args:
         held_out: the prompts and questions.
         teacher: scores the students' samples; hidden states make the divergences exact, other payloads leave them out.
-        sampling: one answer a prompt, at temperature 1. With `no_repeat_ngram_size`, figures of the text are of such answers, and
+        sampling: one answer a prompt, at temperature 1. With `no_repeat_ngram_size`, figures of the text are of such answers;
             divergences are of other answers, drawn without it.
         seeds: sampling seeds; figures are means over them.
         tolerance_nats: engine and learner must agree this closely on the log-probabilities of the student's samples.

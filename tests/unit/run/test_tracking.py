@@ -1,0 +1,70 @@
+"""The rollouts files of a run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minidist.run.show import read_samples
+from minidist.run.tracking import Clock, Recorder
+from minidist.types import Array, Finish, Measures, Prompt, Rollout
+
+
+def rollout(tokens: list[int], logprobs: Array | None) -> Rollout:
+    versions = np.zeros(len(tokens), np.int32)
+    return Rollout(Prompt(0, np.array([1]), "ask"), np.array(tokens), logprobs, versions, Finish.STOP, text="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pieces", [None, lambda tokens: [f"<{token}>" for token in tokens]])
+def test_log_probabilities_of_the_whole_distribution_are_recorded_where_measured(tmp_path: Path, pieces: Any) -> None:
+    recorder = Recorder(tmp_path, 1, tensorboard=False, shown=[], pieces=pieces)
+    measures = Measures(np.array([0, 0, 1]), np.array([-1.5, -2.5, -3.0]), np.array([-0.12345, -0.5, -0.25]))
+    recorder.rollouts(1, [rollout([7, 8], np.array([-1.0, -2.0])), rollout([9], None)], measures)
+    recorder.rollouts(2, [rollout([7], np.array([-1.0])), rollout([8], None)])
+    recorder.close()
+    first, second = read_samples(tmp_path, 1)[1]
+    assert (first.student, first.teacher) == ([-1.5, -2.5], [-0.1235, -0.5]), "not of the sampled distribution"
+    assert first.pieces == (None if pieces is None else ["<7>", "<8>"])
+    assert (second.student, second.teacher) == ([-3.0], [-0.25])
+    unmeasured = read_samples(tmp_path)[1]
+    assert [(each.student, each.teacher) for each in unmeasured] == [([-1.0], None), (None, None)]
+
+
+def test_coins_and_missing_log_probabilities_are_recorded(tmp_path: Path) -> None:
+    """JSON has no NaN: where the teacher chose, the engine's log-probability is null."""
+    recorder = Recorder(tmp_path, 1, tensorboard=False, shown=[], pieces=None)
+    mixed = replace(rollout([7, 8, 9], np.array([-1.0, np.nan, -2.0])), coins=np.array([False, True, False]))
+    recorder.rollouts(1, [mixed])
+    recorder.close()
+    line = (tmp_path / "rollouts" / "step_000001.jsonl").read_text()
+    row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (row["logprobs"], row["coins"]) == ([-1.0, None, -2.0], [0, 1, 0])
+    assert read_samples(tmp_path)[1][0].coins == [0, 1, 0]
+
+
+def test_metrics_have_a_line_a_step_and_the_recorder_knows_their_length(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 2, tensorboard=False, shown=[("loss", "loss")])
+    recorder.step(0, {"loss": 1.5})
+    recorder.write(0, {"evaluation/accuracy": 0.5})
+    position = recorder.position()
+    recorder.step(1, {"loss": 1.25})
+    recorder.close()
+    content = (tmp_path / "metrics.jsonl").read_text()
+    assert [json.loads(line) for line in content[:position].splitlines()] == [
+        {"step": 0, "loss": 1.5},
+        {"step": 0, "evaluation/accuracy": 0.5},
+    ]
+    assert json.loads(content[position:]) == {"step": 1, "loss": 1.25}
+
+
+def test_a_clock_adds_the_spans_of_a_phase_and_starts_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 5.0, 7.5])
+    monkeypatch.setattr("minidist.run.tracking.time.perf_counter", lambda: next(times))
+    clock = Clock()
+    for _ in range(2):
+        with clock.span("update"):
+            pass
+    assert clock.take() == {"time/update_s": 3.5} and clock.take() == {}
