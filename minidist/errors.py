@@ -2,7 +2,7 @@
 
 A `UserError` is corrected by changing a configuration, a path or a data file: the command line prints its one sentence and
 exits with code 2, before any model is loaded. Every other `MinidistError` stops a run that has begun: exit code 1.
-Each message says where the error is, what was expected, what was found, and what to do. All errors pickle, since they cross Ray.
+Each message says where the error is, what was expected, what was found, and what to do. All of them pickle and so cross Ray.
 """
 
 
