@@ -1,8 +1,8 @@
-"""Errors, named by who can mend them.
+"""Errors, by who can correct them.
 
-A `UserError` is mended by changing a configuration, a path or a data file: the command line prints its one sentence
-and leaves with code 2, before any model is loaded. Every other `MinidistError` stops a run that had begun: code 1.
-Each message says where, what was expected, what was found, and what to do. All of them pickle, since they cross Ray.
+A `UserError` is corrected by changing a configuration, a path or a data file: the command line prints its one sentence and
+exits with code 2, before any model is loaded. Every other `MinidistError` stops a run that has begun: exit code 1.
+Each message says where the error is, what was expected, what was found, and what to do. All of them pickle and so cross Ray.
 """
 
 
@@ -13,7 +13,7 @@ class MinidistError(Exception):
 
 
 class UserError(MinidistError):
-    """Something the user can mend before the run starts."""
+    """An error that the user can correct before the run starts."""
 
     exit_code = 2
 
@@ -31,11 +31,11 @@ class ModelError(UserError, ValueError):
 
 
 class RunDirectoryError(UserError, FileExistsError):
-    """A run directory that already holds another configuration."""
+    """A directory of a run or a cache that cannot be used: it holds other files, or another process is using it."""
 
 
 class CanaryError(MinidistError):
-    """A silent error made loud: two numbers that must agree do not."""
+    """Two numbers of a run that must agree differ: without this error, the run would go wrong silently."""
 
 
 class DivergedError(CanaryError):
@@ -43,7 +43,7 @@ class DivergedError(CanaryError):
 
 
 class AlarmError(MinidistError):
-    """A run ended by an alarm that its configuration names. Its checkpoint is written, and it can be gone on with."""
+    """A run stopped by an alarm of `canaries.stop_on`. Its checkpoint is written, and the run can resume."""
 
 
 class RoleError(MinidistError):

@@ -1,1 +1,1 @@
-"""What a student is worth: accuracy, ROUGE-L, divergence to its teacher, and how its text looks."""
+"""Figures of a model on held-out prompts: accuracy, ROUGE-L, divergence from its teacher, and properties of its text."""

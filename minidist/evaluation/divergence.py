@@ -2,68 +2,70 @@
 
 import numpy as np
 
-from minidist.evaluation.text import mean_with_error
+from minidist.evaluation.figures import Figure, Figures
 from minidist.types import Array, Measures
 
 
-def reverse(measures: Measures) -> dict[str, float]:
+def reverse(measures: Measures) -> Figures:
     """Reverse KL: mean of the exact KL(student || teacher) per token and per sequence, on the student's own samples.
 
-    Nothing where the teacher's payload does not hold the full vocabulary.
+    Empty where the teacher's payload does not hold the full vocabulary.
     """
     return {} if measures.reverse_kl is None else _means("reverse_kl", measures.row, measures.reverse_kl)
 
 
-def forward(measures: Measures) -> dict[str, float]:
+def forward(measures: Measures) -> Figures:
     """Forward KL: mean of the exact KL(teacher || student) per token and per sequence, on the teacher's samples.
 
-    Nothing where the teacher's payload does not hold the full vocabulary.
+    Empty where the teacher's payload does not hold the full vocabulary.
     """
     return {} if measures.forward_kl is None else _means("forward_kl", measures.row, measures.forward_kl)
 
 
-def exposure_bias(own: Measures, taught: Measures, limit: int) -> dict[str, float]:
-    """Excess accumulated error of the student on its own text over that on the teacher's, percent:
+def exposure_bias(student: Measures, teacher: Measures, limit: int) -> Figures:
+    """Excess accumulated error of the student on its own samples over that on the teacher's samples, percent:
 
         ExAccErr(l) = 100 (R(l) - E(l)) / E(l),    R(l) = mean over sequences of sum over t < l of KL(teacher || student) at t,
 
-    R over the student's samples (`own`), E over the teacher's (`taught`); t = 0 is the first token of the answer. A sequence
-    shorter than l has all its tokens in the sum and adds nothing more. At l = 16, 32, ... and `limit`, the longest an answer
-    may be, as `exposure_bias_at_<l>`; the last is `exposure_bias`. 0 where both errors are nothing but rounding; nothing at
-    all without exact divergences.
+    R over the samples of `student`, E over those of `teacher`; t = 0 is the first token of the answer. A sequence shorter than
+    l contributes all its tokens. The value is that at `limit`, the longest answer allowed, tokens; its curve has the points
+    l = 16, 32, ... and `limit`. 0 where both errors are rounding alone; empty without exact divergences.
 
     Source: Arora et al., arXiv:2204.01171; Gu et al., arXiv:2306.08543, appendix B.5.
     """
-    if own.forward_kl is None or taught.forward_kl is None:
+    if student.forward_kl is None or teacher.forward_kl is None:
         return {}
-    ours, theirs = _accumulated(own.row, own.forward_kl, limit), _accumulated(taught.row, taught.forward_kl, limit)
-    lengths = [*range(_CURVE, limit, _CURVE), limit]
-    curve = {f"exposure_bias_at_{length}": _excess(ours[length - 1], theirs[length - 1], length) for length in lengths}
-    return {"exposure_bias": curve[f"exposure_bias_at_{limit}"]} | curve
+    student_error = _accumulated(student.row, student.forward_kl, limit)
+    teacher_error = _accumulated(teacher.row, teacher.forward_kl, limit)
+    lengths = [*range(_STRIDE, limit, _STRIDE), limit]
+    curve = {length: _excess(student_error[length - 1], teacher_error[length - 1], length) for length in lengths}
+    return {"exposure_bias": Figure(curve[limit], curve=curve)}
 
 
-_CURVE = 16  # tokens between the points of the curve
-_ROUNDING = 1e-6  # nats a token that a model diverges from itself in float32
+_STRIDE = 16  # tokens between the points of the curve
+_ROUNDING = 1e-6  # nats a token by which a model diverges from itself in float32
 
 
 def _accumulated(rows: Array, values: Array, limit: int) -> Array:
-    """[limit] sums of the first 1, 2, ... values of each row, averaged over the rows."""
+    """Sums of the first 1, 2, ... `limit` values of each row, averaged over the rows: [limit]."""
     starts = np.searchsorted(rows, np.arange(rows[-1] + 1))
     positions = np.arange(len(rows)) - starts[rows]
     return np.bincount(positions, weights=values, minlength=limit).cumsum()[:limit] / len(starts)
 
 
-def _excess(own: float, taught: float, length: int) -> float:
+def _excess(student_error: float, teacher_error: float, length: int) -> float:
     floor = _ROUNDING * length
-    return 0.0 if max(own, taught) <= floor else float(100 * (own - taught) / max(taught, floor))
+    if max(student_error, teacher_error) <= floor:
+        return 0.0
+    return float(100 * (student_error - teacher_error) / max(teacher_error, floor))
 
 
-def _means(name: str, rows: Array, values: Array) -> dict[str, float]:
+def _means(name: str, rows: Array, values: Array) -> Figures:
     """Token mean (a ratio of sums, its error by linearisation over sequences) and sequence mean, nats."""
     sums, tokens = np.bincount(rows, weights=values), np.bincount(rows).astype(float)
     sequences = len(sums)
     mean = float(sums.sum() / tokens.sum())
-    spread = sums - mean * tokens
+    residuals = sums - mean * tokens
     correction = sequences / max(1, sequences - 1)
-    error = {f"{name}_se": float(np.sqrt(correction * (spread**2).sum()) / tokens.sum())} if sequences > 1 else {}
-    return {name: mean} | error | mean_with_error(f"{name}_per_sequence", sums)
+    error = float(np.sqrt(correction * (residuals**2).sum()) / tokens.sum()) if sequences > 1 else None
+    return {name: Figure(mean, error), f"{name}_per_sequence": Figure.of_samples(sums)}

@@ -1,131 +1,123 @@
 """All figures of one student on held-out prompts, with the roles that training uses."""
 
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from dataclasses import dataclass, field, replace
 
 from minidist.data.batching import collate
 from minidist.data.questions import Question
 from minidist.data.sources import gold_rollout
 from minidist.evaluation import divergence
 from minidist.evaluation.choices import choice_figures
+from minidist.evaluation.figures import Figure, Figures, over_seeds
 from minidist.evaluation.text import accuracy, describe_text, rouge_l
 from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.run.canaries import check_engine
 from minidist.types import Prompt, Rollout, Sampling, Stream
 
 
-class Examiner:
-    """Holds the held-out prompts, and the teacher's samples on them, which serve every student alike.
+@dataclass(frozen=True)
+class HeldOut:
+    """The prompts and questions that a model is examined on.
 
-    Figures of samples are means over `seeds`. Engine and learner must give the student's samples the same log-probabilities
-    within `tolerance_nats`. `graded`: the answers are graded exactly (generated tasks); otherwise gold answers, where there are
-    any, give ROUGE-L. `no_repeat_ngram_size`: the text is measured on answers in which no such n-gram is written twice; the
-    divergences on others, of the plain distribution. `questions`: by name, for accuracy and calibration.
+    Args:
+        prompts: answered once with each sampling seed.
+        graded: answers are graded exactly (generated tasks); otherwise gold answers give ROUGE-L, where the prompts have them.
+        questions: multiple-choice questions by name, for accuracy and calibration.
+    """
+
+    prompts: Sequence[Prompt]
+    graded: bool
+    questions: Mapping[str, Sequence[Question]] = field(default_factory=dict)
+
+
+class Examiner:
+    """Measures students on held-out prompts, and keeps the teacher's samples, which every student is compared with.
+
+    Args:
+        held_out: the prompts and questions.
+        teacher: scores the students' samples; hidden states make the divergences exact, other payloads leave them out.
+        sampling: one answer a prompt, at temperature 1. With `no_repeat_ngram_size`, figures of the text are of such answers;
+            divergences are of other answers, drawn without it.
+        seeds: sampling seeds; figures are means over them.
+        tolerance_nats: engine and learner must agree this closely on the log-probabilities of the student's samples.
     """
 
     def __init__(
         self,
-        prompts: Sequence[Prompt],
+        held_out: HeldOut,
         teacher: Teacher,
+        sampling: Sampling,
         *,
-        max_new_tokens: int,
         seeds: Sequence[int],
-        graded: bool,
         tolerance_nats: float,
-        no_repeat_ngram_size: int | None = None,
-        questions: Mapping[str, Sequence[Question]] | None = None,
     ) -> None:
-        self._prompts, self._teacher = prompts, teacher
-        self._max_new_tokens, self._seeds, self._graded = max_new_tokens, seeds, graded
-        self._tolerance, self._blocked = tolerance_nats, no_repeat_ngram_size
-        self._questions = questions or {}
-        self._taught: dict[int, list[Rollout]] = {}
+        self._held_out = held_out
+        self._teacher = teacher
+        self._sampling = sampling
+        self._seeds = seeds
+        self._tolerance = tolerance_nats
+        self._teacher_samples: dict[Sampling, list[Rollout]] = {}
 
-    async def examine(self, engine: RolloutEngine, learner: Learner) -> dict[str, float]:
-        """Figures of the student that `engine` writes with and `learner` holds; samples at temperature 1.
+    async def examine(self, engine: RolloutEngine, learner: Learner) -> Figures:
+        """Figures of the student that `engine` samples from and `learner` holds."""
+        rounds = [await self._examine(engine, learner, seed) for seed in self._seeds]
+        return over_seeds(rounds) | await self._gold(learner) | await self._answer_questions(learner)
 
-        Exact divergences where the teacher gives hidden states; other payloads leave them out.
-        """
-        rounds = [await self._round(engine, learner, seed) for seed in self._seeds]
-        return over_seeds(rounds) | await self._gold(learner) | await self._ask(learner)
-
-    async def examine_teacher(self, learner: Learner | None = None) -> dict[str, float]:
-        """The teacher's own figures; it does not diverge from itself. `learner`: any, for the questions it shall answer."""
+    async def examine_teacher(self, learner: Learner | None = None) -> Figures:
+        """Figures of the teacher, whose divergence from itself is 0. `learner`: any one, needed for the questions."""
         names = ("reverse_kl", "forward_kl", "reverse_kl_per_sequence", "forward_kl_per_sequence", "exposure_bias")
-        rounds = []
-        for seed in self._seeds:
-            if self._blocked is None:
-                text = await self._teacher_text(seed)
-            else:
-                text = await self._teacher.extend(self._prompts, self._sampling(seed, self._blocked))
-            rounds.append(describe_text(text) | self._graded_figures(text))
-        asked = {} if learner is None else await self._ask(learner, teacher=True)
-        return dict.fromkeys(names, 0.0) | over_seeds(rounds) | asked
+        drawn = [await self._sampled_by_teacher(replace(self._sampling, seed=seed)) for seed in self._seeds]
+        rounds = [self._text_figures(rollouts) for rollouts in drawn]
+        answered = {} if learner is None else await self._answer_questions(learner, as_teacher=True)
+        return dict.fromkeys(names, Figure(0.0)) | over_seeds(rounds) | answered
 
-    async def _round(self, engine: RolloutEngine, learner: Learner, seed: int) -> dict[str, float]:
+    async def _examine(self, engine: RolloutEngine, learner: Learner, seed: int) -> Figures:
         """The figures of one sampling seed."""
-        rollouts = await engine.generate(self._prompts, self._sampling(seed))
-        measures = await learner.measure(await self._scored("own", rollouts))
-        check_engine(measures, rollouts, self._tolerance)  # the two must hold the same weights
+        prompts, sampling = self._held_out.prompts, replace(self._sampling, seed=seed)
+        plain = replace(sampling, no_repeat_ngram_size=None)
+        rollouts = await engine.generate(prompts, plain)
+        measures = await learner.measure(await self._scored("student", rollouts))
+        check_engine(measures, rollouts, self._tolerance)  # both must hold the same weights
         figures = divergence.reverse(measures)
-        if figures:  # else the teacher does not give full distributions: its samples would measure nothing
-            taught = await learner.measure(await self._scored("taught", await self._teacher_text(seed)))
-            figures |= divergence.forward(taught) | divergence.exposure_bias(measures, taught, self._max_new_tokens)
-        if self._blocked is not None:
-            rollouts = await engine.generate(self._prompts, self._sampling(seed, self._blocked))
-        return figures | describe_text(rollouts) | self._graded_figures(rollouts)
+        if figures:  # without full distributions the teacher's samples would measure nothing
+            of_teacher = await learner.measure(await self._scored("teacher", await self._sampled_by_teacher(plain)))
+            figures |= divergence.forward(of_teacher) | divergence.exposure_bias(measures, of_teacher, sampling.max_new_tokens)
+        if sampling != plain:
+            rollouts = await engine.generate(prompts, sampling)
+        return figures | self._text_figures(rollouts)
 
-    async def _gold(self, learner: Learner) -> dict[str, float]:
-        """The loss on the gold answers, nats a token, where they were made into tokens."""
-        answers = [gold_rollout(prompt) for prompt in self._prompts if prompt.gold is not None]
+    async def _gold(self, learner: Learner) -> Figures:
+        """The loss on the gold answers, nats a token, where the prompts hold their tokens."""
+        answers = [gold_rollout(prompt) for prompt in self._held_out.prompts if prompt.gold is not None]
         if not answers:
             return {}
         measures = await learner.measure(collate("gold", answers))
-        return {"gold_nats": -float(measures.student_logprob.mean())}
+        return {"gold_nats": Figure(-float(measures.student_logprob.mean()))}
 
-    async def _ask(self, learner: Learner, *, teacher: bool = False) -> dict[str, float]:
-        """Figures of the learner's student on the questions, or of the teacher, whose head the learner holds."""
-        figures: dict[str, float] = {}
-        for name, questions in self._questions.items():
+    async def _answer_questions(self, learner: Learner, *, as_teacher: bool = False) -> Figures:
+        """Figures of the learner's student on the questions; `as_teacher`: of the teacher, whose head the learner holds."""
+        figures: Figures = {}
+        for name, questions in self._held_out.questions.items():
             choices = [choice.as_rollout() for question in questions for choice in question.choices]
-            scores = await self._teacher.score(choices) if teacher else None
+            scores = await self._teacher.score(choices) if as_teacher else None
             measures = await learner.measure(collate(name, choices, scores))
-            logprobs = measures.teacher_logprob if teacher else measures.student_logprob
+            logprobs = measures.teacher_logprob if as_teacher else measures.student_logprob
             assert logprobs is not None
             found = choice_figures(questions, measures.row, logprobs)
             figures |= {f"{name}_{figure}": value for figure, value in found.items()}
         return figures
 
-    async def _teacher_text(self, seed: int) -> list[Rollout]:
-        """The teacher's samples, written once."""
-        if seed not in self._taught:
-            self._taught[seed] = await self._teacher.extend(self._prompts, self._sampling(seed))
-        return self._taught[seed]
+    async def _sampled_by_teacher(self, sampling: Sampling) -> list[Rollout]:
+        """The teacher's samples, drawn once for all students."""
+        if sampling not in self._teacher_samples:
+            self._teacher_samples[sampling] = await self._teacher.extend(self._held_out.prompts, sampling)
+        return self._teacher_samples[sampling]
 
     async def _scored(self, name: str, rollouts: Sequence[Rollout]) -> Stream:
         return collate(name, rollouts, await self._teacher.score(rollouts))
 
-    def _graded_figures(self, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    def _text_figures(self, rollouts: Sequence[Rollout]) -> Figures:
+        figures = {name: Figure(value) for name, value in describe_text(rollouts).items()}
         if any(rollout.prompt.answer is None for rollout in rollouts):
-            return {}
-        return accuracy(rollouts) if self._graded else rouge_l(rollouts)
-
-    def _sampling(self, seed: int, blocked: int | None = None) -> Sampling:
-        return Sampling(max_new_tokens=self._max_new_tokens, seed=seed, no_repeat_ngram_size=blocked)
-
-
-def over_seeds(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means of the rounds' figures and, from two rounds on, their standard deviation as `<name>_sd`.
-
-    A standard error `<name>_se` is still that of one round: it says how figures vary with the prompts, `_sd` with the samples.
-    """
-    if len(rounds) == 1:
-        return rounds[0]
-    figures: dict[str, float] = {}
-    for name in rounds[0]:
-        values = np.array([each[name] for each in rounds])
-        figures[name] = float(values.mean())
-        if not name.endswith("_se") and "_at_" not in name:
-            figures[f"{name}_sd"] = float(values.std(ddof=1))
-    return figures
+            return figures
+        return figures | ({"accuracy": accuracy(rollouts)} if self._held_out.graded else {"rouge_l": rouge_l(rollouts)})

@@ -1,4 +1,4 @@
-"""Pictures of comparisons: small multiples on one scale of rows, every single run a dot."""
+"""Pictures of comparisons: one small panel a figure with the same rows, each run a dot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ _PANELS = {
     "seconds": "seconds",
 }
 _DOT, _MEAN, _GRID = "#7a9cc6", "#1f3b5c", "#d9d9d9"
-_WIDE = 30  # times the smallest divergence, from where on a panel is logarithmic
+_WIDE = 30  # a panel whose largest divergence is so many times its smallest is logarithmic
 _LINES = {TEACHER: ("#2e7d4f", "-"), BEFORE: ("#b0582c", "--")}
 _STYLE: Any = {
     "font.size": 9,
@@ -35,9 +35,9 @@ _STYLE: Any = {
 
 
 def draw_comparison(records: Sequence[Record], order: Sequence[str], file: Path) -> "Figure":
-    """One panel a figure, one row an objective, in the order given: each run a dot, their mean, and their standard deviation.
+    """One panel a figure, one row an objective of `order`: a dot for each run, the mean and the standard deviation of the runs.
 
-    The teacher and the student before training are upright lines, where they lie within a panel's range.
+    The teacher and the student before training are vertical lines, where they lie within a panel's range.
     """
     from matplotlib import rc_context
 
@@ -50,7 +50,7 @@ def draw_comparison(records: Sequence[Record], order: Sequence[str], file: Path)
         figure, axes = _grid(rows, columns, width=2.3, height=(0.22 * len(names) + 0.8) * rows + 0.3, left=1.4)
         for number, (key, axis) in enumerate(zip(shown, axes.flat, strict=False)):
             _panel(axis, key, [[row[key] for row in grouped[name] if key in row] for name in names])
-            _lines(axis, {name: grouped[name][0][key] for name in _LINES if key in grouped.get(name, [{}])[0]})
+            _references(axis, {name: grouped[name][0][key] for name in _LINES if key in grouped.get(name, [{}])[0]})
             axis.set_yticks(range(len(names)), names if number % columns == 0 else [""] * len(names))
             axis.set_ylim(len(names) - 0.4, -0.6)
         for axis in axes.flat[len(shown) :]:
@@ -75,15 +75,15 @@ def _panel(axis: "Axes", key: str, values: Sequence[Sequence[float]]) -> None:
     axis.set_axisbelow(True)
     flat = [value for runs in values for value in runs]
     if key.endswith("_kl") and min(flat) > 0 and max(flat) > _WIDE * min(flat):
-        axis.set_xscale("log")  # one collapsed run would else press all others into a line
+        axis.set_xscale("log")  # else one collapsed run would squeeze all others into a line
     else:
         axis.locator_params(axis="x", nbins=4)
     if key == "seconds":
         axis.set_xlim(left=0)
 
 
-def _lines(axis: "Axes", values: Mapping[str, float]) -> None:
-    """Upright lines, none of which may squeeze what is compared."""
+def _references(axis: "Axes", values: Mapping[str, float]) -> None:
+    """Vertical lines of values within the panel's range, which stays as it is."""
     low, high = axis.get_xlim()
     for name, value in values.items():
         if low <= value <= high:
@@ -93,9 +93,12 @@ def _lines(axis: "Axes", values: Mapping[str, float]) -> None:
 
 
 def draw_toy(curves: Mapping[str, Mapping[str, Mapping[str, Array]]], epochs: Sequence[int], file: Path) -> "Figure":
-    """Teachers by head and tail: one line a divergence, the mean over seeds, with its standard deviation as a band.
+    """One panel for the head and one for the tail of each teacher.
 
-    curves: teacher, then divergence, then `head` and `tail`: errors over their first one, [seeds, epochs].
+    Each panel has one line a divergence: the mean over seeds, with the standard deviation as a band.
+
+    curves: by teacher, by divergence, by `head` and `tail`: errors as shares of the first error, [seeds, epochs].
+    epochs: of the curves' columns.
     """
     from matplotlib import colormaps, rc_context
 
@@ -128,7 +131,7 @@ def _curve(axis: "Axes", epochs: Sequence[int], errors_SE: Array, **style: Any) 
 
 
 def _grid(rows: int, columns: int, *, width: float, height: float, left: float) -> tuple["Figure", Any]:
-    """A figure without a window, inches a panel; `left` is room for labels."""
+    """A figure without a window; width and height of a panel, and `left`, the space for labels, in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

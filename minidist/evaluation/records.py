@@ -1,21 +1,23 @@
-"""Records of a comparison, one of each cell and seed, and what they say together."""
+"""Records of a comparison, one of each cell and seed, and their figures over seeds."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from minidist.run.directory import write_whole
+from minidist.evaluation.figures import Figure, Figures, from_record
+from minidist.run.files import write_json
 
 BEFORE, TEACHER = "student before", "teacher"
 Record = dict[str, Any]
 
 
 class Records:
-    """`compare.json`: a list of records, each with its cell's name as `objective` and its `seed`; replaced whole by each that
-    is added."""
+    """`compare.json`: a list of records, each with its cell's name as `objective` and its `seed`.
+
+    Every record that is added replaces the whole file.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -25,41 +27,34 @@ class Records:
         return next((row for row in self.rows if (row["objective"], row["seed"]) == (objective, seed)), None)
 
     def add(self, record: Record, order: Sequence[str]) -> None:
-        """In the place of one of the same cell and seed; sorted by `order`, what it does not name first."""
+        """Add a record, replacing that of the same cell and seed; sort by `order`, cells that it does not name first."""
         key = record["objective"], record["seed"]
         self.rows = [row for row in self.rows if (row["objective"], row["seed"]) != key] + [record]
-        place = {name: number for number, name in enumerate(order)}
-        self.rows.sort(key=lambda row: (place.get(row["objective"], -1), row["seed"] or 0))
-        write_whole(self._file, self.rows)
+        rank = {name: number for number, name in enumerate(order)}
+        self.rows.sort(key=lambda row: (rank.get(row["objective"], -1), row["seed"] or 0))
+        write_json(self._file, self.rows)
 
 
 def by_objective(records: Sequence[Record], order: Sequence[str]) -> dict[str, list[Record]]:
-    """The records of each objective that has any and is named in `order`, failed ones left out."""
+    """The records of each objective of `order` that has any, without those of failed runs."""
     found = {name: [row for row in records if row["objective"] == name and "failed" not in row] for name in order}
     return {name: rows for name, rows in found.items() if rows}
 
 
-def over_runs(records: Sequence[Record], order: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Mean of every figure over an objective's seeds and, from two on, their standard deviation as `<name>_sd`.
+def over_runs(records: Sequence[Record], order: Sequence[str]) -> dict[str, Figures]:
+    """Means of the figures that all runs of an objective have, with their spread over the runs' seeds.
 
-    Where any objective has several seeds, standard errors `<name>_se`, which are of one run, are left out.
+    Standard errors, which are of one run, are kept only where no objective has several runs.
     """
     grouped = by_objective(records, order)
     several = any(len(rows) > 1 for rows in grouped.values())
-    table: dict[str, dict[str, float]] = {}
-    for name, rows in grouped.items():
-        figures: dict[str, float] = {}
-        for key, value in rows[0].items():
-            if not isinstance(value, float) or any(key not in row for row in rows) or key.endswith(("_se", "_sd")):
-                continue
-            values = np.array([row[key] for row in rows], float)
-            figures[key] = float(values.mean())
-            if len(rows) > 1:
-                figures[f"{key}_sd"] = float(values.std(ddof=1))
-            elif not several and f"{key}_se" in rows[0]:
-                figures[f"{key}_se"] = rows[0][f"{key}_se"]
-        table[name] = figures
-    return table
+    return {name: _over_runs([from_record(row) for row in rows], errors=not several) for name, rows in grouped.items()}
+
+
+def _over_runs(runs: Sequence[Figures], *, errors: bool) -> Figures:
+    shared = [name for name in runs[0] if all(name in run for run in runs)]
+    means = {name: Figure.of_repeats([run[name].mean for run in runs]) for name in shared}
+    return {name: replace(mean, error=runs[0][name].error if errors else None) for name, mean in means.items()}
 
 
 def failures(records: Sequence[Record], order: Sequence[str]) -> list[str]:

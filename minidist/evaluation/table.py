@@ -1,16 +1,13 @@
 """The figures of several models as one table for people."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-
-def show(result: dict[str, Any]) -> None:
-    """Print the table to standard output."""
-    Console(width=160).print(_table(result))
-
+from minidist.evaluation.figures import Figure, Figures, from_record
 
 _COLUMNS = {
     "accuracy": "accuracy",
@@ -24,38 +21,45 @@ _COLUMNS = {
     "distinct_4": "distinct-4",
     "seconds": "seconds",
 }
+_QUESTION_COLUMNS = {"accuracy": "accuracy", "ece": "ECE"}
 
 
-def _table(result: dict[str, Any]) -> Table:
-    """The models line by line, each figure with its standard deviation over seeds, where there are several, or its standard
-    error."""
-    named = dict.fromkeys(name for figures in result.values() for name in figures)
-    asked = [name.removesuffix("_ece") for name in named if name.endswith("_ece")]
-    columns = {name: text for name, text in _COLUMNS.items() if name in named}
-    columns |= {f"{name}_{figure}": f"{name} {text}" for name in asked for figure, text in _ASKED.items()}
-    seeds = any(name.endswith("_sd") for name in named)
-    spread = "standard deviation over seeds (of questions the standard error)" if seeds else "standard error"
-    caption = f"divergences in nats a token, lengths in tokens, exposure bias in percent; ± {spread}"
-    table = Table("", *columns.values(), box=box.SIMPLE, caption=caption)
-    for model, figures in result.items():
-        table.add_row(model, *(_cell(figures, name) for name in columns))
-    return table
+def show(models: Mapping[str, Figures]) -> None:
+    """Print the table to standard output: one row a model."""
+    Console(width=160).print(_table(models))
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The same as a Markdown table, its caption below."""
-    table = _table(result)
+def show_result(result: Mapping[str, Any]) -> None:
+    """Print the table of models as result.json holds them."""
+    show({name: from_record(record) for name, record in result.items()})
+
+
+def markdown(models: Mapping[str, Figures]) -> str:
+    """The same as a Markdown table, with its caption below."""
+    table = _table(models)
     rows = [[str(column.header) for column in table.columns], ["---"] * len(table.columns)]
     rows += [list(row) for row in zip(*(map(str, column.cells) for column in table.columns), strict=True)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{table.caption}\n"
 
 
-_ASKED = {"accuracy": "accuracy", "ece": "ECE"}
+def _table(models: Mapping[str, Figures]) -> Table:
+    """One row a model; each figure with its spread over seeds or, where no figure has one, its standard error."""
+    measured = dict.fromkeys(name for figures in models.values() for name in figures)
+    questions = [name.removesuffix("_ece") for name in measured if name.endswith("_ece")]
+    columns = {name: text for name, text in _COLUMNS.items() if name in measured}
+    columns |= {f"{name}_{figure}": f"{name} {text}" for name in questions for figure, text in _QUESTION_COLUMNS.items()}
+    seeds = any(figure.spread is not None for figures in models.values() for figure in figures.values())
+    spread = "standard deviation over seeds (of questions the standard error)" if seeds else "standard error"
+    caption = f"divergences in nats a token, lengths in tokens, exposure bias in percent; ± {spread}"
+    table = Table("", *columns.values(), box=box.SIMPLE, caption=caption)
+    for model, figures in models.items():
+        table.add_row(model, *(_cell(name, figures.get(name)) for name in columns))
+    return table
 
 
-def _cell(figures: dict[str, Any], name: str) -> str:
-    if figures.get(name) is None:
+def _cell(name: str, figure: Figure | None) -> str:
+    if figure is None:
         return "–"
-    error = figures.get(f"{name}_sd", figures.get(f"{name}_se"))
+    error = figure.error if figure.spread is None else figure.spread
     digits = 1 if name in ("exposure_bias", "seconds") else 3
-    return f"{figures[name]:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    return f"{figure.mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

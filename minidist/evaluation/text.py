@@ -1,13 +1,14 @@
-"""Figures of written text: length, truncation, repetition, diversity, accuracy, ROUGE-L."""
+"""Figures of generated text: length, truncation, repetition, diversity, accuracy, ROUGE-L."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from minidist.data.tasks import grade
-from minidist.types import Array, Finish, Rollout
+from minidist.evaluation.figures import Figure
+from minidist.types import Finish, Rollout
 
-_N = 4  # of the n-grams whose repetition and diversity are counted
+_N = 4  # tokens in each n-gram whose repetition and diversity are counted
 
 
 def describe_text(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -22,22 +23,23 @@ def describe_text(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def repetition(texts: Sequence[Sequence[int]]) -> float:
-    """Share of 4-grams that occurred before in the same text; 0 when no text is that long.
+    """Share of 4-grams that occurred earlier in the same text; 0 when every text is shorter than four tokens.
 
-    It sees an answer that goes in circles, and not that all answers are the same one, which `distinct` sees too.
+    It shows an answer that loops; `distinct` also shows answers that are all alike.
 
     >>> repetition([[1, 2, 3, 4, 1, 2, 3, 4]])
     0.2
     """
     grams = [_grams(text) for text in texts]
     total = sum(map(len, grams))
-    return (total - sum(len(set(own)) for own in grams)) / total if total else 0.0
+    return (total - sum(len(set(of_text)) for of_text in grams)) / total if total else 0.0
 
 
 def distinct(texts: Sequence[Sequence[int]]) -> float:
-    """Distinct-4: how many different 4-grams there are among all 4-grams of all texts together; 1 when no text is that long.
+    """Distinct-4: different 4-grams of all texts together, as a share of all their 4-grams; 1 when every text is shorter than
+    four tokens.
 
-    It falls as the number of texts grows, so compare equal numbers. Source: Li et al., arXiv:1510.03055.
+    It falls as the number of texts grows: compare equal numbers of texts. Source: Li et al., arXiv:1510.03055.
 
     >>> distinct([[1, 2, 3, 4], [1, 2, 3, 4]])
     0.5
@@ -47,17 +49,17 @@ def distinct(texts: Sequence[Sequence[int]]) -> float:
 
 
 def _grams(text: Sequence[int]) -> list[tuple[int, ...]]:
-    return [tuple(text[at : at + _N]) for at in range(len(text) - _N + 1)]
+    return [tuple(text[start : start + _N]) for start in range(len(text) - _N + 1)]
 
 
-def accuracy(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Share of answers that are exactly right, and its standard error."""
+def accuracy(rollouts: Sequence[Rollout]) -> Figure:
+    """Share of answers that are exactly right."""
     right = np.array([any(grade(rollout.text, gold) for gold in gold_answers(rollout)) for rollout in rollouts], dtype=float)
-    return mean_with_error("accuracy", right)
+    return Figure.of_samples(right)
 
 
-def rouge_l(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean ROUGE-L F-measure (stemmed, percent), each answer against the gold answer it is most like, and its standard error.
+def rouge_l(rollouts: Sequence[Rollout]) -> Figure:
+    """Mean ROUGE-L F-measure (stemmed, percent) of each answer and the gold answer most like it.
 
     Source: Lin, ROUGE (2004), as computed by the `rouge-score` package.
     """
@@ -65,15 +67,9 @@ def rouge_l(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     values = [max(scorer.score(gold, r.text)["rougeL"].fmeasure for gold in gold_answers(r)) for r in rollouts]
-    return mean_with_error("rouge_l", 100 * np.array(values))
+    return Figure.of_samples(100 * np.array(values))
 
 
 def gold_answers(rollout: Rollout) -> tuple[str, ...]:
-    """All gold answers to what was asked."""
+    """All gold answers to the rollout's prompt."""
     return rollout.prompt.references or (rollout.prompt.answer or "",)
-
-
-def mean_with_error(name: str, values: Array) -> dict[str, float]:
-    """Mean of independent values and, from two values on, its standard error as `<name>_se`."""
-    error = {f"{name}_se": float(values.std(ddof=1) / len(values) ** 0.5)} if len(values) > 1 else {}
-    return {name: float(values.mean())} | error

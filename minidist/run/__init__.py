@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how it is watched."""
+"""The files of a run, and checks of its health."""

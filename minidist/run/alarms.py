@@ -1,4 +1,4 @@
-"""Health alarms: how on-policy distillation goes wrong while its loss falls, noticed from a step's metrics."""
+"""Health alarms: the ways in which on-policy distillation goes wrong while its loss falls, seen in a step's metrics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +9,15 @@ from minidist.run.tracking import log
 
 @dataclass(frozen=True)
 class Alarm:
-    """Raised when a metric is beyond `canaries.alarm_<name>`: above it, or below. `relative`: as a share of the value that the
-    metric had in the run's first step."""
+    """An alarm is raised when `metric` exceeds `canaries.alarm_<name>`.
+
+    Args:
+        name: of its limit, and in `canaries.stop_on`.
+        metric: of a step.
+        text: its name in the log.
+        below: raised when the metric is below the limit, not above.
+        relative: the limit is a share of the metric's value in the run's first step.
+    """
 
     name: AlarmName
     metric: str
@@ -33,7 +40,7 @@ ALARMS = (
 
 
 class Alarms:
-    """Raises each alarm in the log, once; a metric that a step does not have raises nothing."""
+    """Raises each alarm once in the log; an alarm whose metric a step lacks is not raised."""
 
     def __init__(self, config: CanaryConfig) -> None:
         self._config = config
@@ -41,12 +48,12 @@ class Alarms:
         self.raised: list[str] = []
 
     def look(self, step: int, metrics: dict[str, float]) -> list[str]:
-        """Raise what is to be raised; the alarms of `canaries.stop_on` that ring in this step, new or not, as sentences."""
+        """Raise this step's new alarms; return, as sentences, its alarms of `canaries.stop_on`, new or not."""
         stopping = []
         for alarm in ALARMS:
-            if (text := self._rings(alarm, metrics)) is None:
+            if (excess := self._excess(alarm, metrics)) is None:
                 continue
-            text = f"{alarm.text} at step {step}: {text}"
+            text = f"{alarm.text} at step {step}: {excess}"
             if not any(known.startswith(f"{alarm.text} at ") for known in self.raised):
                 self.raised.append(text)
                 log.warning("ALARM %s", text)
@@ -54,7 +61,8 @@ class Alarms:
                 stopping.append(f"{text} (canaries.alarm_{alarm.name})")
         return stopping
 
-    def _rings(self, alarm: Alarm, metrics: dict[str, float]) -> str | None:
+    def _excess(self, alarm: Alarm, metrics: dict[str, float]) -> str | None:
+        """How the metric exceeds the limit, in words; None within the limit."""
         limit: float | None = getattr(self._config, f"alarm_{alarm.name}")
         if limit is None or alarm.metric not in metrics:
             return None
@@ -62,7 +70,7 @@ class Alarms:
         if alarm.relative:
             first = self._first.setdefault(alarm.metric, value)
             value = value / first if first else 1.0
-        # Also what is no number: it is not within the limit.
+        # NaN is not within the limit either.
         if value >= limit if alarm.below else value <= limit:
             return None
         return f"{value:.3g}{' of the first' if alarm.relative else ''} is {'below' if alarm.below else 'above'} {limit:g}"

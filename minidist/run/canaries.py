@@ -1,4 +1,4 @@
-"""Silent errors made loud: numbers that must agree are compared, before a run and during it."""
+"""Canaries: numbers of a run that must agree are compared, and a run whose numbers are wrong stops."""
 
 import math
 from collections.abc import Sequence
@@ -47,38 +47,43 @@ def shared_vocabulary(
 def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats: float) -> float | None:
     """Mean difference between the engine's log-probabilities of its samples and the learner's of the same tokens, nats.
 
-    Tokens that the student did not choose do not count; `measures` are of all. None: it chose none.
+    Only tokens that the student chose count; `measures` has all tokens of the rollouts. None where the student chose none.
+    Raises CanaryError when the difference exceeds `tolerance_nats`.
     """
-    own = [_own(rollout) for rollout in rollouts]
-    said = [rollout.logprobs[mask] for rollout, mask in zip(rollouts, own, strict=True) if rollout.logprobs is not None]
-    if not (chosen := np.concatenate(own)).any():
+    masks = [_chosen_by_student(rollout) for rollout in rollouts]
+    sampled = zip(rollouts, masks, strict=True)
+    engine_logprobs = [rollout.logprobs[mask] for rollout, mask in sampled if rollout.logprobs is not None]
+    if not (chosen := np.concatenate(masks)).any():
         return None
-    differences = np.abs(np.concatenate(said).astype(np.float64) - measures.student_logprob[chosen])
+    differences = np.abs(np.concatenate(engine_logprobs).astype(np.float64) - measures.student_logprob[chosen])
     mean, worst = float(differences.mean()), float(differences.max())
     if not mean <= tolerance_nats:
         raise CanaryError(
-            f"engine and learner disagree: the log-probabilities of the same tokens differ by {mean:.3g} nats in the mean "
-            f"({worst:.3g} at most), more than {tolerance_nats:g}; weights, precision or the label shift are not the same"
+            f"engine and learner disagree: their log-probabilities of the same tokens differ by {mean:.3g} nats on average "
+            f"({worst:.3g} at most), more than {tolerance_nats:g}; check weights, precision and the shift of the labels"
         )
     return mean
 
 
-def _own(rollout: Rollout) -> Array:
-    """Which tokens the student chose, and the engine gave a log-probability of [T] bool."""
+def _chosen_by_student(rollout: Rollout) -> Array:
+    """Which tokens the student chose and the engine has a log-probability of: [T] bool."""
     if rollout.writer is not Writer.STUDENT or rollout.logprobs is None:
         return np.zeros(len(rollout.tokens), dtype=bool)
     return np.ones(len(rollout.tokens), dtype=bool) if rollout.coins is None else ~rollout.coins
 
 
 def check_teacher(measures: Measures, vocabulary: int, margin: float) -> float | None:
-    """The teacher's mean log-probability; a CanaryError if it is that of a uniform guess over the vocabulary."""
+    """The teacher's mean log-probability, nats; None where `measures` has none of a teacher.
+
+    Raises CanaryError when the mean is not finite, or within the share `margin` of a uniform guess over the vocabulary.
+    """
     if measures.teacher_logprob is None:
         return None
     mean, uniform = float(measures.teacher_logprob.mean()), -math.log(vocabulary)
     if not math.isfinite(mean):
         raise CanaryError(f"the teacher's mean log-probability is {mean}: its weights or its scores are broken")
-    # A guess that is uniform but for noise of variance v has a mean of -ln V - v / 2. On the text of a poor student a trained
-    # teacher may come to that mean too, but not with so little spread.
+    # A uniform guess with noise of variance v has a mean of -ln V - v / 2. On the text of a poor student a trained teacher may
+    # have that mean too, but not with so little spread.
     noisy = float(measures.teacher_logprob.var()) / 2 > 2 * margin * abs(uniform)
     if abs(mean - uniform) <= margin * abs(uniform) and not noisy:
         raise CanaryError(

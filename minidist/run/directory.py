@@ -1,6 +1,5 @@
-"""A run's directory: new, finished, to be gone on with, or refused because it holds another run."""
+"""A run's directory: new, finished, unfinished and resumed, or refused because it holds another run."""
 
-import fcntl
 import json
 import os
 import re
@@ -12,8 +11,7 @@ from minidist.config import Command, dump
 from minidist.config.run import RunConfig
 from minidist.errors import RunDirectoryError
 from minidist.run.checkpoint import Checkpoint, Checkpoints
-
-_LOCK = ".lock"
+from minidist.run.files import LOCK, lock, write_json
 
 
 class RunDirectory:
@@ -41,83 +39,74 @@ class RunDirectory:
             return
         if not self.path.is_dir():
             raise RunDirectoryError(f"run.directory {self.path} is a file; set it to a directory")
-        if all(entry.name == _LOCK for entry in self.path.iterdir()):
+        if all(entry.name == LOCK for entry in self.path.iterdir()):
             return
-        resolved = self._there()
-        if resolved is None:
-            raise RunDirectoryError(f"{self.path} holds files but no run; set run.directory to another place")
+        recorded = self._recorded()
+        if recorded is None:
+            raise RunDirectoryError(f"{self.path} holds files but no run; set run.directory to another directory")
         if self._overwrite:
             return
-        if difference := _difference(resolved, self._resolved):
-            key, there, here = difference
+        if difference := _difference(recorded, self._resolved):
+            key, before, now = difference
             raise RunDirectoryError(
-                f"{self.path} holds another configuration: {key} is {there!r} there and {here!r} here; set another "
+                f"{self.path} holds a run of another configuration: {key} was {before!r} and is now {now!r}; set another "
                 "run.directory, or run.overwrite=true to delete that run"
             )
 
-    def _there(self) -> dict[str, Any] | None:
-        """The configuration of the run that is there, or None when no run wrote these files."""
+    def _recorded(self) -> dict[str, Any] | None:
+        """The configuration of the run in this directory, or None when no run wrote its files."""
         try:
-            resolved = json.loads((self.path / "config.json").read_text())
+            recorded = json.loads((self.path / "config.json").read_text())
         except (FileNotFoundError, json.JSONDecodeError):
             return None
         # A model's directory has a config.json too.
-        return resolved if isinstance(resolved, dict) and "stage" in resolved and "run" in resolved else None
+        return recorded if isinstance(recorded, dict) and "stage" in recorded and "run" in recorded else None
 
     def finished(self) -> bool:
-        """Whether this very run is done already. Raises as `check` does when another run is there."""
+        """Whether this run has finished. Raises as `check` does when the directory holds another run."""
         self.check()
         return not self._overwrite and self.summary is not None
 
     def start(self) -> Checkpoint | None:
-        """Take the directory: the checkpoint to go on from, or None in a directory that is empty now.
+        """Lock the directory and return the checkpoint to resume from, or None for a run that starts at its first step.
 
-        What an unfinished run left without a checkpoint is deleted. Raises RunDirectoryError when another process runs here.
+        Files of an unfinished run without a checkpoint are deleted. Raises RunDirectoryError when another process is running in
+        the directory.
         """
-        self.check()
-        self._lock()
+        self._take()
         checkpoint = None if self._overwrite else self.checkpoints.newest()
         if checkpoint is None:
             self._clear()
         else:
-            _cut(self.path / "metrics.jsonl", checkpoint)
-        write_whole(self.path / "config.json", self._resolved)
+            _truncate(self.path / "metrics.jsonl", checkpoint)
+        write_json(self.path / "config.json", self._resolved)
         return checkpoint
 
     def share(self) -> None:
-        """Take a directory that holds runs of its own: what is there stays, unless run.overwrite is set."""
-        self.check()
-        self._lock()
+        """Lock a directory whose cells are runs in subdirectories: all of them stay, unless run.overwrite is set."""
+        self._take()
         if self._overwrite:
             self._clear()
-        write_whole(self.path / "config.json", self._resolved)
+        write_json(self.path / "config.json", self._resolved)
 
     def _clear(self) -> None:
-        # config.json last: when this is interrupted, what is left is still known for a run.
+        # config.json last: an interrupted deletion leaves files that are still known to be a run's.
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.json"):
-            if entry.name != _LOCK:
+            if entry.name != LOCK:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     @property
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.path / "checkpoints", self._kept)
 
-    def _lock(self) -> None:
-        """Held until this process ends, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._held = (self.path / _LOCK).open("w")
-        try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._held.close()
-            raise RunDirectoryError(
-                f"another process is running in {self.path}; wait for it to end, or set another run.directory"
-            ) from None
+    def _take(self) -> None:
+        self.check()
+        self._lock = lock(self.path, use="running in", setting="run.directory")
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json: the run is done, and the directory free."""
-        write_whole(self.path / "summary.json", summary)
-        self._held.close()
+        """Write summary.json, which marks a finished run, then unlock the directory."""
+        write_json(self.path / "summary.json", summary)
+        self._lock.close()
 
 
 # Neither what the machine does, nor what is kept, nor where, nor what raises an alarm, changes the numbers beyond rounding: a
@@ -140,15 +129,8 @@ def _difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | 
     return None if there == here else (key, there, here)
 
 
-def write_whole(file: Path, values: Any, *, indent: int | None = 2) -> None:
-    """Values as JSON, whole or not at all, whenever the process ends."""
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(values, indent=indent) + "\n")
-    partial.replace(file)
-
-
-def _cut(metrics: Path, checkpoint: Checkpoint) -> None:
-    """Take back what was measured after the checkpoint: it will be measured again."""
+def _truncate(metrics: Path, checkpoint: Checkpoint) -> None:
+    """Delete the metrics of the steps after the checkpoint, which the resumed run takes again."""
     length = checkpoint.state["metrics_bytes"]
     if not metrics.is_file() or metrics.stat().st_size < length:
         raise RunDirectoryError(

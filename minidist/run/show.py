@@ -1,4 +1,4 @@
-"""Prompts and answers of a run, each token coloured by how much the student and the teacher differ about it."""
+"""Prompts and answers of a run, each token coloured by the student's log-probability minus the teacher's."""
 
 import io
 import json
@@ -22,10 +22,13 @@ _GREY, _RED, _GREEN, _VIOLET = (225, 225, 225), (240, 90, 80), (60, 180, 90), (1
 
 @dataclass(frozen=True)
 class Scale:
-    """How a token's figure becomes a colour and, where there are none, a mark.
+    """How a token's value becomes a colour or, on a console without colours, a number after the token.
 
-    From `low` to `full` nats: the full colour at and beyond `full`, `above` for positive figures, `below` for negative ones.
-    Without colours a figure beyond `mark` nats stands behind its token.
+    Args:
+        title, ends: of the legend, and of the ends of its range.
+        low, full: ends of the range, nats; values at and beyond `full` have the full colour.
+        mark: on a console without colours, values beyond so many nats are printed after their token.
+        above, below: colours of positive and of negative values.
     """
 
     title: str
@@ -37,7 +40,7 @@ class Scale:
     below: Colour
 
     def colour(self, value: float) -> str:
-        """`#rrggbb` of a figure in nats; grey at 0 and for what is no number."""
+        """`#rrggbb` of a value in nats; grey at 0 and for NaN."""
         share = 0.0 if math.isnan(value) else max(-1.0, min(1.0, value / self.full))
         end = self.above if share > 0 else self.below
         mixed = [round(grey + abs(share) * (full - grey)) for grey, full in zip(_GREY, end, strict=True)]
@@ -54,7 +57,7 @@ DIFFERENCE = Scale(
     below=_GREEN,
 )
 SURPRISE = Scale(
-    "-log q of each token, the student's own surprise, nats (no log-probabilities of the teacher were recorded)",
+    "-log q of each token, the student's surprise, nats (no log-probabilities of the teacher were recorded)",
     ("certain", "surprising"),
     low=0.0,
     full=6.0,
@@ -66,10 +69,11 @@ SURPRISE = Scale(
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer of a rollouts file. `pieces` are the texts of its tokens; log-probabilities are in nats, NaN where the file
-    has none of a token; `coins`, of teacher-mixed sampling, are 1 where the teacher chose it.
+    """One answer of a rollouts file.
 
-    What the file does not hold is None: older runs recorded no pieces, answers out of a data set have no `student`.
+    `pieces` are the texts of its tokens; `student` and `teacher` are log-probabilities in nats, NaN for a token without one;
+    `coins`, of teacher-mixed sampling, are 1 where the teacher chose the token. A column that the file lacks is None: older
+    runs recorded no pieces, answers from a data set have no `student`.
     """
 
     prompt: str
@@ -82,14 +86,14 @@ class Sample:
 
     @property
     def scale(self) -> Scale | None:
-        """What its tokens can be coloured by."""
+        """The scale of the tokens' values; None without log-probabilities."""
         if self.student is None:
             return None
         return SURPRISE if self.teacher is None else DIFFERENCE
 
     @property
-    def figures(self) -> list[float]:
-        """A figure for each token, on its scale."""
+    def values(self) -> list[float]:
+        """The value of each token on `scale`, nats."""
         if self.student is None:
             return []
         if self.teacher is None:
@@ -98,12 +102,12 @@ class Sample:
 
 
 def read_samples(directory: Path, step: int | None = None) -> tuple[Path, list[Sample]]:
-    """The answers of a step (None: the last one recorded), and their file. Raises DataError with one sentence."""
+    """The file of a step (None: the last step recorded) and its answers. Raises DataError if there are none."""
     if not directory.is_dir():
         raise DataError(f"no run directory at {directory}")
     files = sorted((directory / "rollouts").glob("step_*.jsonl"))
     if not files:
-        raise DataError(f"{directory} holds no rollouts/step_*.jsonl; run.rollouts_every says how often a run writes them")
+        raise DataError(f"{directory} holds no rollouts/step_*.jsonl; run.rollouts_every sets how often a run writes them")
     found = {int(file.stem.removeprefix("step_")): file for file in files if file.stem.removeprefix("step_").isdigit()}
     if step is not None and step not in found:
         raise DataError(f"{directory} has no rollouts of step {step}; it has {', '.join(map(str, sorted(found)))}")
@@ -122,14 +126,14 @@ def _sample(file: Path, line: str, number: int) -> Sample:
         columns = (row["tokens"], sample.pieces, sample.student, sample.teacher, sample.coins)
         lengths = {len(column) for column in columns if column is not None}
     except (json.JSONDecodeError, KeyError, TypeError):
-        raise DataError(f"{file}: line {number} is no recorded rollout; the run may have ended while it wrote it") from None
+        raise DataError(f"{file}: line {number} is not a recorded rollout; the run may have ended while writing it") from None
     if len(lengths) > 1:
         raise DataError(f"{file}: line {number} has columns of different lengths; each must have one entry a token")
     return sample
 
 
 def show(directory: Path, *, step: int | None, rows: int, html: Path | None, console: Console | None = None) -> None:
-    """Print the first `rows` answers of a step; with `html`, leave the same as a page there."""
+    """Print the first `rows` answers of a step; with `html`, write them to that file as a page too."""
     file, samples = read_samples(directory, step)
     if html is not None and not html.absolute().parent.is_dir():
         raise DataError(f"no directory {html.absolute().parent} for the page {html.name}")
@@ -158,7 +162,7 @@ def _print(console: Console, file: Path, samples: Sequence[Sample], rows: int) -
 
 def _legend(scale: Scale, *, colours: bool) -> Text:
     if not colours:
-        return Text(f"[figure] behind a token, where it is beyond {scale.mark:g}: {scale.title}")
+        return Text(f"[number] after a token, where beyond {scale.mark:g}: {scale.title}")
     legend = Text(f"{scale.title}\n{scale.ends[0]} ")
     for part in range(7):
         value = scale.low + part * (scale.full - scale.low) / 6
@@ -171,11 +175,11 @@ def _answer(sample: Sample, *, colours: bool) -> Text:
     scale, pieces = sample.scale, sample.pieces
     if scale is None or pieces is None:
         why = "no log-probabilities" if pieces is not None else "no texts of tokens"
-        return Text(_readable(sample.answer) + f"  ({why} were recorded with it)")
+        return Text(_readable(sample.answer) + f"  ({why} were recorded)")
     text = Text()
-    for piece, value in zip(pieces, sample.figures, strict=True):
+    for piece, value in zip(pieces, sample.values, strict=True):
         if colours:
-            # A line's end has no width to colour, so it gets a sign.
+            # A line break has no width to colour, so a sign is shown.
             text.append(_readable(piece).replace("\n", "↵\n"), style=_style(scale, value))
         else:
             text.append(_readable(piece) + (f"[{value:+.1f}]" if abs(value) > scale.mark else ""))
@@ -183,26 +187,26 @@ def _answer(sample: Sample, *, colours: bool) -> Text:
 
 
 def _summary(sample: Sample) -> list[str]:
-    """What stands under an answer."""
+    """The lines below an answer."""
     if not sample.student:
         return [f"finish {sample.finish}"]
-    figures, count = sample.figures, len(sample.student)
+    values, count = sample.values, len(sample.student)
     chosen = "" if sample.coins is None else f" ({sum(sample.coins)} chosen by the teacher)"
     line = f"{count} tokens{chosen}, finish {sample.finish}, mean log q {_mean(sample.student):.3f}"
     if sample.teacher is None:
         return [line + " nats"]
-    line += f", mean log p {_mean(sample.teacher):.3f}, mean difference {_mean(figures):+.3f} nats"
-    known = [index for index in range(count) if not math.isnan(figures[index])]
-    widest = sorted(known, key=lambda index: -abs(figures[index]))[:3]
+    line += f", mean log p {_mean(sample.teacher):.3f}, mean difference {_mean(values):+.3f} nats"
+    known = [index for index in range(count) if not math.isnan(values[index])]
+    widest = sorted(known, key=lambda index: -abs(values[index]))[:3]
     names = [repr(sample.pieces[index]) if sample.pieces else "token" for index in widest]
-    gaps = (f"{name} at {index} ({figures[index]:+.2f})" for name, index in zip(names, widest, strict=True))
+    gaps = (f"{name} at {index} ({values[index]:+.2f})" for name, index in zip(names, widest, strict=True))
     return [line, "largest gaps: " + ", ".join(gaps)]
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Of those that are numbers; NaN where none is."""
-    said = [value for value in values if not math.isnan(value)]
-    return sum(said) / len(said) if said else math.nan
+    """Mean of the values that are not NaN; NaN without any."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def _style(scale: Scale, value: float) -> Style:
@@ -210,6 +214,6 @@ def _style(scale: Scale, value: float) -> Style:
 
 
 def _readable(text: str) -> str:
-    """Control characters shown as what they are not, so that no answer can move the cursor of a terminal."""
+    """Text with its control characters replaced, so that no answer can move the cursor of a terminal."""
     kept = ("\n", "\t")
     return "".join("\ufffd" if unicodedata.category(letter) == "Cc" and letter not in kept else letter for letter in text)

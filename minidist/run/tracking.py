@@ -1,4 +1,4 @@
-"""A run one can watch: a progress bar, metrics.jsonl, TensorBoard, the time each phase took, and answers to read."""
+"""Progress of a run: a progress bar, metrics.jsonl, TensorBoard, the time of each phase, and answers to read."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from minidist.types import MAIN, Array, Batch, Measures, Rollout, Update, Writer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 log = logging.getLogger("minidist")
 console = Console(stderr=True)
@@ -38,16 +41,21 @@ class Clock:
             self._spans[name] = self._spans.get(name, 0.0) + time.perf_counter() - start
 
     def take(self) -> dict[str, float]:
-        """The phases' times, and start again."""
+        """The times of all phases since the last call."""
         spans, self._spans = self._spans, {}
         return {f"time/{name}_s": seconds for name, seconds in spans.items()}
 
 
 class Recorder:
-    """Writes what a run measures, and shows a progress bar with the figures that matter.
+    """Writes a run's metrics and rollouts, and shows a progress bar.
 
-    `pieces` gives the text of each token of an answer, for people to read; None leaves it out of the files. `start` is the
-    step from which a resumed run goes on.
+    Args:
+        directory: of the run.
+        steps: total of the progress bar.
+        tensorboard: write metrics as TensorBoard events too.
+        shown: metrics beside the progress bar, and their labels.
+        pieces: gives the text of each token of an answer; None leaves these texts out of the rollouts files.
+        start: first step of a resumed run.
     """
 
     def __init__(
@@ -60,7 +68,9 @@ class Recorder:
         pieces: Callable[[Array], list[str]] | None = None,
         start: int = 0,
     ) -> None:
-        self._directory, self._shown, self._pieces = directory, shown, pieces
+        self._directory = directory
+        self._shown = shown
+        self._pieces = pieces
         self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
         self._board = _summary_writer(directory / "tensorboard", start) if tensorboard else None
         self._bar = Progress(
@@ -77,7 +87,7 @@ class Recorder:
         self._bar.start()
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        """One line of metrics.jsonl, and the bar moves on."""
+        """Write the metrics of a step and advance the progress bar."""
         self.write(step, metrics)
         figures = "  ".join(f"{label} {metrics[name]:.4g}" for name, label in self._shown if name in metrics)
         self._bar.update(self._task, completed=step + 1, figures=figures)
@@ -85,7 +95,7 @@ class Recorder:
             log.info("step %d  %s", step + 1, figures)
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Metrics that belong to a step but do not end it, such as an evaluation's."""
+        """Write metrics that belong to a step without ending it, such as those of an evaluation."""
         self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
         self._metrics.flush()
         if self._board is not None:
@@ -93,18 +103,18 @@ class Recorder:
                 self._board.add_scalar(name, value, step)
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout], measures: Measures | None = None) -> None:
-        """rollouts/step_000020.jsonl: prompts and answers, to read. `measures` are of these rollouts, in their order."""
+        """Write prompts and answers to rollouts/step_000020.jsonl, with the `measures` of all their tokens in order."""
         folder = self._directory / "rollouts"
         folder.mkdir(exist_ok=True)
         borders = np.cumsum([len(rollout.tokens) for rollout in rollouts])[:-1]
-        said = _split(measures and measures.student_logprob, borders)
-        taught = _split(measures and measures.teacher_logprob, borders)
+        student_logprobs = _split(measures and measures.student_logprob, borders)
+        teacher_logprobs = _split(measures and measures.teacher_logprob, borders)
         with (folder / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as file:
-            for row in map(self._row, rollouts, said, taught):
+            for row in map(self._row, rollouts, student_logprobs, teacher_logprobs):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def _row(self, rollout: Rollout, said: Array | None, taught: Array | None) -> dict[str, object]:
-        """`logprobs` are of the distribution that was sampled, the other two of the whole one at temperature 1, nats.
+    def _row(self, rollout: Rollout, student_logprobs: Array | None, teacher_logprobs: Array | None) -> dict[str, object]:
+        """`logprobs` are of the sampled distribution, the others of the untruncated ones at temperature 1, nats.
 
         `coins`, in teacher-mixed sampling: 1 where the teacher chose the token; `logprobs` are then the student's.
         """
@@ -114,8 +124,8 @@ class Recorder:
             "finish": rollout.finish.value,
             "tokens": rollout.tokens.tolist(),
             "logprobs": _rounded(rollout.logprobs),
-            "student_logprobs": _rounded(said),
-            "teacher_logprobs": _rounded(taught),
+            "student_logprobs": _rounded(student_logprobs),
+            "teacher_logprobs": _rounded(teacher_logprobs),
             "writer": rollout.writer.value,
             "version": int(rollout.versions[0]) if len(rollout.versions) else None,
         }
@@ -124,7 +134,7 @@ class Recorder:
         return row if self._pieces is None else row | {"pieces": self._pieces(rollout.tokens)}
 
     def position(self) -> int:
-        """Bytes of metrics.jsonl so far."""
+        """Length of metrics.jsonl so far, bytes."""
         self._metrics.flush()
         return self._metrics.tell()
 
@@ -152,9 +162,9 @@ def step_metrics(objective: str, metrics: dict[str, float], batch: Batch, update
 
 
 def start_log(directory: Path | None) -> None:
-    """Messages to the terminal and, given a run directory, to its log.txt."""
+    """Send messages to the terminal and, with a run directory, to its log.txt."""
     log.setLevel(logging.INFO)
-    # A terminal gets colours and folded lines; a file or a pipe gets one line a message.
+    # On a terminal messages are coloured and wrapped; in a file or a pipe each message is one line.
     shown = RichHandler(console=console, show_path=False, show_level=False) if console.is_terminal else _plain(sys.stderr)
     log.handlers = [shown]
     log.propagate = False
@@ -163,12 +173,12 @@ def start_log(directory: Path | None) -> None:
 
 
 def _split(values: Array | None, borders: Array) -> Iterable[Array | None]:
-    """Per rollout what stands end to end; None for each, without end, where there is nothing."""
+    """Values of all tokens, split by rollout; without values, None for every rollout."""
     return repeat(None) if values is None else np.split(values, borders)
 
 
 def _rounded(logprobs: Array | None) -> list[float | None] | None:
-    """For JSON, which has no NaN: null where nobody said anything."""
+    """Log-probabilities for JSON, which has no NaN: null for a token without one."""
     if logprobs is None:
         return None
     return [None if math.isnan(value) else round(value, 4) for value in logprobs.tolist()]
@@ -180,7 +190,7 @@ def _plain(stream: TextIO) -> logging.Handler:
     return handler
 
 
-def _summary_writer(directory: Path, start: int):  # type: ignore[no-untyped-def] # noqa: ANN202
+def _summary_writer(directory: Path, start: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(directory), purge_step=start or None)

@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
         plan="minidist.preflight.plan:make_plan",
         run="minidist.stages.evaluate:evaluate",
         roles=lambda config: ("rollout", "teacher", "learner"),
-        show="minidist.evaluation.table:show",
+        show="minidist.evaluation.table:show_result",
     ),
     "score": Stage(
         "score",

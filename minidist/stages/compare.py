@@ -10,7 +10,8 @@ from minidist.cluster.cluster import Cluster
 from minidist.concurrency import both
 from minidist.config import CompareConfig, DistillConfig
 from minidist.errors import AlarmError, DivergedError
-from minidist.evaluation.examiner import Examiner
+from minidist.evaluation.examiner import Examiner, HeldOut
+from minidist.evaluation.figures import Figures, one_line, to_record
 from minidist.evaluation.picture import draw_comparison
 from minidist.evaluation.records import BEFORE, TEACHER, Records, failures, over_runs
 from minidist.evaluation.table import markdown, show
@@ -25,7 +26,7 @@ from minidist.run.directory import RunDirectory
 from minidist.run.tracking import log, start_log
 from minidist.stages import StageRun
 from minidist.stages.distill import distill
-from minidist.types import MAIN
+from minidist.types import MAIN, Sampling
 
 Cell = StageRun[DistillConfig, Plan]
 
@@ -99,8 +100,8 @@ class Cells:
     async def baselines(self) -> list[dict[str, Any]]:
         """Records of the teacher, and of the student before training."""
         learner, (engines, examiner) = await both(self._learner(self._first, self._plan.shared), self._measuring())
-        before = await self._examine(learner, engines, examiner)
-        teacher = _plain(await examiner.examine_teacher())
+        before = to_record(await self._examine(learner, engines, examiner))
+        teacher = to_record(await examiner.examine_teacher())
         return [{"objective": TEACHER, "seed": None, **teacher}, {"objective": BEFORE, "seed": None, **before}]
 
     async def run(self, name: str, seed: int) -> dict[str, Any]:
@@ -116,10 +117,9 @@ class Cells:
             return record | {"failed": str(error)}
         summary = run.directory.summary or {}
         figures = await self._examine(learner, *await self._measuring())
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in figures.items() if not key.endswith(("_se", "_sd")))
-        log.info("cell %s, seed %d: %s", name, seed, shown)
+        log.info("cell %s, seed %d: %s", name, seed, one_line(figures))
         done = {"steps": summary["steps"], "optimizer_steps": summary["learner"]["optimizer_steps"]}
-        return record | figures | {"seconds": _seconds(run.directory.path)} | done
+        return record | to_record(figures) | {"seconds": _seconds(run.directory.path)} | done
 
     async def _trained(self, run: Cell) -> Learner:
         """A learner with the final weights of a cell that was stopped before it was measured."""
@@ -151,24 +151,18 @@ class Cells:
         )
         if self._examiner is None:
             self._examiner = Examiner(
-                self._plan.test,
+                HeldOut(self._plan.test, self._config.evaluation.test.task is not None),
                 teachers,
-                max_new_tokens=self._plan.max_new_tokens,
+                Sampling(self._plan.max_new_tokens),
                 seeds=self._config.evaluation.seeds,
-                graded=self._config.evaluation.test.task is not None,
                 tolerance_nats=self._tolerance,
             )
         return engines, self._examiner
 
-    async def _examine(self, learner: Learner, engines: Engines, examiner: Examiner) -> dict[str, float]:
+    async def _examine(self, learner: Learner, engines: Engines, examiner: Examiner) -> Figures:
         """Figures of the student that the learner holds."""
         await ObjectStoreTransfer(self._transfer_tolerance).publish(learner, engines.members)
-        return _plain(await examiner.examine(engines, learner))
-
-
-def _plain(figures: dict[str, float]) -> dict[str, float]:
-    """The figures without the points of curves."""
-    return {name: float(value) for name, value in figures.items() if "_at_" not in name}
+        return await examiner.examine(engines, learner)
 
 
 def _seconds(path: Path) -> float:

@@ -4,7 +4,8 @@ from typing import Any
 
 from minidist.config import DistillConfig
 from minidist.errors import AlarmError
-from minidist.evaluation.examiner import Examiner
+from minidist.evaluation.examiner import Examiner, HeldOut
+from minidist.evaluation.figures import to_record
 from minidist.experience.draw import Shuffled
 from minidist.experience.source import Collector
 from minidist.experience.streams import make_sources, student_engine
@@ -18,7 +19,7 @@ from minidist.run.canaries import check_engine, check_teacher
 from minidist.run.tracking import Clock, Recorder, log, step_metrics
 from minidist.stages import StageRun
 from minidist.teachers.pool import Teachers
-from minidist.types import Batch, Measures, Update, Writer
+from minidist.types import Batch, Measures, Sampling, Update, Writer
 
 
 async def distill(run: StageRun[DistillConfig, Plan], roles: Roles) -> dict[str, Any]:
@@ -164,8 +165,7 @@ class DistillWatch:
         """All figures on the held-out prompts; `step` -1 is before training."""
         if self._examiner is None or self._engines is None:
             return
-        found = await self._examiner.examine(self._engines, self._learner)
-        figures = {name: value for name, value in found.items() if "_at_" not in name}  # the points of curves
+        figures = to_record(await self._examiner.examine(self._engines, self._learner))
         self._evaluations.append((step + 1, figures))
         self._source.observe(figures)
         self._recorder.write(step, {f"evaluation/{name}": value for name, value in figures.items()})
@@ -202,10 +202,9 @@ def _examiner(config: DistillConfig, plan: Plan, teachers: Teachers | None, tole
     if config.evaluation.every is None or teachers is None:
         return None
     return Examiner(
-        plan.validation_prompts,
+        HeldOut(plan.validation_prompts, config.data.validation is not None and config.data.validation.task is not None),
         teachers,
-        max_new_tokens=config.rollout.max_new_tokens,
+        Sampling(config.rollout.max_new_tokens),
         seeds=[config.run.seed],
-        graded=config.data.validation is not None and config.data.validation.task is not None,
         tolerance_nats=tolerance_nats,
     )

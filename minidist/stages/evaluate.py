@@ -1,7 +1,6 @@
 """Evaluation of a list of models against one teacher, as one table."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,19 @@ from minidist.concurrency import both, nothing
 from minidist.config import EvaluateConfig
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import StudentConfig
-from minidist.evaluation.examiner import Examiner
-from minidist.evaluation.table import show
+from minidist.evaluation.examiner import Examiner, HeldOut
+from minidist.evaluation.figures import curves, one_line, to_record
+from minidist.evaluation.table import show_result
 from minidist.models.files import resolve
 from minidist.preflight.plan import Plan, as_model
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
 from minidist.roles.warm import WarmRoles
 from minidist.rollout.pool import Engines
+from minidist.run.files import write_json
 from minidist.run.tracking import log
 from minidist.stages import StageRun
+from minidist.types import Sampling
 
 
 async def evaluate(run: StageRun[EvaluateConfig, Plan], roles: Roles) -> dict[str, Any]:
@@ -31,14 +33,11 @@ async def evaluate(run: StageRun[EvaluateConfig, Plan], roles: Roles) -> dict[st
     # The teacher and the first student start side by side: most of a start is imports.
     teacher, _ = await both(roles.teachers(config.teacher), models.load(students[0]) if students else nothing())
     examiner = Examiner(
-        run.plan.prompts,
+        HeldOut(run.plan.prompts, config.data.test.task is not None, run.plan.questions),
         teacher,
-        max_new_tokens=config.rollout.max_new_tokens,
+        Sampling(config.rollout.max_new_tokens, no_repeat_ngram_size=config.rollout.no_repeat_ngram_size),
         seeds=config.seeds or [config.run.seed],
-        graded=config.data.test.task is not None,
         tolerance_nats=config.canaries.logprob_tolerance(config.dtype),
-        no_repeat_ngram_size=config.rollout.no_repeat_ngram_size,
-        questions=run.plan.questions,
     )
     result: dict[str, Any] = {}
     for name, path in paths.items():
@@ -46,11 +45,10 @@ async def evaluate(run: StageRun[EvaluateConfig, Plan], roles: Roles) -> dict[st
             figures = await examiner.examine_teacher(await models.any_learner(path) if run.plan.questions else None)
         else:
             figures = await examiner.examine(*await models.load(path))
-        result[name] = _with_curve(figures) | _training_facts(Path(config.models[name]))
-        shown = {key: value for key, value in figures.items() if not re.search(r"_(se|sd)$|_at_\d+", key)}
-        log.info("%s: %s", name, ", ".join(f"{key} {value:.4g}" for key, value in shown.items()))
-    (directory.path / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    show(result)
+        result[name] = to_record(figures) | curves(figures) | _training_facts(Path(config.models[name]))
+        log.info("%s: %s", name, one_line(figures))
+    write_json(directory.path / "result.json", result)
+    show_result(result)
     print(f"result: {directory.path / 'result.json'}")
     return {"result": result}
 
@@ -77,13 +75,6 @@ class Models:
         return await both(
             self._roles.engines(model, config.rollout), self._roles.learner(student, learner, {}, teacher=config.teacher)
         )
-
-
-def _with_curve(figures: dict[str, float]) -> dict[str, Any]:
-    """The exposure bias at each length as one curve, length to percent."""
-    curve = {key.rpartition("_")[2]: value for key, value in figures.items() if "_at_" in key}
-    rest = {key: value for key, value in figures.items() if "_at_" not in key}
-    return rest | ({"exposure_bias_curve": curve} if curve else {})
 
 
 def _training_facts(path: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from minidist.config import ToyConfig
 from minidist.config.toy import MixtureConfig, ZipfConfig
 from minidist.errors import ConfigError
 from minidist.evaluation.picture import draw_toy
-from minidist.run.directory import RunDirectory, write_whole
+from minidist.run.directory import RunDirectory
+from minidist.run.files import write_json
 from minidist.run.tracking import log, start_log
 from minidist.types import Array
 
@@ -33,7 +34,7 @@ async def toy(config: ToyConfig) -> dict[str, Any]:
         directory.start()
         start_log(directory.path)
         started = time.time()
-        write_whole(file, await _fit_all(config, divergences), indent=None)
+        write_json(file, await _fit_all(config, divergences), indent=None)
         directory.finish({"stage": "toy", "seconds": round(time.time() - started, 1)})
     records = json.loads(file.read_text())
     curves: dict[str, dict[str, dict[str, Array]]] = {}

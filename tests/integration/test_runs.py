@@ -206,7 +206,7 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(models: Path) -> N
     assert again.returncode == 0 and "finished already" in again.stderr
     assert (models / "student" / "final" / "model.safetensors").stat().st_mtime_ns == before
     other = subprocess.run([*command("sft", config), "run.steps=41"], capture_output=True, text=True, timeout=LIMIT)
-    assert other.returncode == 2 and "run.steps is 40 there and 41 here" in other.stderr
+    assert other.returncode == 2 and "run.steps was 40 and is now 41" in other.stderr
 
 
 def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: Started) -> None:

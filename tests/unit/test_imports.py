@@ -1,4 +1,4 @@
-"""Imports point downward, and what must start fast loads nothing heavy."""
+"""Imports point downward, heavy libraries stay in their rooms, and the command line and the configuration load none of them."""
 
 import ast
 import re
@@ -26,18 +26,34 @@ FLOORS = [
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
-MAY_IMPORT_RAY = {"cluster"}
+MAY_IMPORT = {
+    "torch": (
+        "losses",
+        "models",
+        "learners",
+        "methods",
+        "rollout",
+        "teachers",
+        "stages/toy",
+        "cluster",
+        "preflight",
+        "run/tracking",
+    ),
+    "vllm": ("rollout/vllm",),
+    "ray": ("cluster", "roles/transfer"),
+    "deepspeed": ("learners", "teachers/hf"),
+}
 HEAVY = {"torch", "vllm", "ray", "deepspeed", "transformers", "datasets"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
 def part_of(path: Path) -> str:
-    """Top-level module or subpackage that a file belongs to."""
+    """Top-level module or package that a file belongs to."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names of everything a file imports, inside functions too."""
+    """Dotted names of all imports of a file, those inside functions included."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -49,7 +65,7 @@ def imported(path: Path) -> set[str]:
 
 
 def loaded_by(*arguments: str) -> tuple[set[str], float]:
-    """Top-level names of the modules that a fresh interpreter loads, and its seconds."""
+    """Top-level names of the modules that a fresh interpreter loads, and how long it takes, seconds."""
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
@@ -58,19 +74,21 @@ def loaded_by(*arguments: str) -> tuple[set[str], float]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_point_downward(path: Path) -> None:
-    own = part_of(path)
-    assert own in RANK, f"{own} stands on no floor yet; give it one in FLOORS"
+    part = part_of(path)
+    assert part in RANK, f"{part} has no floor; add it to FLOORS"
     for name in imported(path):
         package, _, rest = name.partition(".")
         below = rest.split(".")[0]
-        if package == "minidist" and below in RANK and below != own:
-            assert RANK[below] < RANK[own], f"{own} imports {below}, which is not below it"
+        if package == "minidist" and below in RANK and below != part:
+            assert RANK[below] < RANK[part], f"{part} imports {below}, which is not on a lower floor"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_ray_stays_where_it_belongs(path: Path) -> None:
-    uses_ray = any(name.split(".")[0] == "ray" for name in imported(path))
-    assert not uses_ray or part_of(path) in MAY_IMPORT_RAY
+@pytest.mark.parametrize("library", MAY_IMPORT)
+def test_heavy_libraries_are_imported_only_where_they_may_be(library: str) -> None:
+    users = [path for path in FILES if library in {name.split(".")[0] for name in imported(path)}]
+    rooms = [path.relative_to(PACKAGE).with_suffix("") for path in users]
+    strangers = [str(room) for room in rooms if not any(room.is_relative_to(allowed) for allowed in MAY_IMPORT[library])]
+    assert users and not strangers, f"{library} is imported outside {MAY_IMPORT[library]}: {strangers}"
 
 
 def test_help_is_fast_and_light() -> None:

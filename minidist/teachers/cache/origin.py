@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ModelError
 from minidist.models.files import resolve
+from minidist.run.files import sha256
 from minidist.teachers.cache.store import Origin
 
 if TYPE_CHECKING:
@@ -45,8 +46,7 @@ def _weights(config: TeacherConfig, path: Path) -> str:
     for name in names:
         if not (path / name).is_file():
             raise ModelError(f"teacher.model: {path} has no {name}, whose checksum identifies the teacher of a score cache")
-        with (path / name).open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        total.update(bytes.fromhex(sha256(path / name)))
     return f"sha256:{total.hexdigest()}"
 
 

@@ -21,6 +21,7 @@ from safetensors import safe_open
 
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ConfigError, DataError, MinidistError
+from minidist.run.files import damage
 from minidist.run.tracking import log
 from minidist.types import Payload, Prompt, Rollout, Sampling, TeacherScores
 
@@ -79,13 +80,13 @@ class ScoreCache:
         self.shards: list[dict[str, Any]] = []
         self._spans: dict[bytes, _Span] = {}
         for shard in index["shards"]:
-            if damage := _damage(path / shard["file"], shard["sha256"]):
+            if fault := damage(path / shard["file"], shard["sha256"]):
                 if not mend:
                     raise ConfigError(
-                        f"the cache {path} is damaged: {shard['file']} {damage}; give the minidist score command that wrote it "
+                        f"the cache {path} is damaged: {shard['file']} {fault}; give the minidist score command that wrote it "
                         "again, with run.overwrite=true: it scores the rows of that file anew"
                     )
-                log.warning("%s of the cache %s; its rows are scored again", f"{shard['file']} {damage}", path)
+                log.warning("%s of the cache %s; its rows are scored again", f"{shard['file']} {fault}", path)
                 continue
             self._enter(len(self.shards), path / shard["file"])
             self.shards.append(shard)
@@ -206,15 +207,3 @@ def _read_index(path: Path) -> dict[str, Any]:
             f"the cache {path} has format {found!r}, and this minidist reads {FORMAT}; write it again with minidist score"
         )
     return index
-
-
-def _damage(file: Path, expected: str) -> str | None:
-    if not file.is_file():
-        return "is missing"
-    return None if sum_of(file) == expected else "has changed"
-
-
-def sum_of(file: Path) -> str:
-    """sha256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

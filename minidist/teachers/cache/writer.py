@@ -1,8 +1,5 @@
 """Writes a score cache. A shard is complete or absent, so that an interrupted run can resume."""
 
-import fcntl
-import json
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,11 +8,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from minidist.errors import RunDirectoryError
-from minidist.teachers.cache.store import ARRAYS, FORMAT, INDEX, Origin, ScoreCache, check_origin, key_of, sum_of
+from minidist.run.files import lock, rename, sha256, write_json
+from minidist.teachers.cache.store import ARRAYS, FORMAT, INDEX, Origin, ScoreCache, check_origin, key_of
 from minidist.types import Array, Rollout, TeacherScores
-
-_LOCK = ".lock"
 
 
 class ScoreWriter:
@@ -23,8 +18,7 @@ class ScoreWriter:
 
     def __init__(self, path: Path, origin: Origin, *, shard_rows: int) -> None:
         self._path, self._origin, self._shard_rows = path, origin, shard_rows
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock()
+        self._lock = lock(path, use="writing to the cache", setting="cache")
         existing = ScoreCache(path, mend=True) if (path / INDEX).exists() else None
         if existing is not None:
             check_origin(path, origin, writing=True)
@@ -48,7 +42,7 @@ class ScoreWriter:
             if self._held:
                 self._write(self._held)
                 self._held = []
-        self._locked.close()
+        self._lock.close()
 
     def _add(self, rollouts: Sequence[Rollout], scores: Sequence[TeacherScores]) -> None:
         self._held += [(key_of(rollout), scored) for rollout, scored in zip(rollouts, scores, strict=True)]
@@ -71,17 +65,15 @@ class ScoreWriter:
         file = self._path / f"scores-{number:05d}.safetensors"
         partial = file.with_suffix(".partial")
         save_file(tensors, partial)
-        digest = sum_of(partial)
-        _replace(partial, file)
+        digest = sha256(partial)
+        rename(partial, file)
         self.bytes += file.stat().st_size
         self._shards.append({"file": file.name, "rows": len(rows), "tokens": sum(lengths), "sha256": digest})
         self._index()
 
     def _index(self) -> None:
         index = {"format": FORMAT, "origin": asdict(self._origin), "hidden_dtype": self._hidden_dtype, "shards": self._shards}
-        partial = self._path / f"{INDEX}.partial"
-        partial.write_text(json.dumps(index, indent=2) + "\n")
-        _replace(partial, self._path / INDEX)
+        write_json(self._path / INDEX, index)
 
     def _clear(self) -> None:
         """Remove files that a killed process left, and damaged shards."""
@@ -90,28 +82,7 @@ class ScoreWriter:
             if file.name not in listed:
                 file.unlink()
 
-    def _lock(self) -> None:
-        """Held until this process ends, however it ends."""
-        self._locked = (self._path / _LOCK).open("w")
-        try:
-            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._locked.close()
-            raise RunDirectoryError(
-                f"another process is writing to the cache {self._path}; wait for it to end, or set another cache"
-            ) from None
-
 
 def _first(scores: TeacherScores) -> Array:
     """Any array of the scores: its first axis counts the tokens."""
     return next(array for name in ARRAYS if (array := getattr(scores, name)) is not None)
-
-
-def _replace(partial: Path, file: Path) -> None:
-    """On disk before it gets its name."""
-    for path, into in ((partial, file), (file.parent, None)):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-        if into is not None:
-            path.replace(into)

@@ -13,8 +13,9 @@ import minidist.learners.state as state_module
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.models import LoraConfig
 from minidist.data.batching import collate
+from minidist.errors import RunDirectoryError
 from minidist.learners.learner import SingleLearner
-from minidist.learners.state import StateReader
+from minidist.learners.state import StateReader, StateWriter
 from minidist.losses import Supervised
 from minidist.models.lora import inject
 from minidist.types import Batch
@@ -131,3 +132,56 @@ def test_adapters_alone_are_saved(make: Make, tmp_path: Path) -> None:
     assert trained and all("lora" in name for name in trained)
     with pytest.raises(KeyError, match="embed_tokens"):
         asyncio.run(make(OPTIMIZERS["adamw"]).resume(tmp_path))
+
+
+def file_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def tensors(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return {name: torch.randn(4, 3).to(dtype) for name in ("weight", "exp_avg", "exp_avg_sq")}
+
+
+@pytest.mark.parametrize(("limit", "files"), [(1 << 30, 1), (145, 2), (144, 4), (1, 4)])
+def test_state_in_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, files: int) -> None:
+    monkeypatch.setattr(state_module, "_FILE_BYTES", limit)
+    writer = StateWriter(tmp_path, 7)
+    states = {"model.layers.0.weight": tensors(0), "lm_head": tensors(1), "odd|name": tensors(2), "norm": tensors(3)}
+    for name, parts in states.items():
+        writer.add(name, parts)
+    writer.flush()
+    assert file_names(tmp_path) == ["training"], "vLLM would take another safetensors file for a part of the model"
+    assert file_names(tmp_path / "training") == [f"{number:05d}.safetensors" for number in range(1, files + 1)]
+    reader = StateReader(tmp_path)
+    assert reader.steps == 7
+    for name, parts in states.items():
+        found = reader.tensors(name)
+        assert found.keys() == parts.keys() and all(torch.equal(found[part], parts[part]) for part in parts)
+
+
+def test_state_keeps_precision_and_is_a_copy(tmp_path: Path) -> None:
+    state = tensors(0, torch.bfloat16)
+    held = {name: tensor.clone() for name, tensor in state.items()}
+    writer = StateWriter(tmp_path, 0)
+    writer.add("layer", state | {"weight": state["weight"].T})
+    for tensor in state.values():
+        tensor.zero_()
+    writer.flush()
+    found = StateReader(tmp_path).tensors("layer")
+    assert found["weight"].dtype == torch.bfloat16 and torch.equal(found["weight"], held["weight"].T)
+    assert torch.equal(found["exp_avg"], held["exp_avg"])
+
+
+def test_a_checkpoint_without_training_state_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match=r"has no training state in training/[\s\S]*set run\.overwrite=true"):
+        StateReader(tmp_path)
+
+
+def test_parameter_that_was_not_trained_is_named(tmp_path: Path) -> None:
+    writer = StateWriter(tmp_path, 0)
+    writer.add("layer.weight", tensors(0))
+    writer.flush()
+    for name in ("layer", "weight", "layer.weight2"):
+        with pytest.raises(KeyError, match=name):
+            StateReader(tmp_path).tensors(name)

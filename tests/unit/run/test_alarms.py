@@ -1,4 +1,4 @@
-"""Each alarm on the fault it is there for, planted in a run, and none on a healthy one; and a run that an alarm ends."""
+"""Each alarm on the fault that it detects, planted in a run, and none on a healthy run; and a run that an alarm stops."""
 
 import asyncio
 import gc
@@ -30,7 +30,7 @@ Writing = Callable[[np.random.Generator, int], list[int]]
 
 
 class Scripted:
-    """An engine that writes what `write` makes of the step, ends included."""
+    """An engine whose answers are those of `write`, end-of-sequence tokens included."""
 
     def __init__(self, write: Writing) -> None:
         self._write, self._step = write, -1
@@ -66,7 +66,7 @@ def endless(rng: np.random.Generator, step: int) -> list[int]:
 
 
 def one_for_all(rng: np.random.Generator, step: int) -> list[int]:
-    """No answer repeats itself, and all are the same."""
+    """No answer repeats itself, but all are the same."""
     return healthy(rng, step) if step < 3 else [*range(1, 20), EOS]
 
 
@@ -75,7 +75,7 @@ POLICY |= {"age/updates_max": 3.0}
 
 
 def raised(write: Writing, policy: Callable[[int], dict[str, float]] = lambda step: {}) -> list[str]:
-    """The alarms of a run of STEPS steps with such an engine, and such figures of the learner."""
+    """The alarms of a run of STEPS steps with answers of `write` and the learner's metrics `policy`."""
     prompts = [rollout.prompt for rollout in random_rollouts([(3, 1)] * ROWS)]
     engines = Engines([Scripted(write)])  # type: ignore[list-item]
     text = StudentText(engines, RolloutConfig(prompts_per_step=ROWS), seed=0)
@@ -86,7 +86,7 @@ def raised(write: Writing, policy: Callable[[int], dict[str, float]] = lambda st
     return [text.partition(":")[0] for text in alarms.raised]
 
 
-def test_a_healthy_run_raises_none() -> None:
+def test_a_healthy_run_raises_no_alarm() -> None:
     assert raised(healthy) == []
 
 
@@ -99,10 +99,10 @@ def test_a_healthy_run_raises_none() -> None:
         (one_for_all, "loss of diversity at step 3"),
     ],
 )
-def test_what_is_wrong_with_the_text_is_raised_in_its_step(write: Writing, text: str) -> None:
+def test_a_fault_of_the_text_raises_its_alarm_in_the_step(write: Writing, text: str) -> None:
     found = raised(write)
     assert text in found
-    assert set(found) - {text} <= {"loss of diversity at step 3"}, "what goes in circles has few different 4-grams, too"
+    assert set(found) - {text} <= {"loss of diversity at step 3"}, "answers that loop have few different 4-grams, too"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_what_is_wrong_with_the_text_is_raised_in_its_step(write: Writing, text:
         ("policy/weight_max", math.nan, "large importance weight"),
     ],
 )
-def test_what_is_wrong_with_the_policy_is_raised_in_its_step(metric: str, value: float, text: str) -> None:
+def test_a_fault_of_the_policy_raises_its_alarm_in_the_step(metric: str, value: float, text: str) -> None:
     assert raised(healthy, lambda step: {metric: value} if step >= 2 else {}) == [f"{text} at step 2"]
 
 
@@ -124,8 +124,8 @@ LIMITS = CanaryConfig(alarm_length=0.5, alarm_truncated=0.5, alarm_repetition=0.
 NAMES = ("rollout/length_mean_tokens", "rollout/truncated_frac", "rollout/repetition_frac")
 
 
-def looked(*figures: tuple[float, float, float], config: CanaryConfig = LIMITS) -> list[list[str]]:
-    """What has been raised after each step of (length, truncated, repetition)."""
+def alarms_after(*figures: tuple[float, float, float], config: CanaryConfig = LIMITS) -> list[list[str]]:
+    """The alarms raised so far after each step of (length, truncated, repetition)."""
     alarms, found = Alarms(config), []
     for step, values in enumerate(figures):
         alarms.look(step, dict(zip(NAMES, values, strict=True)))
@@ -133,8 +133,8 @@ def looked(*figures: tuple[float, float, float], config: CanaryConfig = LIMITS) 
     return found
 
 
-def test_a_limit_itself_is_within_it() -> None:
-    assert looked((20, 0.5, 0.4), (10, 0.0, 0.0), (90, 0.1, 0.1)) == [[], [], []]
+def test_a_metric_at_its_limit_raises_nothing() -> None:
+    assert alarms_after((20, 0.5, 0.4), (10, 0.0, 0.0), (90, 0.1, 0.1)) == [[], [], []]
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_a_limit_itself_is_within_it() -> None:
     ],
 )
 def test_each_alarm_is_raised_once(bad: tuple[float, float, float], text: str) -> None:
-    assert looked((20, 0, 0), bad, bad, (20, 0, 0), bad) == [[], [text], [text], [text], [text]]
+    assert alarms_after((20, 0, 0), bad, bad, (20, 0, 0), bad) == [[], [text], [text], [text], [text]]
 
 
-def test_all_at_once_and_each_switched_off() -> None:
-    assert len(looked((20, 0, 0), (1, 1, 1))[-1]) == 3
+def test_alarms_are_raised_together_and_switched_off_by_null() -> None:
+    assert len(alarms_after((20, 0, 0), (1, 1, 1))[-1]) == 3
     off = CanaryConfig(alarm_length=None, alarm_truncated=None, alarm_repetition=None)
-    assert looked((20, 0, 0), (1, 1, 1), config=off) == [[], []]
+    assert alarms_after((20, 0, 0), (1, 1, 1), config=off) == [[], []]
 
 
 def test_every_alarm_has_a_limit_of_its_name() -> None:
@@ -161,13 +161,13 @@ def test_every_alarm_has_a_limit_of_its_name() -> None:
     assert {field for field in CanaryConfig.model_fields if field.startswith("alarm_")} == {f"alarm_{name}" for name in names}
 
 
-def test_metrics_that_are_not_there_raise_nothing() -> None:
+def test_a_missing_metric_raises_nothing() -> None:
     alarms = Alarms(CanaryConfig())
     assert alarms.look(0, {"loss/nats_per_token": 1.0}) == [] and alarms.raised == []
 
 
-def test_alarms_go_on_from_their_state() -> None:
-    """The length that others are measured by is the run's first, and what was raised is not raised again."""
+def test_alarms_resume_from_their_state() -> None:
+    """The reference length stays that of the run's first step, and raised alarms are not raised again."""
     first, second = Alarms(CanaryConfig()), Alarms(CanaryConfig())
     for step, values in enumerate([(20.0, 0.0, 0.0), (20.0, 0.9, 0.0)]):
         first.look(step, dict(zip(NAMES, values, strict=True)))
@@ -176,14 +176,14 @@ def test_alarms_go_on_from_their_state() -> None:
     assert [text.partition(" at ")[0] for text in second.raised] == ["truncated answers", "length collapse"]
 
 
-def test_named_alarms_stop_whether_new_or_not() -> None:
+def test_alarms_of_stop_on_are_returned_whether_new_or_not() -> None:
     alarms = Alarms(CanaryConfig(stop_on=["truncated", "length"]))
-    assert alarms.look(0, dict(zip(NAMES, (20.0, 0.0, 0.9), strict=True))) == [], "repetition is raised, and not named"
-    said = ["truncated answers at step 1: 0.7 is above 0.5 (canaries.alarm_truncated)"]
-    assert alarms.look(1, dict(zip(NAMES, (20.0, 0.7, 0.9), strict=True))) == said
+    assert alarms.look(0, dict(zip(NAMES, (20.0, 0.0, 0.9), strict=True))) == [], "repetition is raised, but not in stop_on"
+    sentences = ["truncated answers at step 1: 0.7 is above 0.5 (canaries.alarm_truncated)"]
+    assert alarms.look(1, dict(zip(NAMES, (20.0, 0.7, 0.9), strict=True))) == sentences
     again = Alarms(CanaryConfig(stop_on=["truncated"]))
     again.load_state_dict(json.loads(json.dumps(alarms.state_dict())))
-    assert again.look(2, dict(zip(NAMES, (20.0, 0.7, 0.9), strict=True))) == [said[0].replace("step 1", "step 2")]
+    assert again.look(2, dict(zip(NAMES, (20.0, 0.7, 0.9), strict=True))) == [sentences[0].replace("step 1", "step 2")]
     assert again.look(3, dict(zip(NAMES, (20.0, 0.1, 0.9), strict=True))) == []
 
 
@@ -197,7 +197,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def distil(models: Path, name: str, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
-    """The exit code of a short run in this process, whose answers are mostly truncated."""
+    """Exit code of a short run, in this process, whose answers are mostly truncated."""
     config = {
         "stage": "distill",
         "run": {"directory": str(models / name), "steps": 3, "checkpoint_every": 2, "tensorboard": False},
@@ -220,7 +220,7 @@ def distil(models: Path, name: str, monkeypatch: pytest.MonkeyPatch, *overrides:
     except SystemExit as end:
         return int(end.code or 0)
     finally:
-        gc.collect()  # the run's directory is held until its process ends, or, here, until nothing holds it any more
+        gc.collect()  # the lock of the run's directory is an open file, closed when its last reference goes
     return 0
 
 
@@ -229,13 +229,13 @@ def numbers(directory: Path) -> list[dict[str, float]]:
     return [{key: value for key, value in line.items() if not key.startswith(("time/", "speed/"))} for line in lines]
 
 
-def test_an_alarm_ends_a_run_which_goes_on_without_it(
+def test_an_alarm_stops_a_run_which_resumes_without_that_alarm(
     models: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert distil(models, "whole", monkeypatch) == 0
     directory = models / "stopped"
     stop = ["canaries.stop_on=[truncated]", "canaries.alarm_truncated=0.3"]
-    for step in (1, 2):  # the same command takes one more step, and is stopped again
+    for step in (1, 2):  # the same command takes one more step and is stopped again
         assert distil(models, "stopped", monkeypatch, *stop) == 1
         last = capsys.readouterr().err.splitlines()[-1]
         assert last.startswith("minidist: stopped by an alarm of canaries.stop_on: truncated answers at step ")

@@ -1,4 +1,4 @@
-"""Each canary on the healthy case and on the fault it is there for."""
+"""Each canary on a healthy case and on the fault that it detects."""
 
 import asyncio
 import math
@@ -64,7 +64,7 @@ def writer() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def rollouts(writer: PreTrainedModel) -> list[Rollout]:
-    """What the student wrote at temperature 1."""
+    """Samples of the student at temperature 1."""
     prompts = [rollout.prompt for rollout in random_rollouts([(2, 1), (5, 1), (3, 1)])]
     return sample(writer, tiny_renderer(), prompts, Sampling(samples=3, max_new_tokens=8), version=0)
 
@@ -81,8 +81,8 @@ def test_engine_and_learner_of_the_same_weights_agree(writer: PreTrainedModel, r
     assert check_engine(measured(writer, rollouts), rollouts, 1e-3) < 1e-5
 
 
-def test_learner_of_other_weights_is_noticed(rollouts: list[Rollout]) -> None:
-    with pytest.raises(CanaryError, match=r"engine and learner disagree: .* nats in the mean .* more than 0.001"):
+def test_a_learner_of_other_weights_is_noticed(rollouts: list[Rollout]) -> None:
+    with pytest.raises(CanaryError, match=r"engine and learner disagree: .* nats on average .* more than 0.001"):
         check_engine(measured(tiny_model(seed=5), rollouts), rollouts, 1e-3)
 
 
@@ -96,7 +96,7 @@ def test_labels_shifted_by_one_are_noticed(writer: PreTrainedModel, rollouts: li
         check_engine(measures, rollouts, 1e-3)
 
 
-def test_engine_that_says_nan_is_noticed(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
+def test_an_engine_whose_log_probabilities_are_nan_is_noticed(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
     broken = [replace(rollouts[0], logprobs=rollouts[0].logprobs * math.nan), *rollouts[1:]]
     with pytest.raises(CanaryError, match="differ by nan"):
         check_engine(measured(writer, rollouts), broken, 1e-3)
@@ -110,52 +110,52 @@ def test_differences_that_cancel_are_noticed(writer: PreTrainedModel, rollouts: 
 
 
 def test_tokens_that_the_teacher_chose_do_not_count(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
-    """In teacher-mixed sampling the engine says nothing of them; of its own tokens it must say something."""
+    """In teacher-mixed sampling the engine has no log-probability of these tokens; of the student's tokens it must have one."""
     measures = measured(writer, rollouts)
     coins = [np.arange(len(r.tokens)) % 2 == 0 for r in rollouts]
     silent = [replace(r, coins=c, logprobs=np.where(c, np.nan, r.logprobs)) for r, c in zip(rollouts, coins, strict=True)]
     off = replace(measures, student_logprob=measures.student_logprob + np.where(np.concatenate(coins), -70.0, 0.25))
     assert check_engine(off, silent, 0.5) == pytest.approx(0.25, abs=1e-4)
-    taught = [replace(r, coins=np.ones(len(r.tokens), dtype=bool), logprobs=r.logprobs * math.nan) for r in rollouts]
-    assert check_engine(measures, taught, 1e-3) is None
+    all_by_teacher = [replace(r, coins=np.ones(len(r.tokens), dtype=bool), logprobs=r.logprobs * math.nan) for r in rollouts]
+    assert check_engine(measures, all_by_teacher, 1e-3) is None
     with pytest.raises(CanaryError, match="differ by nan"):
         check_engine(measures, [replace(r, logprobs=r.logprobs * math.nan) for r in silent], 1e-3)
 
 
 def test_text_that_the_student_did_not_write_does_not_count(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
-    """Nobody sampled the data set's answers, and the teacher's samples have its own log-probabilities."""
-    taught = [replace(r, writer=Writer.TEACHER, logprobs=np.full(len(r.tokens), -9.0)) for r in rollouts[::2]]
-    given = [replace(r, writer=Writer.DATASET, logprobs=None) for r in rollouts[:2]]
-    mixed = [given[0], *rollouts[:3], taught[0], given[1], *rollouts[3:], *taught[1:]]
+    """The data set's answers have no log-probabilities, and the teacher's samples have those of the teacher."""
+    by_teacher = [replace(r, writer=Writer.TEACHER, logprobs=np.full(len(r.tokens), -9.0)) for r in rollouts[::2]]
+    by_dataset = [replace(r, writer=Writer.DATASET, logprobs=None) for r in rollouts[:2]]
+    mixed = [by_dataset[0], *rollouts[:3], by_teacher[0], by_dataset[1], *rollouts[3:], *by_teacher[1:]]
     measures = measured(writer, mixed)
     assert check_engine(measures, mixed, 1e-3) < 1e-5
-    own = np.concatenate([np.full(len(r.tokens), r.writer is Writer.STUDENT) for r in mixed])
-    off = replace(measures, student_logprob=measures.student_logprob + np.where(own, 0.25, -70.0))
+    by_student = np.concatenate([np.full(len(r.tokens), r.writer is Writer.STUDENT) for r in mixed])
+    off = replace(measures, student_logprob=measures.student_logprob + np.where(by_student, 0.25, -70.0))
     assert check_engine(off, mixed, 0.5) == pytest.approx(0.25, abs=1e-4), "the mean is over the student's tokens alone"
     with pytest.raises(CanaryError, match="engine and learner disagree"):
         check_engine(off, mixed, 0.2)
 
 
-def taught(*logprobs: float) -> Measures:
+def scored(*logprobs: float) -> Measures:
     return Measures(np.zeros(len(logprobs)), np.zeros(len(logprobs)), np.array(logprobs))
 
 
-def test_teacher_that_knows_something_passes() -> None:
-    assert check_teacher(taught(-0.5, -1.5), VOCABULARY, 0.02) == -1.0
-    assert check_teacher(taught(-8.0), VOCABULARY, 0.02) == -8.0, "worse than uniform is surprise, not ignorance"
+def test_a_trained_teacher_passes() -> None:
+    assert check_teacher(scored(-0.5, -1.5), VOCABULARY, 0.02) == -1.0
+    assert check_teacher(scored(-8.0), VOCABULARY, 0.02) == -8.0, "worse than uniform is surprise, not ignorance"
     assert check_teacher(Measures(np.zeros(1), np.zeros(1)), VOCABULARY, 0.02) is None
     uniform = -math.log(13)
-    assert check_teacher(taught(uniform - 2, uniform + 2), VOCABULARY, 0.02) is not None, "a trained one, on poor text"
+    assert check_teacher(scored(uniform - 2, uniform + 2), VOCABULARY, 0.02) is not None, "a trained one, on poor text"
     with pytest.raises(CanaryError):
-        check_teacher(taught(uniform - 0.3, uniform + 0.3), VOCABULARY, 0.02)
+        check_teacher(scored(uniform - 0.3, uniform + 0.3), VOCABULARY, 0.02)
 
 
 @pytest.mark.parametrize("off", [0.0, 0.01, -0.01])
-def test_uniform_teacher_stops_the_run(off: float) -> None:
+def test_a_uniform_teacher_stops_the_run(off: float) -> None:
     with pytest.raises(CanaryError, match=r"uniform guess over 13 tokens is -2.565"):
-        check_teacher(taught(-math.log(13) + off), VOCABULARY, 0.02)
+        check_teacher(scored(-math.log(13) + off), VOCABULARY, 0.02)
 
 
-def test_teacher_that_says_nan_stops_the_run() -> None:
+def test_a_teacher_whose_log_probabilities_are_nan_stops_the_run() -> None:
     with pytest.raises(CanaryError):
-        check_teacher(taught(-1.0, math.nan), VOCABULARY, 0.02)
+        check_teacher(scored(-1.0, math.nan), VOCABULARY, 0.02)

@@ -1,5 +1,6 @@
-"""A run's directory: new, finished, to be gone on with, or refused."""
+"""A run's directory: new, finished, unfinished and resumed, or refused."""
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -9,30 +10,30 @@ from typing import Any
 
 import pytest
 
-from minidist.config import SftConfig
+from minidist.config import DistillConfig, SftConfig
 from minidist.errors import RunDirectoryError
 from minidist.run.directory import RunDirectory
 
 
-def run_in(place: Path, steps: int = 5, **run: Any) -> RunDirectory:
+def run_in(path: Path, steps: int = 5, **run: Any) -> RunDirectory:
     student = {"architecture": {"model_type": "llama"}, "tokenizer": "characters:sort"}
     data = {"train": {"path": "task:sort"}}
-    tree = {"stage": "sft", "run": {"directory": str(place), "steps": steps} | run, "student": student, "data": data}
+    tree = {"stage": "sft", "run": {"directory": str(path), "steps": steps} | run, "student": student, "data": data}
     return RunDirectory(SftConfig.model_validate(tree))
 
 
-def started(place: Path, **run: Any) -> RunDirectory:
-    directory = run_in(place, **run)
+def started(path: Path, **run: Any) -> RunDirectory:
+    directory = run_in(path, **run)
     directory.start()
     return directory
 
 
 def end(directory: RunDirectory) -> None:
-    """What the end of a process that was killed does."""
-    directory._held.close()
+    """Release the lock, as the end of a killed process does."""
+    directory._lock.close()
 
 
-def test_new(tmp_path: Path) -> None:
+def test_a_new_directory_is_made_with_its_configuration(tmp_path: Path) -> None:
     directory = run_in(tmp_path / "a" / "b")
     directory.check()
     assert not directory.finished()
@@ -42,12 +43,12 @@ def test_new(tmp_path: Path) -> None:
     assert directory.final == tmp_path / "a" / "b" / "final"
 
 
-def test_empty_directory_is_new(tmp_path: Path) -> None:
+def test_an_empty_directory_is_new(tmp_path: Path) -> None:
     run_in(tmp_path).start()
     assert (tmp_path / "config.json").is_file()
 
 
-def test_unfinished_run_starts_again(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
     end(started(tmp_path / "run"))
     (tmp_path / "run" / "metrics.jsonl").write_text("{}")
     again = run_in(tmp_path / "run")
@@ -57,7 +58,7 @@ def test_unfinished_run_starts_again(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_finished_run_is_finished(tmp_path: Path) -> None:
+def test_a_run_with_a_summary_is_finished(tmp_path: Path) -> None:
     directory = run_in(tmp_path / "run")
     directory.start()
     directory.finish({"steps": 5})
@@ -67,22 +68,22 @@ def test_finished_run_is_finished(tmp_path: Path) -> None:
     assert again.summary == {"steps": 5}
 
 
-def test_other_configuration_is_refused_with_both_values(tmp_path: Path) -> None:
+def test_another_configuration_is_refused_with_both_values(tmp_path: Path) -> None:
     run_in(tmp_path / "run").start()
     other = run_in(tmp_path / "run", steps=6)
     for refused in (other.check, other.start):
-        with pytest.raises(RunDirectoryError, match=r"run.steps is 5 there and 6 here; .*run.overwrite=true"):
+        with pytest.raises(RunDirectoryError, match=r"run.steps was 5 and is now 6; .*run.overwrite=true"):
             refused()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["steps"] == 5
 
 
-def test_key_of_another_version_is_named(tmp_path: Path) -> None:
+def test_a_key_of_another_version_is_named(tmp_path: Path) -> None:
     run_in(tmp_path / "run").start()
     file = tmp_path / "run" / "config.json"
     tree = json.loads(file.read_text())
     tree["run"]["colour"] = "red"
     file.write_text(json.dumps(tree))
-    with pytest.raises(RunDirectoryError, match=r"run.colour is 'red' there and None here"):
+    with pytest.raises(RunDirectoryError, match=r"run.colour was 'red' and is now None"):
         run_in(tmp_path / "run").check()
 
 
@@ -104,7 +105,7 @@ def test_overwrite_deletes_the_other_run(tmp_path: Path) -> None:
     assert other.summary is None
 
 
-def test_overwrite_itself_is_no_difference(tmp_path: Path) -> None:
+def test_overwrite_itself_is_not_a_difference(tmp_path: Path) -> None:
     first = run_in(tmp_path / "run", overwrite=True)
     first.start()
     first.finish({})
@@ -136,7 +137,7 @@ def test_a_run_half_deleted_is_still_a_run(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json"]
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time_runs_in_a_directory(tmp_path: Path) -> None:
     first = started(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("precious")
     for other in (run_in(tmp_path), run_in(tmp_path, overwrite=True)):
@@ -148,8 +149,8 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_free_only_once_the_summary_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else another process could take the directory for that of an unfinished run, and empty it."""
+def test_the_directory_is_locked_until_the_summary_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise another process could mistake the run for an unfinished one and delete its files."""
     first, other = started(tmp_path), run_in(tmp_path)
     written, refused = Path.write_text, []
 
@@ -174,7 +175,7 @@ time.sleep(60)
 """
 
 
-def test_a_killed_process_frees_it(tmp_path: Path) -> None:
+def test_a_killed_process_unlocks_the_directory(tmp_path: Path) -> None:
     end(started(tmp_path))
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / ".lock")], stdout=subprocess.PIPE, text=True)
     try:
@@ -185,3 +186,129 @@ def test_a_killed_process_frees_it(tmp_path: Path) -> None:
         holder.kill()
         holder.communicate()
     run_in(tmp_path).start()
+
+
+class Files:
+    """A learner whose checkpoint is one file."""
+
+    async def save(self, path: Path) -> None:
+        (path / "model").write_text("weights")
+
+    async def save_state(self, path: Path) -> None: ...
+
+
+def stopped_after(path: Path, step: int, metrics: str, later: str = "", config: Any = None) -> RunDirectory:
+    """A run that wrote a checkpoint, then more metrics, and was killed."""
+    directory = RunDirectory(config) if config is not None else run_in(path)
+    assert directory.start() is None
+    (path / "metrics.jsonl").write_text(metrics + later)
+    state = {"metrics_bytes": len(metrics.encode())}
+    asyncio.run(directory.checkpoints.write(step, Files(), state))  # type: ignore[arg-type]
+    end(directory)
+    return directory
+
+
+def test_a_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
+    stopped_after(tmp_path, 3, '{"step": 1}\n{"step": 2, "name": "ä"}\n', '{"step": 3}\n{"st')
+    (tmp_path / "best").mkdir()
+    again = run_in(tmp_path)
+    assert not again.finished()
+    checkpoint = again.start()
+    assert checkpoint is not None and (checkpoint.step, checkpoint.path.name) == (3, "step_000003")
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2, "name": "ä"}\n'
+    assert (tmp_path / "best").is_dir()
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_metrics_shorter_than_at_the_checkpoint_are_refused(tmp_path: Path, missing: bool) -> None:
+    stopped_after(tmp_path, 3, "0123456789")
+    file = tmp_path / "metrics.jsonl"
+    file.unlink() if missing else file.write_text("012345678")
+    with pytest.raises(RunDirectoryError, match=r"metrics.jsonl is shorter than when step_000003 .*run.overwrite=true"):
+        run_in(tmp_path).start()
+
+
+def test_overwrite_does_not_resume(tmp_path: Path) -> None:
+    stopped_after(tmp_path, 3, "0123456789")
+    assert run_in(tmp_path, overwrite=True).start() is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json"]
+
+
+def test_a_run_of_damaged_checkpoints_is_not_deleted(tmp_path: Path) -> None:
+    stopped_after(tmp_path, 3, "0123456789")
+    (tmp_path / "checkpoints" / "step_000003" / "model").write_text("Weights")
+    with pytest.raises(RunDirectoryError, match="every checkpoint"):
+        run_in(tmp_path).start()
+    assert (tmp_path / "metrics.jsonl").read_text() == "0123456789"
+
+
+def distill(path: Path, changes: dict[str, Any] | None = None) -> DistillConfig:
+    tree: dict[str, Any] = {
+        "stage": "distill",
+        "run": {"directory": str(path)},
+        "student": {"model": "student"},
+        "teacher": {"model": "teacher"},
+        "data": {"prompts": {"path": "task:sort"}},
+        "objective": {"type": "reverse_kl"},
+    }
+    for key, value in (changes or {}).items():
+        *sections, name = key.split(".")
+        part = tree
+        for section in sections:
+            part = part.setdefault(section, {})
+        part[name] = value
+    return DistillConfig.model_validate(tree)
+
+
+FREE: list[dict[str, Any]] = [
+    {"cluster.learner.ranks": 2, "cluster.rollout.actors": 2, "cluster.teacher.cpus": 0.5},
+    {"cluster.roles": "local", "cluster.gpus": 0, "cluster.threads": 1},
+    {"cluster.gpus": 4, "cluster.address": "auto", "cluster.placement": "spread"},
+    {"learner.backend": "single"},
+    {"learner.zero_stage": 3, "learner.offload_optimizer": True, "learner.offload_parameters": True},
+    {"learner.activation_checkpointing": True, "learner.micro_batch_tokens": 9, "learner.layout": "packed"},
+    {"learner.chunk_tokens": 7},
+    {"canaries.stop_on": ["truncated", "age"], "canaries.alarm_truncated": 0.9, "canaries.alarm_clip": None},
+    {"run.checkpoint_every": 7, "run.checkpoints_kept": 9, "run.rollouts_every": 3, "run.tensorboard": False},
+]
+
+
+BOUND: list[dict[str, Any]] = [
+    {"learner.optimizer.lr": 0.5},
+    {"learner.optimizer.grad_clip": None},
+    {"run.steps": 7},
+    {"run.seed": 7},
+    {"run.deterministic": True},
+    {"prefix.student": 0.5, "prefix.teacher": 0.5},
+    {"prefix.per": "step"},
+    {"objective.temperature": 2.0},
+    {"teacher.payload": "top_k"},
+    {"rollout.max_new_tokens": 9},
+    {"rollout.prompts_per_step": 9},
+    {"streams.sft.data.path": "task:sort"},
+    {"student.lora.rank": 2},
+    {"evaluation.prompts": 3},
+    {"canaries.every": 3},
+]
+
+
+@pytest.mark.parametrize("changes", FREE, ids=lambda changes: " ".join(changes))
+def test_a_run_resumes_with_settings_that_change_no_numbers(tmp_path: Path, changes: dict[str, Any]) -> None:
+    stopped_after(tmp_path, 3, "", config=distill(tmp_path))
+    found = RunDirectory(distill(tmp_path, changes)).start()
+    assert found is not None and found.step == 3
+
+
+@pytest.mark.parametrize("changes", BOUND, ids=lambda changes: " ".join(changes))
+def test_a_run_does_not_resume_with_settings_that_change_numbers(tmp_path: Path, changes: dict[str, Any]) -> None:
+    stopped_after(tmp_path, 3, "", config=distill(tmp_path))
+    key = next(iter(changes)).removesuffix(".data.path").removesuffix(".rank")
+    with pytest.raises(RunDirectoryError, match=rf"holds a run of another configuration: {key} was .* and is now "):
+        RunDirectory(distill(tmp_path, changes)).start()
+
+
+def test_a_moved_run_resumes(tmp_path: Path) -> None:
+    stopped_after(tmp_path / "a", 3, "", config=distill(tmp_path / "a"))
+    (tmp_path / "a").rename(tmp_path / "b")
+    found = RunDirectory(distill(tmp_path / "b")).start()
+    assert found is not None and found.path.parent.parent == tmp_path / "b"

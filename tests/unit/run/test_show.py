@@ -1,7 +1,6 @@
-"""Answers to read: what a run records of them, and how they are shown."""
+"""Answers of a run, as they are shown."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from minidist.config.data import RenderConfig
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.errors import DataError
 from minidist.run.show import DIFFERENCE, SURPRISE, read_samples, show
-from minidist.run.tracking import Recorder
-from minidist.types import Array, Finish, Measures, Prompt, Rollout
 
 ROW: dict[str, Any] = {
     "prompt": "ask",
@@ -62,20 +59,20 @@ def word_renderer() -> Renderer:
     return Renderer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>"), RenderConfig())
 
 
-def test_pieces_are_the_text() -> None:
+def test_pieces_join_to_the_text() -> None:
     renderer = Renderer(character_tokenizer("12 ="), RenderConfig())
     assert renderer.pieces(renderer.answer("1 2=")) == ["1", " ", "2", "=", "<eos>"]
     assert renderer.pieces(renderer.prompt("")) == []
 
 
-def test_a_letter_over_several_tokens_stands_at_its_last() -> None:
+def test_a_letter_of_several_tokens_is_in_the_last_of_them() -> None:
     renderer = byte_renderer()
     assert renderer.pieces(renderer.prompt("a é€b")) == ["a", " ", "\ufffd", "é", "\ufffd", "\ufffd", "€", "b"]
     assert renderer.pieces(renderer.prompt(" €b")) == [" \ufffd", "\ufffd", "€", "b"]
     assert renderer.pieces(renderer.prompt("€")[:2]) == ["\ufffd", "\ufffd"]
 
 
-def test_bytes_that_are_no_text_lose_nothing() -> None:
+def test_bytes_that_are_not_text_lose_nothing() -> None:
     renderer = byte_renderer()
     lone = renderer.prompt("€")[1:2]
     tokens = np.concatenate([lone, renderer.prompt("ab"), lone, lone, renderer.prompt("c")])
@@ -89,41 +86,13 @@ def test_blanks_that_decoding_strips_are_in_their_pieces() -> None:
     assert renderer.decode(tokens[:-1]) == "one twos  one"
 
 
-def rollout(tokens: list[int], logprobs: Array | None) -> Rollout:
-    versions = np.zeros(len(tokens), np.int32)
-    return Rollout(Prompt(0, np.array([1]), "ask"), np.array(tokens), logprobs, versions, Finish.STOP, text="x")  # type: ignore[arg-type]
+def test_tokens_that_the_teacher_chose_are_counted(tmp_path: Path) -> None:
+    row = ROW | {"logprobs": [-1.0, None, -2.0, None], "coins": [0, 1, 0, 1], "teacher_logprobs": None}
+    text = shown(written(tmp_path, row))
+    assert "4 tokens (2 chosen by the teacher), finish stop, mean log q -1.500 nats" in text
 
 
-@pytest.mark.parametrize("pieces", [None, lambda tokens: [f"<{token}>" for token in tokens]])
-def test_recorded(tmp_path: Path, pieces: Any) -> None:
-    recorder = Recorder(tmp_path, 1, tensorboard=False, shown=[], pieces=pieces)
-    measures = Measures(np.array([0, 0, 1]), np.array([-1.5, -2.5, -3.0]), np.array([-0.12345, -0.5, -0.25]))
-    recorder.rollouts(1, [rollout([7, 8], np.array([-1.0, -2.0])), rollout([9], None)], measures)
-    recorder.rollouts(2, [rollout([7], np.array([-1.0])), rollout([8], None)])
-    recorder.close()
-    first, second = read_samples(tmp_path, 1)[1]
-    assert (first.student, first.teacher) == ([-1.5, -2.5], [-0.1235, -0.5])  # not of the distribution that was sampled
-    assert first.pieces == (None if pieces is None else ["<7>", "<8>"])
-    assert (second.student, second.teacher) == ([-3.0], [-0.25])
-    unmeasured = read_samples(tmp_path)[1]
-    assert [(each.student, each.teacher) for each in unmeasured] == [([-1.0], None), (None, None)]
-
-
-def test_coins_and_silence_are_recorded(tmp_path: Path) -> None:
-    """NaN is no JSON: where the teacher chose, the engine's log-probability is null."""
-    recorder = Recorder(tmp_path, 1, tensorboard=False, shown=[], pieces=None)
-    mixed = replace(rollout([7, 8, 9], np.array([-1.0, np.nan, -2.0])), coins=np.array([False, True, False]))
-    recorder.rollouts(1, [mixed])
-    recorder.close()
-    line = (tmp_path / "rollouts" / "step_000001.jsonl").read_text()
-    row = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert (row["logprobs"], row["coins"]) == ([-1.0, None, -2.0], [0, 1, 0])
-    assert read_samples(tmp_path)[1][0].coins == [0, 1, 0]
-    text = shown(tmp_path)
-    assert "3 tokens (1 chosen by the teacher), finish stop, mean log q -1.500 nats" in text
-
-
-def test_marks_in_a_pipe(tmp_path: Path) -> None:
+def test_values_in_a_pipe_are_numbers_after_their_tokens(tmp_path: Path) -> None:
     text = shown(written(tmp_path, ROW))
     assert "\x1b" not in text
     assert "\na[+2.5]b[-3.5]\nc\ufffd[31m\n" in text
@@ -132,7 +101,7 @@ def test_marks_in_a_pipe(tmp_path: Path) -> None:
     assert "4 tokens, finish stop" in text
 
 
-def test_colours_on_a_terminal(tmp_path: Path) -> None:
+def test_values_on_a_terminal_are_colours(tmp_path: Path) -> None:
     """Red where the student finds the token likelier, green where the teacher does, grey where they agree."""
     text = shown(written(tmp_path, ROW), colours=True)
     assert "48;2;60;180;90mb" in text
@@ -143,38 +112,38 @@ def test_colours_on_a_terminal(tmp_path: Path) -> None:
     assert "[-3.5]" not in text
 
 
-def test_scales_saturate() -> None:
+def test_colours_saturate_at_the_ends_of_the_scale() -> None:
     assert DIFFERENCE.colour(3) == DIFFERENCE.colour(30) == DIFFERENCE.colour(float("inf"))
     assert DIFFERENCE.colour(0) == SURPRISE.colour(0) == DIFFERENCE.colour(float("nan"))
     assert DIFFERENCE.colour(1) != DIFFERENCE.colour(-1)
 
 
-def test_without_a_teacher_the_students_surprise(tmp_path: Path) -> None:
+def test_without_a_teacher_the_students_surprise_is_shown(tmp_path: Path) -> None:
     text = shown(written(tmp_path, ROW | {"teacher_logprobs": None}))
     assert "no log-probabilities of the teacher were recorded" in text
     assert "ab[+4.0]\n" in text and "largest gaps" not in text
 
 
-def test_answers_of_a_data_set_and_of_older_runs_are_plain(tmp_path: Path) -> None:
+def test_answers_from_a_data_set_and_of_older_runs_have_no_values(tmp_path: Path) -> None:
     older = {key: value for key, value in ROW.items() if key not in ("pieces", "teacher_logprobs")}
     text = shown(written(tmp_path, ROW | {"logprobs": None}, older))
     assert "no log-probabilities were recorded" in text and "no texts of tokens were recorded" in text
 
 
-def test_latest_step_and_row_limit(tmp_path: Path) -> None:
+def test_the_latest_step_is_shown_up_to_the_row_limit(tmp_path: Path) -> None:
     written(tmp_path, ROW | {"prompt": "old"}, step=9)
     text = shown(written(tmp_path, ROW, ROW | {"prompt": "second"}, step=100), rows=1)
     assert "step_000100.jsonl: 1 of 2 answers" in text and "old" not in text and "second" not in text
 
 
-def test_page(tmp_path: Path) -> None:
+def test_the_page_shows_the_same_and_escapes_answers(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     shown(written(tmp_path, ROW | {"answer": "<script>", "prompt": "<script>"}), html=page)
     html = page.read_text()
     assert "background-color: #3cb45a" in html and "<script>" not in html and "largest gaps" in html
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_missing_and_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no run directory at"):
         read_samples(tmp_path / "none")
     with pytest.raises(DataError, match=r"holds no rollouts/step_\*.jsonl"):
@@ -186,5 +155,5 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2 has columns of different lengths"):
         read_samples(written(tmp_path, ROW, ROW | {"logprobs": [0.0]}))
     (tmp_path / "rollouts" / "step_000020.jsonl").write_text('{"prompt": "a", "ans')
-    with pytest.raises(DataError, match=r"line 1 is no recorded rollout"):
+    with pytest.raises(DataError, match=r"line 1 is not a recorded rollout"):
         read_samples(tmp_path)

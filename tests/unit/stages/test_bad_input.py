@@ -125,7 +125,7 @@ def test_another_configuration_in_the_directory(
     (home / "other").mkdir()
     (home / "other" / "config.json").write_text(json.dumps({"stage": "distill", "run": {"steps": 7}}))
     line = refused(home, monkeypatch, capsys, f"run.directory={home}/other")
-    assert "holds another configuration" in line and "run.overwrite=true" in line
+    assert "holds a run of another configuration" in line and "run.overwrite=true" in line
     assert (home / "other" / "config.json").exists()
 
 

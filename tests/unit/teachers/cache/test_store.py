@@ -60,7 +60,7 @@ def killed(cache: Path, origin: Origin, rollouts: Sequence[Rollout], scores: Seq
     """Complete shards exist; rows that waited for a full shard are lost, and the lock is free."""
     writer = ScoreWriter(cache, origin, shard_rows=2)
     writer.add(rollouts, scores)
-    writer._locked.close()
+    writer._lock.close()
 
 
 def assert_same_bits(found: TeacherScores, wanted: TeacherScores) -> None:

@@ -1,0 +1,56 @@
+"""Files that survive a crash."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minidist.errors import RunDirectoryError
+from minidist.run import files
+from minidist.run.files import damage, lock, sha256, write_json
+
+
+def test_a_crash_while_writing_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, {"step": 1})
+
+    def crash(path: Path) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", crash)
+        with pytest.raises(OSError, match="disk full"):
+            write_json(file, {"step": 2})
+    assert json.loads(file.read_text()) == {"step": 1}
+    write_json(file, {"step": 3}, indent=None)
+    assert file.read_text() == '{"step": 3}\n'
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_content_is_on_disk_before_the_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    rename = Path.rename
+    monkeypatch.setattr(files, "sync", lambda path: order.append(f"sync {path.name}"))
+    monkeypatch.setattr(Path, "rename", lambda *paths: (order.append("rename"), rename(*paths)))
+    write_json(tmp_path / "a.json", [])
+    assert order == ["sync a.partial", "rename", f"sync {tmp_path.name}"]
+
+
+def test_sum_is_sha256_and_damage_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    file.write_bytes(b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(file) == expected and damage(file, expected) is None
+    file.write_bytes(b"abd")
+    assert damage(file, expected) == "has changed"
+    assert damage(tmp_path / "b", expected) == "is missing"
+
+
+def test_a_lock_is_held_until_it_is_closed(tmp_path: Path) -> None:
+    held = lock(tmp_path / "new", use="running in", setting="run.directory")
+    with pytest.raises(RunDirectoryError, match=r"another process is reading .*new; wait for it to end, or set another cache"):
+        lock(tmp_path / "new", use="reading", setting="cache")
+    held.close()
+    lock(tmp_path / "new", use="reading", setting="cache").close()
