@@ -12,7 +12,7 @@ from minidist.config.models import StudentConfig
 from minidist.evaluation.examiner import Examiner
 from minidist.evaluation.table import show
 from minidist.models.files import resolve
-from minidist.preflight.plan import Plan, as_model
+from minidist.preflight.plan import EvaluatePlan, as_model
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
 from minidist.roles.warm import WarmRoles
@@ -21,7 +21,7 @@ from minidist.run.tracking import log
 from minidist.stages import StageRun
 
 
-async def evaluate(run: StageRun[EvaluateConfig, Plan], roles: Roles) -> dict[str, Any]:
+async def evaluate(run: StageRun[EvaluateConfig, EvaluatePlan], roles: Roles) -> dict[str, Any]:
     """Measure each model, write result.json, print the table."""
     config, directory = run.config, run.directory
     teacher_path = resolve(config.teacher.model or "", "teacher.model").resolve()
