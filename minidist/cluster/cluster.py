@@ -6,13 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from minidist.cluster.actors import Actors, cpu_share, free_address
-from minidist.cluster.machine import cores
+from minidist.cluster.actors import Actors, free_address
 from minidist.cluster.scratch import Scratch
 from minidist.cluster.starts import Starts
 from minidist.concurrency import together
-from minidist.config.cluster import ClusterConfig, Role, RoleConfig
-from minidist.errors import ConfigError
+from minidist.config.cluster import ClusterConfig, Role
 from minidist.types import RankGroup
 
 T = TypeVar("T")
@@ -107,25 +105,3 @@ class Cluster:
 async def _start_ranks(remotes: Sequence[Any], meeting: str, make: Callable[..., Any], arguments: dict[str, Any]) -> None:
     groups = [RankGroup(rank, len(remotes), meeting) for rank in range(len(remotes))]
     await together(remote.start(make, group=group, **arguments) for remote, group in zip(remotes, groups, strict=True))
-
-
-def check_machine(config: ClusterConfig) -> None:
-    """Raise ConfigError when the configuration asks for more CPUs or GPUs than this machine has."""
-    if config.address is not None:
-        return
-    roles: list[RoleConfig] = [config.rollout, config.teacher, config.learner]
-    if (asked := sum((role.cpus or 0) * role.processes for role in roles)) > cores():
-        raise ConfigError(f"the cpus under cluster add up to {asked:g}, and this machine has {cores()}; lower them")
-    if cpu_share(config) < 0.01:
-        raise ConfigError(
-            f"this machine has {cores()} CPUs, and {cores() - asked:g} of them are left for the actors without cpus of their "
-            "own under cluster; lower the cpus, or the number of actors"
-        )
-    if config.gpus:
-        import torch
-
-        if (there := torch.cuda.device_count()) < config.gpus:
-            raise ConfigError(
-                f"cluster.gpus is {config.gpus}, and this machine has {there}; set cluster.gpus={there}, or cluster.address "
-                "to a cluster that has them"
-            )

@@ -7,7 +7,7 @@ import numpy as np
 
 from minidist.config.data import QuestionsConfig
 from minidist.data.rendering import Renderer, Template
-from minidist.data.sources import Example, check_column, is_text_list, read_rows, too_long, usable_rows
+from minidist.data.sources import Example, is_text_list, read_rows, too_long, usable_rows
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,7 @@ def read_questions(
             return f"it has {longest} tokens with its longest choice, more than the {max_tokens} that the models hold"
         return question
 
-    return usable_rows(source, _rows(source), read)
-
-
-def _rows(source: QuestionsConfig) -> list[dict[str, Any]]:
-    rows = read_rows(source)
-    if isinstance(source.choices, str):
-        check_column(source.choices, list(rows[0]), source.path, "choices")
-    return rows
+    return usable_rows(source, read_rows(source), read)
 
 
 def _question(text: str, choices: Any, answer: str, renderer: Renderer) -> Question | str:

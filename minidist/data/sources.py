@@ -64,11 +64,25 @@ def read_rows(source: SourceConfig) -> list[dict[str, Any]]:
         rows = tasks.generate(source.task, split=source.split, rows=source.rows or 1000, seed=source.seed)
         _check_columns(source, list(rows[0]))
         return list(rows)
+    return _open(source).to_list()
+
+
+def check_source(source: SourceConfig) -> None:
+    """Raise DataError unless the data can be opened and has every configured column. No text becomes tokens, and no torch is
+    imported."""
+    if source.task is None:
+        _open(source)
+    else:
+        _check_columns(source, list(tasks.generate(source.task, split=source.split, rows=1, seed=source.seed)[0]))
+
+
+def _open(source: SourceConfig) -> Any:
+    """The data set of a source that is not a task, every configured column checked."""
     data = _load_dataset(source)
     if not data.column_names or not len(data):
         raise DataError(f"{source.path} has no rows")
     _check_columns(source, list(data.column_names))
-    return data.to_list()
+    return data
 
 
 def _check_columns(source: SourceConfig, columns: list[str]) -> None:
@@ -76,14 +90,10 @@ def _check_columns(source: SourceConfig, columns: list[str]) -> None:
         written = getattr(source, name)
         if written is not None and not (name == "prompt" and source.text is not None):
             Template(written, name).check(columns, source.path)
-    if source.references is not None:
-        check_column(source.references, columns, source.path, "references")
-
-
-def check_column(name: str, columns: list[str], path: str, where: str) -> None:
-    """Raise DataError unless the data has the column that the setting `where` names."""
-    if name not in columns:
-        raise DataError(f"{path} has no column {name!r}, which {where} names; its columns are {', '.join(columns)}")
+    for where in ("references", "choices"):
+        name = getattr(source, where, None)
+        if isinstance(name, str) and name not in columns:
+            raise DataError(f"{source.path} has no column {name!r}, which {where} names; its columns are {', '.join(columns)}")
 
 
 def is_text_list(cell: Any) -> bool:

@@ -8,14 +8,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import Parameter
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minidist.config.distill import DistillConfig
 from minidist.config.learner import LearnerConfig
 from minidist.config.teacher import SoftPromptConfig
 from minidist.data.batching import MicroBatch
-from minidist.data.rendering import Renderer
-from minidist.errors import ConfigError, DivergedError
+from minidist.errors import DivergedError
 from minidist.learners.group import Alone
 from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.state import StateReader
@@ -23,29 +21,8 @@ from minidist.learners.tutor import Lesson
 from minidist.losses.divergences import reverse_kl
 from minidist.models.forward import checkpoint_activations, hidden_states, padded_layout
 from minidist.models.heads import check_head, head_of
-from minidist.models.hub import context_length
 
 _NAME = "teacher_prompt"
-
-
-def prompt_lines(config: DistillConfig, renderer: Renderer, teacher: PretrainedConfig) -> list[str]:
-    """The plan's lines on the prompt, if there is one. Raises ConfigError where it cannot start, or does not fit."""
-    prompt = config.teacher.prompt
-    if prompt is None:
-        return []
-    if not renderer.tokenizer.encode(prompt.text, add_special_tokens=False):
-        raise ConfigError(f"teacher.prompt.text {prompt.text!r} has no tokens to start from; write a few words")
-    length = config.data.max_prompt_tokens + config.rollout.max_new_tokens + prompt.tokens
-    if length > context_length(teacher):
-        raise ConfigError(
-            f"data.max_prompt_tokens + rollout.max_new_tokens + teacher.prompt.tokens is {length}, more than the teacher's "
-            f"context of {context_length(teacher)} tokens; lower one of them"
-        )
-    away = "" if config.evaluation.every is None else "; evaluation measures the distance to the teacher without them"
-    return [
-        f"the teacher learns along: {prompt.tokens} virtual tokens before every text; every learner rank holds a whole frozen "
-        f"copy of it{away}"
-    ]
 
 
 def initial_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: SoftPromptConfig) -> Tensor:

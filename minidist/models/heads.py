@@ -5,14 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ModelError
@@ -20,16 +15,16 @@ from minidist.losses.chunked import Head, LinearHead
 from minidist.models.arrays import to_array
 from minidist.models.files import resolve
 from minidist.models.hub import load_config
+from minidist.models.shape import skeleton
 from minidist.types import TeacherHead
 
 
 def load_teacher_head(config: TeacherConfig, vocabulary: int | None) -> TeacherHead:
     """The head of `teacher.model`; `vocabulary` slices padded ids off before the softmax."""
     path, model_config = resolve(config.model or "", "teacher.model"), load_config(config, "teacher.model")
-    with init_empty_weights():
-        skeleton = AutoModelForCausalLM.from_config(model_config, trust_remote_code=config.trust_remote_code)
-    weight = _read(path, _names(skeleton))
-    bias = _read(path, ["lm_head.bias"]) if getattr(skeleton.get_output_embeddings(), "bias", None) is not None else None
+    model = skeleton(model_config, trust_remote_code=config.trust_remote_code)
+    weight = _read(path, _names(model))
+    bias = _read(path, ["lm_head.bias"]) if getattr(model.get_output_embeddings(), "bias", None) is not None else None
     if weight is None:
         raise ModelError(f"teacher.model: {path} has no output head in its safetensors files")
     dtype = getattr(torch, config.dtype)
@@ -47,14 +42,14 @@ def vocabulary_size(config: PretrainedConfig) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def _names(skeleton: PreTrainedModel) -> list[str]:
+def _names(model: PreTrainedModel) -> list[str]:
     """Where the head may stand in the checkpoint: as itself, or as the input embedding it is tied to."""
-    ends = [skeleton.get_output_embeddings(), skeleton.get_input_embeddings()]
-    modules = {id(module): name for name, module in skeleton.named_modules(remove_duplicate=False)}
+    ends = [model.get_output_embeddings(), model.get_input_embeddings()]
+    modules = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
     head, embedding = (f"{modules[id(end)]}.weight" for end in ends)
-    names = [head, embedding] if skeleton.config.get_text_config().tie_word_embeddings else [head]
+    names = [head, embedding] if model.config.get_text_config().tie_word_embeddings else [head]
     # Some checkpoints (GPT-2's) leave the prefix of the base model away.
-    return names + [name.removeprefix(f"{skeleton.base_model_prefix}.") for name in names]
+    return names + [name.removeprefix(f"{model.base_model_prefix}.") for name in names]
 
 
 def _read(path: Path, names: list[str]) -> torch.Tensor | None:

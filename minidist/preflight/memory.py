@@ -1,68 +1,56 @@
-"""How much memory each role needs on each of its devices, from shapes alone: formulas, no measurement, no weights.
+"""How much memory each role needs on each of its devices, computed from shapes: nothing is measured, no weights are read.
 
-What is counted are the tensors that last or that grow with a setting; a few per cent of fragments and workspace are not.
-tests/benchmarks/memory.py compares the learner's estimate with what a process really takes.
+Counted are the tensors that last, or that grow with a setting. A few per cent of fragmentation and workspace are not.
+tests/benchmarks/memory.py compares the learner's estimate with the memory that a process takes.
 """
 
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from minidist.config.learner import LearnerConfig
-from minidist.config.models import LoraConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
-from minidist.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from minidist.models.shape import Shape
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-# DeepSpeed's defaults: elements of its reduction bucket, and of parameters that ZeRO-3 keeps gathered at one time.
+# Under ZeRO the learner's ranks divide these tensors from this stage on (Rajbhandari et al., arXiv:1910.02054, section 5).
+_DIVIDED_FROM = {"optimizer": 1, "gradients": 2, "weights": 3}
+# DeepSpeed's defaults: elements of its reduction bucket, and of parameters that ZeRO 3 keeps gathered at one time.
 _BUCKET, _GATHERED = 500_000_000, 1_000_000_000
-# Tables of float32 [chunk, vocabulary] that exist at one time in the loss's backward pass, with the teacher's or without.
+# Tables of float32 [chunk, vocabulary] that exist at one time in the loss's backward pass, with a teacher's or without.
 _TABLES_WITH_TEACHER, _TABLES = 6, 4
-# Share of the activations that glibc's allocator holds on to between one micro-batch and the next, on a CPU: measured 0.5 to 1.
-# With MALLOC_MMAP_THRESHOLD_=1048576 it holds nothing, and a small model's update takes a quarter longer.
-_HELD = 0.8
+# Share of the activations that glibc's allocator keeps from one micro-batch to the next on a CPU: measured 0.5 to 1. With
+# MALLOC_MMAP_THRESHOLD_=1048576 the allocator keeps nothing, and the update of a small model takes a quarter longer.
+ALLOCATOR_SHARE = 0.8
 # Tokens of one forward pass of vLLM.
 _ENGINE_TOKENS = 8192
 # Libraries, allocator and, on a GPU, the CUDA context of each process.
-_PROCESS = GIB // 2
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder as the formulas see it; sizes in elements."""
-
-    parameters: int
-    trainable: int
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    intermediate: int
-    vocabulary: int
-    gated: bool = True
-    """Whether its feed-forward layers have three matrices (SwiGLU) rather than two."""
-    head_norms: bool = False
-    """Whether queries and keys are normalised (Qwen3)."""
+PROCESS_BYTES = GIB // 2
 
 
 @dataclass(frozen=True)
 class Need:
-    """What each device of a role holds, in bytes, by purpose; `host` is what each process keeps in host memory besides."""
+    """Memory of a role: bytes on each of its devices by purpose, and bytes of host memory beside each process.
+
+    Args:
+        role: rollout, teacher or learner.
+        devices: number of devices of the role.
+        parts: bytes on each device by purpose: weights, gradients, optimizer, activations, logits, cache, buffers.
+        host: bytes that each process keeps in host memory (offloaded tensors).
+        allowance: share of a device's memory that the role may take.
+        least_cache: bytes of the keys and values of one longest sequence; an engine with a smaller cache does not start.
+    """
 
     role: str
     devices: int
     parts: dict[str, int] = field(default_factory=dict)
     host: int = 0
     allowance: float = 1.0
-    """Share of a device's memory that the role may take."""
     least_cache: int = 0
-    """Bytes of one longest sequence's keys and values: an engine with less does not start."""
 
     @property
     def total(self) -> int:
@@ -70,115 +58,133 @@ class Need:
 
     @property
     def least(self) -> int:
-        """What it cannot do without: `total`, with the least cache."""
+        """`total`, with the smallest cache that works."""
         return self.total - self.parts.get("cache", 0) + self.least_cache
 
 
-def read_shape(config: "PretrainedConfig", lora: LoraConfig | None = None) -> Shape:
-    """The shape of a model's configuration. With `lora` only the adapters are trainable: rank * (in + out) of each layer."""
-    import torch
-    from transformers import AutoModelForCausalLM
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in the learner's processes.
 
-    try:
-        with torch.device("meta"):  # as from_pretrained builds every model
-            skeleton = AutoModelForCausalLM.from_config(config)
-    except ValueError as error:
-        raise ModelError(f"{config.model_type} is no causal language model: {str(error).splitlines()[0][:200]}") from None
-    skeleton.tie_weights()
-    text = config.get_text_config()
-    heads, count = int(text.num_attention_heads), sum(parameter.numel() for parameter in skeleton.parameters())
-    adapters = 0 if lora is None else lora.rank * _adapted(skeleton, lora)
-    return Shape(
-        parameters=count + adapters,
-        trainable=adapters or count,
-        layers=int(text.num_hidden_layers),
-        hidden=int(text.hidden_size),
-        heads=heads,
-        kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_size=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
-        intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
-        vocabulary=int(text.vocab_size),
-        gated=any("gate" in name for name, _ in skeleton.named_modules()),
-        head_norms=any(name.endswith("q_norm") for name, _ in skeleton.named_modules()),
-    )
-
-
-def _adapted(skeleton: "PreTrainedModel", lora: LoraConfig) -> int:
-    """Inputs and outputs of all layers that get adapters: the rows of A and the columns of B at rank 1."""
-    head, found = skeleton.get_output_embeddings(), 0
-    for name, module in skeleton.named_modules():
-        linear = type(module).__name__ in ("Linear", "Conv1D") and module is not head
-        if linear and ("all-linear" in lora.targets or name.rpartition(".")[2] in lora.targets):
-            found += sum(module.get_parameter("weight").shape)
-    return found
-
-
-def learner_need(
-    shape: Shape,
-    config: LearnerConfig,
-    *,
-    dtype: str,
-    ranks: int,
-    tokens: int,
-    gpu: bool,
-    teacher_head: int | None = None,
-) -> Need:
-    """One rank of the learner. `tokens`: of a micro-batch. `teacher_head`: bytes of the head it applies to hidden states.
-
-    With b bytes a parameter, P parameters of which T are trained, N ranks, Adam:
-      weights P b, gradients T b and a float32 copy T 4 for the step, optimizer T (4 + 8): float32 master copy, two moments.
-      ZeRO 1 divides the optimizer by N, ZeRO 2 the gradients too, ZeRO 3 the weights too (Rajbhandari et al.,
-      arXiv:1910.02054, section 5; there b = 2 and the 12 bytes are K). No master copy for float32 weights that are not copied:
-      plain torch, and ZeRO 0 and 3. Plain torch keeps moments in the weights' own precision.
-      buffers: DeepSpeed's reduction bucket (5e8 elements); under ZeRO 3 gathered parameters (at most 1e9 elements); the
-      teacher's head; what the process itself takes.
+    Args:
+        shape: of the model.
+        config: of the learner.
+        dtype: precision of the weights.
+        ranks: number of the learner's processes.
+        tokens: of the largest micro-batch.
+        gpu: whether the ranks run on GPUs.
     """
-    size, whole = BYTES[dtype], config.backend == "single"
-    stage = 0 if whole else config.zero_stage
-    share = {name: ranks if stage >= least else 1 for name, least in (("optimizer", 1), ("gradients", 2), ("weights", 3))}
-    moments = 0 if config.optimizer.type == "sgd" else 2 * (size if whole else 4)
-    copied = not whole and (size < 4 or stage in (1, 2))
-    weights = shape.parameters * size // share["weights"]
-    stepped = 4 * (min(shape.trainable // ranks, _GATHERED) if stage == 3 else shape.trainable // ranks) if stage else 0
-    optimizer = shape.trainable * (moments + 4 * copied) // share["optimizer"]
-    bucket = (_BUCKET if gpu else min(_BUCKET, shape.trainable)) * size if stage else 0
-    gathered = min(shape.parameters, _GATHERED) * size if stage == 3 and ranks > 1 else 0
+
+    shape: "Shape"
+    config: LearnerConfig
+    dtype: str
+    ranks: int
+    tokens: int
+    gpu: bool
+
+    @property
+    def kept_activations(self) -> int:
+        """Bytes of one micro-batch's activations."""
+        checkpointing = self.config.activation_checkpointing
+        return activations(self.shape, self.tokens, BYTES[self.dtype], checkpointing=checkpointing)
+
+    def allocator(self, activation_bytes: int) -> int:
+        """Bytes that the allocator keeps for the next micro-batch."""
+        return 0 if self.gpu else int(ALLOCATOR_SHARE * activation_bytes)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A frozen model of a role: every `split` of its `devices` hold one copy together."""
+
+    role: str
+    shape: "Shape"
+    dtype: str
+    devices: int
+    split: int
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the weights on each device."""
+        return self.shape.parameters * BYTES[self.dtype] // self.split
+
+
+def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Need:
+    """One rank of the learner. `teacher_head`: bytes of the teacher's head, which is applied to hidden states; None without.
+
+    With P parameters of b bytes, T of them trained, N ranks, and Adam:
+
+        tensor            bytes                                              divided by N from
+        weights           P b                                                ZeRO 3
+        gradients         T b                                                ZeRO 2
+        float32 gradients T 4, for the optimizer step; none without ZeRO     ZeRO 1 (under ZeRO 3 at most 1e9 elements)
+        optimizer         T (4 + 8): float32 master copy, two moments        ZeRO 1
+        bucket            5e8 elements of b bytes, on a CPU at most T        -
+        gathered weights  at most 1e9 elements of b bytes, under ZeRO 3      -
+
+    (Rajbhandari et al., arXiv:1910.02054, section 5, where b = 2 and the 12 bytes are K.) float32 weights have no master copy
+    in plain torch and under ZeRO 0 and 3. Plain torch keeps the moments in the precision of the weights, SGD has none.
+    """
+    config, shape, size = model.config, model.shape, BYTES[model.dtype]
+    plain = config.backend == "single"
+    stage = 0 if plain else config.zero_stage
+    ranks = {tensor: model.ranks if stage >= first else 1 for tensor, first in _DIVIDED_FROM.items()}
+    moments = 0 if config.optimizer.type == "sgd" else 2 * (size if plain else 4)
+    master = 4 if not plain and (size < 4 or stage in (1, 2)) else 0
+    weights = shape.parameters * size // ranks["weights"]
+    optimizer = shape.trainable * (moments + master) // ranks["optimizer"]
+    stepped = _float32_gradients(shape.trainable // model.ranks, stage)
+    kept = model.kept_activations
+    offloads_optimizer, offloads_weights = model.gpu and config.offload_optimizer, model.gpu and config.offload_parameters
     tables = _TABLES if teacher_head is None else _TABLES_WITH_TEACHER
-    kept = activations(shape, tokens, size, checkpointing=config.activation_checkpointing)
-    held = 0 if gpu else int(_HELD * kept)
-    off, away = gpu and config.offload_optimizer, gpu and config.offload_parameters
     parts = {
-        "weights": 0 if away else weights,
-        "gradients": shape.trainable * size // share["gradients"] + (0 if off else stepped),
-        "optimizer": 0 if off else optimizer,
+        "weights": 0 if offloads_weights else weights,
+        "gradients": shape.trainable * size // ranks["gradients"] + (0 if offloads_optimizer else stepped),
+        "optimizer": 0 if offloads_optimizer else optimizer,
         "activations": kept,
-        "logits": min(config.chunk(shape.vocabulary), tokens) * shape.vocabulary * 4 * tables,
-        "buffers": bucket + gathered + (teacher_head or 0) + held + _PROCESS,
+        "logits": min(config.chunk(shape.vocabulary), model.tokens) * shape.vocabulary * 4 * tables,
+        "buffers": _zero_buffers(model, stage) + (teacher_head or 0) + model.allocator(kept) + PROCESS_BYTES,
     }
-    return Need("learner", ranks, parts, host=(optimizer + stepped if off else 0) + (weights if away else 0))
+    host = (optimizer + stepped if offloads_optimizer else 0) + (weights if offloads_weights else 0)
+    return Need("learner", model.ranks, parts, host=host)
 
 
-def with_tutor(need: Need, shape: Shape, config: LearnerConfig, *, dtype: str, tokens: int, gpu: bool) -> Need:
-    """`need` of a learner's rank that also holds a whole teacher, frozen but for its prompt, and goes back through it.
+def _float32_gradients(elements: int, stage: int) -> int:
+    """Bytes of a rank's gradients as the optimizer step reads them."""
+    if stage == 0:
+        return 0
+    return 4 * (min(elements, _GATHERED) if stage == 3 else elements)
 
-    The head that the learner applies to hidden states is the teacher's own, not a second one; and both models' activations
-    of a micro-batch are never there at the same time.
+
+def _zero_buffers(model: TrainedModel, stage: int) -> int:
+    """Bytes of DeepSpeed's reduction bucket and, under ZeRO 3, of gathered parameters."""
+    size = BYTES[model.dtype]
+    bucket = (_BUCKET if model.gpu else min(_BUCKET, model.shape.trainable)) * size if stage else 0
+    gathered = min(model.shape.parameters, _GATHERED) * size if stage == 3 and model.ranks > 1 else 0
+    return bucket + gathered
+
+
+def with_prompted_teacher(need: Need, teacher: TrainedModel) -> Need:
+    """`need` of a rank that also holds a whole teacher, frozen but for its soft prompt, with a backward pass through it.
+
+    The head that the learner applies to hidden states is then the teacher's own and not a copy; and the activations of the
+    two models never exist at the same time.
     """
-    size, head = BYTES[dtype], shape.vocabulary * shape.hidden * BYTES[dtype]
-    kept = activations(shape, tokens, size, checkpointing=config.activation_checkpointing)
-    more = max(0, kept - need.parts["activations"])
-    parts = {"weights": shape.parameters * size, "activations": more, "buffers": (0 if gpu else int(_HELD * more)) - head}
-    return replace(need, parts=need.parts | {name: need.parts[name] + value for name, value in parts.items()})
+    size = BYTES[teacher.dtype]
+    head = teacher.shape.vocabulary * teacher.shape.hidden * size
+    more = max(0, teacher.kept_activations - need.parts["activations"])
+    added = {"weights": teacher.shape.parameters * size, "activations": more, "buffers": teacher.allocator(more) - head}
+    return replace(need, parts=need.parts | {part: need.parts[part] + value for part, value in added.items()})
 
 
-def activations(shape: Shape, tokens: int, size: int, *, checkpointing: bool) -> int:
-    """What a forward pass of `tokens` keeps for its backward pass, bytes; `size` bytes an element.
+def activations(shape: "Shape", tokens: int, size: int, *, checkpointing: bool) -> int:
+    """Bytes that a forward pass of `tokens` keeps for its backward pass; `size` bytes an element.
 
     A layer keeps, per token: of each of its two norms the float32 input, the normalised input and the output; queries, keys,
-    values and the attention's output, and, where heads are normalised, those norms' inputs twice; of a gated feed-forward layer
-    the gate before and after its nonlinearity, the other factor and the product, of a plain one five tensors of a GELU that is
-    written out. This is the count of Korthikanti et al., arXiv:2205.05198, section 4.1 (34 s b h bytes a layer), for grouped
-    queries and gated layers, without dropout masks, and without its 5 a s / h: fused attention keeps no scores. With
+    values and the attention's output; where heads are normalised, the inputs of those norms twice; of a gated feed-forward
+    layer the gate before and after its nonlinearity, the other factor and the product; of a plain one five tensors of a GELU
+    that is written out. This is the count of Korthikanti et al., arXiv:2205.05198, section 4.1 (34 s b h bytes a layer), for
+    grouped queries and gated layers, without dropout masks, and without its 5 a s / h: fused attention keeps no scores. With
     checkpointing (its section 5): each layer's input, and all of one layer.
     """
     norms = 2 * shape.hidden * (4 + 2 * size)
@@ -190,70 +196,73 @@ def activations(shape: Shape, tokens: int, size: int, *, checkpointing: bool) ->
     return tokens * (shape.layers * shape.hidden * size + layer if checkpointing else shape.layers * layer)
 
 
-def kv_bytes_per_token(shape: Shape, dtype: str, split: int = 1) -> int:
+def kv_bytes_per_token(shape: "Shape", dtype: str, split: int = 1) -> int:
     """Keys and values of one token in all layers, on each of `split` devices: a head is never split, only repeated."""
     return 2 * shape.layers * -(-shape.kv_heads // split) * shape.head_size * BYTES[dtype]
 
 
 def engine_need(
-    role: str,
-    shape: Shape,
+    model: ServedModel,
     config: RolloutConfig | TeacherConfig,
     *,
-    dtype: str,
-    devices: int,
-    split: int,
     longest: int,
     gpu: int | None,
     scores_prompts: bool = False,
 ) -> Need:
-    """A vLLM engine whose weights are divided over `split` devices. `gpu`: bytes of a GPU, None on a CPU.
+    """A vLLM engine. The key-value cache takes what weights and one forward pass leave of gpu_memory_utilization; on a CPU
+    it is kv_cache_gib.
 
-    The key-value cache takes what weights and one forward pass leave of gpu_memory_utilization; on a CPU it is kv_cache_gib.
+    Args:
+        model: in the engine.
+        config: the engine's settings.
+        longest: tokens of the longest sequence.
+        gpu: bytes of a GPU; None on a CPU.
+        scores_prompts: whether the engine gives log-probabilities of prompts, and so logits at all of their tokens.
     """
-    size = BYTES[dtype]
+    shape, size = model.shape, BYTES[model.dtype]
     tokens = _ENGINE_TOKENS if gpu is not None else max(longest, 4096)
-    width = 4 * shape.hidden + (2 * shape.intermediate + 2 * shape.heads * shape.head_size) // split
+    width = 4 * shape.hidden + (2 * shape.intermediate + 2 * shape.heads * shape.head_size) // model.split
     rows = min(longest, tokens) if scores_prompts else config.max_sequences
     parts = {
-        "weights": shape.parameters * size // split,
+        "weights": model.weights,
         "activations": tokens * width * size,
         "logits": rows * shape.vocabulary * (size + 8),
-        "buffers": _PROCESS,
+        "buffers": PROCESS_BYTES,
     }
-    cache = int(config.kv_cache_gib * GIB)
+    cache, allowance = int(config.kv_cache_gib * GIB), 1.0
     if gpu is not None:
-        cache = max(0, int(gpu * config.gpu_memory_utilization) - sum(parts.values()))
-    allowance = config.gpu_memory_utilization if gpu is not None else 1.0
-    return Need(role, devices, parts | {"cache": cache}, 0, allowance, longest * kv_bytes_per_token(shape, dtype, split))
+        allowance = config.gpu_memory_utilization
+        cache = max(0, int(gpu * allowance) - sum(parts.values()))
+    least_cache = longest * kv_bytes_per_token(shape, model.dtype, model.split)
+    return Need(model.role, model.devices, parts | {"cache": cache}, 0, allowance, least_cache)
 
 
-def hf_need(role: str, shape: Shape, *, dtype: str, devices: int, split: int, tokens: int, logits: bool) -> Need:
-    """A frozen transformers model that reads `tokens` at a time; over several devices its weights are partitioned by ZeRO 3.
+def hf_need(model: ServedModel, *, tokens: int, logits: bool) -> Need:
+    """A frozen transformers model that reads `tokens` at a time; over several devices ZeRO 3 partitions its weights.
 
-    Without a backward pass one layer's tensors exist at a time. `logits`: it hands out log-probabilities, which are formed of
-    all tokens at once, and not hidden states.
+    Without a backward pass one layer's tensors exist at a time. `logits`: the model gives log-probabilities, which are formed
+    of all tokens at once, and not hidden states.
     """
-    size = BYTES[dtype]
+    shape, size = model.shape, BYTES[model.dtype]
     layer = shape.hidden * (4 + 5 * size) + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size * size
     parts = {
-        "weights": shape.parameters * size // split,
+        "weights": model.weights,
         "activations": tokens * (layer + 3 * shape.intermediate * size),
         "logits": tokens * shape.vocabulary * (size + 8) if logits else 0,
-        "buffers": _PROCESS + (min(shape.parameters, _GATHERED) * size if split > 1 else 0),
+        "buffers": PROCESS_BYTES + (min(shape.parameters, _GATHERED) * size if model.split > 1 else 0),
     }
-    return Need(role, devices, parts)
+    return Need(model.role, model.devices, parts)
 
 
-def both(first: Need, second: Need) -> Need:
-    """Two models in the same process, such as a teacher that scores in transformers and writes in vLLM."""
+def in_one_process(first: Need, second: Need) -> Need:
+    """Two models in one process, such as a teacher that scores in transformers and writes in vLLM."""
     parts = {part: first.parts.get(part, 0) + second.parts.get(part, 0) for part in first.parts | second.parts}
-    parts["buffers"] -= _PROCESS
+    parts["buffers"] -= PROCESS_BYTES
     return Need(first.role, first.devices, parts, least_cache=first.least_cache + second.least_cache)
 
 
 def score_bytes_per_token(config: TeacherConfig, hidden: int) -> int:
-    """What a teacher's payload brings to the learner for each token."""
+    """Bytes of a teacher's payload for each token; `hidden`: its hidden size."""
     if config.payload == "hidden":
         return hidden * BYTES[config.dtype]
     return 4 + (8 * config.top_k if config.payload == "top_k" else 0)

@@ -1,258 +1,282 @@
-"""What a run will be, from its configuration, tokenizers, shapes and rows: every refusal comes before a model is loaded."""
+"""The plan of a stage: facts are read, checks refuse, lines say what the run will be. No model is loaded.
+
+Every refusal is a UserError. What can be refused without a tokenizer is refused before torch is imported.
+"""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from minidist.cluster.cluster import check_machine
-from minidist.config import Config, DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
-from minidist.config.data import RenderConfig, SourceConfig
+from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.models import ModelConfig
-from minidist.config.teacher import TeacherConfig
-from minidist.data.questions import Question, read_questions
+from minidist.data.questions import Question
 from minidist.data.rendering import Renderer
-from minidist.data.sources import Example, read_examples, read_prompts
-from minidist.errors import ConfigError
-from minidist.preflight.checks import (
-    check_classes,
-    check_context,
-    check_head_size,
-    check_heads_on_cpu,
-    check_kernel,
-    check_split,
-    tokens_held,
-)
-from minidist.preflight.cost import memory_lines
-from minidist.preflight.sizes import size_line, student_lines
-from minidist.run.directory import RunDirectory
-from minidist.types import Prompt, Rollout
+from minidist.data.sources import Example
+from minidist.preflight import checks, lines, scores
+from minidist.preflight.cost import memory_lines, sft_memory_lines
+from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student
+from minidist.preflight.server import check_server
+from minidist.types import PROBE_TOKENS, Prompt, Rollout
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from minidist.teachers.cache.store import Origin, ScoreCache
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything a stage needs that can be known without loading a model, checked."""
+    """What the roles of every stage are made from, and the lines that describe the run.
+
+    Args:
+        renderer: text to tokens.
+        max_tokens: longest sequence of an engine or of the learner.
+        vocabulary: width of the softmax that student and teacher share; None without a teacher.
+        cache: scores that are read in place of asking a teacher, or None.
+        lines: the plan for people.
+    """
 
     renderer: Renderer
-    lines: list[str] = field(default_factory=list)
+    max_tokens: int
     vocabulary: int | None = None
-    prompts: list[Prompt] = field(default_factory=list)
-    validation_prompts: list[Prompt] = field(default_factory=list)
-    examples: list[Example] = field(default_factory=list)
-    validation_examples: list[Example] = field(default_factory=list)
-    streams: dict[str, list[Example]] = field(default_factory=dict)
-    questions: dict[str, list[Question]] = field(default_factory=dict)
-    max_tokens: int = 0
-    texts: list[Rollout] = field(default_factory=list)
-    origin: "Origin | None" = None
     cache: "ScoreCache | None" = None
+    lines: list[str]
+
+    @property
+    def longest(self) -> int:
+        """Longest sequence that a teacher scores, tokens: a rollout, or a row of a stream."""
+        return self.max_tokens
 
 
-def make_plan(config: Config, prompts: tuple[list[Prompt], int] | None = None) -> Plan:
-    """Check a configuration against the disk and the machine; every refusal is a UserError.
+@dataclass(frozen=True, kw_only=True)
+class SftPlan(Plan):
+    """The plan of supervised fine-tuning."""
 
-    `prompts`: of a distillation whose data was read before, with the number of rows left out.
-    """
-    RunDirectory(config).check()
-    check_machine(config.cluster)
-    if isinstance(config, SftConfig):
-        return _plan_sft(config)
-    if isinstance(config, ScoreConfig):
-        return _plan_score(config)
-    return _plan_distill(config, prompts) if isinstance(config, DistillConfig) else _plan_evaluate(config)
+    examples: list[Example]
+    validation_examples: list[Example]
 
 
-def _plan_sft(config: SftConfig) -> Plan:
-    from minidist.models.hub import architecture, context_length, load_config, student_tokenizer
+@dataclass(frozen=True, kw_only=True)
+class DistillPlan(Plan):
+    """The plan of a distillation. `streams`: rows of the streams that have data."""
 
-    tokenizer = student_tokenizer(config.student)
-    trained = config.student.model is not None
-    model = load_config(config.student, "student.model") if trained else architecture(config.student, tokenizer)
-    plan = Plan(Renderer(tokenizer, config.data))
-    plan.max_tokens = config.data.max_tokens
-    check_context(context_length(model), plan.max_tokens, "data.max_tokens")
-    limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "max_tokens": plan.max_tokens}
-    plan.examples, skipped = read_examples(config.data.train, plan.renderer, **limits)
-    plan.lines += [*student_lines(config.student, model), _rows("train", config.data.train, len(plan.examples), skipped)]
-    if config.data.validation is not None:
-        plan.validation_examples, skipped = read_examples(config.data.validation, plan.renderer, **limits)
-        plan.lines.append(_rows("validation", config.data.validation, len(plan.validation_examples), skipped))
-    labels = sum(len(example.tokens) - example.start for example in plan.examples)
-    plan.lines.append(
-        f"{labels:,} labels; {config.run.steps} steps of {config.batch_rows} rows; learner {config.learner.backend}"
+    vocabulary: int
+    prompts: list[Prompt]
+    validation_prompts: list[Prompt]
+    streams: dict[str, list[Example]]
+
+    @property
+    def longest(self) -> int:
+        rows = (len(example.tokens) for examples in self.streams.values() for example in examples)
+        return max(self.max_tokens, *rows, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorePlan(Plan):
+    """The plan of scoring. `texts`: rows to score, each once. `origin`: the teacher, as its cache will name it."""
+
+    vocabulary: int
+    texts: list[Rollout]
+    origin: "Origin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatePlan(Plan):
+    """The plan of an evaluation. `vocabulary`: the narrowest that a model shares with the teacher."""
+
+    vocabulary: int
+    prompts: list[Prompt]
+    questions: dict[str, list[Question]] = field(default_factory=dict)
+
+
+def plan_sft(config: SftConfig) -> SftPlan:
+    data = config.data
+    checks.check_files(config, _student_names(config), [data.train, data.validation])
+    student = read_student(config.student)
+    checks.check_context(student.context, data.max_tokens, "data.max_tokens")
+    reader = RowReader(Renderer(student.tokenizer, data), data)
+    rows = [reader.examples("train", data.train, max_tokens=data.max_tokens)]
+    if data.validation is not None:
+        rows.append(reader.examples("validation", data.validation, max_tokens=data.max_tokens))
+    examples, *validation = (each.found for each in rows)
+    return SftPlan(
+        renderer=reader.renderer,
+        max_tokens=data.max_tokens,
+        examples=examples,
+        validation_examples=validation[0] if validation else [],
+        lines=[
+            *lines.student_lines(student.shape, config.student.lora),
+            *(each.line for each in rows),
+            lines.training_line(config, examples),
+            *sft_memory_lines(config, student.shape, longest=data.max_tokens),
+        ],
     )
-    plan.lines += memory_lines(config, model, longest=plan.max_tokens)
-    return plan
 
 
-def _plan_distill(config: DistillConfig, prompts: tuple[list[Prompt], int] | None = None) -> Plan:
-    from minidist.methods.promptkd import prompt_lines
-    from minidist.models.hub import context_length, load_config, student_tokenizer
-    from minidist.preflight.scores import open_cache
-
-    tokenizer = student_tokenizer(config.student)
-    student, teacher = load_config(config.student, "student.model"), load_config(config.teacher, "teacher.model")
-    plan = Plan(Renderer(tokenizer, config.data))
-    plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
-    check_classes(config, plan.vocabulary)
-    check_kernel(config)
-    check_head_size(student, "student.model", config.rollout, config.cluster.gpus)
-    check_split(student, "student.model", config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
-    plan.max_tokens = tokens_held((student, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
-    plan.prompts, skipped = prompts or read_prompts(
-        config.data.prompts,
-        plan.renderer,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        gold=config.gold,
-    )
-    plan.lines += [
-        *student_lines(config.student, student),
-        size_line("teacher", teacher),
-        f"vocabulary {plan.vocabulary:,} in common",
+def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> DistillPlan:
+    """`prompts`: those of data.prompts, where another plan has read them."""
+    data = config.data
+    sources = [data.prompts, data.validation, *(stream.data for stream in config.streams.values())]
+    checks.check_files(config, _student_names(config) | {"teacher.model": config.teacher.model}, sources)
+    models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
+    checks.check_distillation(config, models)
+    max_tokens = _with_probe(models.context, data.max_prompt_tokens + config.rollout.max_new_tokens)
+    reader = RowReader(Renderer(models.student.tokenizer, data), data)
+    prompts = prompts or reader.prompts("prompts", data.prompts, gold=config.gold)
+    checks.check_prompt_count(config, len(prompts.found))
+    scored = [stream.max_tokens for stream in config.streams.values() if stream.objective.needs]
+    teacher_lines = _teacher_lines(config, models, reader.renderer, prompts.found[0], max([max_tokens, *scored]))
+    teacher_lines += _soft_prompt_lines(config, models, reader.renderer)
+    validation, streams = _validation(config, reader), _streams(config, reader)
+    examples = {name: rows.found for name, rows in streams.items()}
+    cache, cache_lines = _cache(config, models, prompts.found, examples)
+    description = [
+        *lines.student_lines(models.student.shape, config.student.lora),
+        lines.model_line("teacher", models.teacher.shape),
+        f"vocabulary {models.vocabulary:,} in common",
+        prompts.line,
+        *teacher_lines,
+        *(rows.line for rows in (*([validation] if validation else []), *streams.values())),
+        *cache_lines,
+        *lines.distillation_lines(config),
+        *memory_lines(config, models.student.shape, models.teacher.shape, longest=max_tokens),
     ]
-    plan.lines.append(_rows("prompts", config.data.prompts, len(plan.prompts), skipped))
-    plan.lines += _plan_teacher(config, plan, teacher)
-    plan.lines += prompt_lines(config, plan.renderer, teacher)
-    if config.rollout.prompts_per_step > len(plan.prompts):
-        raise ConfigError(
-            f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, and {config.data.prompts.path} has "
-            f"{len(plan.prompts)} prompts; lower it, or raise rollout.samples_per_prompt"
-        )
-    if config.data.validation is not None:
-        held_out = _at_most(config.data.validation, config.evaluation.prompts)
-        replayed = config.prefix.replay is not None  # follows the loss on their answers
-        plan.validation_prompts, skipped = _read_prompts(held_out, plan.renderer, config.data, gold=replayed)
-        plan.lines.append(_rows("validation", held_out, len(plan.validation_prompts), skipped))
-    _plan_streams(config, plan, context_length(student))
-    if config.teacher.backend == "cache":
-        plan.cache = open_cache(config, plan.renderer, vocabulary=plan.vocabulary, prompts=plan.prompts, streams=plan.streams)
-        plan.lines.append(f"teacher's scores: {len(plan.cache):,} rows in {config.teacher.cache}, no process")
-    texts = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
-    writers = [f"{share:.0%} {name}" for name, share in config.prefix if isinstance(share, float) and share]
-    if config.teacher_mix:
-        ways = {"vllm": "in turns, the teacher in vLLM too", "hf": "in step"}
-        writers.append(f"each token of the student's from {config.teacher_mix:g} teacher, {ways[config.rollout.engine]}")
-    plan.lines.append(
-        f"{config.objective.type} on {texts} texts of up to {config.rollout.max_new_tokens} tokens a step "
-        f"({', '.join(writers)}), {config.run.steps} steps"
+    return DistillPlan(
+        renderer=reader.renderer,
+        max_tokens=max_tokens,
+        vocabulary=models.vocabulary,
+        cache=cache,
+        prompts=prompts.found,
+        validation_prompts=validation.found if validation else [],
+        streams=examples,
+        lines=description,
     )
-    cluster, scorer = config.cluster, config.teacher
-    writes = f"{cluster.rollout.actors} x {config.rollout.engine} writes, " if config.asks_engines else ""
-    scores = f"{cluster.teacher.actors} x {scorer.backend} scores ({scorer.payload}), " if config.main_scored else ""
-    plan.lines.append(f"{writes}{scores}{cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}")
-    plan.lines += memory_lines(config, student, teacher, longest=plan.max_tokens)
-    return plan
 
 
-def _plan_streams(config: DistillConfig, plan: Plan, context: int) -> None:
-    """Examples of the streams beside the main one."""
-    for name, stream in config.streams.items():
-        if stream.data is None:
-            continue
-        check_context(context, stream.max_tokens, f"streams.{name}.max_tokens")
-        plan.streams[name], skipped = read_examples(
-            stream.data, plan.renderer, max_prompt_tokens=config.data.max_prompt_tokens, max_tokens=stream.max_tokens
-        )
-        plan.lines.append(_rows(f"streams.{name}", stream.data, len(plan.streams[name]), skipped))
+def plan_score(config: ScoreConfig) -> ScorePlan:
+    names = _student_names(config) | {"teacher.model": config.teacher.model}
+    checks.check_files(config, names, config.data.sources.values())
+    scores.check_cache_directory(config.cache)
+    models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
+    vocabulary, max_tokens = models.vocabulary, scores.longest_row(config.data)
+    checks.check_context(models.teacher.context, max_tokens, "the longest row of data.sources")
+    checks.check_teacher_engine(config, models.teacher)
+    reader = RowReader(Renderer(models.student.tokenizer, config.data), config.data)
+    texts, text_lines = scores.read_texts(config.data, reader)
+    teacher_lines = _teacher_lines(config, models, reader.renderer, texts[0].prompt, max_tokens)
+    origin = scores.cache_origin(config, models)
+    return ScorePlan(
+        renderer=reader.renderer,
+        max_tokens=max_tokens,
+        vocabulary=vocabulary,
+        texts=texts,
+        origin=origin,
+        lines=[
+            lines.model_line("teacher", models.teacher.shape),
+            f"vocabulary {vocabulary:,} in common",
+            *text_lines,
+            *teacher_lines,
+            scores.size_line(config, texts, models),
+        ],
+    )
 
 
-def _plan_teacher(config: DistillConfig | ScoreConfig, plan: Plan, model: "PretrainedConfig") -> list[str]:
-    """Lines on a teacher that transformers does not run, checked."""
-    from minidist.models.heads import vocabulary_size
-
-    backend, vocabulary = config.teacher.backend, plan.vocabulary or 0
-    if backend in ("hf", "cache"):
-        if isinstance(config, DistillConfig) and config.teacher_mix > 0 and config.rollout.engine == "vllm":
-            check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
-        return []
-    lines: list[str] = []
-    if backend == "vllm":
-        check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "teacher.backend=hf")
-        check_split(model, "teacher.model", config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
-    else:
-        from minidist.preflight.server import check_server
-
-        width, streams = vocabulary_size(model), config.streams.values() if isinstance(config, DistillConfig) else ()
-        tokens = max([plan.max_tokens, *(stream.max_tokens for stream in streams if stream.objective.needs)])
-        asked = plan.prompts[0] if plan.prompts else plan.texts[0].prompt
-        lines = check_server(config.teacher, plan.renderer, prompt=asked, tokens=tokens, width=width, vocabulary=vocabulary)
-    if (padded := vocabulary_size(model) - vocabulary) > 0:
-        lines.append(
-            f"teacher's log-probabilities hold the share of {padded:,} padded ids, which vLLM cannot slice off "
-            "(teacher.backend=hf can)"
-        )
-    return lines
-
-
-def _plan_score(config: ScoreConfig) -> Plan:
-    from minidist.models.hub import architecture, context_length, load_config, student_tokenizer
-    from minidist.preflight.scores import longest, place_cache, read_texts
-
-    tokenizer, teacher = student_tokenizer(config.student), load_config(config.teacher, "teacher.model")
-    trained = config.student.model is not None
-    student = load_config(config.student, "student.model") if trained else architecture(config.student, tokenizer)
-    plan = Plan(Renderer(tokenizer, config.data))
-    plan.vocabulary = _shared(tokenizer, student, teacher, config.teacher)
-    plan.max_tokens = longest(config.data)
-    check_context(context_length(teacher), plan.max_tokens, "the longest row of data.sources")
-    plan.texts, lines = read_texts(config.data, plan.renderer)
-    plan.lines += [size_line("teacher", teacher), f"vocabulary {plan.vocabulary:,} in common", *lines]
-    plan.lines += _plan_teacher(config, plan, teacher)
-    plan.origin, line = place_cache(config, tokenizer, plan.vocabulary, teacher, plan.texts)
-    plan.lines.append(line)
-    return plan
-
-
-def _plan_evaluate(config: EvaluateConfig) -> Plan:
-    from minidist.models.hub import load_config, load_tokenizer
-
-    teacher = load_config(config.teacher, "teacher.model")
-    plan: Plan | None = None
-    for name, path in config.models.items():
-        where = f"models.{name}"
-        tokenizer = load_tokenizer(path, where, trust_remote_code=config.teacher.trust_remote_code)
-        model = load_config(as_model(config, path), where)
-        plan = plan or Plan(Renderer(tokenizer, config.data))
-        vocabulary = _shared(tokenizer, model, teacher, config.teacher)
-        plan.vocabulary = min(plan.vocabulary or vocabulary, vocabulary)
-        plan.max_tokens = tokens_held((model, teacher), config.data.max_prompt_tokens + config.rollout.max_new_tokens)
-        check_head_size(model, where, config.rollout, config.cluster.gpus)
-        plan.lines.append(size_line(name, model))
-    assert plan is not None
-    plan.prompts, skipped = _read_prompts(config.data.test, plan.renderer, config.data)
-    plan.lines.append(_rows("test", config.data.test, len(plan.prompts), skipped))
-    limits = {"max_prompt_tokens": config.data.max_prompt_tokens, "max_tokens": plan.max_tokens}
-    for name, source in config.data.questions.items():
-        plan.questions[name], skipped = read_questions(source, plan.renderer, **limits)
-        plan.lines.append(_rows(f"questions.{name}", source, len(plan.questions[name]), skipped))
-    return plan
+def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
+    data = config.data
+    names = {f"models.{name}": path for name, path in config.models.items()}
+    checks.check_files(config, names | {"teacher.model": config.teacher.model}, [data.test, *data.questions.values()])
+    teacher = read_model(config.teacher, "teacher.model")
+    models = {name: read_model(as_model(config, path), f"models.{name}") for name, path in config.models.items()}
+    pairs = [PairFacts(model, teacher) for model in models.values()]
+    vocabulary = min(pair.vocabulary for pair in pairs)
+    tokens = data.max_prompt_tokens + config.rollout.max_new_tokens
+    for pair in pairs:
+        checks.check_context(pair.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
+        if config.rollout.engine == "vllm":
+            checks.check_head_size(pair.student, config.cluster.gpus, "rollout.engine=hf")
+    max_tokens = _with_probe(pairs[-1].context, tokens)
+    reader = RowReader(Renderer(pairs[0].student.tokenizer, data), data)
+    prompts = reader.prompts("test", data.test)
+    questions = {
+        name: reader.questions(f"questions.{name}", source, max_tokens=max_tokens) for name, source in data.questions.items()
+    }
+    return EvaluatePlan(
+        renderer=reader.renderer,
+        max_tokens=max_tokens,
+        vocabulary=vocabulary,
+        prompts=prompts.found,
+        questions={name: each.found for name, each in questions.items()},
+        lines=[
+            *(lines.model_line(name, model.shape) for name, model in models.items()),
+            prompts.line,
+            *(each.line for each in questions.values()),
+        ],
+    )
 
 
 def as_model(config: EvaluateConfig, path: str) -> ModelConfig:
+    """The section of a model that is evaluated."""
     return ModelConfig(model=path, dtype=config.dtype, trust_remote_code=config.teacher.trust_remote_code)
 
 
-def _shared(tokenizer: Any, student: Any, teacher: Any, config: TeacherConfig) -> int:
-    from minidist.models.heads import vocabulary_size
-    from minidist.models.hub import load_tokenizer
-    from minidist.run.canaries import shared_vocabulary
-
-    theirs = load_tokenizer(config.model or "", "teacher.model", trust_remote_code=config.trust_remote_code)
-    return shared_vocabulary(tokenizer, theirs, vocabulary_size(student), vocabulary_size(teacher))
+def _student_names(config: SftConfig | DistillConfig | ScoreConfig) -> dict[str, str | None]:
+    return {"student.model": config.student.model, "student.tokenizer": config.student.tokenizer}
 
 
-def _at_most(source: SourceConfig, rows: int) -> SourceConfig:
-    return source.model_copy(update={"rows": min(rows, source.rows or rows)})
+def _with_probe(context: int, tokens: int) -> int:
+    """Tokens that an engine holds: a prompt with its answer, or the probe of a weight sync."""
+    return max(tokens, min(PROBE_TOKENS + 1, context))
 
 
-def _read_prompts(
-    source: SourceConfig, renderer: Renderer, config: RenderConfig, *, gold: bool = False
-) -> tuple[list[Prompt], int]:
-    return read_prompts(source, renderer, max_prompt_tokens=config.max_prompt_tokens, gold=gold)
+def _teacher_lines(
+    config: DistillConfig | ScoreConfig, models: PairFacts, renderer: Renderer, prompt: Prompt, tokens: int
+) -> list[str]:
+    """Lines about a teacher outside transformers. A server is asked. `prompt`: one of the run's; `tokens`: longest sequence."""
+    teacher, width, vocabulary = config.teacher, models.teacher.rows, models.vocabulary
+    if teacher.backend in ("hf", "cache"):
+        return []
+    served = teacher.server is not None
+    found = check_server(teacher, renderer, prompt=prompt, tokens=tokens, width=width, vocabulary=vocabulary) if served else []
+    if (padded := width - vocabulary) > 0:
+        found.append(
+            f"teacher's log-probabilities hold the share of {padded:,} padded ids, which vLLM cannot slice off "
+            "(teacher.backend=hf can)"
+        )
+    return found
 
 
-def _rows(name: str, source: SourceConfig, used: int, skipped: int) -> str:
-    return f"{name}: {used:,} rows of {source.path}" + (f", {skipped:,} left out" if skipped else "")
+def _validation(config: DistillConfig, reader: RowReader) -> Rows[Prompt] | None:
+    """Prompts to evaluate on. Adaptive replay follows the loss on their answers, which are then tokens too."""
+    source = config.data.validation
+    if source is None:
+        return None
+    rows = min(config.evaluation.prompts, source.rows or config.evaluation.prompts)
+    return reader.prompts("validation", source.model_copy(update={"rows": rows}), gold=config.prefix.replay is not None)
+
+
+def _streams(config: DistillConfig, reader: RowReader) -> dict[str, Rows[Example]]:
+    """Rows of the streams that have data."""
+    return {
+        name: reader.examples(f"streams.{name}", stream.data, max_tokens=stream.max_tokens)
+        for name, stream in config.streams.items()
+        if stream.data is not None
+    }
+
+
+def _soft_prompt_lines(config: DistillConfig, models: PairFacts, renderer: Renderer) -> list[str]:
+    prompt = config.teacher.prompt
+    if prompt is None:
+        return []
+    checks.check_soft_prompt(config, prompt, renderer, models.teacher.context)
+    without = "" if config.evaluation.every is None else "; evaluation measures the distance to the teacher without them"
+    return [
+        f"the teacher learns along: {prompt.tokens} virtual tokens before every text; every learner rank holds a whole frozen "
+        f"copy of the teacher{without}"
+    ]
+
+
+def _cache(
+    config: DistillConfig, models: PairFacts, prompts: list[Prompt], streams: dict[str, list[Example]]
+) -> "tuple[ScoreCache | None, list[str]]":
+    """The scores that stand in for a teacher, if any, and a line about them."""
+    if config.teacher.cache is None:
+        return None, []
+    cache = scores.open_cache(config, models.student, vocabulary=models.vocabulary, prompts=prompts, streams=streams)
+    return cache, [f"teacher's scores: {len(cache):,} rows in {config.teacher.cache}, no process"]

@@ -1,39 +1,23 @@
-"""Given text as a teacher is asked about it, the same for who writes its scores down and for who reads them."""
+"""Given text and a teacher's cache of scores, read alike by `score`, which writes the cache, and `distill`, which reads it."""
 
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from minidist.config import DistillConfig, ScoreConfig
-from minidist.config.data import ScoreDataConfig, ScoreSourceConfig
-from minidist.data.rendering import Renderer
-from minidist.data.sources import Example, gold_rollout, read_examples, read_prompts
+from minidist.config.data import ScoreDataConfig
+from minidist.data.sources import Example, gold_rollout
 from minidist.errors import ConfigError
+from minidist.preflight.facts import ModelFacts, PairFacts, RowReader
 from minidist.preflight.memory import score_bytes_per_token
 from minidist.teachers.cache.origin import origin_of
 from minidist.teachers.cache.store import INDEX, Origin, ScoreCache, check_origin, key_of, require
 from minidist.types import Prompt, Rollout
 
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
-
-_KEY_BYTES = 40  # of a row: its key, and where it starts
+_KEY_BYTES = 40  # of a row: its key, and the index of its first token
 
 
-def read_texts(config: ScoreDataConfig, renderer: Renderer) -> tuple[list[Rollout], list[str]]:
-    """All rows of all sources, each once, and a line on each source."""
-    texts: dict[bytes, Rollout] = {}
-    lines = []
-    for name, source in config.sources.items():
-        rows, skipped = _read(source, renderer, config.max_prompt_tokens)
-        before = len(texts)
-        texts |= {key_of(row): row for row in rows}
-        twice, left = len(rows) - (len(texts) - before), f", {skipped:,} left out" if skipped else ""
-        lines.append(f"{name}: {len(rows):,} rows of {source.path}{left}" + (f", {twice:,} there before" if twice else ""))
-    return list(texts.values()), lines
-
-
-def longest(config: ScoreDataConfig) -> int:
+def longest_row(config: ScoreDataConfig) -> int:
     """Most tokens that a row can have, prompt and answer together."""
     return max(
         source.max_tokens if source.max_new_tokens is None else config.max_prompt_tokens + source.max_new_tokens
@@ -41,56 +25,70 @@ def longest(config: ScoreDataConfig) -> int:
     )
 
 
-def place_cache(
-    config: ScoreConfig,
-    tokenizer: "PreTrainedTokenizerBase",
-    vocabulary: int,
-    teacher: "PretrainedConfig",
-    texts: Sequence[Rollout],
-) -> tuple[Origin, str]:
-    """The origin of what will be written, and a line on its size. Raises ConfigError where it cannot lie in config.cache."""
-    origin = origin_of(config.teacher, tokenizer, vocabulary)
+def read_texts(config: ScoreDataConfig, reader: RowReader) -> tuple[list[Rollout], list[str]]:
+    """All rows of all sources, each once, and a line on each source."""
+    texts: dict[bytes, Rollout] = {}
+    lines = []
+    for name, source in config.sources.items():
+        if source.max_new_tokens is None:
+            rows = reader.examples(name, source, max_tokens=source.max_tokens)
+            rollouts = [example.as_rollout() for example in rows.found]
+        else:
+            rows = reader.prompts(name, source, gold=True)
+            rollouts = [gold_rollout(prompt, source.max_new_tokens) for prompt in rows.found]
+        before = len(texts)
+        texts |= {key_of(rollout): rollout for rollout in rollouts}
+        repeated = len(rollouts) - (len(texts) - before)
+        lines.append(rows.line + (f", {repeated:,} of them repeated" if repeated else ""))
+    return list(texts.values()), lines
+
+
+def check_cache_directory(path: Path) -> None:
+    """Raise ConfigError unless `path` is a cache of scores, empty, or does not exist."""
+    if (path / INDEX).exists() or not path.exists():
+        return
+    if not path.is_dir():
+        raise ConfigError(f"cache {path} is a file; set it to a directory")
+    if any(not entry.name.startswith((".", INDEX)) for entry in path.iterdir()):
+        raise ConfigError(f"cache {path} holds files but no cache of scores; set it to another directory")
+
+
+def cache_origin(config: ScoreConfig, models: PairFacts) -> Origin:
+    """The teacher as the cache will name it. Raises ConfigError where config.cache holds the scores of another teacher."""
+    origin = origin_of(config.teacher, models.student.tokenizer, models.vocabulary)
     if (config.cache / INDEX).exists():
         check_origin(config.cache, origin, writing=True)
-    elif config.cache.exists() and not config.cache.is_dir():
-        raise ConfigError(f"cache {config.cache} is a file; set it to a directory")
-    elif config.cache.exists() and any(not entry.name.startswith((".", INDEX)) for entry in config.cache.iterdir()):
-        raise ConfigError(f"cache {config.cache} holds files but no cache of scores; set it to another place")
-    tokens, width = sum(len(text.tokens) for text in texts), int(teacher.get_text_config().hidden_size)
-    scored = config.teacher.model_copy(update={"top_k": min(config.teacher.top_k, vocabulary)})
-    size = tokens * score_bytes_per_token(scored, width) + len(texts) * _KEY_BYTES
-    there = next(path for path in (config.cache.absolute(), *config.cache.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    return origin
+
+
+def size_line(config: ScoreConfig, texts: Sequence[Rollout], models: PairFacts) -> str:
+    """Rows, tokens and bytes to score, and the room on the disk of config.cache."""
+    tokens = sum(len(text.tokens) for text in texts)
+    scored = config.teacher.model_copy(update={"top_k": min(config.teacher.top_k, models.vocabulary)})
+    size = tokens * score_bytes_per_token(scored, models.teacher.hidden) + len(texts) * _KEY_BYTES
+    disk = next(path for path in (config.cache.absolute(), *config.cache.absolute().parents) if path.exists())
+    free = shutil.disk_usage(disk).free
     rows = f"{len(texts):,} rows with {tokens:,} tokens to score ({config.teacher.payload})"
     room = f"up to {size / 2**20:,.1f} MiB in {config.cache}, where {free / 2**30:,.1f} GiB are free"
-    return origin, f"{'' if size < free else 'WARNING it does not fit: '}{rows}: {room}"
+    return f"{'' if size < free else 'WARNING it does not fit: '}{rows}: {room}"
 
 
 def open_cache(
     config: DistillConfig,
-    renderer: Renderer,
+    student: ModelFacts,
     *,
     vocabulary: int,
     prompts: Sequence[Prompt],
     streams: Mapping[str, Sequence[Example]],
 ) -> ScoreCache:
-    """teacher.cache, which serves this run: every row that it can draw is there. Raises ConfigError or DataError if not."""
+    """teacher.cache. Raises ConfigError or DataError unless it holds the scores of every row that the run can draw."""
     assert config.teacher.cache is not None
-    check_origin(config.teacher.cache, origin_of(config.teacher, renderer.tokenizer, vocabulary))
+    check_origin(config.teacher.cache, origin_of(config.teacher, student.tokenizer, vocabulary))
     cache = ScoreCache(config.teacher.cache)
     gold = [stream for stream in config.streams.values() if stream.writer == "dataset" and stream.objective.needs is not None]
     if config.objective.needs is not None or gold:
         require(cache, [gold_rollout(prompt, config.rollout.max_new_tokens) for prompt in prompts], "data.prompts")
-    for name, examples in streams.items():  # a stream of writer dataset has none: it is on the prompts' answers
+    for name, examples in streams.items():  # a stream of writer dataset has none: its text is the prompts' answers
         if config.streams[name].objective.needs is not None:
             require(cache, [example.as_rollout() for example in examples], f"streams.{name}")
     return cache
-
-
-def _read(source: ScoreSourceConfig, renderer: Renderer, max_prompt_tokens: int) -> tuple[list[Rollout], int]:
-    if source.max_new_tokens is not None:
-        prompts, skipped = read_prompts(source, renderer, max_prompt_tokens=max_prompt_tokens, gold=True)
-        return [gold_rollout(prompt, source.max_new_tokens) for prompt in prompts], skipped
-    limits = {"max_prompt_tokens": max_prompt_tokens, "max_tokens": source.max_tokens}
-    examples, skipped = read_examples(source, renderer, **limits)
-    return [example.as_rollout() for example in examples], skipped

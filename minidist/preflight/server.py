@@ -1,4 +1,4 @@
-"""A teacher's server looked at before a run: whether it is there, serves the model, has the room, and speaks its tokens."""
+"""Checks of a teacher's server before a run: it responds, serves the model, has the context, and the same tokenizer."""
 
 from typing import Any
 
@@ -18,15 +18,21 @@ _TIMEOUT_S = 20.0
 def check_server(
     config: TeacherConfig, renderer: Renderer, *, prompt: Prompt, tokens: int, width: int, vocabulary: int
 ) -> list[str]:
-    """Lines of the plan on the server; ConfigError or ModelError, in a sentence, if it cannot be the teacher.
+    """Lines of the plan about the server. Raises ConfigError or ModelError where the server cannot be the teacher.
 
-    `prompt` is one of the run's, `tokens` its longest sequence; `width` counts the rows of the teacher's softmax.
+    Args:
+        config: teacher with its server.
+        renderer: the student's tokenizer.
+        prompt: one of the run's prompts.
+        tokens: length of the run's longest sequence.
+        width: rows of the teacher's softmax, padded ones included.
+        vocabulary: tokens that student and teacher share.
     """
     assert config.server is not None
     try:
         with httpx.Client(base_url=address(config.server), headers=headers(config.server), timeout=_TIMEOUT_S) as client:
-            card = _served(client, config)
-            _check_room(card, config.server, tokens)
+            card = _model_card(client, config)
+            _check_context(card, config.server, tokens)
             compared = _compare_tokens(client, str(card["id"]), renderer, prompt.text + _TEXT)
             _check_scores(client, str(card["id"]), config, prompt, classes_asked(config, width, vocabulary))
     except RoleError as error:
@@ -39,8 +45,8 @@ def check_server(
     return [f"teacher served as {card['id']} at {address(config.server)}", *compared]
 
 
-def _served(client: httpx.Client, config: TeacherConfig) -> dict[str, Any]:
-    """What the server says of the teacher's model."""
+def _model_card(client: httpx.Client, config: TeacherConfig) -> dict[str, Any]:
+    """The server's entry for the teacher's model."""
     assert config.server is not None
     answer = client.get("/v1/models")
     if answer.status_code in (401, 403):
@@ -58,8 +64,8 @@ def _served(client: httpx.Client, config: TeacherConfig) -> dict[str, Any]:
     return cards[name or served]
 
 
-def _check_room(card: dict[str, Any], server: ServerConfig, tokens: int) -> None:
-    """To score a sequence, vLLM wants room for one more token."""
+def _check_context(card: dict[str, Any], server: ServerConfig, tokens: int) -> None:
+    """To score a sequence, vLLM needs a context of one token more."""
     context = card.get("max_model_len")
     if context is not None and context < tokens + 1:
         raise ConfigError(
@@ -69,25 +75,26 @@ def _check_room(card: dict[str, Any], server: ServerConfig, tokens: int) -> None
 
 
 def _compare_tokens(client: httpx.Client, model: str, renderer: Renderer, text: str) -> list[str]:
-    """Raise ModelError if the server makes other tokens of a text than the student's tokenizer."""
+    """Raise ModelError unless the server and the student's tokenizer make the same tokens of a text."""
     answer = client.post("/tokenize", json={"model": model, "prompt": text, "add_special_tokens": False})
     try:
-        theirs = answer.raise_for_status().json()["tokens"]
+        server_ids = answer.raise_for_status().json()["tokens"]
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
         return [f"the server offers no /tokenize ({answer.status_code}): its tokenizer was not compared"]
-    ours = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if list(theirs) != list(ours):
-        at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    student_ids = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    if list(server_ids) != list(student_ids):
+        shorter = min(len(student_ids), len(server_ids))
+        at = next((index for index in range(shorter) if student_ids[index] != server_ids[index]), shorter)
         raise ModelError(
-            f"student and server have different tokenizers: of {text[:30]!r}... they make {len(ours)} and {len(theirs)} "
-            f"tokens, and at place {at} {ours[at : at + 1]} and {theirs[at : at + 1]}; the server must hold a model of the "
-            "student's tokenizer"
+            f"student and server have different tokenizers: of {text[:30]!r}... they make {len(student_ids)} and "
+            f"{len(server_ids)} tokens, and at index {at} {student_ids[at : at + 1]} and {server_ids[at : at + 1]}; the server "
+            "must hold a model with the student's tokenizer"
         )
     return []
 
 
 def _check_scores(client: httpx.Client, model: str, config: TeacherConfig, prompt: Prompt, classes: int) -> None:
-    """Two tokens are scored as the run will have them scored: the server's limits show, and whether it can at all."""
+    """Score two tokens as the run will: a server that cannot, or allows too few classes, is refused."""
     pair = [int(token) for token in (*prompt.tokens[:1], *prompt.tokens[-1:])]
     answer = client.post(COMPLETIONS, json=scoring(model, pair, classes))
     if not answer.is_success:

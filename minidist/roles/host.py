@@ -55,9 +55,7 @@ class Roles:
         return Teachers(await together(self._teacher(config, mixing) for _ in range(self.config.cluster.teacher.actors)))
 
     async def _teacher(self, config: TeacherConfig, mixing: bool) -> Teacher:
-        # The longest sequence a teacher scores: a rollout, or a row of a stream beside the main stream.
-        rows = (len(example.tokens) for examples in self.plan.streams.values() for example in examples)
-        context = replace(self._context("teacher"), max_tokens=max(self.plan.max_tokens, *rows, 0))
+        context = replace(self._context("teacher"), max_tokens=self.plan.longest)
         shards = self.config.cluster.teacher.shards
         if shards > 1:
             return Shards(await self.cluster.host_group("teacher", make_teacher, shards, context=context, config=config))

@@ -19,7 +19,7 @@ from minidist.types import Prompt, Rollout, Sampling, Weights
 
 Job = tuple[Prompt, int]
 """A prompt and the number of its sample."""
-_ROWS = 128  # sequences decoded side by side
+ROWS = 128  # sequences decoded side by side
 
 
 class HFEngine:
@@ -103,7 +103,7 @@ def sample(
             for (prompt, number), (tokens, logprobs) in zip(jobs, decoded, strict=True)
         ]
 
-    return by_length(sampling.jobs(prompts), _ROWS, decode)
+    return by_length(sampling.jobs(prompts), ROWS, decode)
 
 
 def by_length(jobs: Sequence[Job], rows: int, decode: Callable[[list[Job]], list[Rollout]]) -> list[Rollout]:

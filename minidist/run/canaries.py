@@ -2,46 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minidist.errors import CanaryError, ModelError
+from minidist.errors import CanaryError
 from minidist.types import Array, Measures, Rollout, Writer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-def shared_vocabulary(
-    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", student_size: int, teacher_size: int
-) -> int:
-    """Width of the softmax both models share, or ModelError that shows how their tokenizers differ.
-
-    `student_size` and `teacher_size` are the embeddings' rows, which padding may have widened: ids beyond the narrower
-    one are padding, and are sliced off before the softmax.
-    """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours != theirs:
-        token = min((token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)), key=str)
-        raise ModelError(
-            f"student and teacher have different tokenizers: {len(ours)} and {len(theirs)} tokens, and {token!r} is id "
-            f"{ours.get(token)} in one and {theirs.get(token)} in the other; distillation token by token needs the same one"
-        )
-    for name in ("eos_token_id", "chat_template"):
-        left, right = getattr(student, name), getattr(teacher, name)
-        if left != right:
-            shown = f"{left!r} and {right!r}" if name == "eos_token_id" else "not the same text"
-            raise ModelError(
-                f"student and teacher tokenizers have different {name}: {shown}; copy one's tokenizer to the other"
-            )
-    size = min(student_size, teacher_size)
-    if size < len(ours):
-        raise ModelError(
-            f"a model has {size} rows of embedding for a tokenizer of {len(ours)} tokens; the checkpoint and its tokenizer "
-            "do not belong together"
-        )
-    return size
 
 
 def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats: float) -> float | None:

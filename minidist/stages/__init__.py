@@ -63,21 +63,21 @@ STAGES: dict[str, Stage] = {
     "sft": Stage(
         "sft",
         "Train a model on answers or plain text, from a checkpoint or from scratch.",
-        plan="minidist.preflight.plan:make_plan",
+        plan="minidist.preflight.plan:plan_sft",
         run="minidist.stages.sft:sft",
         roles=lambda config: ("learner",),
     ),
     "distill": Stage(
         "distill",
         "Distil a teacher into a student on the student's own text.",
-        plan="minidist.preflight.plan:make_plan",
+        plan="minidist.preflight.plan:plan_distill",
         run="minidist.stages.distill:distill",
         roles=_distill_roles,
     ),
     "evaluate": Stage(
         "evaluate",
         "Measure models against their teacher and gold answers; print a table.",
-        plan="minidist.preflight.plan:make_plan",
+        plan="minidist.preflight.plan:plan_evaluate",
         run="minidist.stages.evaluate:evaluate",
         roles=lambda config: ("rollout", "teacher", "learner"),
         show="minidist.evaluation.table:show_result",
@@ -85,7 +85,7 @@ STAGES: dict[str, Stage] = {
     "score": Stage(
         "score",
         "Write a teacher's scores of given text to disk, for training without the teacher.",
-        plan="minidist.preflight.plan:make_plan",
+        plan="minidist.preflight.plan:plan_score",
         run="minidist.stages.score:score",
         roles=lambda config: ("teacher",),
     ),

@@ -16,7 +16,7 @@ from minidist.evaluation.picture import draw_comparison
 from minidist.evaluation.records import BEFORE, TEACHER, Records, failures, over_runs
 from minidist.evaluation.table import markdown, show
 from minidist.preflight.compare import ComparePlan, plan_compare
-from minidist.preflight.plan import Plan
+from minidist.preflight.plan import DistillPlan
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
 from minidist.roles.transfer import ObjectStoreTransfer
@@ -28,7 +28,7 @@ from minidist.stages import StageRun
 from minidist.stages.distill import distill
 from minidist.types import MAIN, Sampling
 
-Cell = StageRun[DistillConfig, Plan]
+Cell = StageRun[DistillConfig, DistillPlan]
 
 
 async def compare(config: CompareConfig) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Cells:
         run.directory.finish({"stage": run.config.stage, "seconds": round(time.time() - started, 1), **summary})
         return self.roles.warm_learner
 
-    async def _learner(self, config: DistillConfig, plan: Plan) -> Learner:
+    async def _learner(self, config: DistillConfig, plan: DistillPlan) -> Learner:
         """The learner of a cell before its first step."""
         objectives = {MAIN: config.objective.model_dump()}
         return await self.roles.serve(config, plan).learner(config.student, config.learner, objectives, teacher=config.teacher)

@@ -11,7 +11,7 @@ from minidist.experience.source import Collector
 from minidist.experience.streams import make_sources, student_engine
 from minidist.loop import Run, train
 from minidist.methods import make_credit
-from minidist.preflight.plan import Plan
+from minidist.preflight.plan import DistillPlan
 from minidist.roles.host import HostedRoles, Roles, host_roles
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.run.alarms import Alarms
@@ -22,7 +22,7 @@ from minidist.teachers.pool import Teachers
 from minidist.types import Batch, Measures, Sampling, Update, Writer
 
 
-async def distill(run: StageRun[DistillConfig, Plan], roles: Roles) -> dict[str, Any]:
+async def distill(run: StageRun[DistillConfig, DistillPlan], roles: Roles) -> dict[str, Any]:
     """Host the roles, prove the first weight sync, run the loop, write final/."""
     config, directory, checkpoint = run.config, run.directory, run.checkpoint
     hosted = await host_roles(config, roles)
@@ -64,7 +64,7 @@ async def distill(run: StageRun[DistillConfig, Plan], roles: Roles) -> dict[str,
     }
 
 
-def _source(run: StageRun[DistillConfig, Plan], hosted: HostedRoles, clock: Clock) -> Collector:
+def _source(run: StageRun[DistillConfig, DistillPlan], hosted: HostedRoles, clock: Clock) -> Collector:
     config, plan, teachers = run.config, run.plan, hosted.teachers
     engine = student_engine(config, hosted.engines, teachers, plan.renderer) if hosted.engines else None
     prompts = Shuffled(plan.prompts, config.rollout.prompts_per_step, config.run.seed)
@@ -91,14 +91,14 @@ class DistillWatch:
 
     def __init__(
         self,
-        run: StageRun[DistillConfig, Plan],
+        run: StageRun[DistillConfig, DistillPlan],
         hosted: HostedRoles,
         source: Collector,
         transfer: ObjectStoreTransfer,
         recorder: Recorder,
     ) -> None:
         self._config = run.config
-        self._vocabulary = run.plan.vocabulary or 1
+        self._vocabulary = run.plan.vocabulary
         self._checkpoints = run.directory.checkpoints
         self._learner = hosted.learner
         self._engines = hosted.engines
@@ -198,7 +198,7 @@ class DistillWatch:
         }
 
 
-def _examiner(config: DistillConfig, plan: Plan, teachers: Teachers | None, tolerance_nats: float) -> Examiner | None:
+def _examiner(config: DistillConfig, plan: DistillPlan, teachers: Teachers | None, tolerance_nats: float) -> Examiner | None:
     if config.evaluation.every is None or teachers is None:
         return None
     return Examiner(

@@ -12,7 +12,7 @@ from minidist.evaluation.examiner import Examiner, HeldOut
 from minidist.evaluation.figures import curves, one_line, to_record
 from minidist.evaluation.table import show_result
 from minidist.models.files import resolve
-from minidist.preflight.plan import Plan, as_model
+from minidist.preflight.plan import EvaluatePlan, as_model
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
 from minidist.roles.warm import WarmRoles
@@ -23,7 +23,7 @@ from minidist.stages import StageRun
 from minidist.types import Sampling
 
 
-async def evaluate(run: StageRun[EvaluateConfig, Plan], roles: Roles) -> dict[str, Any]:
+async def evaluate(run: StageRun[EvaluateConfig, EvaluatePlan], roles: Roles) -> dict[str, Any]:
     """Measure each model, write result.json, print the table."""
     config, directory = run.config, run.directory
     teacher_path = resolve(config.teacher.model or "", "teacher.model").resolve()

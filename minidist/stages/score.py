@@ -9,7 +9,7 @@ import numpy as np
 
 from minidist.concurrency import whole
 from minidist.config import ScoreConfig
-from minidist.preflight.plan import Plan
+from minidist.preflight.plan import ScorePlan
 from minidist.protocols import Teacher
 from minidist.roles.host import Roles
 from minidist.run.canaries import check_teacher
@@ -20,10 +20,9 @@ from minidist.teachers.cache.writer import ScoreWriter
 from minidist.types import Measures, Rollout, TeacherScores
 
 
-async def score(run: StageRun[ScoreConfig, Plan], roles: Roles) -> dict[str, Any]:
+async def score(run: StageRun[ScoreConfig, ScorePlan], roles: Roles) -> dict[str, Any]:
     """Score the rows that the cache does not hold yet."""
     config, plan = run.config, run.plan
-    assert plan.origin is not None
     writer = ScoreWriter(config.cache, plan.origin, shard_rows=config.shard_rows)
     described: dict[str, object] = {}
     started = time.perf_counter()
@@ -49,9 +48,9 @@ async def score(run: StageRun[ScoreConfig, Plan], roles: Roles) -> dict[str, Any
 class _Scoring:
     """Batch after batch, with a progress bar and a line of figures each; stopped between two batches, it loses nothing."""
 
-    def __init__(self, run: StageRun[ScoreConfig, Plan], teacher: Teacher, writer: ScoreWriter) -> None:
+    def __init__(self, run: StageRun[ScoreConfig, ScorePlan], teacher: Teacher, writer: ScoreWriter) -> None:
         self._config = run.config
-        self._vocabulary = run.plan.vocabulary or 1
+        self._vocabulary = run.plan.vocabulary
         self._path = run.directory.path
         self._teacher = teacher
         self._writer = writer

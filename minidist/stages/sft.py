@@ -8,7 +8,7 @@ from minidist.data.batching import collate
 from minidist.experience.draw import Shuffled
 from minidist.experience.source import SupervisedBatches
 from minidist.loop import Run, train
-from minidist.preflight.plan import Plan
+from minidist.preflight.plan import SftPlan
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
 from minidist.run.tracking import Clock, Recorder, log
@@ -16,7 +16,7 @@ from minidist.stages import StageRun
 from minidist.types import Batch, Update
 
 
-async def sft(run: StageRun[SftConfig, Plan], roles: Roles) -> dict[str, Any]:
+async def sft(run: StageRun[SftConfig, SftPlan], roles: Roles) -> dict[str, Any]:
     """Train, watch the validation loss, write final/."""
     config, directory, checkpoint = run.config, run.directory, run.checkpoint
     learner = await roles.learner(config.student, config.learner, {"supervised": {"type": "supervised"}}, teacher=None)
@@ -41,7 +41,7 @@ async def sft(run: StageRun[SftConfig, Plan], roles: Roles) -> dict[str, Any]:
 class SftWatch:
     """Validation loss while training: when it has not fallen for `patience` evaluations, the best weights are final."""
 
-    def __init__(self, run: StageRun[SftConfig, Plan], learner: Learner, recorder: Recorder) -> None:
+    def __init__(self, run: StageRun[SftConfig, SftPlan], learner: Learner, recorder: Recorder) -> None:
         self._config = run.config
         self._directory = run.directory
         self._learner = learner

@@ -45,7 +45,8 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
     from minidist.learners.learner import SingleLearner
     from minidist.losses.objectives import make_objective
     from minidist.models.arrays import to_array
-    from minidist.preflight.memory import _HELD, _PROCESS, learner_need, read_shape
+    from minidist.models.shape import read_shape
+    from minidist.preflight.memory import ALLOCATOR_SHARE, PROCESS_BYTES, TrainedModel, learner_need
     from minidist.types import Batch, Payload, TeacherHead, TeacherScores
     from tests.support.tiny import random_rollouts, tiny_renderer
 
@@ -72,17 +73,10 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     for _ in range(2):  # the optimizer's state is there from the second on
         asyncio.run(learner.update(batch))
-    need = learner_need(
-        read_shape(model_config),
-        config,
-        dtype=dtype,
-        ranks=1,
-        tokens=budget,
-        gpu=False,
-        teacher_head=None if supervised else head.nbytes,
-    )
-    estimate = (need.total - _PROCESS) / 2**20
-    return _resident("VmHWM") - before, estimate, estimate - _HELD * need.parts["activations"] / 2**20
+    trained = TrainedModel(read_shape(model_config), config, dtype, ranks=1, tokens=budget, gpu=False)
+    need = learner_need(trained, teacher_head=None if supervised else head.nbytes)
+    estimate = (need.total - PROCESS_BYTES) / 2**20
+    return _resident("VmHWM") - before, estimate, estimate - ALLOCATOR_SHARE * need.parts["activations"] / 2**20
 
 
 def _warm_up() -> None:

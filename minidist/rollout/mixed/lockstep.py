@@ -20,7 +20,7 @@ from minidist.models.hub import load_model
 from minidist.rollout.hf import HFEngine, Job, by_length, flush_right, warp
 from minidist.types import Array, Prompt, Rollout, Sampling
 
-_ROWS = 256  # sequences decoded side by side
+ROWS = 256  # sequences decoded side by side
 
 
 class HFPairEngine(HFEngine):
@@ -83,7 +83,7 @@ def sample_mixed(
         rows = zip(jobs, tokens, logprobs, coins, strict=True)
         return [_rollout(job, *row, renderer=renderer, version=version) for job, *row in rows]
 
-    return by_length(sampling.jobs(prompts), _ROWS, decode)
+    return by_length(sampling.jobs(prompts), ROWS, decode)
 
 
 def _rollout(job: Job, tokens_T: Array, logprobs_T: Array, coins_T: Array, *, renderer: Renderer, version: int) -> Rollout:

@@ -3,13 +3,10 @@
 from typing import Any
 
 import pytest
-import torch
 
-from minidist.cluster import actors, cluster
+from minidist.cluster import actors
 from minidist.cluster.actors import Actors, actor_cpus
-from minidist.cluster.cluster import check_machine
 from minidist.config.cluster import ClusterConfig, Role
-from minidist.errors import ConfigError
 from minidist.learners.group import Alone
 
 CORES = 8
@@ -18,8 +15,7 @@ ROLES: tuple[Role, ...] = ("rollout", "teacher", "learner")
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (actors, cluster):
-        monkeypatch.setattr(module, "cores", lambda: CORES)
+    monkeypatch.setattr(actors, "cores", lambda: CORES)
 
 
 def cpus(**fields: Any) -> dict[str, float]:
@@ -44,7 +40,6 @@ SOME: list[dict[str, Any]] = [
 @pytest.mark.parametrize("fields", SOME, ids=str)
 def test_shares_fit_the_machine_and_use_it(fields: dict[str, Any]) -> None:
     config, given = ClusterConfig(**fields), cpus(**fields)
-    check_machine(config)
     total = sum(given[role] * count for role, count in counts(config).items())
     assert total <= CORES + 1e-9
     assert total > CORES - 0.01 * config.processes - 1e-9, "rounded down to hundredths, and no more"
@@ -56,28 +51,6 @@ def test_actors_without_cpus_get_equal_shares() -> None:
     assert cpus() == dict.fromkeys(ROLES, 2.66)
     assert cpus(learner={"cpus": 7}) == {"rollout": 0.5, "teacher": 0.5, "learner": 7}
     assert cpus(address="auto", learner={"cpus": 3}) == {"rollout": 1.0, "teacher": 1.0, "learner": 3}
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
-        ({"learner": {"cpus": 3, "ranks": 3}}, "the cpus under cluster add up to 9, and this machine has 8; lower them"),
-        ({"learner": {"cpus": 8}}, "this machine has 8 CPUs, and 0 of them are left for the actors without cpus"),
-        ({"rollout": {"actors": 900}}, "this machine has 8 CPUs, and 8 of them are left .* or the number of actors"),
-    ],
-)
-def test_more_cpus_than_the_machine_has_are_refused(fields: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=sentence):
-        check_machine(ClusterConfig(**fields))
-    check_machine(ClusterConfig(**fields, address="auto"))
-
-
-def test_more_gpus_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    check_machine(ClusterConfig(gpus=2))
-    with pytest.raises(ConfigError, match=r"cluster.gpus is 3, and this machine has 2; set cluster.gpus=2, or cluster.address"):
-        check_machine(ClusterConfig(gpus=3))
-    check_machine(ClusterConfig(gpus=3, address="auto"))
 
 
 def gpus(**fields: Any) -> tuple[float, ...]:

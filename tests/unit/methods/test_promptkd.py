@@ -20,15 +20,15 @@ from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.teacher import SoftPromptConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.sources import Example
-from minidist.errors import ConfigError, DivergedError
+from minidist.errors import DivergedError
 from minidist.learners.learner import SingleLearner
 from minidist.losses import Match, Supervised, reverse_kl
 from minidist.methods import promptkd as prompted
-from minidist.methods.promptkd import PromptedTeacher, anchor_weight, initial_prompt, prompt_lines
+from minidist.methods.promptkd import PromptedTeacher, anchor_weight, initial_prompt
 from minidist.models.forward import _lengthened, hidden_states
 from minidist.models.heads import head_of
+from minidist.models.shape import read_shape
 from minidist.preflight.cost import role_needs, step_bytes
-from minidist.preflight.memory import read_shape
 from minidist.stages import STAGES
 from minidist.types import Batch, Row, Stream
 from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
@@ -415,14 +415,3 @@ def test_evaluate_has_no_teacher_that_learns() -> None:
     tree = {"stage": "evaluate", "run": TREE["run"], "models": {"a": "b"}, "teacher": PROMPT}
     with pytest.raises(ValidationError, match="evaluate trains nobody"):
         EvaluateConfig.model_validate(tree | {"data": {"test": {"path": "task:sort"}}})
-
-
-def test_plan_lines() -> None:
-    renderer, room = tiny_renderer(), {"data": {"prompts": {"path": "task:sort"}, "max_prompt_tokens": 20}}
-    room["rollout"] = {"max_new_tokens": 30}
-    assert prompt_lines(config(teacher={"model": "t"}), renderer, LlamaConfig()) == []
-    lines = prompt_lines(config(**room), renderer, LlamaConfig(max_position_embeddings=57))
-    assert "7 virtual tokens" in lines[0] and "whole frozen copy" in lines[0] and "evaluation" not in lines[0]
-    assert prompt_lines(config(**VALIDATION), renderer, LlamaConfig())[0].endswith("distance to the teacher without them")
-    with pytest.raises(ConfigError, match=r"teacher\.prompt\.tokens is 57, more than the teacher's context of 56"):
-        prompt_lines(config(**room), renderer, LlamaConfig(max_position_embeddings=56))

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2TokenizerFast, OPTConfig
 
 from minidist.cluster import machine
 from minidist.config import DistillConfig, EvaluateConfig, SftConfig, load
-from minidist.preflight.plan import make_plan
+from minidist.preflight.plan import plan_distill, plan_evaluate, plan_sft
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes" / "minillm"
 MODELS: dict[str, tuple[PretrainedConfig, PretrainedConfig]] = {
@@ -79,7 +79,7 @@ def test_recipe_is_checked_without_weights(given: Path, name: str) -> None:
     settings: Any = config.objective
     wanted = {"clip": 0.2, "gamma": 0.95, "reward_scale": 0.5, "reward_clip": 100.0, "whitening": "padded", "inner_epochs": 4}
     assert {key: getattr(settings, key) for key in wanted} == wanted
-    lines = "\n".join(make_plan(config).lines)
+    lines = "\n".join(plan_distill(config).lines)
     assert all(size in lines for size in SIZES[name]), lines
     assert "learner" in lines and "79" in lines
 
@@ -89,7 +89,7 @@ def test_fine_tuning_of_the_recipes(given: Path) -> None:
     data = [f"data.{part}.path={given}/dolly/{file}.jsonl" for part, file in (("train", "train"), ("validation", "valid"))]
     config = load(RECIPES / "sft.yaml", [f"student.model={model}", *data])
     assert isinstance(config, SftConfig)
-    assert "124.44" in "\n".join(make_plan(config).lines)
+    assert "124.44" in "\n".join(plan_sft(config).lines)
     assert AutoTokenizer.from_pretrained(model).eos_token == "<|endoftext|>"
 
 
@@ -106,4 +106,4 @@ def test_evaluation_of_the_recipes(given: Path) -> None:
     ]
     config = load(RECIPES / "evaluate.yaml", changes)
     assert isinstance(config, EvaluateConfig) and config.seeds == [10, 20, 30, 40, 50]
-    assert "questions.boolq: 1 rows" in "\n".join(make_plan(config).lines)
+    assert "questions.boolq: 1 rows" in "\n".join(plan_evaluate(config).lines)

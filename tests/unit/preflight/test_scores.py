@@ -14,7 +14,7 @@ from minidist import cli
 from minidist.cluster.cluster import Cluster
 from minidist.config import DistillConfig, ScoreConfig
 from minidist.experience.source import Collector
-from minidist.preflight.plan import make_plan
+from minidist.preflight.plan import plan_score
 from minidist.run.tracking import log
 from minidist.stages import STAGES, run_stage
 from minidist.teachers.cache.store import ScoreCache
@@ -151,7 +151,7 @@ def test_a_stopped_run_keeps_what_it_scored_and_goes_on(home: Path, monkeypatch:
 
 
 def test_check_tells_rows_and_bytes(home: Path) -> None:
-    lines = make_plan(ScoreConfig.model_validate(score_tree(home, "planned"))).lines
+    lines = plan_score(ScoreConfig.model_validate(score_tree(home, "planned"))).lines
     assert "gold: 12 rows of" in " ".join(lines) and "tokens to score (hidden): up to 0.1 MiB in" in lines[-1]
     assert not (home / "planned-cache").exists()
 
@@ -206,7 +206,7 @@ SCORING: dict[str, str] = {
     "teacher.backend=cache": "teacher.cache .* goes with teacher.backend=cache",
     "teacher={{model: x, backend: cache, cache: y}}": "score asks a live teacher; set teacher.backend=hf, vllm or server",
     "cache={home}/filled2-score/cache": "lies in run.directory, whose files a new start deletes; set it to a directory beside",
-    "cache={home}/student": "holds files but no cache of scores; set it to another place",
+    "cache={home}/student": "holds files but no cache of scores; set it to another directory",
     "cache={home}/rows.jsonl": "rows.jsonl is a file; set it to a directory",
     "data.sources={{}}": "data.sources is",
     "data.sources.gold.answer=null": "a source to score needs answer or text",

@@ -1,4 +1,4 @@
-"""A teacher's server is looked at before a run: what cannot work is one sentence, and nothing is started."""
+"""A teacher's server is checked before a run: a server that cannot be the teacher is refused in one sentence."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from minidist.preflight.server import check_server
 from tests.support.server import PADDED, Server, config, refused
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_renderer
 
-MODEL = "not looked at"
+MODEL = "not read"
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_server_that_cannot_be_the_teacher_is_refused_in_a_sentence(server: Se
         checked(good)
 
 
-def test_what_the_server_cannot_score_is_refused_before_the_run(server: Server) -> None:
+def test_a_server_that_cannot_score_is_refused_before_the_run(server: Server) -> None:
     server.behave = lambda body, number: (200, {}, {"choices": [{"text": "a"}]}) if "max_tokens" in body else None
     with pytest.raises(ConfigError, match="needs a vLLM server"):
         checked(config(MODEL, server))
@@ -69,5 +69,5 @@ def test_what_the_server_cannot_score_is_refused_before_the_run(server: Server) 
 
 def test_another_tokenizer_is_refused_before_the_run(server: Server) -> None:
     server.behave = lambda body, number: (200, {}, {"tokens": [3, 1, 4]}) if "max_tokens" not in body else None
-    with pytest.raises(ModelError, match=r"different tokenizers: .* and at place 0"):
+    with pytest.raises(ModelError, match=r"different tokenizers: .* and at index 0"):
         checked(config(MODEL, server))

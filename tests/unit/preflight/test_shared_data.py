@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minidist.config import SftConfig, load
-from minidist.preflight.plan import make_plan
+from minidist.preflight.plan import plan_sft
 
 ROOT = Path(__file__).parents[3]
 HOME = os.environ.get("MINIDIST_DATA")
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 def test_the_dolly_recipe_reads_dolly_with_the_minimind_chat_template(tmp_path: Path) -> None:
     config = load(ROOT / "configs" / "recipes" / "dolly" / "student.yaml", [f"run.directory={tmp_path}"])
     assert isinstance(config, SftConfig)
-    plan = make_plan(config)
+    plan = plan_sft(config)
     assert plan.renderer.tokenizer.vocab_size == 6400
     assert len(plan.examples) > 8000 and len(plan.validation_examples) == 200
     example = plan.examples[0]
@@ -33,6 +33,6 @@ def test_plain_text_becomes_pieces_of_the_context(tmp_path: Path) -> None:
     text = ["data.train.path=${MINIDIST_DATA}/lm/tinystories/valid.jsonl", "data.train.answer=null"]
     overrides = [*text, "data.train.text='{{ text }}'", f"run.directory={tmp_path}", "data.validation=null"]
     none = ["evaluation.every=null", "evaluation.patience=null"]
-    plan = make_plan(load(ROOT / "configs" / "recipes" / "dolly" / "student.yaml", [*overrides, *none]))
+    plan = plan_sft(load(ROOT / "configs" / "recipes" / "dolly" / "student.yaml", [*overrides, *none]))
     assert len(plan.examples) > 300
     assert all(example.start == 1 and 2 <= len(example.tokens) <= 256 for example in plan.examples)

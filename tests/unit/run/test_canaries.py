@@ -10,51 +10,12 @@ from transformers import PreTrainedModel
 
 from minidist.config.learner import LearnerConfig
 from minidist.data.batching import collate
-from minidist.data.rendering import character_tokenizer
-from minidist.errors import CanaryError, ModelError
+from minidist.errors import CanaryError
 from minidist.learners.learner import SingleLearner
 from minidist.rollout.hf import sample
-from minidist.run.canaries import check_engine, check_teacher, shared_vocabulary
+from minidist.run.canaries import check_engine, check_teacher
 from minidist.types import Measures, Rollout, Sampling, Writer
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
-
-DIGITS = character_tokenizer("0123")
-
-
-def test_same_tokenizers_share_the_narrower_embedding() -> None:
-    assert shared_vocabulary(DIGITS, character_tokenizer("0123"), 6, 6) == 6
-    assert shared_vocabulary(DIGITS, DIGITS, 6, 64) == 6
-    assert shared_vocabulary(DIGITS, DIGITS, 64, 8) == 8
-
-
-def test_swapped_id_is_shown() -> None:
-    with pytest.raises(ModelError, match="different tokenizers: 6 and 6 tokens, and '2' is id 4 in one and 5 in the other"):
-        shared_vocabulary(DIGITS, character_tokenizer("0132"), 6, 6)
-
-
-def test_missing_token_is_shown() -> None:
-    with pytest.raises(ModelError, match="6 and 7 tokens, and '4' is id None in one and 6 in the other"):
-        shared_vocabulary(DIGITS, character_tokenizer("01234"), 7, 7)
-
-
-def test_other_eos_is_shown() -> None:
-    other = character_tokenizer("0123")
-    other.eos_token = "<unk>"
-    with pytest.raises(ModelError, match="different eos_token_id: 0 and 1"):
-        shared_vocabulary(DIGITS, other, 6, 6)
-
-
-def test_other_chat_template_is_refused() -> None:
-    other = character_tokenizer("0123")
-    other.chat_template = "{{ messages }}"
-    with pytest.raises(ModelError, match="different chat_template: not the same text; copy"):
-        shared_vocabulary(DIGITS, other, 6, 6)
-
-
-@pytest.mark.parametrize("sizes", [(5, 6), (6, 5)])
-def test_embedding_smaller_than_the_tokenizer_is_refused(sizes: tuple[int, int]) -> None:
-    with pytest.raises(ModelError, match="5 rows of embedding for a tokenizer of 6 tokens"):
-        shared_vocabulary(DIGITS, DIGITS, *sizes)
 
 
 @pytest.fixture(scope="module")

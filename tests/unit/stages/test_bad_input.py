@@ -12,7 +12,7 @@ from minidist import cli
 from minidist.cluster.cluster import Cluster
 from minidist.config import DistillConfig
 from minidist.data.rendering import character_tokenizer
-from minidist.preflight.plan import make_plan
+from minidist.preflight.plan import plan_distill
 
 ROWS = [{"question": "ab=", "answer": "ab"}, {"question": "", "answer": "x"}, {"question": "ba=" * 30, "answer": "ab"}]
 
@@ -96,7 +96,7 @@ def test_padded_ids_of_a_vllm_teacher_are_a_line_of_the_plan(home: Path) -> None
     ).save_pretrained(home / "padded")
     character_tokenizer("ab=").save_pretrained(home / "padded")
     settings = distill(home) | {"teacher": {"model": str(home / "padded"), "backend": "vllm", "payload": "top_k"}}
-    plan = make_plan(DistillConfig.model_validate(settings))
+    plan = plan_distill(DistillConfig.model_validate(settings))
     assert any("hold the share of 3 padded ids" in line for line in plan.lines)
 
 

@@ -11,7 +11,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedModel
 
 from minidist.config import EvaluateConfig
-from minidist.preflight.plan import make_plan
+from minidist.preflight.plan import plan_evaluate
 from minidist.rollout.hf import sample
 from minidist.run.tracking import log
 from minidist.stages import run_stage
@@ -64,7 +64,7 @@ def result(config: EvaluateConfig) -> Result:
 
 def written(config: EvaluateConfig, model: PreTrainedModel, seed: int, **options: Any) -> list[Rollout]:
     sampling = Sampling(max_new_tokens=LIMIT, seed=seed, **options)
-    return sample(model, RENDERER, make_plan(config).prompts, sampling, version=0, vocabulary=13)
+    return sample(model, RENDERER, plan_evaluate(config).prompts, sampling, version=0, vocabulary=13)
 
 
 def test_result_is_written_whole(config: EvaluateConfig, result: Result) -> None:

@@ -1,0 +1,76 @@
+"""The shape of a model, read from its configuration: a skeleton on the meta device, and the sizes that estimates need."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from minidist.config.models import LoraConfig
+from minidist.errors import ModelError
+from minidist.models.lora import inject
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder as the formulas see it; sizes in elements."""
+
+    parameters: int
+    """All of them, adapters included; tied weights are counted once."""
+    trainable: int
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    intermediate: int
+    vocabulary: int
+    gated: bool = True
+    """Whether its feed-forward layers have three matrices (SwiGLU) rather than two."""
+    head_norms: bool = False
+    """Whether queries and keys are normalised (Qwen3)."""
+    family: str = ""
+    """transformers' `model_type`, such as `llama`."""
+    adapted_layers: tuple[str, ...] = ()
+    """Full names of the layers that get LoRA adapters."""
+
+    @property
+    def checkpoint_parameters(self) -> int:
+        """Parameters of the model without adapters."""
+        return self.parameters - self.trainable if self.adapted_layers else self.parameters
+
+
+def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model on the meta device: names and shapes, no weights. Raises ModelError unless it is a causal language model."""
+    try:
+        with torch.device("meta"):  # as from_pretrained builds every model
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ModelError(f"{config.model_type} is not a causal language model: {reason}") from None
+    model.tie_weights()
+    return model
+
+
+def read_shape(config: PretrainedConfig, lora: LoraConfig | None = None) -> Shape:
+    """The shape of a model's configuration. With `lora` only the adapters are trainable: rank * (in + out) of each layer.
+
+    Raises ModelError for an adapter target that names no linear layer.
+    """
+    model, text = skeleton(config), config.get_text_config()
+    adapted = () if lora is None else inject(model, lora, "", seed=0).layers
+    heads = int(text.num_attention_heads)
+    return Shape(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        layers=int(text.num_hidden_layers),
+        hidden=int(text.hidden_size),
+        heads=heads,
+        kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+        head_size=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+        intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+        vocabulary=int(text.vocab_size),
+        gated=any("gate" in name for name, _ in model.named_modules()),
+        head_norms=any(name.endswith("q_norm") for name, _ in model.named_modules()),
+        family=str(config.model_type),
+        adapted_layers=adapted,
+    )

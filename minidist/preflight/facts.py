@@ -1,0 +1,130 @@
+"""Facts of a run: tokenizers, model configurations, shapes and rows, each read once. No weights are read."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from minidist.config.data import QuestionsConfig, RenderConfig, SourceConfig
+from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
+from minidist.data.questions import Question, read_questions
+from minidist.data.rendering import Renderer
+from minidist.data.sources import Example, read_examples, read_prompts
+from minidist.preflight.checks import shared_vocabulary
+from minidist.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from minidist.models.shape import Shape
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model as its tokenizer and its configuration describe it. `where`: the key of the configuration that names it."""
+
+    where: str
+    tokenizer: "PreTrainedTokenizerBase"
+    config: "PretrainedConfig"
+    lora: LoraConfig | None = None
+
+    @cached_property
+    def shape(self) -> "Shape":
+        """Sizes, from a skeleton of the model without weights."""
+        from minidist.models.shape import read_shape
+
+        return read_shape(self.config, self.lora)
+
+    @property
+    def context(self) -> int:
+        """Longest sequence the model takes, tokens."""
+        from minidist.models.hub import context_length
+
+        return context_length(self.config)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding, padded ones included."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
+    def hidden(self) -> int:
+        """Width of the hidden states."""
+        return int(self.config.get_text_config().hidden_size)
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """Student and teacher."""
+
+    student: ModelFacts
+    teacher: ModelFacts
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Width of the softmax that they share. Raises ModelError where their tokenizers differ."""
+        student, teacher = self.student, self.teacher
+        return shared_vocabulary(student.tokenizer, teacher.tokenizer, student.rows, teacher.rows)
+
+    @property
+    def context(self) -> int:
+        """Longest sequence that both models take, tokens."""
+        return min(self.student.context, self.teacher.context)
+
+
+def read_student(config: StudentConfig) -> ModelFacts:
+    """The student, from its checkpoint or from `student.architecture`."""
+    from minidist.models.hub import architecture, load_config, student_tokenizer
+
+    tokenizer = student_tokenizer(config)
+    trained = config.model is not None
+    model = load_config(config, "student.model") if trained else architecture(config, tokenizer)
+    return ModelFacts("student.model", tokenizer, model, config.lora)
+
+
+def read_model(config: ModelConfig, where: str) -> ModelFacts:
+    """A model from its checkpoint."""
+    from minidist.models.hub import load_config, load_tokenizer
+
+    tokenizer = load_tokenizer(config.model or "", where, trust_remote_code=config.trust_remote_code)
+    return ModelFacts(where, tokenizer, load_config(config, where))
+
+
+@dataclass(frozen=True)
+class Rows(Generic[T]):
+    """The usable rows of a source, and the number of rows left out. `name`: of the source, for people."""
+
+    name: str
+    source: SourceConfig
+    found: list[T]
+    skipped: int = 0
+
+    @property
+    def line(self) -> str:
+        """A line of the plan."""
+        skipped = f", {self.skipped:,} left out" if self.skipped else ""
+        return f"{self.name}: {len(self.found):,} rows of {self.source.path}{skipped}"
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads the rows of all sources of a run, rendered alike."""
+
+    renderer: Renderer
+    config: RenderConfig
+
+    def prompts(self, name: str, source: SourceConfig, *, gold: bool = False) -> Rows[Prompt]:
+        """`gold`: whether their answers are trained on."""
+        limit = self.config.max_prompt_tokens
+        return Rows(name, source, *read_prompts(source, self.renderer, max_prompt_tokens=limit, gold=gold))
+
+    def examples(self, name: str, source: SourceConfig, *, max_tokens: int) -> Rows[Example]:
+        """Rows to train on. `max_tokens`: of prompt and answer together."""
+        limit = self.config.max_prompt_tokens
+        return Rows(name, source, *read_examples(source, self.renderer, max_prompt_tokens=limit, max_tokens=max_tokens))
+
+    def questions(self, name: str, source: QuestionsConfig, *, max_tokens: int) -> Rows[Question]:
+        """Questions with a fixed set of answers."""
+        limit = self.config.max_prompt_tokens
+        return Rows(name, source, *read_questions(source, self.renderer, max_prompt_tokens=limit, max_tokens=max_tokens))

@@ -1,0 +1,163 @@
+"""Each check before a run refuses in one sentence, and passes what the run can do."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from minidist.cluster import actors
+from minidist.config import DistillConfig, load
+from minidist.config.cluster import ClusterConfig
+from minidist.config.teacher import SoftPromptConfig
+from minidist.data.rendering import character_tokenizer
+from minidist.errors import ConfigError, MinidistError, ModelError
+from minidist.preflight import checks
+from minidist.preflight.checks import check_cores, check_gpus, check_soft_prompt, shared_vocabulary
+from minidist.preflight.plan import plan_distill
+from tests.support.tiny import tiny_renderer
+
+DIGITS = character_tokenizer("0123")
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (actors, checks):
+        monkeypatch.setattr(module, "cores", lambda: 8)
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"learner": {"cpus": 3, "ranks": 3}}, "the cpus under cluster add up to 9, and this machine has 8; lower them"),
+        ({"learner": {"cpus": 8}}, "this machine has 8 CPUs, and 0 of them are left for the actors whose cpus"),
+        ({"rollout": {"actors": 900}}, "this machine has 8 CPUs, and 8 of them are left .* or the number of actors"),
+    ],
+)
+def test_more_cpus_than_the_machine_has_are_refused(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        check_cores(ClusterConfig(**fields))
+    check_cores(ClusterConfig(**fields, address="auto"))
+
+
+def test_more_gpus_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_gpus(ClusterConfig(gpus=2))
+    with pytest.raises(ConfigError, match=r"cluster.gpus is 3, and this machine has 2; set cluster.gpus=2, or cluster.address"):
+        check_gpus(ClusterConfig(gpus=3))
+    check_gpus(ClusterConfig(gpus=3, address="auto"))
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize("fields", [{}, {"rollout": {"actors": 300}}, {"learner": {"cpus": 6.5}}], ids=str)
+def test_shares_of_the_machine_are_accepted(fields: dict[str, Any]) -> None:
+    check_cores(ClusterConfig(**fields))
+
+
+def test_same_tokenizers_share_the_narrower_embedding() -> None:
+    assert shared_vocabulary(DIGITS, character_tokenizer("0123"), 6, 6) == 6
+    assert shared_vocabulary(DIGITS, DIGITS, 6, 64) == 6
+    assert shared_vocabulary(DIGITS, DIGITS, 64, 8) == 8
+
+
+def test_a_token_with_another_id_is_shown() -> None:
+    with pytest.raises(ModelError, match="different tokenizers: 6 and 6 tokens, and '2' is id 4 in one and 5 in the other"):
+        shared_vocabulary(DIGITS, character_tokenizer("0132"), 6, 6)
+
+
+def test_a_missing_token_is_shown() -> None:
+    with pytest.raises(ModelError, match="6 and 7 tokens, and '4' is id None in one and 6 in the other"):
+        shared_vocabulary(DIGITS, character_tokenizer("01234"), 7, 7)
+
+
+def test_another_end_of_sequence_token_is_shown() -> None:
+    other = character_tokenizer("0123")
+    other.eos_token = "<unk>"
+    with pytest.raises(ModelError, match="different eos_token_id: 0 and 1"):
+        shared_vocabulary(DIGITS, other, 6, 6)
+
+
+def test_another_chat_template_is_refused() -> None:
+    other = character_tokenizer("0123")
+    other.chat_template = "{{ messages }}"
+    with pytest.raises(ModelError, match="different chat_template: not the same text; copy"):
+        shared_vocabulary(DIGITS, other, 6, 6)
+
+
+@pytest.mark.parametrize("sizes", [(5, 6), (6, 5)])
+def test_an_embedding_smaller_than_the_tokenizer_is_refused(sizes: tuple[int, int]) -> None:
+    with pytest.raises(ModelError, match="5 rows of embedding for a tokenizer of 6 tokens"):
+        shared_vocabulary(DIGITS, DIGITS, *sizes)
+
+
+PROMPTED: dict[str, Any] = {
+    "stage": "distill",
+    "run": {"directory": "run"},
+    "student": {"model": "s"},
+    "teacher": {"model": "t", "placement": "learner", "prompt": {}},
+    "data": {"prompts": {"path": "task:sort"}, "max_prompt_tokens": 20},
+    "objective": {"type": "reverse_kl"},
+    "rollout": {"max_new_tokens": 30},
+}
+
+
+def test_a_soft_prompt_needs_room_in_the_teachers_context() -> None:
+    config, renderer = DistillConfig.model_validate(PROMPTED), tiny_renderer()
+    check_soft_prompt(config, SoftPromptConfig(), renderer, 57)
+    with pytest.raises(ConfigError, match=r"teacher\.prompt\.tokens is 57, more than the teacher's context of 56"):
+        check_soft_prompt(config, SoftPromptConfig(), renderer, 56)
+
+
+FILES = {
+    "student.model={home}/nowhere": "student.model: no model directory at",
+    "teacher.model={home}/empty": "teacher.model: {home}/empty holds no usable config.json",
+    "teacher.model={home}/adapter": "teacher.model: {home}/adapter holds a LoRA adapter",
+    "data.prompts.path={home}/nowhere.jsonl": "no data file or directory at",
+    "data.prompts.prompt='{{{{ instruction }}}}'": "has no column 'instruction', which prompt uses; its columns are question",
+    "data.prompts.references=answers": "has no column 'answers', which references names; its columns are question",
+    "cluster.learner.cpus=10000": "the cpus under cluster add up to 10000",
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models without weights or tokenizers, a directory without a model, an adapter, and one row."""
+    root = tmp_path_factory.mktemp("home")
+    for name, file in (("student", "config.json"), ("teacher", "config.json"), ("adapter", "adapter_config.json")):
+        (root / name).mkdir()
+        (root / name / file).write_text("{}")
+    (root / "empty").mkdir()
+    (root / "rows.jsonl").write_text(json.dumps({"question": "ab="}) + "\n")
+    tree = PROMPTED | {
+        "run": {"directory": str(root / "run")},
+        "student": {"model": str(root / "student")},
+        "teacher": {"model": str(root / "teacher")},
+        "data": {"prompts": {"path": str(root / "rows.jsonl"), "prompt": "{{ question }}"}},
+    }
+    (root / "run.yaml").write_text(yaml.safe_dump(tree))
+    return root
+
+
+@pytest.mark.parametrize("override", FILES)
+def test_files_and_machine_are_refused_in_one_sentence(home: Path, override: str) -> None:
+    config = load(home / "run.yaml", [override.format(home=home)])
+    assert isinstance(config, DistillConfig)
+    with pytest.raises(MinidistError) as caught:
+        plan_distill(config)
+    assert FILES[override].format(home=home) in str(caught.value)
+
+
+@pytest.mark.parametrize("verb", ["check", "distill"])
+def test_an_error_in_the_data_is_found_before_torch_is_imported(home: Path, verb: str) -> None:
+    override = "data.prompts.prompt='{{ instruction }}'"
+    command = [sys.executable, "-X", "importtime", "-m", "minidist.cli", verb, str(home / "run.yaml"), override]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.MULTILINE))
+    assert done.returncode == 2 and "has no column 'instruction'" in done.stderr
+    assert "datasets" in imported and not imported & {"torch", "transformers", "ray", "vllm", "deepspeed"}
