@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
 from minidist.config.data import SourceConfig
-from minidist.data.sources import Example, read_examples, read_prompts, read_rows
+from minidist.data.sources import Example, gold_rollout, read_examples, read_prompts, read_rows
 from minidist.errors import DataError
-from minidist.types import Prompt
+from minidist.types import Finish, Prompt, Writer
 from tests.support.tiny import tiny_renderer
 
 ROWS = [{"q": "31=", "a": "13"}, {"q": "20=", "a": "02"}, {"q": "9=", "a": "9"}]
@@ -216,3 +217,18 @@ def test_a_row_without_references_cannot_be_used(tmp_path: Path, cell: object) -
     file = jsonl(tmp_path / "r.jsonl", rows)
     with pytest.raises(DataError, match=r"row [01]: its all is .*, not a list of texts"):
         prompts(file, prompt="{{ q }}", references="all")
+
+
+@pytest.mark.parametrize(("limit", "tokens", "finish"), [(None, 3, Finish.STOP), (3, 3, Finish.STOP), (2, 2, Finish.LENGTH)])
+def test_a_gold_rollout_is_cut_at_the_limit(limit: int | None, tokens: int, finish: Finish) -> None:
+    gold = tiny_renderer().answer("13")
+    rollout = gold_rollout(Prompt(0, tiny_renderer().prompt("31="), "31=", "13", gold), limit)
+    assert rollout.tokens.tolist() == gold[:tokens].tolist()
+    assert (rollout.finish, rollout.writer, rollout.text, rollout.logprobs) == (finish, Writer.DATASET, "13", None)
+    assert rollout.versions.tolist() == [-1] * tokens
+
+
+def test_an_example_is_a_rollout_of_its_labels() -> None:
+    rollout = Example(np.arange(5, dtype=np.int32), 2).as_rollout()
+    assert (rollout.prompt.tokens.tolist(), rollout.tokens.tolist()) == ([0, 1], [2, 3, 4])
+    assert (rollout.finish, rollout.writer, rollout.logprobs) == (Finish.STOP, Writer.DATASET, None)
