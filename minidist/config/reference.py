@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -68,9 +69,8 @@ class _Page:
         for stage, config in CONFIGS.items():
             self._collect(stage, config, "")
         self._titles = {sections: self._title(sections) for sections in self._uses}
-        self._members: dict[
-            type[Section], str
-        ] = {}  # The heading of each member of a union, under the first union that has it.
+        # Each member of a union has one heading, under the first union that it is in.
+        self._members: dict[type[Section], str] = {}
         for sections, title in self._titles.items():
             for member, label in (_labels(sections) if len(sections) > 1 else {}).items():
                 self._members.setdefault(member, f"`{_path(title)}.{label}`")
@@ -107,17 +107,22 @@ class _Page:
     def _union(self, sections: Sections, title: str) -> str:
         """A table of the members, one of the keys that several of them share, and one for each member's other keys."""
         labels, path = _labels(sections), _path(title)
-        links = [f"| [`{label}`](#{_anchor(self._members[each])}) | {_cell(_doc(each))} |" for each, label in labels.items()]
-        text = "\n".join(["One of these:\n", "| | meaning |", "|---|---|", *links]) + "\n"
         here = [section for section in sections if self._members[section].startswith(f"`{path}.")]
         counts = Counter(row for section in here for row in self._rows(section))
         shared = [row for row, count in counts.items() if count >= _SHARED]
+        tables = {section: table for section in here if (table := self._table(section, shared))}
+        rows = []
+        for section, label in labels.items():
+            linked = section in tables or section not in here
+            name = f"[`{label}`](#{_anchor(self._members[section])})" if linked else f"`{label}`"
+            rows.append(f"| {name} | {_cell(_doc(section))} |")
+        text = "\n".join(["One of these:\n", "| | meaning |", "|---|---|", *rows]) + "\n"
         if shared:
             values = {each: label.partition(": ")[2] for each, label in labels.items()}
             holders = [", ".join(f"`{values[each]}`" for each in here if row in self._rows(each)) for row in shared]
             table = "\n".join(f"{row} {of} |" for row, of in zip(shared, holders, strict=True))
             text += f"\nKeys that several of them share:\n\n{_HEADER[0]} of |\n{_HEADER[1]}---|\n{table}\n"
-        return text + "".join(f"\n{_heading(4, self._members[each], each)}{self._table(each, shared)}" for each in here)
+        return text + "".join(f"\n{_heading(4, self._members[each], each)}{table}" for each, table in tables.items())
 
     def _table(self, section: type[Section], without: Sequence[str] = ()) -> str:
         rows = [row for row in self._rows(section) if row not in without]
@@ -141,8 +146,9 @@ class _Page:
         if (sections := sections_in(annotation)) and origin is not dict:
             title = self._titles[sections]
             return f"[`{_path(title)}`](#{_anchor(title)})" + (" or null" if NoneType in parts else "")
-        if origin is Literal:
-            return ", ".join(f"`{part if isinstance(part, str) else json.dumps(part)}`" for part in parts)
+        if origin is Literal or (isinstance(annotation, type) and issubclass(annotation, Enum)):
+            values = parts or [member.value for member in annotation]
+            return ", ".join(f"`{value if isinstance(value, str) else json.dumps(value)}`" for value in values)
         if origin is dict:
             title = self._titles.get(sections)
             mapping = "mapping" if parts[1] is Any else f"NAME: {self._type(parts[1], [])}"
@@ -175,7 +181,7 @@ def _is_fixed(field: FieldInfo) -> bool:
 
 def _bounds(metadata: list[Any]) -> str:
     found = [(text, getattr(constraint, name, None)) for constraint in metadata for name, text in _BOUNDS.items()]
-    return "".join(text.format(limit) for text, limit in found if limit is not None)
+    return " and".join(text.format(limit) for text, limit in found if limit is not None)
 
 
 def _default(field: FieldInfo, sections: Sections) -> str:
