@@ -153,7 +153,7 @@ class Cells:
             self._examiner = Examiner(
                 HeldOut(self._plan.test, self._config.evaluation.test.task is not None),
                 teachers,
-                Sampling(self._plan.max_new_tokens),
+                Sampling(max_new_tokens=self._plan.max_new_tokens),
                 seeds=self._config.evaluation.seeds,
                 tolerance_nats=self._tolerance,
             )

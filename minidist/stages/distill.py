@@ -204,7 +204,7 @@ def _examiner(config: DistillConfig, plan: DistillPlan, teachers: Teachers | Non
     return Examiner(
         HeldOut(plan.validation_prompts, config.data.validation is not None and config.data.validation.task is not None),
         teachers,
-        Sampling(config.rollout.max_new_tokens),
+        Sampling(max_new_tokens=config.rollout.max_new_tokens),
         seeds=[config.run.seed],
         tolerance_nats=tolerance_nats,
     )

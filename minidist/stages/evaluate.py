@@ -35,7 +35,7 @@ async def evaluate(run: StageRun[EvaluateConfig, EvaluatePlan], roles: Roles) ->
     examiner = Examiner(
         HeldOut(run.plan.prompts, config.data.test.task is not None, run.plan.questions),
         teacher,
-        Sampling(config.rollout.max_new_tokens, no_repeat_ngram_size=config.rollout.no_repeat_ngram_size),
+        Sampling(max_new_tokens=config.rollout.max_new_tokens, no_repeat_ngram_size=config.rollout.no_repeat_ngram_size),
         seeds=config.seeds or [config.run.seed],
         tolerance_nats=config.canaries.logprob_tolerance(config.dtype),
     )

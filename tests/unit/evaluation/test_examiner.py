@@ -14,7 +14,7 @@ from tests.support.tiny import random_rollouts
 
 DIVERGENCES = ("reverse_kl", "reverse_kl_per_sequence", "forward_kl", "forward_kl_per_sequence")
 PROMPTS = [rollout.prompt for rollout in random_rollouts([(2, 3), (4, 5)])]
-PLAIN = Sampling(16)
+PLAIN = Sampling(max_new_tokens=16)
 
 
 class Measuring:
