@@ -102,7 +102,7 @@ def test_figures_are_means_over_seeds_with_their_spread() -> None:
 
 
 def test_figures_are_recorded_in_order_with_the_curve_apart() -> None:
-    figures = asyncio.run(examiner_of(Recording(), sampling=Sampling(40), seeds=[5, 7]).examine(Recording(), Recording()))
+    figures = asyncio.run(examiner_of(Recording(), sampling=Sampling(max_new_tokens=40), seeds=[5, 7]).examine(Recording(), Recording()))
     text = ("length_mean_tokens", "truncated_frac", "repetition_frac", "distinct_4")
     assert list(to_record(figures)) == [
         *(f"{name}{suffix}" for name in DIVERGENCES for suffix in ("", "_sd", "_se")),
@@ -113,7 +113,7 @@ def test_figures_are_recorded_in_order_with_the_curve_apart() -> None:
 
 def test_answers_without_repeated_ngrams_are_drawn_apart_from_those_of_the_divergences() -> None:
     teacher, student = Recording(), Recording()
-    examiner = examiner_of(teacher, sampling=Sampling(16, no_repeat_ngram_size=6), seeds=[5])
+    examiner = examiner_of(teacher, sampling=Sampling(max_new_tokens=16, no_repeat_ngram_size=6), seeds=[5])
     figures = asyncio.run(examiner.examine(student, student))
     assert student.asked == [(5, None), (5, 6)] and teacher.asked == [(5, None)]
     assert figures["length_mean_tokens"].mean == 6 and figures["reverse_kl_per_sequence"].mean == 2.0 * 4

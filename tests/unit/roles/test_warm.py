@@ -26,7 +26,7 @@ CONFIG = DistillConfig.model_validate(
         "cluster": {"rollout": {"actors": 2}},
     }
 )
-PLAN: Any = SimpleNamespace(renderer=tiny_renderer(), vocabulary=13, max_tokens=48, longest=48)
+PLAN: Any = SimpleNamespace(renderer=tiny_renderer(), vocabulary=13, max_tokens=48, longest=48, cache=None)
 
 
 class Held:
