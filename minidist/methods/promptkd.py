@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from minidist.config.distill import DistillConfig
 from minidist.config.learner import LearnerConfig
-from minidist.config.teacher import SoftPromptConfig
+from minidist.config.teacher import PromptedTeacherConfig, SoftPromptConfig
 from minidist.data.batching import MicroBatch
 from minidist.data.rendering import Renderer
 from minidist.errors import ConfigError, DivergedError
@@ -30,9 +30,9 @@ _NAME = "teacher_prompt"
 
 def prompt_lines(config: DistillConfig, renderer: Renderer, teacher: PretrainedConfig) -> list[str]:
     """The plan's lines on the prompt, if there is one. Raises ConfigError where it cannot start, or does not fit."""
-    prompt = config.teacher.prompt
-    if prompt is None:
+    if not isinstance(config.teacher, PromptedTeacherConfig):
         return []
+    prompt = config.teacher.prompt
     if not renderer.tokenizer.encode(prompt.text, add_special_tokens=False):
         raise ConfigError(f"teacher.prompt.text {prompt.text!r} has no tokens to start from; write a few words")
     length = config.data.max_prompt_tokens + config.rollout.max_new_tokens + prompt.tokens

@@ -1,7 +1,7 @@
 """Whether models, texts and lists fit one another and the engines, from their configurations alone."""
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minidist.config import DistillConfig
 from minidist.config.rollout import RolloutConfig
@@ -69,9 +69,7 @@ def check_kernel(config: DistillConfig) -> None:
 
 def check_classes(config: DistillConfig, vocabulary: int) -> None:
     """No list is longer than the vocabulary."""
-    named: dict[str, Any] = {"objective": config.objective}
-    named |= {f"streams.{name}.objective": stream.objective for name, stream in config.streams.items()}
-    asked = {f"{key}.top_k": each.top_k for key, each in named.items() if getattr(each, "support", None) not in (None, "full")}
+    asked = {f"{key}.top_k": each.listed for key, each in config.objectives.items() if each.listed is not None}
     if config.teacher.payload == "top_k" and "top_k" in config.teacher.model_fields_set:
         asked["teacher.top_k"] = config.teacher.top_k
     for key, count in asked.items():

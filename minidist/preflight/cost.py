@@ -6,6 +6,7 @@ from minidist.cluster import machine
 from minidist.config import DistillConfig, SftConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.learner import LearnerConfig
+from minidist.config.teacher import LocalTeacherConfig, VLLMTeacherConfig
 from minidist.preflight.memory import (
     BYTES,
     GIB,
@@ -73,7 +74,7 @@ def role_needs(
         gpu=gpu is not None,
         teacher_head=head if config.teacher.payload == "hidden" else None,
     )
-    if config.teacher.placement == "learner":
+    if config.teacher.learns:
         tokens = _micro_tokens(config.learner, longest)
         learner = with_tutor(learner, teacher, config.learner, dtype=config.teacher.dtype, tokens=tokens, gpu=gpu is not None)
     if not config.asks_engines:
@@ -100,9 +101,9 @@ def _teacher_needs(config: DistillConfig, shape: Shape, longest: int, gpu: int |
     common = {"role": "teacher", "dtype": teacher.dtype, "devices": role.actors * split, "split": split}
     if not config.asks_actors:
         return []  # there is none, or the learner holds it
-    if teacher.backend in ("server", "cache"):
+    if not isinstance(teacher, LocalTeacherConfig):
         return []  # its memory is somebody else's, or there is none
-    if teacher.backend == "vllm":
+    if isinstance(teacher, VLLMTeacherConfig):
         return [engine_need(shape=shape, config=teacher, longest=longest, gpu=gpu, scores_prompts=True, **common)]
     tokens = max(teacher.batch_tokens, longest)
     scorer = hf_need(shape=shape, tokens=tokens, logits=teacher.payload != "hidden", **common)
@@ -164,7 +165,7 @@ def _traffic(
 def step_bytes(config: DistillConfig, student: Shape, teacher: Shape) -> tuple[int, int]:
     """Bytes of a step's scores, at most, and of one publication of the student's weights."""
     weights = student.parameters * BYTES[config.student.dtype] if config.asks_engines else 0
-    if config.teacher.placement == "learner":
+    if config.teacher.learns:
         return 0, weights
     answers = config.rollout.prompts_per_step * config.rollout.samples_per_prompt * config.rollout.max_new_tokens
     return answers * score_bytes_per_token(config.teacher, teacher.hidden), weights
@@ -221,7 +222,7 @@ def _fix(config: SftConfig | DistillConfig, need: Need) -> str:
     widest = max(need.parts, key=lambda part: need.parts[part] if part != "cache" else 0)
     if need.role == "learner":
         return _fix_learner(config.learner, config.cluster, widest)
-    if need.role == "rollout" or (isinstance(config, DistillConfig) and config.teacher.backend == "vllm"):
+    if need.role == "rollout" or (isinstance(config, DistillConfig) and isinstance(config.teacher, VLLMTeacherConfig)):
         split = f"cluster.{need.role}.tensor_parallel"
         return f"raise {need.role}.gpu_memory_utilization or {split}, or lower {need.role}.max_sequences"
     if widest in ("activations", "logits"):

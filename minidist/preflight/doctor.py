@@ -24,7 +24,7 @@ from minidist.config import Config, DistillConfig, ScoreConfig, SftConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.learner import LearnerConfig
 from minidist.config.rollout import RolloutConfig
-from minidist.config.teacher import TeacherConfig
+from minidist.config.teacher import HFTeacherConfig, TeacherConfig
 
 _REPOSITORY = Path(__file__).parents[1]
 _PACKAGES = ("torch", "transformers", "vllm", "ray", "deepspeed", "datasets", "peft", "accelerate", "safetensors")
@@ -226,7 +226,7 @@ def uses(config: Config | None) -> Iterator[Finding]:
     rollout = config.rollout if config else RolloutConfig()
     over = _over(cluster.rollout.tensor_parallel)
     yield Finding("rollout", f"{cluster.rollout.actors} × {rollout.engine}, {dtype}{over}")
-    yield _teacher(config.teacher if config else TeacherConfig(model="teacher"), cluster)
+    yield _teacher(config.teacher if config else HFTeacherConfig(model="teacher"), cluster)
 
 
 def _teacher(teacher: TeacherConfig, cluster: ClusterConfig) -> Finding:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import LoraConfig
 from minidist.config.rollout import RolloutConfig
-from minidist.config.teacher import TeacherConfig
+from minidist.config.teacher import LocalTeacherConfig, TeacherConfig
 from minidist.errors import ModelError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def kv_bytes_per_token(shape: Shape, dtype: str, split: int = 1) -> int:
 def engine_need(
     role: str,
     shape: Shape,
-    config: RolloutConfig | TeacherConfig,
+    config: RolloutConfig | LocalTeacherConfig,
     *,
     dtype: str,
     devices: int,

@@ -7,7 +7,7 @@ from minidist.cluster.cluster import check_machine
 from minidist.config import Config, DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.data import RenderConfig, SourceConfig
 from minidist.config.models import ModelConfig
-from minidist.config.teacher import TeacherConfig
+from minidist.config.teacher import CacheTeacherConfig, ServerTeacherConfig, TeacherConfig, VLLMTeacherConfig
 from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, read_examples, read_prompts
@@ -127,7 +127,7 @@ def _plan_distill(config: DistillConfig, prompts: tuple[list[Prompt], int] | Non
         plan.validation_prompts, skipped = _read_prompts(held_out, plan.renderer, config.data, gold=replayed)
         plan.lines.append(_rows("validation", held_out, len(plan.validation_prompts), skipped))
     _plan_streams(config, plan, context_length(student))
-    if config.teacher.backend == "cache":
+    if isinstance(config.teacher, CacheTeacherConfig):
         plan.cache = open_cache(config, plan.renderer, vocabulary=plan.vocabulary, prompts=plan.prompts, streams=plan.streams)
         plan.lines.append(f"teacher's scores: {len(plan.cache):,} rows in {config.teacher.cache}, no process")
     texts = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
@@ -163,16 +163,16 @@ def _plan_teacher(config: DistillConfig | ScoreConfig, plan: Plan, model: "Pretr
     """Lines on a teacher that transformers does not run, checked."""
     from minidist.models.heads import vocabulary_size
 
-    backend, vocabulary = config.teacher.backend, plan.vocabulary or 0
-    if backend in ("hf", "cache"):
+    vocabulary = plan.vocabulary or 0
+    if config.teacher.cuts_padding:
         if isinstance(config, DistillConfig) and config.teacher_mix > 0 and config.rollout.engine == "vllm":
             check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
         return []
     lines: list[str] = []
-    if backend == "vllm":
+    if isinstance(config.teacher, VLLMTeacherConfig):
         check_heads_on_cpu(model, "teacher.model", config.cluster.gpus, "teacher.backend=hf")
         check_split(model, "teacher.model", config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
-    else:
+    if isinstance(config.teacher, ServerTeacherConfig):
         from minidist.preflight.server import check_server
 
         width, streams = vocabulary_size(model), config.streams.values() if isinstance(config, DistillConfig) else ()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from minidist.config import DistillConfig, ScoreConfig
 from minidist.config.data import ScoreDataConfig, ScoreSourceConfig
+from minidist.config.teacher import CacheTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, gold_rollout, read_examples, read_prompts
 from minidist.errors import ConfigError
@@ -75,7 +76,7 @@ def open_cache(
     streams: Mapping[str, Sequence[Example]],
 ) -> ScoreCache:
     """teacher.cache, which serves this run: every row that it can draw is there. Raises ConfigError or DataError if not."""
-    assert config.teacher.cache is not None
+    assert isinstance(config.teacher, CacheTeacherConfig)
     check_origin(config.teacher.cache, origin_of(config.teacher, renderer.tokenizer, vocabulary))
     cache = ScoreCache(config.teacher.cache)
     gold = [stream for stream in config.streams.values() if stream.writer == "dataset" and stream.objective.needs is not None]

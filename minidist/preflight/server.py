@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from minidist.config.teacher import ServerConfig, TeacherConfig
+from minidist.config.teacher import ServerConfig, ServerTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import ConfigError, ModelError, RoleError
 from minidist.teachers.payload import classes_asked
@@ -16,13 +16,12 @@ _TIMEOUT_S = 20.0
 
 
 def check_server(
-    config: TeacherConfig, renderer: Renderer, *, prompt: Prompt, tokens: int, width: int, vocabulary: int
+    config: ServerTeacherConfig, renderer: Renderer, *, prompt: Prompt, tokens: int, width: int, vocabulary: int
 ) -> list[str]:
     """Lines of the plan on the server; ConfigError or ModelError, in a sentence, if it cannot be the teacher.
 
     `prompt` is one of the run's, `tokens` its longest sequence; `width` counts the rows of the teacher's softmax.
     """
-    assert config.server is not None
     try:
         with httpx.Client(base_url=address(config.server), headers=headers(config.server), timeout=_TIMEOUT_S) as client:
             card = _served(client, config)
@@ -39,9 +38,8 @@ def check_server(
     return [f"teacher served as {card['id']} at {address(config.server)}", *compared]
 
 
-def _served(client: httpx.Client, config: TeacherConfig) -> dict[str, Any]:
+def _served(client: httpx.Client, config: ServerTeacherConfig) -> dict[str, Any]:
     """What the server says of the teacher's model."""
-    assert config.server is not None
     answer = client.get("/v1/models")
     if answer.status_code in (401, 403):
         raise ConfigError(refusal(config, answer, 0))
@@ -86,7 +84,7 @@ def _compare_tokens(client: httpx.Client, model: str, renderer: Renderer, text: 
     return []
 
 
-def _check_scores(client: httpx.Client, model: str, config: TeacherConfig, prompt: Prompt, classes: int) -> None:
+def _check_scores(client: httpx.Client, model: str, config: ServerTeacherConfig, prompt: Prompt, classes: int) -> None:
     """Two tokens are scored as the run will have them scored: the server's limits show, and whether it can at all."""
     pair = [int(token) for token in (*prompt.tokens[:1], *prompt.tokens[-1:])]
     answer = client.post(COMPLETIONS, json=scoring(model, pair, classes))

@@ -1,35 +1,9 @@
 """Health alarms: how on-policy distillation goes wrong while its loss falls, noticed from a step's metrics."""
 
-from dataclasses import dataclass
 from typing import Any
 
-from minidist.config.canaries import AlarmName, CanaryConfig
+from minidist.config.canaries import ALARMS, Alarm, CanaryConfig
 from minidist.run.tracking import log
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """Raised when a metric is beyond `canaries.alarm_<name>`: above it, or below. `relative`: as a share of the value that the
-    metric had in the run's first step."""
-
-    name: AlarmName
-    metric: str
-    text: str
-    below: bool = False
-    relative: bool = False
-
-
-ALARMS = (
-    Alarm("length", "rollout/length_mean_tokens", "length collapse", below=True, relative=True),
-    Alarm("truncated", "rollout/truncated_frac", "truncated answers"),
-    Alarm("repetition", "rollout/repetition_frac", "repetition"),
-    Alarm("distinct", "rollout/distinct_4", "loss of diversity", below=True, relative=True),
-    Alarm("clip", "policy/clip_frac", "clipped tokens"),
-    Alarm("weight_max", "policy/weight_max", "large importance weight"),
-    Alarm("weight_min", "policy/weight_min", "small importance weight", below=True),
-    Alarm("disliked", "policy/disliked_frac", "tokens the teacher dislikes"),
-    Alarm("age", "age/updates_max", "old samples"),
-)
 
 
 class Alarms:
@@ -43,19 +17,18 @@ class Alarms:
     def look(self, step: int, metrics: dict[str, float]) -> list[str]:
         """Raise what is to be raised; the alarms of `canaries.stop_on` that ring in this step, new or not, as sentences."""
         stopping = []
-        for alarm in ALARMS:
-            if (text := self._rings(alarm, metrics)) is None:
+        for name, alarm in ALARMS.items():
+            if (text := self._rings(alarm, self._config.limit(name), metrics)) is None:
                 continue
             text = f"{alarm.text} at step {step}: {text}"
             if not any(known.startswith(f"{alarm.text} at ") for known in self.raised):
                 self.raised.append(text)
                 log.warning("ALARM %s", text)
-            if alarm.name in self._config.stop_on:
-                stopping.append(f"{text} (canaries.alarm_{alarm.name})")
+            if name in self._config.stop_on:
+                stopping.append(f"{text} (canaries.alarm_{name})")
         return stopping
 
-    def _rings(self, alarm: Alarm, metrics: dict[str, float]) -> str | None:
-        limit: float | None = getattr(self._config, f"alarm_{alarm.name}")
+    def _rings(self, alarm: Alarm, limit: float | None, metrics: dict[str, float]) -> str | None:
         if limit is None or alarm.metric not in metrics:
             return None
         value = metrics[alarm.metric]
