@@ -1,5 +1,6 @@
 """Typed configuration: YAML and dotted overrides in, one frozen object out. Imports no torch, ray, vllm or deepspeed."""
 
+from minidist.config.changes import difference
 from minidist.config.compare import CompareConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.evaluate import EvaluateConfig
@@ -19,6 +20,7 @@ __all__ = [
     "ScoreConfig",
     "SftConfig",
     "ToyConfig",
+    "difference",
     "dump",
     "load",
 ]

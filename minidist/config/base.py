@@ -1,9 +1,24 @@
-"""What all sections share: unknown keys are refused, values do not change once read."""
+"""Base of all sections: unknown keys are refused, and values do not change after they are read."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from minidist.config.sentence import sentence
+
+FREE = "may change when a run resumes"
+"""Mark of a field, as in Annotated[int, FREE], whose value changes no number of a run beyond rounding."""
 
 
 class Section(BaseModel):
     """A part of the configuration."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @classmethod
+    def parse(cls, **options: Any) -> Self:
+        """The section with these options, for functions that are called without one. Raises ValueError with one sentence."""
+        try:
+            return cls(**options)
+        except ValidationError as error:
+            raise ValueError(sentence(error, cls)) from None

@@ -1,47 +1,75 @@
 """`canaries`: checks that stop a run, and alarms of its health."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from minidist.config.base import Section
+from minidist.config.base import FREE, Section
 
-AlarmName = Literal["length", "truncated", "repetition", "distinct", "clip", "weight_max", "weight_min", "disliked", "age"]
+
+@dataclass(frozen=True)
+class Alarm:
+    """Mark of the field that holds the limit of an alarm; the alarm is raised when a metric of a step exceeds the limit.
+
+    Args:
+        metric: name of the metric.
+        text: the alarm in the log.
+        below: the alarm is raised when the metric is below the limit, not above.
+        relative: the limit is a share of the metric in the first step of the run.
+    """
+
+    metric: str
+    text: str
+    below: bool = False
+    relative: bool = False
+
+
+_LENGTH = Alarm("rollout/length_mean_tokens", "length collapse", below=True, relative=True)
+_TRUNCATED = Alarm("rollout/truncated_frac", "truncated answers")
+_REPETITION = Alarm("rollout/repetition_frac", "repetition")
+_DISTINCT = Alarm("rollout/distinct_4", "loss of diversity", below=True, relative=True)
+_CLIP = Alarm("policy/clip_frac", "clipped tokens")
+_WEIGHT_MAX = Alarm("policy/weight_max", "large importance weight")
+_WEIGHT_MIN = Alarm("policy/weight_min", "small importance weight", below=True)
+_DISLIKED = Alarm("policy/disliked_frac", "tokens the teacher dislikes")
+_AGE = Alarm("age/updates_max", "old samples")
 
 
 class CanaryConfig(Section):
-    """Checks that stop a run whose numbers look right but are not, and alarms of its health."""
+    """Checks that stop a run with plausible but wrong numbers, and alarms of its health."""
 
     every: int = Field(default=20, ge=1)
-    """Steps between checks of a batch; the first batch is always checked, and every weight sync is proved."""
+    """Steps between checks of a batch. The first batch is always checked, and every weight transfer is verified."""
     logprob_tolerance_nats: float | None = Field(default=None, gt=0)
-    """Largest mean difference between the engine's and the learner's log-probabilities of the same tokens. None: 1e-3 in
-    float32, 0.05 in 16 bits."""
+    """Largest mean difference between the log-probabilities of the same tokens from engine and learner. None: 1e-3 in float32,
+    0.05 in 16 bits."""
     sync_tolerance_nats: float | None = Field(default=None, gt=0)
-    """The same for the probe after a weight sync, largest difference. None: 5e-3 in float32, 0.5 in 16 bits."""
+    """Largest difference of the probe's log-probabilities after a weight transfer. None: 5e-3 in float32, 0.5 in 16 bits."""
     uniform_margin: float = Field(default=0.02, ge=0, lt=1)
-    """A teacher whose mean log-probability is within this share of -ln V is taken for an untrained one."""
-    alarm_length: float | None = Field(default=0.5, gt=0)
-    """Mean length below this share of the first step's raises an alarm. None switches an alarm off, this one and each below."""
-    alarm_truncated: float | None = Field(default=0.5, gt=0, le=1)
-    """Share of truncated answers above which one is raised."""
-    alarm_repetition: float | None = Field(default=0.5, gt=0, le=1)
-    """Share of 4-grams that an answer wrote before, above which one is raised."""
-    alarm_distinct: float | None = Field(default=0.5, gt=0)
-    """Distinct 4-grams among all of a step's, below this share of the first step's: the answers become one another."""
-    alarm_clip: float | None = Field(default=0.5, ge=0, le=1)
-    """Share of a policy gradient's tokens whose ratio is clipped, and which teach nothing."""
-    alarm_weight_max: float | None = Field(default=10.0, gt=0)
-    """Largest importance weight of a token; those of teacher-mixed sampling are at most 1 / (1 - teacher_mix)."""
-    alarm_weight_min: float | None = Field(default=1e-4, gt=0)
-    """Smallest importance weight of a token: one that the student would hardly ever have written."""
-    alarm_disliked: float | None = Field(default=0.5, ge=0, le=1)
-    """Share of sampled tokens that the teacher finds less than a sixth as likely as the student does."""
-    alarm_age: float | None = Field(default=16.0, ge=0)
-    """Optimizer steps between the weights that wrote a token and those it is used on."""
-    stop_on: list[AlarmName] = Field(default=[])
-    """Alarms that end the run: after the step it leaves a checkpoint, as with Ctrl-C, and exits with code 1. Which limits there
-    are and which of them stop a run may differ when it goes on."""
+    """A teacher whose mean log-probability is within this share of -ln V is taken for an untrained model."""
+    alarm_length: Annotated[float | None, _LENGTH, FREE] = Field(default=0.5, gt=0)
+    """Least mean length, as a share of the first step's. None switches the alarm off, here and in all fields below."""
+    alarm_truncated: Annotated[float | None, _TRUNCATED, FREE] = Field(default=0.5, gt=0, le=1)
+    """Largest share of truncated answers."""
+    alarm_repetition: Annotated[float | None, _REPETITION, FREE] = Field(default=0.5, gt=0, le=1)
+    """Largest share of 4-grams that repeat an earlier 4-gram of the same answer."""
+    alarm_distinct: Annotated[float | None, _DISTINCT, FREE] = Field(default=0.5, gt=0)
+    """Least share of distinct 4-grams among all 4-grams of a step, as a share of the first step's: below it, answers become
+    alike."""
+    alarm_clip: Annotated[float | None, _CLIP, FREE] = Field(default=0.5, ge=0, le=1)
+    """Largest share of tokens whose ratio is clipped in a policy gradient, and which get no gradient."""
+    alarm_weight_max: Annotated[float | None, _WEIGHT_MAX, FREE] = Field(default=10.0, gt=0)
+    """Largest importance weight of a token; with teacher-mixed sampling weights are at most 1 / (1 - teacher_mix)."""
+    alarm_weight_min: Annotated[float | None, _WEIGHT_MIN, FREE] = Field(default=1e-4, gt=0)
+    """Least importance weight of a token: smaller weights belong to tokens that the student would hardly ever write."""
+    alarm_disliked: Annotated[float | None, _DISLIKED, FREE] = Field(default=0.5, ge=0, le=1)
+    """Largest share of sampled tokens with less than a sixth of the student's probability under the teacher."""
+    alarm_age: Annotated[float | None, _AGE, FREE] = Field(default=16.0, ge=0)
+    """Most optimizer steps between the weights that wrote a token and the weights that are trained on it."""
+    stop_on: Annotated[list[str], FREE] = Field(default=[])
+    """Alarms that stop the run, by the end of their field's name (length, truncated, ...): after the step the run writes a
+    checkpoint, as with Ctrl-C, and exits with code 1."""
 
     def logprob_tolerance(self, *dtypes: str) -> float:
         """logprob_tolerance_nats, or its default for the coarsest of the precisions in use."""
@@ -52,13 +80,29 @@ class CanaryConfig(Section):
         return _tolerance(self.sync_tolerance_nats, dtypes, float32=5e-3, sixteen_bits=0.5)
 
     @model_validator(mode="after")
-    def _can_ring(self) -> "CanaryConfig":
+    def _stops_on_alarms_with_a_limit(self) -> "CanaryConfig":
         for name in self.stop_on:
-            if getattr(self, f"alarm_{name}") is None:
+            if name not in ALARMS:
+                raise ValueError(f"canaries.stop_on names {name!r}; the alarms are {', '.join(ALARMS)}")
+            if self.limit(name) is None:
                 raise ValueError(
-                    f"canaries.stop_on names {name}, and canaries.alarm_{name} is null: set its limit, or take the name out"
+                    f"canaries.stop_on names {name}, and canaries.alarm_{name} is null: set canaries.alarm_{name}, or take the "
+                    "name out"
                 )
         return self
+
+    def limit(self, name: str) -> float | None:
+        """The limit of an alarm."""
+        return getattr(self, f"alarm_{name}")
+
+
+ALARMS: dict[str, Alarm] = {
+    name.removeprefix("alarm_"): mark
+    for name, field in CanaryConfig.model_fields.items()
+    for mark in field.metadata
+    if isinstance(mark, Alarm)
+}
+"""All alarms, by the end of their field's name."""
 
 
 def _tolerance(configured: float | None, dtypes: tuple[str, ...], *, float32: float, sixteen_bits: float) -> float:

@@ -1,4 +1,4 @@
-"""`cluster`: where the roles live, how many there are of each, and what each is given."""
+"""`cluster`: where the actors of each role run, how many there are, and their CPUs and GPUs."""
 
 import math
 from typing import Literal
@@ -12,22 +12,22 @@ Placement = Literal["pack", "spread", "strict_pack", "strict_spread"]
 
 
 class RoleConfig(Section):
-    """What each actor of a role is given."""
+    """Resources of each actor of a role."""
 
     cpus: float | None = Field(default=None, gt=0)
-    """CPUs that Ray sets aside for an actor, whole or a share of one. None: an equal part of the machine's cores, or 1 on a
-    cluster that was joined."""
+    """CPUs that Ray reserves for an actor, whole or a fraction of one. None: an equal part of the machine's cores, or 1 on a
+    joined cluster."""
     gpus: float | None = Field(default=None, ge=0)
-    """GPUs of an actor: whole devices, or a share below 1 of one. None: its part of cluster.gpus."""
+    """GPUs of an actor: whole devices, or a fraction below 1 of one. None: an equal part of cluster.gpus."""
 
     @property
     def processes(self) -> int:
-        """Actors of this role in all."""
+        """Total number of processes of the role."""
         return 1
 
     @property
     def devices(self) -> int:
-        """Whole devices one actor computes on, when it has GPUs at all."""
+        """Whole devices that one actor needs, if it has GPUs."""
         return 1
 
 
@@ -35,7 +35,7 @@ class RolloutRoleConfig(RoleConfig):
     """Rollout engines."""
 
     actors: int = Field(default=1, ge=1)
-    """Engines that write side by side; prompt i of a step is always written by engine i modulo their number."""
+    """Engines that write in parallel; prompt i of a step always goes to engine i modulo their number."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Devices (processes, on a CPU) over which vLLM splits each engine's model."""
 
@@ -52,11 +52,11 @@ class TeacherRoleConfig(RoleConfig):
     """Frozen teachers."""
 
     actors: int = Field(default=1, ge=1)
-    """Teachers that score side by side."""
+    """Teachers that score in parallel."""
     tensor_parallel: int = Field(default=1, ge=1)
-    """teacher.backend vllm: devices (processes, on a CPU) over which vLLM splits each teacher that is larger than one."""
+    """teacher.backend vllm: devices (processes, on a CPU) over which vLLM splits each teacher."""
     shards: int = Field(default=1, ge=1)
-    """teacher.backend hf: processes, each on a device of its own, over which ZeRO-3 partitions each teacher's parameters."""
+    """teacher.backend hf: processes, each on its own device, over which ZeRO-3 partitions the parameters of each teacher."""
 
     @property
     def processes(self) -> int:
@@ -71,7 +71,7 @@ class LearnerRoleConfig(RoleConfig):
     """The learner's ranks."""
 
     ranks: int = Field(default=1, ge=1)
-    """Processes that share the learner's work, each on a device of its own; learner.zero_stage says what they partition."""
+    """Data-parallel processes of the learner, each on its own device; learner.zero_stage sets what they partition."""
 
     @property
     def processes(self) -> int:
@@ -79,27 +79,27 @@ class LearnerRoleConfig(RoleConfig):
 
 
 class ClusterConfig(Section):
-    """Where the roles live, how many there are of each, and what each is given."""
+    """Where the actors of each role run, how many there are, and their CPUs and GPUs."""
 
     roles: Literal["ray", "local"] = "ray"
-    """Ray actors, or plain objects in this process (for debugging, and for small supervised runs)."""
+    """ray: Ray actors. local: plain objects in this process, for debugging and small supervised runs."""
     address: str | None = None
-    """A running Ray cluster to join (`auto` finds it); None starts one on this machine and ends it with the run."""
+    """Address of a running Ray cluster to join; `auto` finds a local one. None: start a cluster on this machine for the run."""
     gpus: int = Field(default=0, ge=0)
-    """GPUs of this run; 0 runs everything on the CPU. Each actor gets whole devices where there are enough for all, else an
-    equal share of one."""
+    """GPUs of this run; 0 runs everything on CPUs. Each actor gets whole devices if there are enough for all actors, else an
+    equal fraction of one."""
     gpu_gib: float | None = Field(default=None, gt=0)
-    """Memory of one GPU, GiB, for the plan of a run on GPUs that this machine does not have. None: what is there."""
+    """Memory of one GPU, GiB, to plan a run for GPUs that this machine does not have. None: memory of this machine's GPUs."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of an actor while it works. None: the cores divided by the actors of its role, since roles take turns at
-    staleness 0 and the actors of one role do not."""
+    """CPU threads of an actor while it works. None: cores / actors of the role, since actors of one role work at the same time
+    and roles take turns."""
     object_store_gib: float = Field(default=0.5, gt=0)
-    """Shared memory through which rollouts, scores and weights travel, GiB."""
+    """Shared memory of Ray's object store, which carries rollouts, scores and weights, GiB."""
     placement: Placement = "pack"
-    """How Ray lays the actors out over nodes: together as far as they fit (pack), apart as far as they can be (spread), or
-    one of the two without exception (strict_)."""
+    """How Ray places the actors on nodes: on few nodes (pack), on many nodes (spread), or strictly so, or else not at all
+    (strict_pack, strict_spread)."""
     start_timeout_s: float = Field(default=300, gt=0)
-    """Seconds to wait until the cluster has room for all actors."""
+    """Longest wait until the cluster has resources for all actors, seconds."""
     rollout: RolloutRoleConfig = RolloutRoleConfig()
     teacher: TeacherRoleConfig = TeacherRoleConfig()
     learner: LearnerRoleConfig = LearnerRoleConfig()
@@ -110,19 +110,19 @@ class ClusterConfig(Section):
             raise ValueError("cluster.roles local has one actor of each role; set cluster.roles=ray for more")
         for name, role in (("rollout", self.rollout), ("teacher", self.teacher), ("learner", self.learner)):
             if role.gpus is not None and role.gpus > 1 and role.gpus != int(role.gpus):
-                raise ValueError(f"cluster.{name}.gpus is {role.gpus}: a share below 1, or whole devices")
+                raise ValueError(f"cluster.{name}.gpus is {role.gpus}: set a fraction below 1, or whole devices")
             if role.devices > 1 and role.gpus is not None and 0 < role.gpus < role.devices:
                 raise ValueError(f"cluster.{name}.gpus is {role.gpus}, and each actor needs {role.devices} whole devices")
             if self.gpus and role.gpus is None and role.devices > 1 and self.gpus_of(role) < role.devices:
                 raise ValueError(
-                    f"cluster.gpus is {self.gpus}, too few for whole devices, of which each actor of cluster.{name} needs "
-                    f"{role.devices}; raise cluster.gpus, or set cluster.{name}.gpus={role.devices} and the others' shares"
+                    f"cluster.gpus is {self.gpus}, too few for whole devices, and each actor of cluster.{name} needs "
+                    f"{role.devices}; raise cluster.gpus, or set cluster.{name}.gpus={role.devices} and gpus of other roles"
                 )
         return self
 
     @property
     def processes(self) -> int:
-        """Actors of all roles; a teacher of several hf shards counts each."""
+        """Processes of all roles; each shard of a teacher counts."""
         return self.rollout.processes + self.teacher.processes + self.learner.processes
 
     def role(self, name: Role) -> RoleConfig:
@@ -130,11 +130,11 @@ class ClusterConfig(Section):
         return getattr(self, name)
 
     def gpus_of(self, role: RoleConfig) -> float:
-        """GPUs that an actor of `role` gets."""
+        """GPUs of an actor of `role`."""
         if role.gpus is not None or self.gpus == 0:
             return role.gpus or 0.0
         roles: tuple[RoleConfig, ...] = (self.rollout, self.teacher, self.learner)
         if sum(each.processes * each.devices for each in roles) <= self.gpus:
             return float(role.devices)
-        # Rounded down, so that the shares of one device never add up to more than it.
+        # Rounded down, so that the fractions of one device add up to at most 1.
         return math.floor(100 / math.ceil(self.processes / self.gpus)) / 100

@@ -1,11 +1,11 @@
-"""`compare`: one student through a list of objectives, all else being equal."""
+"""`compare`: distillations of one student that differ in their objectives, all else being equal."""
 
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from minidist.config.base import Section
+from minidist.config.base import FREE, Section
 from minidist.config.cluster import ClusterConfig
 from minidist.config.data import SourceConfig
 from minidist.config.distill import DistillConfig
@@ -13,7 +13,7 @@ from minidist.config.run import PlaceConfig
 from minidist.config.sentence import sentence
 
 _WHOLE = ("method", "objective", "prefix", "streams")
-# What the engine, the teacher and the prompts are made from: they stay while the cells change.
+# Settings of the engines, the teacher and the prompts, which all cells share.
 _SHARED = (
     *(f"student.{key}" for key in ("model", "dtype", "tokenizer", "trust_remote_code")),
     "teacher",
@@ -25,30 +25,30 @@ _SHARED = (
 
 
 class CellTestConfig(Section):
-    """What each cell is measured on at its end, at temperature 1."""
+    """How the student of each cell is evaluated at the end, at temperature 1."""
 
     test: SourceConfig
-    """Held-out prompts, with gold answers where accuracy or ROUGE-L is wanted."""
+    """Held-out prompts, with gold answers for accuracy or ROUGE-L."""
     max_new_tokens: int | None = Field(default=None, ge=1)
     """Longest answer. None: rollout.max_new_tokens of the first cell."""
     seeds: list[NonNegativeInt] = Field(default=[0], min_length=1)
-    """Sampling seeds of the answers, the same for every cell; figures are means over them."""
+    """Sampling seeds of the answers, the same for all cells; figures are means over the seeds."""
 
 
 class CompareConfig(Section):
-    """Cells times seeds: each a distillation of its own in run.directory/cells/NAME-seedN, all of them with the same engine,
-    teacher and learner processes. Cells and seeds may be added later; finished ones are not run again."""
+    """Runs every cell with every seed, each as a distillation in run.directory/cells/NAME-seedN, in the same engine, teacher
+    and learner processes. Cells and seeds may be added later; finished ones are not run again."""
 
     stage: Literal["compare"]
     run: PlaceConfig
-    base: dict[str, Any]
-    """What `distill` takes, but for stage, run.directory and run.seed: what the cells have in common."""
-    cells: dict[str, dict[str, Any]] = Field(min_length=1)
-    """Name to what is different: sections, or dotted keys. method, objective, prefix and streams replace those of base; a
-    dotted key and any other section change single values. A cell's method also takes the place of base's objective, prefix
-    and streams."""
-    seeds: list[NonNegativeInt] = Field(default=[0, 1, 2], min_length=1)
-    """Every cell is run once with each of these as its run.seed."""
+    base: Annotated[dict[str, Any], FREE]
+    """Configuration that the cells share: as of `distill`, without stage, run.directory and run.seed."""
+    cells: Annotated[dict[str, dict[str, Any]], FREE] = Field(min_length=1)
+    """Name of a cell to its changes of base: sections, or dotted keys. method, objective, prefix and streams replace those of
+    base; a dotted key and any other section change single values. The method of a cell also replaces objective, prefix and
+    streams of base."""
+    seeds: Annotated[list[NonNegativeInt], FREE] = Field(default=[0, 1, 2], min_length=1)
+    """Values of run.seed; every cell is run once with each."""
     evaluation: CellTestConfig
 
     @field_validator("cells")
@@ -56,36 +56,36 @@ class CompareConfig(Section):
     def _names(cls, cells: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in cells:
             if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or name == "teacher":
-                raise ValueError(f"cells.{name}: a cell's name is part of a path: letters, digits, _ - . and not teacher")
+                raise ValueError(f"cells.{name}: a cell's name is part of a path: use letters, digits, _ - . and not teacher")
         return cells
 
     @model_validator(mode="after")
     def _cells_are_runs(self) -> "CompareConfig":
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds are {self.seeds}: the same seed twice is the same run; give different ones")
+            raise ValueError(f"seeds are {self.seeds}: a repeated seed repeats the run; list each seed once")
         configs = {name: self.cell(name, self.seeds[0]) for name in self.cells}
         first = next(iter(configs))
         for name, config in configs.items():
-            if config.teacher.backend != "hf" or config.teacher.payload != "hidden":
+            if not config.teacher.live or config.teacher.payload != "hidden":
                 raise ValueError(
-                    f"cells.{name}: the cells are measured by exact divergences; set base.teacher.backend=hf and "
+                    f"cells.{name}: the students are evaluated by exact divergences; set base.teacher.backend=hf and "
                     "base.teacher.payload=hidden"
                 )
             for key in _SHARED:
-                here, there = _at(config, key), _at(configs[first], key)
-                if here != there:
+                value, shared = _at(config, key), _at(configs[first], key)
+                if value != shared:
                     raise ValueError(
-                        f"cells.{name}: {key} is {here!r}, and {there!r} in cells.{first}; the cells share the processes and "
-                        f"the data: set {key} in base alone"
+                        f"cells.{name}: {key} is {value!r}, and {shared!r} in cells.{first}; all cells share processes and "
+                        f"data: set {key} in base only"
                     )
         return self
 
     def cell(self, name: str, seed: int) -> DistillConfig:
-        """The distillation that a cell is with a seed. Raises ValueError with one sentence."""
+        """The distillation of a cell with a seed. Raises ValueError with one sentence."""
         tree = self._tree(name)
         tree["stage"] = "distill"
-        place = {"directory": self.run.directory / "cells" / f"{name}-seed{seed}", "seed": seed}
-        tree["run"] = (tree.get("run") or {}) | place | ({"overwrite": True} if self.run.overwrite else {})
+        own = {"directory": self.run.directory / "cells" / f"{name}-seed{seed}", "seed": seed}
+        tree["run"] = (tree.get("run") or {}) | own | ({"overwrite": True} if self.run.overwrite else {})
         try:
             return DistillConfig.model_validate(tree)
         except ValidationError as error:
@@ -101,14 +101,14 @@ class CompareConfig(Section):
         return self.first.cluster
 
     def _tree(self, name: str) -> dict[str, Any]:
-        """Base, changed as the cell says."""
+        """The configuration tree of a cell: base with the changes."""
         tree = merged(self.base, self.cells[name])
         for key in ("directory", "seed"):
             if key in (tree.get("run") or {}):
                 instead = {"directory": "run.directory", "seed": "seeds"}[key]
-                raise ValueError(f"cells.{name}: run.{key} is set by {instead}; take it out of base and of the cell")
+                raise ValueError(f"cells.{name}: run.{key} is set by {instead}; leave run.{key} out of base and of the cell")
         if "stage" in tree:
-            raise ValueError(f"cells.{name}: every cell is a distillation; take stage out of base and of the cell")
+            raise ValueError(f"cells.{name}: every cell is a distillation; leave stage out of base and of the cell")
         return tree
 
 
@@ -119,8 +119,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     {'objective': {'type': 'k2'}, 'run': {'steps': 2}}
     """
     tree = deepcopy(base)
-    given = {key for key in changes if "." not in key}
-    for key in _WHOLE[1:] if "method" in given else _WHOLE[:1] if "objective" in given else ():
+    for key in _WHOLE[1:] if "method" in changes else _WHOLE[:1] if "objective" in changes else ():
         tree.pop(key, None)
     for key, value in changes.items():
         if key in _WHOLE:
@@ -137,8 +136,8 @@ def _set(tree: dict[str, Any], sections: list[str], key: str, value: Any) -> Non
             tree[section] = {}
         tree = tree[section]
     if isinstance(value, dict) and isinstance(tree.get(key), dict):
-        for inner, given in value.items():
-            _set(tree[key], [], inner, given)
+        for inner, changed in value.items():
+            _set(tree[key], [], inner, changed)
     else:
         tree[key] = value
 

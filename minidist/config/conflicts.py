@@ -1,32 +1,215 @@
-"""Which sections of a configuration contradict each other."""
+"""Rules between sections: each function yields one sentence for every combination of settings that is refused."""
 
-from minidist.config.cluster import ClusterConfig, TeacherRoleConfig
-from minidist.config.learner import LearnerConfig
-from minidist.config.models import DType
-from minidist.config.teacher import TeacherConfig
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
+from minidist.types import MAIN
 
-def check_learner(learner: LearnerConfig, cluster: ClusterConfig, dtype: DType) -> None:
-    """Refuse what a learner cannot do."""
-    if learner.backend == "single" and cluster.learner.ranks > 1:
-        raise ValueError("cluster.learner.ranks above 1 need learner.backend=deepspeed")
-    if learner.offload_parameters and learner.zero_stage != 3:
-        raise ValueError(f"learner.offload_parameters needs learner.zero_stage=3, not {learner.zero_stage}")
-    if learner.offload_optimizer and learner.zero_stage == 0:
-        raise ValueError("learner.offload_optimizer needs learner.zero_stage 1, 2 or 3")
-    if learner.kernel == "liger" and not cluster.gpus:
-        raise ValueError("learner.kernel liger runs on a GPU, and cluster.gpus is 0; set learner.kernel=torch")
-    if learner.backend == "deepspeed" and learner.zero_stage == 0 and dtype != "float32":
-        raise ValueError(f"learner.zero_stage 0 keeps no float32 copy of {dtype} weights; set learner.zero_stage=1")
+if TYPE_CHECKING:
+    from minidist.config.distill import DistillConfig
+    from minidist.config.evaluate import EvaluateConfig
+    from minidist.config.objective import ObjectiveSection
+    from minidist.config.score import ScoreConfig
+    from minidist.config.sft import SftConfig
 
 
-def check_teacher_role(teacher: TeacherConfig, role: TeacherRoleConfig) -> None:
-    """Refuse a teacher that cannot be split as it is told to be."""
-    for name, backend in (("tensor_parallel", "vllm"), ("shards", "hf")):
-        if getattr(role, name) > 1 and teacher.backend != backend:
-            raise ValueError(
-                f"cluster.teacher.{name} splits a teacher of backend {backend}, not of {teacher.backend}; set it to "
-                f"1, or teacher.backend={backend}"
+def refuse(conflicts: Iterable[str]) -> None:
+    """Raise ValueError with the first conflict."""
+    for sentence in conflicts:
+        raise ValueError(sentence)
+
+
+def learner(c: "SftConfig | DistillConfig") -> Iterator[str]:
+    """Between `learner`, `cluster` and the student's precision."""
+    if c.learner.backend == "single" and c.cluster.learner.ranks > 1:
+        yield "cluster.learner.ranks above 1 need learner.backend=deepspeed"
+    if c.learner.offload_parameters and c.learner.zero_stage != 3:
+        yield f"learner.offload_parameters needs learner.zero_stage=3, not {c.learner.zero_stage}"
+    if c.learner.offload_optimizer and c.learner.zero_stage == 0:
+        yield "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3"
+    if c.learner.kernel == "liger" and not c.cluster.gpus:
+        yield "learner.kernel liger runs on a GPU, and cluster.gpus is 0; set learner.kernel=torch"
+    if c.learner.backend == "deepspeed" and c.learner.zero_stage == 0 and c.student.dtype != "float32":
+        yield f"learner.zero_stage 0 keeps no float32 copy of {c.student.dtype} weights; set learner.zero_stage=1"
+
+
+def teacher_role(c: "DistillConfig | ScoreConfig") -> Iterator[str]:
+    """Between `teacher` and `cluster.teacher`."""
+    for field, backend in (("tensor_parallel", "vllm"), ("shards", "hf")):
+        if getattr(c.cluster.teacher, field) > 1 and c.teacher.splits_by != field:
+            yield (
+                f"cluster.teacher.{field} splits a teacher of backend {backend}, not of {c.teacher.backend}; set "
+                f"cluster.teacher.{field}=1, or teacher.backend={backend}"
             )
-    if teacher.backend == "cache" and role.actors > 1:
-        raise ValueError(f"cluster.teacher.actors is {role.actors}, and teacher.backend cache starts none; leave it out")
+    if not c.teacher.live and c.cluster.teacher.actors > 1:
+        yield f"cluster.teacher.actors is {c.cluster.teacher.actors}, and teacher.backend cache starts no actors; leave it out"
+
+
+def objective(c: "DistillConfig", key: str, section: "ObjectiveSection") -> Iterator[str]:
+    """Between one objective, at a dotted key, and the teacher."""
+    listed = c.teacher.payload != "hidden"
+    if section.needs is not None and not c.teacher.payload.serves(section.needs):
+        poorer = f"teacher.payload {c.teacher.payload} is poorer than {section.demand(key)} needs"
+        yield f"{poorer}; set teacher.payload={section.needs}"
+    if section.needs is not None and listed and section.temperature != 1:
+        yield f"{key}.temperature {section.temperature:g} needs the teacher's whole distribution; set teacher.payload=hidden"
+    if listed and (section.listed or 0) > c.teacher.top_k:
+        yield (
+            f"{key}.top_k is {section.listed}, and the teacher lists {c.teacher.top_k} classes; lower it, or set "
+            f"teacher.top_k={section.listed}"
+        )
+    if key != "objective" and section.learns_from == "own_samples":
+        yield f"{key}.type {section.type} learns on the student's own samples, not on given text"
+
+
+def own_samples(c: "DistillConfig") -> Iterator[str]:
+    """Of an objective that needs the sampling probability of every token."""
+    name = f"objective.type {c.objective.type}"
+    if c.prefix.student < 1 or c.prefix.replay is not None:
+        yield f"{name} learns from samples of the current student; set prefix.student=1, without replay"
+    if c.rollout.top_p != 1:
+        yield f"{name} needs samples of the full distribution, and rollout.top_p is below 1; set rollout.top_p=1"
+    if c.rollout.temperature != c.objective.temperature:
+        yield (
+            f"rollout.temperature {c.rollout.temperature:g} and objective.temperature {c.objective.temperature:g} differ, and "
+            f"{name} weights tokens by the sampled distribution; set them equal"
+        )
+    if c.rollout.samples_per_prompt < c.objective.samples:
+        yield f"{name} compares answers to one prompt; set rollout.samples_per_prompt=4"
+    if c.objective.parts > c.answers_per_step:
+        yield (
+            f"objective.minibatches {c.objective.parts} is more than the {c.answers_per_step} rollouts of a step; lower it, or "
+            "raise rollout.prompts_per_step"
+        )
+
+
+def teacher_mix(c: "DistillConfig") -> Iterator[str]:
+    """Of teacher-mixed sampling."""
+    if c.rollout.temperature == 0:
+        yield "rollout.teacher_mix cannot mix greedy decoding, rollout.temperature 0; raise it, or set rollout.teacher_mix=0"
+    if not c.objective.on_mixture:
+        yield f"objective.type {c.objective.type} is valid on the student's own samples only; set rollout.teacher_mix=0"
+    if not c.prefix.student_writes:
+        yield "rollout.teacher_mix mixes into the student's share of the text, and prefix.student is 0; set it above 0"
+    if not c.teacher.takes_turns:
+        yield "rollout.teacher_mix needs the teacher token by token; set teacher.backend=hf or vllm, or rollout.teacher_mix=0"
+    if c.rollout.engine == "vllm" and c.cluster.teacher.shards > 1:
+        yield (
+            "rollout.teacher_mix takes turns with a teacher in vLLM, and cluster.teacher.shards splits one in transformers; "
+            "set teacher.backend=vllm with cluster.teacher.tensor_parallel, or rollout.teacher_mix=0"
+        )
+
+
+def score_cache(c: "DistillConfig") -> Iterator[str]:
+    """Of a teacher that is a cache of scores of given text."""
+    teacher_writes = any(stream.writer == "teacher" for stream in c.streams.values())
+    if c.prefix.dataset < 1 or c.prefix.replay is not None or teacher_writes:
+        yield (
+            "teacher.backend cache holds scores of given text, and prefix or a stream uses text written during training; set "
+            "prefix.student=0 and prefix.dataset=1 without replay, and no stream of writer teacher; or set teacher.backend=hf"
+        )
+    if c.evaluation.every:
+        yield "evaluation.every needs a live teacher, and teacher.backend is cache; leave it out, and run minidist evaluate"
+
+
+def replay(c: "DistillConfig") -> Iterator[str]:
+    """Of adaptive replay."""
+    if c.prefix.replay is None:
+        return
+    if c.prefix.replay.capacity < c.answers_per_step:
+        yield (
+            f"prefix.replay.capacity {c.prefix.replay.capacity} is less than the {c.answers_per_step} texts of a step; "
+            "raise it, or lower rollout.prompts_per_step"
+        )
+    if c.prefix.replay.growth > 0 and not (c.evaluation.every and c.data.validation and c.data.validation.gold):
+        yield (
+            "prefix.replay follows the loss on validation answers: set evaluation.every, and data.validation with answer; or "
+            "prefix.replay.growth=0 with a fixed prefix.student"
+        )
+
+
+def text(c: "DistillConfig") -> Iterator[str]:
+    """Between the objective, the teacher and the text of the main stream."""
+    if c.objective.learns_from == "given_text" and c.prefix.student_writes:
+        yield f"objective.type {c.objective.type} would train the student on its own samples; set prefix.student=0"
+    if c.objective.learns_from == "own_samples":
+        yield from own_samples(c)
+    if c.teacher_mix:
+        yield from teacher_mix(c)
+    if c.gold and not c.data.prompts.gold:
+        yield "prefix.dataset needs data.prompts.answer; so do prefix.replay and a stream of writer dataset"
+    if c.rollout.temperature == 0 and c.rollout.samples_per_prompt > 1:
+        yield "rollout.temperature 0 writes the same answer each time; set rollout.samples_per_prompt=1"
+    if c.rollout.no_repeat_ngram_size is not None:
+        yield "rollout.no_repeat_ngram_size belongs to evaluate, since it changes the sampled distribution; leave it out"
+
+
+def distill(c: "DistillConfig") -> Iterator[str]:
+    """All conflicts of a distillation."""
+    if c.rollout.engine == "hf" and c.cluster.rollout.tensor_parallel > 1:
+        yield "cluster.rollout.tensor_parallel splits vLLM engines; set rollout.engine=vllm"
+    yield from teacher_role(c)
+    yield from learner(c)
+    if not c.teacher.live:
+        yield from score_cache(c)
+    if c.student.model is None:
+        yield "student.architecture describes an untrained model; run minidist sft first, and set student.model to its result"
+    if MAIN in c.streams:
+        yield f"streams.{MAIN}: {MAIN} is the name of the stream of objective and prefix; give the stream another name"
+    for key, section in c.objectives.items():
+        yield from objective(c, key, section)
+    yield from text(c)
+    yield from replay(c)
+    if c.learner.kernel == "liger" and not any(section.fused for section in c.objectives.values()):
+        yield (
+            f"learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm), and objective.type is "
+            f"{c.objective.type}; set learner.kernel=torch"
+        )
+    if c.teacher.learns and not c.objective.matches_teacher:
+        yield (
+            f"objective.type {c.objective.type} is no divergence from the teacher, as a teacher that learns needs; set "
+            "objective.type=reverse_kl, or teacher.placement=actor"
+        )
+    if c.evaluation.patience is not None:
+        yield "evaluation.patience belongs to sft; distillation runs for run.steps"
+    if c.evaluation.every and c.data.validation is None:
+        yield "evaluation.every needs data.validation: held-out prompts"
+
+
+def sft(c: "SftConfig") -> Iterator[str]:
+    """All conflicts of supervised fine-tuning."""
+    for name, source in (("train", c.data.train), ("validation", c.data.validation)):
+        if source is not None and not source.has_labels:
+            yield f"data.{name} needs answer (train on answers) or text (train on plain text)"
+    if (c.evaluation.every or c.evaluation.patience) and c.data.validation is None:
+        yield "evaluation.every and evaluation.patience need data.validation: rows for the validation loss"
+    if c.evaluation.patience and c.evaluation.every is None:
+        yield "evaluation.patience needs evaluation.every: the steps between two evaluations"
+    if c.learner.kernel != "torch":
+        yield f"learner.kernel {c.learner.kernel} computes divergences, and sft has none; set learner.kernel=torch"
+    yield from learner(c)
+
+
+def evaluate(c: "EvaluateConfig") -> Iterator[str]:
+    """All conflicts of an evaluation."""
+    if c.teacher.payload != "hidden":
+        yield "evaluate measures exact divergences: set teacher.payload=hidden"
+    if c.teacher.learns:
+        yield "evaluate trains nothing: set teacher.placement=actor, and leave teacher.prompt out"
+    if not c.teacher.live:
+        yield "evaluate needs a live teacher to score new text; set teacher.backend=hf"
+    if c.rollout.temperature != 1 or c.rollout.top_p != 1:
+        yield "evaluate measures divergences on samples at rollout.temperature=1 and rollout.top_p=1"
+    if len(set(c.seeds or [])) < len(c.seeds or []):
+        yield f"seeds are {c.seeds}: a repeated seed gives the same answers; give different ones"
+
+
+def score(c: "ScoreConfig") -> Iterator[str]:
+    """All conflicts of scoring given text."""
+    if not c.teacher.live:
+        yield "score needs a live teacher; set teacher.backend=hf, vllm or server, and leave teacher.cache out"
+    if c.teacher.learns:
+        yield "score trains nothing: set teacher.placement=actor, and leave teacher.prompt out"
+    yield from teacher_role(c)
+    if c.cache.absolute().is_relative_to(c.run.directory.absolute()):
+        yield f"cache {c.cache} lies in run.directory, whose files a new start deletes; set cache to a directory outside"

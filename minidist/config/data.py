@@ -1,4 +1,4 @@
-"""`data`: where prompts, answers and plain text come from."""
+"""`data`: sources of prompts, answers and plain text, and how they become tokens."""
 
 from typing import Literal
 
@@ -8,55 +8,66 @@ from minidist.config.base import Section
 
 
 class SourceConfig(Section):
-    """One set of rows: a Hugging Face data set, a local JSONL or Parquet file (.gz too), a directory, or a task."""
+    """A set of rows: a Hugging Face data set, a local JSONL or Parquet file (also .gz), a directory, or a generated task."""
 
     path: str
-    """A data set name on the hub, a file, a directory of files, or `task:NAME` for a generated task. Environment
-    variables are filled in: ${MINIDIST_DATA}/dolly/train.jsonl.gz."""
+    """A data set name on the hub, a file, a directory of files, or `task:NAME` for a generated task. Environment variables are
+    expanded: ${MINIDIST_DATA}/dolly/train.jsonl.gz."""
     split: str = "train"
-    """Split of a hub data set; of a task: train, valid or test, which share no prompt."""
+    """Split of a hub data set; of a task: train, valid or test, which have no prompt in common."""
     prompt: str = "{{ prompt }}"
-    """Jinja template of the prompt over the row's columns."""
+    """Jinja template of the prompt, over the columns of a row."""
     answer: str | None = None
-    """Jinja template of the gold answer; None: the rows are prompts only."""
+    """Jinja template of the gold answer. None: the rows are prompts only."""
     references: str | None = None
-    """Column that lists several gold answers to measure by, in place of answer: what is written counts by the nearest one."""
+    """Column with a list of gold answers for evaluation, in place of answer; an answer is measured against the closest."""
     text: str | None = None
-    """Jinja template of plain text, for training on all its tokens instead of on answers."""
+    """Jinja template of plain text, to train on all its tokens instead of on answers."""
     rows: int | None = Field(default=None, ge=1)
-    """Use the first so many usable rows; None: all. A task makes as many (1,000 when None)."""
+    """Number of usable rows, from the first. None: all; of a task, 1,000."""
     seed: int = 0
-    """Seed of a generated task. The order in which rows are drawn follows run.seed."""
+    """Seed of a generated task. The order of the rows follows run.seed."""
     bad_rows: Literal["refuse", "skip"] = "refuse"
-    """What to do with rows that are empty or longer than the model's context: stop, or leave out and count."""
+    """Rows that are empty or longer than the model's context: stop the run (refuse), or leave them out and count them
+    (skip)."""
 
     @model_validator(mode="after")
     def _one_use(self) -> "SourceConfig":
         if self.text is not None and self.answer is not None:
             raise ValueError("set answer (train on answers) or text (train on plain text) of a data source, not both")
         if self.references is not None and (self.answer is not None or self.text is not None):
-            raise ValueError("references of a data source stands in place of answer and of text; set one of them")
+            raise ValueError("references of a data source is used in place of answer and of text; set only one of the three")
         return self
 
     @property
+    def gold(self) -> bool:
+        """Whether the rows have gold answers."""
+        return self.answer is not None or self.task is not None
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the rows can be trained on: answers after prompts, or plain text."""
+        return self.gold or self.text is not None
+
+    @property
     def task(self) -> str | None:
-        """Name of the generated task, or None."""
+        """Name of the generated task; None for other sources."""
         return self.path.removeprefix("task:") if self.path.startswith("task:") else None
 
 
 class QuestionsConfig(SourceConfig):
-    """Questions with a fixed set of answers, for accuracy and calibration.
+    """Questions with a fixed set of choices, for accuracy and calibration.
 
-    `answer` gives the right one's text or, where it is none of the texts, its number from 0.
+    `answer` gives the text of the right choice or, if no choice has that text, its number from 0.
     """
 
     choices: list[str] | str
-    """The texts to choose from, as they follow the prompt (a blank that begins them is part of them): a list that serves every
-    row, or the name of a column that holds a row's own."""
+    """The choices as they follow the prompt, including a leading blank: a list for all rows, or the name of a column that holds
+    a list for each row."""
 
     @model_validator(mode="after")
     def _one_is_right(self) -> "QuestionsConfig":
-        if self.answer is None and self.task is None:
+        if not self.gold:
             raise ValueError("questions need answer: the template of the right choice, its text or its number from 0")
         if isinstance(self.choices, list) and len(self.choices) < 2:
             raise ValueError(f"choices of questions are {self.choices}; give two or more")
@@ -64,61 +75,66 @@ class QuestionsConfig(SourceConfig):
 
 
 class RenderConfig(Section):
-    """How text becomes tokens; the same for every source of the run."""
+    """How text becomes tokens, for all sources of the run."""
 
     chat_template: Literal["auto", "on", "off"] = "auto"
-    """Wrap prompts in the tokenizer's chat template: when it has one (auto), always, or never."""
+    """Wrap prompts in the tokenizer's chat template: if it has one (auto), always (on), or never (off)."""
     system: str | None = None
-    """System message of the chat template."""
+    """System message of the chat template. None: no system message."""
     max_prompt_tokens: int = Field(default=512, ge=1)
-    """Longer prompts are bad rows."""
+    """Most tokens of a prompt; rows with longer prompts are bad rows."""
 
 
 class SftDataConfig(RenderConfig):
-    """Rows to learn from, and rows to watch the validation loss on."""
+    """Training rows and validation rows of supervised fine-tuning."""
 
     train: SourceConfig
+    """Rows to train on."""
     validation: SourceConfig | None = None
+    """Rows for the validation loss. None: no validation."""
     max_tokens: int = Field(default=512, ge=2)
     """Longest sequence, prompt and answer together; plain text is cut into pieces of this length."""
 
 
 class DistillDataConfig(RenderConfig):
-    """Prompts the student writes on, and prompts to evaluate on."""
+    """Prompts of the training text and of the evaluations."""
 
     prompts: SourceConfig
+    """Prompts to train on, with gold answers where prefix or a stream uses them."""
     validation: SourceConfig | None = None
+    """Held-out prompts for evaluations. None: no evaluations."""
 
 
 class EvaluateDataConfig(RenderConfig):
-    """Held-out prompts, with gold answers where accuracy or ROUGE-L is wanted."""
+    """Held-out prompts and questions."""
 
     test: SourceConfig
+    """Held-out prompts, with gold answers for accuracy or ROUGE-L."""
     questions: dict[str, QuestionsConfig] = Field(default={})
-    """Questions with a fixed set of answers, by the name their figures get."""
+    """Sets of questions, by the name of their figures."""
 
 
 class ScoreSourceConfig(SourceConfig):
-    """Rows to score: answers after their prompts, or plain text; cut as the run that reads the scores cuts them."""
+    """Rows to score, answers after their prompts or plain text, cut exactly as the run that reads the scores cuts them."""
 
     max_tokens: int = Field(default=512, ge=2)
-    """As of a stream beside the main one: the longest sequence, prompt and answer together; plain text is cut into pieces of
-    this length."""
+    """Longest sequence, prompt and answer together, as of streams.NAME.max_tokens; plain text is cut into pieces of this
+    length."""
     max_new_tokens: int | None = Field(default=None, ge=1)
-    """As of prefix.dataset: answers are cut here, at the run's rollout.max_new_tokens, and data.max_prompt_tokens alone bounds
-    their prompts. None: the rows are a stream's, with whole answers."""
+    """Set for rows that the run uses through prefix.dataset: answers are cut here, at the run's rollout.max_new_tokens, and
+    only data.max_prompt_tokens bounds their prompts. None: the rows are those of a stream, with whole answers."""
 
     @model_validator(mode="after")
     def _has_labels(self) -> "ScoreSourceConfig":
-        if self.task is None and self.answer is None and self.text is None:
-            raise ValueError("a source to score needs answer or text: the template of what the teacher is asked about")
+        if not self.has_labels:
+            raise ValueError("a source to score needs answer or text: the template of the text that the teacher scores")
         if self.max_new_tokens is not None and self.text is not None:
             raise ValueError("max_new_tokens of a source cuts answers; plain text is cut by max_tokens")
         return self
 
 
 class ScoreDataConfig(RenderConfig):
-    """Given text to score; rendered as the run that reads the scores renders it."""
+    """Text to score, rendered exactly as the run that reads the scores renders it."""
 
     sources: dict[str, ScoreSourceConfig] = Field(min_length=1)
-    """Rows, by a name for the log."""
+    """Sources of rows, by a name for the log."""

@@ -1,4 +1,4 @@
-"""`evaluation`: what is measured on held-out prompts while training."""
+"""`evaluation`: measurements on held-out prompts during training."""
 
 from pydantic import Field
 
@@ -6,11 +6,12 @@ from minidist.config.base import Section
 
 
 class EvaluationConfig(Section):
-    """What is measured on held-out prompts while training."""
+    """Measurements on held-out prompts during training."""
 
     every: int | None = Field(default=None, ge=1)
-    """Steps between evaluations; distillation makes one more before the first step and after the last. None: none."""
+    """Steps between evaluations; distillation also evaluates before the first step and after the last. None: no evaluations."""
     prompts: int = Field(default=128, ge=1)
-    """How many of the validation rows."""
+    """Number of validation rows, from the first."""
     patience: int | None = Field(default=None, ge=1)
-    """sft: stop when the validation loss has not fallen for so many evaluations, and keep the best weights."""
+    """sft only: stop after this number of evaluations without a lower validation loss, and keep the best weights. None: train
+    for run.steps."""

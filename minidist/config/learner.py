@@ -1,61 +1,65 @@
-"""`learner`: how the student learns."""
+"""`learner`: the optimizer, and how its work is divided over devices and chunks."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from minidist.config.base import Section
+from minidist.config.base import FREE, Section
 
 
 class OptimizerConfig(Section):
     """AdamW (Loshchilov & Hutter, arXiv:1711.05101) or plain SGD, with warm-up and decay."""
 
     type: Literal["adamw", "sgd"] = "adamw"
+    """The optimizer."""
     lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's first and second moments."""
     eps: float = Field(default=1e-8, gt=0)
+    """AdamW's constant in the denominator."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled; matrices only, never biases, norms or embeddings."""
+    """Decoupled weight decay, of matrices only: not of biases, norms and embeddings."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps of linear warm-up from zero."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After warm-up: constant, or down to zero at the end of the run."""
+    """Learning rate after warm-up: constant, or falling to zero at the end of the run."""
     grad_clip: float | None = Field(default=1.0, gt=0)
-    """Largest global gradient norm; None: no clipping."""
+    """Largest global gradient norm. None: no clipping."""
 
 
 class MeasureConfig(Section):
-    """How a model's forward pass is cut into pieces; none of it changes a result."""
+    """How the forward pass of a model is divided; changes results by rounding only."""
 
-    micro_batch_tokens: int = Field(default=4096, ge=1)
-    """Tokens of one forward pass; bounds activation memory."""
-    layout: Literal["auto", "packed", "buckets"] = "auto"
-    """How a flat micro-batch meets attention: one packed row whose sequences are kept apart, or rows of like length side
-    by side. auto: buckets where attention has no variable-length kernel (CPU), packed elsewhere."""
-    chunk_tokens: int | None = Field(default=None, ge=1)
-    """Loss tokens whose logits exist at one time. None: as many as make 2^25 logits, 128 MiB a table (220 tokens of 151,936
-    classes)."""
+    micro_batch_tokens: Annotated[int, FREE] = Field(default=4096, ge=1)
+    """Most tokens of one forward pass; bounds activation memory."""
+    layout: Annotated[Literal["auto", "packed", "buckets"], FREE] = "auto"
+    """Layout of a micro-batch in attention. packed: one row of all sequences, with attention within each sequence only.
+    buckets: padded rows of similar length. auto: buckets where attention has no variable-length kernel (CPU), else packed."""
+    chunk_tokens: Annotated[int | None, FREE] = Field(default=None, ge=1)
+    """Loss tokens whose logits exist at one time. None: 2^25 logits, 128 MiB a table (220 tokens with a vocabulary of
+    151,936)."""
 
     def chunk(self, vocabulary: int) -> int:
-        """Loss tokens of a chunk."""
+        """Loss tokens of a chunk, for a vocabulary size."""
         return self.chunk_tokens or max(1, (1 << 25) // vocabulary)
 
 
 class LearnerConfig(MeasureConfig):
-    """Where the gradient is formed."""
+    """The learner: backend, partitioning and optimizer."""
 
-    backend: Literal["deepspeed", "single"] = "deepspeed"
-    """DeepSpeed ZeRO, or plain torch in one process: the reference it must equal."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """What DeepSpeed partitions over the ranks: nothing (0), the optimizer (1), gradients too (2), parameters too (3)."""
-    offload_optimizer: bool = False
-    """Keep the optimizer's state in host memory and step there (ZeRO 1 to 3)."""
-    offload_parameters: bool = False
-    """Keep partitioned parameters in host memory until a layer needs them (ZeRO 3)."""
-    activation_checkpointing: bool = False
-    """Keep only each layer's input and compute the layer again in the backward pass: less memory, about a third more time."""
-    kernel: Literal["torch", "liger"] = "torch"
-    """What forms a divergence and its gradient. liger: on a GPU, with liger-kernel installed, forward_kl, reverse_kl and jsd
-    (also in kd, and in the single step of minillm) in one pass over the classes, equal to rounding; others as with torch."""
+    backend: Annotated[Literal["deepspeed", "single"], FREE] = "deepspeed"
+    """deepspeed: DeepSpeed ZeRO. single: plain torch in one process, the reference for deepspeed."""
+    zero_stage: Annotated[Literal[0, 1, 2, 3], FREE] = 2
+    """What DeepSpeed partitions over the ranks: nothing (0), optimizer states (1), also gradients (2), also parameters (3)."""
+    offload_optimizer: Annotated[bool, FREE] = False
+    """Keep optimizer states in host memory and update the weights on the CPU (ZeRO 1 to 3)."""
+    offload_parameters: Annotated[bool, FREE] = False
+    """Keep partitioned parameters in host memory until a layer needs them (ZeRO 3 only)."""
+    activation_checkpointing: Annotated[bool, FREE] = False
+    """Keep only the input of each layer and recompute the layer in the backward pass: less memory, about a third more time."""
+    kernel: Annotated[Literal["torch", "liger"], FREE] = "torch"
+    """How divergences and their gradients are computed. liger: on a GPU, with liger-kernel installed, forward_kl, reverse_kl
+    and jsd (also in kd, and in the single step of minillm) by one kernel in one pass over the classes, equal up to rounding;
+    other divergences as with torch."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -1,4 +1,4 @@
-"""YAML and dotted overrides in, a typed configuration out; every refusal is one sentence."""
+"""Reads YAML and dotted overrides into a typed configuration; every refusal is one sentence."""
 
 import json
 import os
@@ -18,10 +18,14 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Command:
-    """Read `path`, apply `section.key=value` overrides in order, and check everything that needs no model.
+    """Read `path`, apply the overrides in order, and check everything that needs no model.
 
-    The file's `stage:` decides its class. Values of overrides are YAML (`run.steps=20`,
-    `learner.optimizer.betas=[0.9,0.99]`). Raises ConfigError with one sentence.
+    Args:
+        path: YAML file whose key `stage` names the stage.
+        overrides: `section.key=value`, values in YAML: `run.steps=20`, `learner.optimizer.betas=[0.9,0.99]`.
+
+    Raises:
+        ConfigError: with one sentence.
     """
     tree = _read(path)
     for override in overrides:
@@ -53,7 +57,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
-    """Set one dotted key in place; sections on the way are made when they are missing."""
+    """Set one dotted key in place, and create missing sections on the path."""
     dotted, equals, value = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
@@ -72,7 +76,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _fill(value: Any, where: str) -> Any:
-    """Fill ${NAME} from the environment in every string; a missing variable is an error, never an empty string."""
+    """Expand ${NAME} from the environment in every string; a missing variable is an error."""
     if isinstance(value, dict):
         return {key: _fill(child, f"{where}: {key}") for key, child in value.items()}
     if isinstance(value, list):

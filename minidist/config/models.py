@@ -1,4 +1,4 @@
-"""`student`: which model learns, in which precision, with which tokenizer."""
+"""`student`: the model that is trained, its precision and its tokenizer."""
 
 from typing import Any, Literal
 
@@ -12,37 +12,40 @@ DType = Literal["float32", "bfloat16", "float16"]
 class ModelConfig(Section):
     """A causal language model in Hugging Face format."""
 
-    model: str | None = None
+    model: str
     """A directory, or a name on the Hugging Face hub."""
     dtype: DType = "float32"
-    """Precision of the weights as they are held and computed with."""
+    """Precision of the weights in memory and in computation."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model. Off unless you have read that code."""
+    """Run Python code that comes with the model; only for code that you have read."""
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (Hu et al., arXiv:2106.09685) in place of full weights, through PEFT; no dropout."""
+    """Low-rank adapters (Hu et al., arXiv:2106.09685) through PEFT, in place of training all weights; no dropout."""
 
     rank: int = Field(default=16, ge=1)
+    """Rank of the adapters."""
     alpha: float = Field(default=32, gt=0)
-    """The adapters' product is scaled by alpha / rank."""
+    """The product of the adapters is scaled by alpha / rank."""
     targets: list[str] = Field(default=["all-linear"], min_length=1)
-    """Names of the linear layers that get adapters (q_proj, v_proj ...); all-linear: every one but the output head."""
+    """Names of the linear layers with adapters (q_proj, v_proj ...). all-linear: all but the output head."""
     save: Literal["merged", "adapter"] = "merged"
-    """What final/ and the checkpoints hold: the whole model with the adapters added in, or the adapters alone."""
+    """Contents of final/ and the checkpoints. merged: the whole model with the adapters merged. adapter: the adapters only."""
 
 
 class StudentConfig(ModelConfig):
-    """The model that learns: from a checkpoint (`model`), or from scratch (`architecture`)."""
+    """The trained model: from a checkpoint (`model`), or from scratch (`architecture`)."""
 
+    model: str | None = None
+    """A directory, or a name on the Hugging Face hub. None: `architecture` describes the model."""
     architecture: dict[str, Any] | None = None
-    """Fields of a transformers configuration, `model_type` among them (llama, qwen2, qwen3, gpt2 ...); the
-    vocabulary size comes from the tokenizer. Weights start random, from `run.seed`."""
+    """Fields of a transformers configuration, including `model_type` (llama, qwen2, qwen3, gpt2 ...); the vocabulary size comes
+    from the tokenizer. The weights are initialised randomly from run.seed. None: `model` is a checkpoint."""
     tokenizer: str | None = None
-    """A directory or hub name; `characters:TASK` makes a one-character tokenizer for a generated task. None takes
-    the checkpoint's own."""
+    """A directory or hub name; `characters:TASK` makes a character tokenizer for a generated task. None: the tokenizer of the
+    checkpoint."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters instead of all weights."""
+    """Train low-rank adapters. None: train all weights."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "StudentConfig":

@@ -1,37 +1,39 @@
-"""`run`: where a run writes, how long it lasts, what it leaves."""
+"""`run`: directory, length, seed and files of a run."""
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
-from minidist.config.base import Section
+from minidist.config.base import FREE, Section
 
 
 class PlaceConfig(Section):
     """A run's directory."""
 
-    directory: Path
-    """Where everything of the run goes. A finished run of the same configuration is left as it is."""
-    overwrite: bool = False
-    """Start again in a directory that holds another run; its files are deleted first."""
+    directory: Annotated[Path, FREE]
+    """Directory of all files of the run. A finished run of the same configuration is not run again."""
+    overwrite: Annotated[bool, FREE] = False
+    """Delete the files of another run in the directory and start again."""
 
 
 class RunConfig(PlaceConfig):
     """A run and its directory."""
 
     seed: int = Field(default=0, ge=0)
-    """Source of every random number of the run: weights, data order, sampling."""
+    """Seed of all random numbers of the run: initial weights, data order, sampling."""
     steps: int = Field(default=100, ge=1)
-    """Collections, each followed by its optimizer step (several in minillm's inner epochs) and one publication."""
+    """Steps: each collects text, takes one optimizer step (several with inner epochs or minibatches), and publishes the weights
+    once."""
     deterministic: bool = False
-    """Give the same bits again: algorithms without a deterministic form are refused, engines forget every cached key and
-    value before they write. A run that was interrupted then goes on exactly as if it had not been."""
-    checkpoint_every: int | None = Field(default=100, ge=1)
-    """Steps between checkpoints under checkpoints/, from which the run goes on when the same command is given again. None:
-    only when the run is stopped by Ctrl-C or SIGTERM."""
-    checkpoints_kept: int = Field(default=2, ge=1)
-    """The newest so many checkpoints stay."""
-    rollouts_every: int = Field(default=20, ge=1)
-    """Steps between files under rollouts/ with the prompts and answers of that step, to read."""
-    tensorboard: bool = True
-    """Write the metrics as TensorBoard events too."""
+    """Make the run reproducible bit by bit: non-deterministic algorithms are refused, and engines clear their key-value caches
+    before they write. An interrupted run then resumes exactly as if it had not been interrupted."""
+    checkpoint_every: Annotated[int | None, FREE] = Field(default=100, ge=1)
+    """Steps between checkpoints under checkpoints/, from which the same command resumes the run. None: write a checkpoint only
+    when Ctrl-C or SIGTERM stops the run."""
+    checkpoints_kept: Annotated[int, FREE] = Field(default=2, ge=1)
+    """Number of newest checkpoints to keep."""
+    rollouts_every: Annotated[int, FREE] = Field(default=20, ge=1)
+    """Steps between files under rollouts/, which hold the prompts and answers of a step as text."""
+    tensorboard: Annotated[bool, FREE] = True
+    """Also write the metrics as TensorBoard events."""

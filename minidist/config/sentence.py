@@ -1,9 +1,9 @@
-"""What pydantic found wrong, as one sentence for people."""
+"""Validation errors of pydantic as one sentence."""
 
 import difflib
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 
 def sentence(error: ValidationError, model: type[BaseModel]) -> str:
@@ -29,41 +29,50 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """A near miss among the fields that stand at the unknown key's place."""
-    here, choice = model, model
-    for part in location[:-1]:
-        if part in here.model_fields:
-            choice = here.model_fields[str(part)].annotation
-            here = _section(choice) or here
-        else:  # the tag of a union, which pydantic puts into the location and nobody writes
-            here = _tagged(choice, str(part)) or here
-    return _did_you_mean(difflib.get_close_matches(str(location[-1]), list(here.model_fields), n=1))
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section class of a field, through `X | None` and unions."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section(part))), None)
-
-
-def _tagged(annotation: Any, tag: str) -> type[BaseModel] | None:
-    """The member of a union of sections whose `type` is `tag`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation if "type" in annotation.model_fields and annotation.model_fields["type"].default == tag else None
-    return next((found for part in get_args(annotation) if (found := _tagged(part, tag))), None)
+    """The closest field name of the section that holds the unknown key."""
+    _, section = _walk(location[:-1], model)
+    return _did_you_mean(difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1))
 
 
 def _key(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
     """The dotted key as the user wrote it."""
-    parts, here = [], model
-    for index, part in enumerate(location):
-        known = part in here.model_fields
-        if known or index == len(location) - 1 or not parts:
-            parts.append(str(part))
-        if known:
-            here = _section(here.model_fields[str(part)].annotation) or here
-    return ".".join(parts)
+    parts, _ = _walk(location[:-1], model)
+    return ".".join([*parts, *map(str, location[-1:])])
+
+
+def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
+    """The keys along a location, without the union tags that pydantic adds, and the section at its end."""
+    keys: list[str] = []
+    section, annotation = model, None
+    for part in map(str, location):
+        if get_origin(annotation) is dict:  # the part is a key of the user's choice
+            annotation = get_args(annotation)[1]
+            section = section_of(annotation) or section
+        elif part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            section = section_of(annotation) or section
+        elif (member := _tagged(annotation, part)) is not None:
+            section = member
+            continue
+        keys.append(part)
+    return keys, section
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class of a field, through `X | None` and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_of(part))), None)
+
+
+def _tagged(annotation: Any, tag: str) -> type[BaseModel] | None:
+    """The member of a discriminated union that has this tag: as the default of its field `type`, or as a `Tag`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation if "type" in annotation.model_fields and annotation.model_fields["type"].default == tag else None
+    parts = get_args(annotation)
+    if any(isinstance(part, Tag) and part.tag == tag for part in parts):
+        return parts[0]
+    return next((found for part in parts if (found := _tagged(part, tag))), None)
 
 
 def _did_you_mean(close: list[str]) -> str:

@@ -1,104 +1,217 @@
-"""`teacher`: the model that scores, who runs it, and what it says of each token."""
+"""`teacher`: the model that scores tokens, one class a backend; each class declares what its backend can do."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from minidist.config.base import Section
 from minidist.config.models import ModelConfig
-
-Payload = Literal["sampled", "top_k", "hidden"]
+from minidist.types import Payload
 
 
 class ServerConfig(Section):
-    """An OpenAI-style vLLM server that holds the teacher."""
+    """A vLLM server with the OpenAI protocol that holds the teacher."""
 
     url: str = Field(pattern=r"^https?://")
-    """Its address up to /v1, such as http://127.0.0.1:8000."""
+    """Address of the server without /v1, such as http://127.0.0.1:8000."""
     model: str | None = None
-    """The name it serves the teacher under; None: the only one it has."""
+    """Name under which the server offers the teacher. None: the server's only model."""
     requests: int = Field(default=32, ge=1)
-    """Requests that wait for an answer at one time."""
+    """Most requests in flight at one time."""
     timeout_s: float = Field(default=120, gt=0)
-    """Seconds for one answer."""
+    """Longest wait for one response, seconds."""
     attempts: int = Field(default=6, ge=1)
-    """Tries of one request: a server that is busy (429, 5xx) or does not answer is asked again after a pause that doubles, or
-    as long as its Retry-After says."""
+    """Attempts of one request. When the server is busy (429, 5xx) or does not respond, the request is sent again after a pause
+    that doubles each time, or that the Retry-After header sets."""
     key_variable: str | None = None
-    """Environment variable with the server's API key; None: no key is sent."""
+    """Environment variable that holds the server's API key. None: no key is sent."""
 
 
 class SoftPromptConfig(Section):
-    """Virtual tokens before all text the teacher reads, the only thing of it that learns (PromptKD, Kim et al.,
-    arXiv:2402.12842): each step they first bring the teacher closer to the student, then the student learns from that teacher.
+    """Trainable virtual tokens in front of all text that the teacher reads; the teacher's own weights stay frozen (PromptKD,
+    Kim et al., arXiv:2402.12842). Each step first trains the prompt to bring the teacher closer to the student, then trains the
+    student on the prompted teacher.
 
-    Type, betas, warm-up, schedule and clipping of their optimizer are the learner's.
+    The prompt's optimizer takes type, betas, warm-up, schedule and clipping from learner.optimizer.
     """
 
     tokens: int = Field(default=7, ge=1)
-    """How many."""
+    """Number of virtual tokens."""
     text: str = Field(default="Suppose you are a student.", min_length=1)
-    """They start as the embeddings of this text, repeated or cut to their number."""
+    """Text whose embeddings initialise the virtual tokens, repeated or cut to their number."""
     lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate. None: learner.optimizer.lr."""
+    """Peak learning rate of the prompt. None: learner.optimizer.lr."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay of the prompt."""
     anchor: float = Field(default=1.0, ge=0)
     """Weight of KL(prompted teacher || teacher without the prompt), which falls linearly to 0 at the end of the run."""
 
 
 class TeacherConfig(ModelConfig):
-    """The model that scores."""
+    """The model that scores tokens. Fields of all backends, and the declarations that each backend overrides."""
 
-    placement: Literal["actor", "learner"] = "actor"
-    """Where it lives: frozen in actors of its own, or in every process of the learner, where something of it learns along."""
-    prompt: SoftPromptConfig | None = None
-    """Of placement learner: what of it learns."""
-    backend: Literal["hf", "vllm", "server", "cache"] = "hf"
-    """Who runs it: transformers (every payload), vLLM (sampled and top_k), or a server over HTTP (sampled, and top_k up to its
-    --max-logprobs). `model` names its tokenizer and shape in every case; these two take padded ids into the softmax. `cache`:
-    nobody, its scores of given text are read from what minidist score wrote."""
-    server: ServerConfig | None = None
-    """Of backend server."""
-    cache: Path | None = None
-    """Of backend cache: the directory."""
-    payload: Payload = "hidden"
-    """What it says of each token: `sampled` (one log-probability), `top_k` (K of them and the tail), `hidden` (hidden
-    states, from which the learner forms the exact full vocabulary)."""
+    chosen_by: ClassVar[str]
+    """The setting that selects this class, for error messages."""
+    payloads: ClassVar[tuple[Payload, ...]]
+    """Payloads that the backend can give."""
+    live: ClassVar[bool] = True
+    """Whether the teacher runs beside the training: it scores any text, and writes. False: it knows given text only."""
+    takes_turns: ClassVar[bool] = False
+    """Whether the teacher can sample single tokens of a text that the student continues, as rollout.teacher_mix needs."""
+    splits_by: ClassVar[Literal["shards", "tensor_parallel"] | None] = None
+    """The field of cluster.teacher that splits one teacher over several devices."""
+    learns: ClassVar[bool] = False
+    """Whether parts of the teacher are trained; such a teacher lives in every process of the learner."""
+    cuts_padding: ClassVar[bool] = True
+    """Whether padded token ids are cut off before the softmax."""
+    remote_name: ClassVar[str | None] = None
+    """What names the weights where this machine does not hold them."""
+
+    model: str
+    """A directory, or a name on the Hugging Face hub. Every backend reads the tokenizer and the shape from here."""
+    backend: str
+    """Engine of the teacher. hf: transformers, every payload. vllm: vLLM, payloads sampled and top_k. server: a vLLM server
+    over HTTP, payload sampled, and top_k up to the server's --max-logprobs. vllm and server include padded ids in the softmax.
+    cache: no engine; scores of given text are read from the directory that minidist score wrote."""
+    payload: Payload = Payload.HIDDEN
+    """What the teacher returns for each token: `sampled` (the token's log-probability), `top_k` (also the K likeliest classes;
+    the other classes are the tail), `hidden` (the hidden state, from which the learner forms the full vocabulary exactly)."""
     top_k: int = Field(default=64, ge=1)
-    """K of the `top_k` payload, in classes; a vocabulary with fewer gives them all."""
-    batch_tokens: int = Field(default=8192, ge=1)
-    """Tokens per forward pass; bounds its memory."""
-    kv_cache_gib: float = Field(default=0.25, gt=0)
-    """backend vllm on a CPU: memory of its key-value cache, GiB."""
-    gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
-    """backend vllm on a GPU: share of the memory it may take."""
-    max_sequences: int = Field(default=256, ge=1)
-    """backend vllm: sequences at one time."""
+    """K of payload top_k, in classes; a smaller vocabulary is listed in full."""
 
     @model_validator(mode="after")
-    def _named(self) -> "TeacherConfig":
-        if self.model is None:
-            raise ValueError("teacher.model is missing: a directory, or a name on the Hugging Face hub")
-        if self.backend not in ("hf", "cache") and self.payload == "hidden":
+    def _gives_payload(self) -> "TeacherConfig":
+        if self.payload not in self.payloads:
             raise ValueError(
-                f"teacher.backend {self.backend} gives no hidden states; set teacher.payload=top_k or sampled, or "
-                "teacher.backend=hf"
-            )
-        if (self.placement == "learner") != (self.prompt is not None):
-            raise ValueError(
-                "teacher.prompt (its fields, or {} for the published ones) goes with teacher.placement=learner, and only with "
-                "it; set both or neither"
-            )
-        if self.placement == "learner" and (self.backend != "hf" or self.payload != "hidden"):
-            raise ValueError(
-                f"teacher.placement learner takes a transformers model's hidden states, not payload {self.payload} of backend "
-                f"{self.backend}; set teacher.backend=hf and teacher.payload=hidden, or teacher.placement=actor"
-            )
-        if (self.backend == "server") != (self.server is not None):
-            raise ValueError("teacher.server (with its url) goes with teacher.backend=server, and only with it")
-        if (self.backend == "cache") != (self.cache is not None):
-            raise ValueError(
-                "teacher.cache (a directory that minidist score wrote) goes with teacher.backend=cache, and only with it"
+                f"teacher.{self.chosen_by} does not give payload {self.payload}; set teacher.payload to "
+                f"{' or '.join(self.payloads)} (a frozen teacher of backend=hf gives all three)"
             )
         return self
+
+
+class LocalTeacherConfig(TeacherConfig):
+    """Fields of a teacher that this program runs itself."""
+
+    takes_turns: ClassVar[bool] = True
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Tokens of one forward pass; bounds its memory."""
+    kv_cache_gib: float = Field(default=0.25, gt=0)
+    """Key-value cache of the teacher's vLLM engine on a CPU, GiB. With backend hf this field and the next two configure the
+    engine that writes for rollout.teacher_mix."""
+    gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
+    """Share of a GPU's memory that the teacher's vLLM engine may use."""
+    max_sequences: int = Field(default=256, ge=1)
+    """Most sequences at one time in the teacher's vLLM engine."""
+
+
+class HFTeacherConfig(LocalTeacherConfig):
+    """A frozen teacher in transformers, in actors of its own."""
+
+    chosen_by: ClassVar[str] = "backend=hf"
+    payloads: ClassVar = tuple(Payload)
+    splits_by: ClassVar = "shards"
+    backend: Literal["hf"] = "hf"
+    placement: Literal["actor"] = "actor"
+    """Where the teacher lives. actor: frozen, in actors of its own. learner: in every process of the learner, where the soft
+    prompt `prompt` is trained."""
+
+
+class VLLMTeacherConfig(LocalTeacherConfig):
+    """A frozen teacher in vLLM, in actors of its own."""
+
+    chosen_by: ClassVar[str] = "backend=vllm"
+    payloads: ClassVar = (Payload.SAMPLED, Payload.TOP_K)
+    splits_by: ClassVar = "tensor_parallel"
+    cuts_padding: ClassVar[bool] = False
+    backend: Literal["vllm"] = "vllm"
+
+
+class ServerTeacherConfig(TeacherConfig):
+    """A frozen teacher behind HTTP."""
+
+    chosen_by: ClassVar[str] = "backend=server"
+    payloads: ClassVar = (Payload.SAMPLED, Payload.TOP_K)
+    cuts_padding: ClassVar[bool] = False
+    backend: Literal["server"] = "server"
+    server: ServerConfig
+    """The vLLM server, with its url."""
+
+    @property
+    def remote_name(self) -> str:
+        return f"server:{self.server.model or self.server.url}"
+
+
+class CacheTeacherConfig(TeacherConfig):
+    """Scores of given text, computed earlier by minidist score."""
+
+    chosen_by: ClassVar[str] = "backend=cache"
+    payloads: ClassVar = tuple(Payload)
+    live: ClassVar[bool] = False
+    backend: Literal["cache"] = "cache"
+    cache: Path
+    """Directory that minidist score wrote."""
+
+
+class PromptedTeacherConfig(LocalTeacherConfig):
+    """A teacher in transformers whose soft prompt is trained beside the student. Evaluations measure the distance to the
+    teacher without its prompt, in actors."""
+
+    chosen_by: ClassVar[str] = "placement=learner"
+    payloads: ClassVar = (Payload.HIDDEN,)
+    splits_by: ClassVar = "shards"
+    learns: ClassVar[bool] = True
+    backend: Literal["hf"] = "hf"
+    placement: Literal["learner"] = "learner"
+    """As of a frozen teacher."""
+    prompt: SoftPromptConfig
+    """The soft prompt; {} is the published setting."""
+
+
+_KINDS: dict[str, type[TeacherConfig]] = {
+    "hf": HFTeacherConfig,
+    "vllm": VLLMTeacherConfig,
+    "server": ServerTeacherConfig,
+    "cache": CacheTeacherConfig,
+    "prompted": PromptedTeacherConfig,
+}
+
+
+def _kind(section: Any) -> str:
+    """The key of `_KINDS` that a teacher section selects."""
+    if isinstance(section, dict):
+        return "prompted" if section.get("placement") == "learner" else str(section.get("backend", "hf"))
+    return next(name for name, kind in _KINDS.items() if type(section) is kind)
+
+
+def _fields_of_kind(section: Any) -> Any:
+    """Refuse missing fields, and fields of another backend unless they hold null or their default, as in old records."""
+    if not isinstance(section, dict):
+        return section
+    if (kind := _KINDS.get(_kind(section))) is None:
+        backends = dict.fromkeys(each.model_fields["backend"].default for each in _KINDS.values())
+        raise ValueError(f"teacher.backend is {section['backend']!r}; expected one of {', '.join(backends)}")
+    for key, field in kind.model_fields.items():
+        if field.is_required() and section.get(key) is None:
+            raise ValueError(f"teacher.{key} is missing, and teacher.{kind.chosen_by} needs it: {field.description}")
+    kept = dict(section)
+    for other in _KINDS.values():
+        for key in sorted(kept.keys() & (other.model_fields.keys() - kind.model_fields.keys())):
+            if kept.pop(key) not in (None, other.model_fields[key].default):
+                raise ValueError(
+                    f"teacher.{key} belongs to teacher.{other.chosen_by}, and this teacher is of {kind.chosen_by}; leave out "
+                    f"teacher.{key}, or set teacher.{other.chosen_by}"
+                )
+    return kept
+
+
+AnyTeacherConfig = Annotated[
+    Annotated[HFTeacherConfig, Tag("hf")]
+    | Annotated[VLLMTeacherConfig, Tag("vllm")]
+    | Annotated[ServerTeacherConfig, Tag("server")]
+    | Annotated[CacheTeacherConfig, Tag("cache")]
+    | Annotated[PromptedTeacherConfig, Tag("prompted")],
+    Discriminator(_kind),
+    BeforeValidator(_fields_of_kind),
+]
+"""The section `teacher` of a configuration; backend hf where none is given."""

@@ -1,4 +1,4 @@
-"""`prefix`, `streams`: whose text the student learns from."""
+"""`prefix`, `streams`: the text on which the student is trained."""
 
 from typing import Any, Literal
 
@@ -10,38 +10,38 @@ from minidist.config.objectives import ObjectiveConfig, SupervisedConfig
 
 
 class ReplayConfig(Section):
-    """DistiLLM's adaptive use of the student's own text (Ko et al., arXiv:2402.03898): a step is on gold answers, on answers
-    the student writes, or on older ones out of a buffer."""
+    """Adaptive replay of DistiLLM (Ko et al., arXiv:2402.03898): each step is trained on gold answers, on new answers of the
+    student, or on earlier answers from a buffer."""
 
     capacity: int = Field(default=1000, ge=1)
-    """Answers the buffer holds; the oldest leaves first."""
+    """Answers that the buffer holds; the oldest are removed first."""
     growth: float = Field(default=0.1, ge=0, le=1)
-    """What the student's share of the steps gains each time the validation loss has risen."""
+    """Increase of the student's share of the steps each time the validation loss has risen."""
     tolerance: float = Field(default=0.1, ge=0)
-    """How far it must have risen above the loss at the last gain, nats a token."""
+    """Least rise of the validation loss above its value at the last increase, nats a token."""
     schedule: Literal["decreasing", "constant", "increasing"] = "decreasing"
-    """Part of the student's share that is written anew: from all to none over the run, half, or from none to all."""
+    """Part of the student's share that is newly written instead of replayed: from all to none over the run (decreasing), half
+    (constant), or from none to all (increasing)."""
 
 
 class PrefixConfig(Section):
-    """Whose text the objective is taken on: the share of a step's prompts that each writer answers.
+    """Text of the main stream: the share of a step's prompts that each writer answers.
 
-    student alone is on-policy distillation, dataset alone offline distillation, teacher alone with a supervised objective
-    sequence-level distillation (Kim & Rush, arXiv:1606.07947); student and dataset together mix as GKD does (Agarwal et al.,
-    arXiv:2306.13649).
-    """
+    Student only is on-policy distillation, dataset only is offline distillation, and teacher only with a supervised objective
+    is sequence-level distillation (Kim & Rush, arXiv:1606.07947). Student and dataset together mix as GKD does (Agarwal et al.,
+    arXiv:2306.13649)."""
 
     student: float = Field(default=1.0, ge=0, le=1)
-    """The student's own samples."""
+    """Share of the student's own samples."""
     teacher: float = Field(default=0.0, ge=0, le=1)
-    """Samples of the teacher, at the sampling settings of `rollout`."""
+    """Share of the teacher's samples, with the sampling settings of `rollout`."""
     dataset: float = Field(default=0.0, ge=0, le=1)
-    """Gold answers of data.prompts, cut at rollout.max_new_tokens."""
+    """Share of gold answers of data.prompts, cut at rollout.max_new_tokens."""
     per: Literal["row", "step"] = "row"
-    """Each step has its share of every writer (row), or one coin a step says who writes all of it (step, as in GKD)."""
+    """row: each step has the share of every writer. step: one random draw a step picks the writer of all its answers (GKD)."""
     replay: ReplayConfig | None = None
-    """Let the student's share grow as its validation loss rises, and train on its answers more than once: `student` is the
-    share it begins with, `dataset` the rest."""
+    """Let the student's share grow when the validation loss rises, and train on its answers more than once; `student` is the
+    initial share, `dataset` the rest. None: fixed shares, no replay."""
 
     @model_validator(mode="after")
     def _shares(self) -> "PrefixConfig":
@@ -50,7 +50,7 @@ class PrefixConfig(Section):
             raise ValueError(f"prefix.student + prefix.teacher + prefix.dataset is {total:g}; the shares must add up to 1")
         if self.replay is not None and (self.teacher > 0 or self.per != "step"):
             raise ValueError(
-                "prefix.replay decides between the student's text and gold answers, step by step; set prefix.teacher=0 and "
+                "prefix.replay chooses between the student's text and gold answers at each step; set prefix.teacher=0 and "
                 "prefix.per=step"
             )
         return self
@@ -67,29 +67,31 @@ class PrefixConfig(Section):
 
 
 class StreamConfig(Section):
-    """Given text that is trained on beside the main stream, in the same optimizer step: SFT on answers, LM on plain text."""
+    """Text beside the main stream, in the same optimizer steps: SFT on answers, LM on plain text."""
 
     data: SourceConfig | None = None
-    """Rows with answer (train on answers) or text (train on plain text)."""
+    """Rows with answer (train on answers) or text (train on plain text). None: `writer` gives the text."""
     writer: Literal["teacher", "dataset"] | None = None
-    """In place of data: answers to the step's own prompts, sampled by the teacher as `rollout` says, or the gold ones."""
+    """In place of data: answers to the prompts of the step, sampled from the teacher with the settings of `rollout`, or the
+    gold answers. None: `data` gives the text."""
     objective: ObjectiveConfig = SupervisedConfig()
+    """Loss of the stream."""
     rows: int = Field(default=32, ge=1)
-    """Rows of each step, of data; a writer answers all of the step's prompts."""
+    """Rows of data in each step; a writer answers all prompts of the step."""
     weight: float = Field(default=1.0, ge=0)
-    """Factor of this stream's mean loss per token in the step's loss; the main stream has 1."""
+    """Factor of the stream's mean loss per token in the loss of the step; the main stream has 1."""
     max_tokens: int = Field(default=512, ge=2)
     """Longest sequence, prompt and answer together; plain text is cut into pieces of this length."""
 
     @model_validator(mode="before")
     @classmethod
-    def _has_data(cls, given: Any) -> Any:
-        if isinstance(given, dict) and not given.get("data") and not given.get("writer"):
+    def _has_data(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and not tree.get("data") and not tree.get("writer"):
             raise ValueError(
-                "a stream beside the main one has no data to train on: give it data: {path: ..., answer or text: a template of "
-                "its columns}, or writer: teacher or dataset for answers to the step's own prompts, or leave the stream out"
+                "a stream has no data to train on: set data: {path: ..., answer or text: a template of its columns}, or "
+                "writer: teacher or dataset for answers to the prompts of the step, or leave the stream out"
             )
-        return given
+        return tree
 
     @model_validator(mode="after")
     def _has_labels(self) -> "StreamConfig":
@@ -97,6 +99,6 @@ class StreamConfig(Section):
             return self
         if self.writer is not None:
             raise ValueError("a stream has data or a writer, not both: leave one of them out")
-        if self.data.task is None and self.data.answer is None and self.data.text is None:
+        if not self.data.has_labels:
             raise ValueError("data of a stream needs answer (train on answers) or text (train on plain text)")
         return self

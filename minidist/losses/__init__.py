@@ -6,20 +6,13 @@ from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl, total_
 from minidist.losses.estimators import k2
 from minidist.losses.minillm import minillm_loss
 from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
-from minidist.losses.objectives import K2, KD, Match, PolicyGradient, Supervised, Transport
 from minidist.losses.powers import alpha_beta
 from minidist.losses.ranking import ranking_loss
 from minidist.losses.support import on_support, top_k_and_tail
 from minidist.losses.transport import grouped_sinkhorn, sinkhorn, sinkhorn_sample_wise
 
 __all__ = [
-    "K2",
-    "KD",
     "LossTerms",
-    "Match",
-    "PolicyGradient",
-    "Supervised",
-    "Transport",
     "akl",
     "alpha_beta",
     "chunked_loss",

@@ -1,6 +1,7 @@
-"""Forward and reverse KL, weighed against one another token by token or class by class. No gradient passes through a weight.
+"""Forward and reverse KL with weights that depend on the token or on the class. No gradient passes through a weight.
 
-[N, C] and [N, C] log-probabilities to [N], nats. p is the teacher, q the student.
+[N, C] and [N, C] log-probabilities to [N], nats. p is the teacher, q the student. Ranges and defaults of the options stand in
+`config.divergences`.
 """
 
 from typing import Literal
@@ -8,67 +9,67 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from minidist.config.divergences import AKLConfig, EntropyGatedConfig
 from minidist.losses.divergences import expected_log_ratio, forward_kl, log_ratio_terms, reverse_kl, same_shape
 
 HeadRule = Literal["released", "paper"]
 _TOP = 64
-"""Classes that are sorted before all are: the head is hardly ever longer."""
+"""Classes that are sorted at first; all are, in the rare case that the head is longer."""
 
 
-def akl(student_NC: Tensor, teacher_NC: Tensor, *, mu: float = 0.5, head_rule: HeadRule = "released") -> Tensor:
+def akl(student_NC: Tensor, teacher_NC: Tensor, *, mu: float, head_rule: HeadRule) -> Tensor:
     """Adaptive KL: w KL(p || q) + (1 - w) KL(q || p), w the share of |p - q| that lies in the teacher's head.
 
-    The head are the teacher's likeliest classes: the longest prefix of at most `mu` of its mass, one class at least (released,
-    the authors' code), or the shortest of at least `mu` (paper).
+    The head holds the teacher's likeliest classes: the longest prefix with at most `mu` of the mass, at least one class
+    (released, the authors' code), or the shortest with at least `mu` (paper).
 
     Args:
         student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
         teacher_NC: log-probabilities of the teacher p, the same shape.
-        mu: mass of the head, between 0 and 1, 1 included (then, under released, the forward KL).
-        head_rule: released or paper. Of classes that the teacher finds equally likely the first comes first.
+        mu: mass of the head, above 0, at most 1 (then, under released, the forward KL).
+        head_rule: released or paper. Equally likely classes keep their order.
 
     Returns:
-        [N], nats, not negative; 0 with a gradient of 0 where the rows are equal (w is one half there). The gradient in the
+        [N], nats, not negative; 0 with gradient 0 where the rows are equal (w is one half). The gradient in the
         student's logits is w (q - p) + (1 - w) q (log(q / p) - KL(q || p)).
 
     Raises:
-        ValueError: mu outside (0, 1], or other shapes.
+        ValueError: mu is out of range, or the shapes differ.
 
-    Example: in the head |0.4 - 0.25| + |0.3 - 0.25| of 0.4 under paper; without the class that crosses mu, 0.15 of 0.4, and
-    0.375 * 0.1064 + 0.625 * 0.1218 nats.
+    Example: under paper the head holds |0.4 - 0.25| + |0.3 - 0.25| of 0.4. Under released, without the class that crosses mu,
+    the head holds 0.15 of 0.4, which gives 0.375 * 0.1064 + 0.625 * 0.1218 nats.
         >>> student, teacher = torch.tensor([[0.25, 0.25, 0.25, 0.25]]).log(), torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
         >>> [round(head_share(student, teacher, mu=0.5, head_rule=rule).item(), 3) for rule in ("released", "paper")]
         [0.375, 0.5]
-        >>> round(akl(student, teacher).item(), 4)
+        >>> round(akl(student, teacher, mu=0.5, head_rule="released").item(), 4)
         0.116
 
     Source: Wu et al., Rethinking Kullback-Leibler Divergence in Knowledge Distillation, arXiv:2404.02657, section 4.
     """
+    AKLConfig.parse(mu=mu)
     share_N = head_share(student_NC, teacher_NC, mu=mu, head_rule=head_rule)
     return share_N * forward_kl(student_NC, teacher_NC) + (1 - share_N) * reverse_kl(student_NC, teacher_NC)
 
 
 @torch.no_grad()
 def head_share(student_NC: Tensor, teacher_NC: Tensor, *, mu: float, head_rule: HeadRule, top: int = _TOP) -> Tensor:
-    """The weight of the forward KL in `akl`, [N], from 0 to 1. `top`: classes sorted at first; all, if the head is longer."""
-    if not 0 < mu <= 1:
-        raise ValueError(f"mu of akl is {mu}; it is the mass of the head, above 0 and at most 1")
+    """Weight of the forward KL in `akl`, [N], from 0 to 1. `top`: classes sorted at first; all are if the head is longer."""
     same_shape(student_NC, teacher_NC)
     gap_NC = (teacher_NC.exp() - student_NC.exp()).abs()
     classes = teacher_NC.shape[-1]
     if top < classes:
-        order_NK = teacher_NC.topk(top, -1).indices.sort(-1).values  # equals in their own order again
+        order_NK = teacher_NC.topk(top, -1).indices.sort(-1).values  # ties are back in their original order
         sorted_NK, inner_NK = teacher_NC.gather(-1, order_NK).sort(stable=True, dim=-1, descending=True)
         order_NK = order_NK.gather(-1, inner_NK)
     else:
         sorted_NK, order_NK = teacher_NC.sort(stable=True, dim=-1, descending=True)
     mass_NK = sorted_NK.exp().cumsum(-1)
     if head_rule == "released":
-        head_NK = mass_NK <= mu if mu < 1 else torch.ones_like(mass_NK, dtype=torch.bool)  # a sum of all may round above 1
+        head_NK = mass_NK <= mu if mu < 1 else torch.ones_like(mass_NK, dtype=torch.bool)  # the whole sum may round above 1
     else:
         head_NK = mass_NK - sorted_NK.exp() < mu
     head_NK[:, 0] = True
-    # The head may end at the last of the sorted, or among classes as likely as it: some of those were left out.
+    # If the head ends at the last sorted class, or at a tie with it, classes of the head may be missing: sort all.
     last_N1 = sorted_NK.gather(-1, head_NK.sum(-1, keepdim=True) - 1)
     if top < classes and bool((last_N1 == sorted_NK[:, -1:]).any()):
         return head_share(student_NC, teacher_NC, mu=mu, head_rule=head_rule, top=classes)
@@ -78,10 +79,9 @@ def head_share(student_NC: Tensor, teacher_NC: Tensor, *, mu: float, head_rule: 
 
 
 def todi(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
-    """Token-wise distillation: each class's forward term by w = p / (p + q), its reverse term by 1 - w.
+    """Token-wise distillation: the forward term of each class weighted by w = p / (p + q), the reverse term by 1 - w.
 
-    Its value is that of `jeffreys`, since w and 1 - w give the terms back; only the gradient differs, through w being held
-    fixed. Run `jeffreys` as its control.
+    The value equals `jeffreys`; only the gradient differs, because w is held fixed. Use `jeffreys` as the control.
 
     Args:
         student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
@@ -115,7 +115,7 @@ def entropy_gated(student_NC: Tensor, teacher_NC: Tensor, *, threshold: float) -
     Args:
         student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
         teacher_NC: log-probabilities of the teacher p, the same shape.
-        threshold: entropy of the teacher, nats, not negative; from its logarithm of C on, the reverse KL alone.
+        threshold: entropy of the teacher, nats, not negative; from log C on, the reverse KL alone.
 
     Returns:
         [N], nats, not negative. With g = 1 where the gate is open, else 0, the gradient in the student's logits is
@@ -123,9 +123,9 @@ def entropy_gated(student_NC: Tensor, teacher_NC: Tensor, *, threshold: float) -
         the gate opens less often than over the full vocabulary.
 
     Raises:
-        ValueError: a negative threshold, or other shapes.
+        ValueError: the threshold is negative, or the shapes differ.
 
-    Example: log 2 is more than 0.5 nats, the entropy of a certain teacher is not.
+    Example: the entropy log 2 is above 0.5 nats, the entropy of a near-certain teacher is not.
         >>> student, teacher = torch.tensor([[0.6, 0.4]] * 2).log(), torch.tensor([[0.5, 0.5], [0.999, 0.001]]).log()
         >>> gated, reverse = entropy_gated(student, teacher, threshold=0.5), reverse_kl(student, teacher)
         >>> (gated > reverse + 1e-6).tolist()
@@ -133,7 +133,6 @@ def entropy_gated(student_NC: Tensor, teacher_NC: Tensor, *, threshold: float) -
 
     Source: Entropy-aware on-policy distillation, arXiv:2603.07079.
     """
-    if threshold < 0:
-        raise ValueError(f"threshold of entropy_gated is {threshold}; an entropy is not negative")
+    EntropyGatedConfig.parse(threshold=threshold)
     gate_N = -expected_log_ratio(teacher_NC, torch.zeros_like(teacher_NC)) > threshold
     return reverse_kl(student_NC, teacher_NC) + torch.where(gate_N, forward_kl(student_NC, teacher_NC), 0.0)

@@ -1,6 +1,6 @@
-"""What it costs to move one row's distribution onto another's: [N, M] tables of distances between rows, never [N, M, V].
+"""Costs of moving one row's distribution onto another's: [N, M] tables of distances between rows, never [N, M, V].
 
-The classes are taken a slice at a time, and each slice is formed again in the backward pass.
+The classes are processed in slices, and each slice is recomputed in the backward pass.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 Norm = Literal["l1", "l2"]
 ELEMENTS = 2**24
-"""Numbers of a [rows, rows, classes] slice that may exist at one time: 64 MiB in float32."""
+"""Most elements of a [rows, rows, classes] slice: 64 MiB in float32."""
 _POWER = {"l1": 1, "l2": 2}
 
 
@@ -20,17 +20,17 @@ def pairwise_cost(student_NC: Tensor, teacher_MC: Tensor, *, norm: Norm = "l1", 
     """Distance of every row of one table from every row of another: entry (i, j) is ||q_i - p_j||.
 
     Args:
-        student_NC: log-probabilities, [N, C], nats; or [N], numbers of a regression, whose distance is |s_i - t_j|.
-        teacher_MC: log-probabilities, [M, C]; or [M], int64, labels that stand for one-hot rows; or [M], numbers.
+        student_NC: log-probabilities, [N, C], nats; or [N], numbers of a regression, with distance |s_i - t_j|.
+        teacher_MC: log-probabilities, [M, C]; or [M], int64, labels as one-hot rows; or [M], numbers.
         norm: l1, sum over classes of |q - p|, at most 2; or l2, the root of the sum of squares, at most the root of 2.
-        elements: numbers of [N, M, classes] that may exist at one time, which sets how many classes a slice has.
+        elements: most elements of an [N, M, classes] slice, which sets the classes of a slice.
 
     Returns:
-        [N, M], float32 or float64. Where two rows are equal the distance is 0 and so is its gradient. Against labels the rows
-        are taken to sum to one, and an l2 distance near 0 is exact to the root of the rounding error.
+        [N, M], float32 or float64. Where two rows are equal, distance and gradient are 0. With labels the rows must sum to one,
+        and an l2 distance near 0 is exact to the root of the rounding error.
 
     Raises:
-        ValueError: tables of other sizes, or other dimensions than these.
+        ValueError: the shapes or dtypes do not match these cases.
 
     Example:
         >>> student, teacher = torch.tensor([[0.5, 0.5], [1.0, 0.0]]).log(), torch.tensor([[0.0, 1.0], [0.5, 0.5]]).log()
@@ -53,11 +53,11 @@ def pairwise_cost(student_NC: Tensor, teacher_MC: Tensor, *, norm: Norm = "l1", 
             "be compared; give two tables over the same classes, a table and int64 labels, or two vectors of floating point"
         )
     width = max(1, elements // max(1, len(student_NC) * len(teacher_MC)))
-    # Split, not sliced: the gradient of n slices would be n tables as wide as the vocabulary.
+    # Split instead of sliced: the gradients of n slices would be n tables as wide as the vocabulary.
     slices = list(zip(student_NC.split(width, -1), teacher_MC.split(width, -1), strict=True))
 
     def of_slice(left: Tensor, right: Tensor) -> Tensor:
-        # Not by a matrix product, which loses small distances to cancellation.
+        # A matrix product would lose small distances to cancellation.
         gaps = torch.cdist(wide(left).exp(), wide(right).exp(), p=power, compute_mode="donot_use_mm_for_euclid_dist")
         return gaps**power
 
@@ -77,15 +77,15 @@ def top_k_cost(
         top_ids_MK: the tokens that the teacher lists, [M, K], int64, no token twice in a row.
         top_logprobs_MK: the teacher's log-probabilities of them, [M, K], nats.
         norm: l1; l2 is refused, since putting classes together can raise it.
-        elements: numbers of [N, rows, K] that may exist at one time.
+        elements: most elements of an [N, rows, K] slice.
 
     Returns:
         [N, M], float32 or float64, from 0 to 2.
 
     Raises:
-        ValueError: another norm, K above V, or ids and log-probabilities of other shapes.
+        ValueError: the norm is not l1, K is above V, or the shapes of ids and log-probabilities differ.
 
-    Example: 0.5 against 0.8 for the token that is listed, and 0.5 against 0.2 for the rest.
+    Example: 0.5 against 0.8 for the listed token, and 0.5 against 0.2 for all others.
         >>> student = torch.tensor([[0.5, 0.25, 0.25]]).log()
         >>> round(top_k_cost(student, torch.tensor([[0]]), torch.tensor([[0.8]]).log()).item(), 4)
         0.6
@@ -93,7 +93,7 @@ def top_k_cost(
     Source: the l1 cost of SinKD, arXiv:2402.17110, after coarse-graining.
     """
     if norm != "l1":
-        raise ValueError("the l2 cost needs the teacher's full vocabulary: over its top K and a tail it may rise; take l1")
+        raise ValueError("the l2 cost needs the teacher's full vocabulary (over top K and tail it may rise); set cost=l1")
     if top_ids_MK.shape != top_logprobs_MK.shape or top_ids_MK.dim() != 2 or top_ids_MK.shape[-1] > student_NV.shape[-1]:
         raise ValueError(
             f"the teacher's top K are ids {tuple(top_ids_MK.shape)} and log-probabilities {tuple(top_logprobs_MK.shape)} for "
@@ -104,29 +104,29 @@ def top_k_cost(
     def of_rows(ids: Tensor, listed: Tensor) -> Tensor:
         gap_NMK = wide(student_NV[:, ids]).exp() - wide(listed).exp()
         distance = gap_NMK.abs().sum(-1)
-        # What one side has more of the listed, the other has more of the rest.
+        # Both rows sum to one, so the difference on the rest is minus the difference on the listed tokens.
         return distance if whole else distance + gap_NMK.sum(-1).abs()
 
     rows = max(1, elements // max(1, len(student_NV) * top_ids_MK.shape[-1]))
     pieces = list(zip(top_ids_MK.split(rows), top_logprobs_MK.split(rows), strict=True))
-    return torch.cat([formed_again(of_rows, *piece, alone=len(pieces) == 1) for piece in pieces], -1)
+    return torch.cat([recomputed(of_rows, *piece, alone=len(pieces) == 1) for piece in pieces], -1)
 
 
 def wide(values: Tensor) -> Tensor:
-    """float32 at least: what a half holds of a probability is no basis for differences."""
+    """At least float32: half precision is too coarse for differences of probabilities."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def sum_of(function: Callable[..., Tensor], pieces: list[tuple[Tensor, ...]]) -> Tensor:
-    """Sum of a function over pieces, none of which is kept for the backward pass unless there is but one."""
-    total = formed_again(function, *pieces[0], alone=len(pieces) == 1)
+    """Sum of a function over pieces; unless there is only one, inner tables are recomputed in the backward pass."""
+    total = recomputed(function, *pieces[0], alone=len(pieces) == 1)
     for piece in pieces[1:]:
-        total = total + formed_again(function, *piece)
+        total = total + recomputed(function, *piece)
     return total
 
 
-def formed_again(function: Callable[..., Tensor], *arguments: Tensor, alone: bool = False) -> Tensor:
-    """The function's value; unless `alone`, its inner tables are formed again in the backward pass rather than kept."""
+def recomputed(function: Callable[..., Tensor], *arguments: Tensor, alone: bool = False) -> Tensor:
+    """The function's value; unless `alone`, its inner tables are recomputed in the backward pass."""
     if alone:
         return function(*arguments)
     found = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -135,7 +135,7 @@ def formed_again(function: Callable[..., Tensor], *arguments: Tensor, alone: boo
 
 
 def _to_labels(student_NC: Tensor, labels_M: Tensor, power: int) -> Tensor:
-    """Distance to one-hot rows from the labels' columns alone."""
+    """Distance to one-hot rows, computed from the columns of the labels."""
     if student_NC.dim() == 1:
         differ_NM = (student_NC[:, None] != labels_M).to(torch.get_default_dtype())
         return differ_NM * 2 ** (1 / power)
@@ -148,7 +148,7 @@ def _to_labels(student_NC: Tensor, labels_M: Tensor, power: int) -> Tensor:
 
 
 def _root(total: Tensor, power: int) -> Tensor:
-    """The power's root, with a gradient of 0 where the total is 0."""
+    """The root of `power`, with gradient 0 where the total is 0."""
     if power == 1:
         return total
     equal = total == 0

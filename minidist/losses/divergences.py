@@ -1,8 +1,8 @@
 """Divergences between two tables of log-probabilities: [N, C] and [N, C] to [N], in nats.
 
 No mask, no reduction, no temperature: rows are the tokens that count, and the caller sums. Axes: N loss tokens, C classes.
-Where a distribution gives a class no probability (log-probability -inf), 0 * log 0 is taken as 0, in value and gradient; and
-where the other one does allow that class, the divergence is large, not infinite: see EXCLUDED.
+Where a distribution gives a class no probability (log-probability -inf), 0 * log 0 is 0, in value and gradient. If the other
+distribution allows that class, the divergence is large, not infinite: see EXCLUDED.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 EXCLUDED = math.log(2.0**-149)
-"""What a log-probability of -inf counts as: the logarithm of the least probability float32 can hold, -103.3 nats."""
+"""Value used for a log-probability of -inf: the logarithm of the least probability float32 can hold, -103.3 nats."""
 
 
 def forward_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
@@ -22,8 +22,8 @@ def forward_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
         teacher_NC: log-probabilities of the teacher, the same shape.
 
     Returns:
-        [N], nats, not negative; zero where the rows are equal; up to 103.3 where the student excludes what the teacher
-        allows. With q the softmax of the student's logits the gradient in the logits is q - p.
+        [N], nats, not negative; zero where the rows are equal; up to 103.3 where the student excludes a class that the
+        teacher allows. With q the softmax of the student's logits the gradient in the logits is q - p.
 
     Raises:
         ValueError: the shapes differ.
@@ -47,8 +47,8 @@ def reverse_kl(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
         teacher_NC: log-probabilities of the teacher, the same shape.
 
     Returns:
-        [N], nats, not negative; zero where the rows are equal; up to 103.3 where the teacher excludes what the student
-        allows. With q the softmax of the student's logits the gradient in the logits is
+        [N], nats, not negative; zero where the rows are equal; up to 103.3 where the teacher excludes a class that the
+        student allows. With q the softmax of the student's logits the gradient in the logits is
         q * (log q - log p - KL).
 
     Raises:
@@ -73,8 +73,8 @@ def jeffreys(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
         teacher_NC: log-probabilities of the teacher p, the same shape.
 
     Returns:
-        [N], nats, not negative; zero where the rows are equal; up to 206.6 where one excludes what the other allows.
-        Its gradient in the student's logits is the sum of the two.
+        [N], nats, not negative; zero where the rows are equal; up to 206.6 where either excludes a class that the
+        other allows. The gradient in the student's logits is the sum of both KLs' gradients.
 
     Raises:
         ValueError: the shapes differ.
@@ -97,7 +97,7 @@ def total_variation(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
         teacher_NC: log-probabilities of the teacher p, the same shape.
 
     Returns:
-        [N], from 0 (equal) to 1 (nothing in common); its square is at most half of either KL (Pinsker). With q the softmax of
+        [N], from 0 (equal) to 1 (disjoint); its square is at most half of either KL (Pinsker). With q the softmax of
         the student's logits and s = sign(q - p) / 2, the gradient in the logits is q * (s - <q, s>); 0 where p = q.
 
     Raises:
@@ -117,14 +117,14 @@ def total_variation(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
 def expected_log_ratio(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
     """Sum over classes of exp(a) * (a - b), [N]; a class with a = -inf contributes nothing, also to the gradient."""
     found_N = (weight_NC.exp() * (weight_NC - other_NC)).sum(-1)
-    # Nearly always there is no -inf, and then looking for one would cost more than the sum.
+    # Log-probabilities of -inf are rare, and a search for them costs more than the sum.
     return found_N if bool(found_N.isfinite().all()) else log_ratio_terms(weight_NC, other_NC).sum(-1)
 
 
 def log_ratio_terms(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
-    """exp(a) * (a - b) of each class, 0 where a is -inf; where b alone is, it counts as EXCLUDED."""
+    """exp(a) * (a - b) of each class, 0 where a is -inf; where only b is -inf, b counts as EXCLUDED."""
     absent_NC = torch.isneginf(weight_NC)
-    # Replaced before the arithmetic: masking its result would leave 0 * inf = nan in the gradient.
+    # The values are replaced before the arithmetic: masking the result would leave 0 * inf = nan in the gradient.
     weight_NC = weight_NC.masked_fill(absent_NC, 0.0)
     other_NC = other_NC.masked_fill(absent_NC, 0.0).masked_fill(torch.isneginf(other_NC) & ~absent_NC, EXCLUDED)
     return (weight_NC.exp() * (weight_NC - other_NC)).masked_fill(absent_NC, 0.0)

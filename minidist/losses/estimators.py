@@ -1,6 +1,6 @@
 """Estimates of a divergence from the sampled token alone: log-probabilities [N] and [N] to [N].
 
-Only k2 is here, because only its gradient is that of the reverse KL. Over tokens sampled from the student, the expected
+Only k2 is provided, because only its gradient is that of the reverse KL. Over tokens sampled from the student, the expected
 gradient of k1 = log q - log p is zero, and that of k3 = p/q - 1 - log(p/q) is the forward KL's.
 """
 
@@ -11,7 +11,7 @@ def k2(student_N: Tensor, teacher_N: Tensor) -> Tensor:
     """Half the squared log-ratio of each sampled token: (log q - log p)^2 / 2, p the teacher, q the student.
 
     Its gradient (log q - log p) * d log q is, in expectation over tokens sampled from q, exactly that of KL(student ||
-    teacher) at that position. Its value is no divergence in nats: as an estimate of the KL it is biased.
+    teacher) at that position. The value is not a divergence in nats: as an estimate of the KL it is biased.
 
     Args:
         student_N: the student's log-probabilities of the tokens it sampled, [N], nats.

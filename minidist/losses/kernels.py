@@ -1,7 +1,7 @@
-"""Divergences whose value and gradient one GPU kernel forms together, in a single pass over the classes: Liger's.
+"""Divergences whose value and gradient are computed together by one GPU kernel of Liger, in a single pass over the classes.
 
-It is the kernel within Liger's fused linear Jensen-Shannon divergence, set into our own chunks, so that bias, soft caps, padded
-vocabularies, gradients summed in float32 and every figure stay as they are.
+The kernel is the inner part of Liger's fused linear Jensen-Shannon divergence, called on the chunks of `losses.chunked`, so
+that bias, soft caps, padded vocabularies, float32 gradient sums and all figures are unchanged.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,9 @@ from minidist.losses.targets import Divergence, Objective
 
 @dataclass(frozen=True)
 class OnePass:
-    """`plain`, a generalised JSD of `beta` (0 the forward KL, 1 the reverse KL), by the kernel; [N, C] and [N, C] to [N] nats.
+    """`plain`, a generalised JSD with weight `beta` (0: forward KL, 1: reverse KL), by the kernel.
 
-    Tables in which a log-probability is -inf, and those in float64, are left to `plain`.
+    [N, C] and [N, C] to [N] nats. Tables with a log-probability of -inf, and float64 tables, are computed by `plain`.
     """
 
     plain: Divergence
@@ -34,12 +34,12 @@ class OnePass:
         if student_NC.dtype == torch.float64 or not student_NC.numel():
             return self.plain(student_NC, teacher_NC)
         found_N: Tensor = _OnePass.apply(student_NC, teacher_NC, self.beta)
-        # The kernel does not know that 0 * log 0 is 0.
+        # The kernel does not treat 0 * log 0 as 0.
         return found_N if bool(found_N.isfinite().all()) else self.plain(student_NC, teacher_NC)
 
 
 def in_one_pass(objective: Objective) -> Objective:
-    """The objective with its divergence formed by the kernel; as it was, where there is no kernel for it.
+    """The objective with its divergence computed by the kernel, or the objective itself if the kernel has no such divergence.
 
     Raises:
         ImportError: liger-kernel is not installed.
@@ -53,21 +53,20 @@ def in_one_pass(objective: Objective) -> Objective:
 
 
 def _beta(divergence: Divergence) -> float | None:
-    """Where a divergence lies between the forward KL and the reverse KL; None if it is not one of the kernel's."""
+    """The weight under which the kernel computes a divergence; None if the kernel has no such divergence."""
     if divergence in (forward_kl, reverse_kl):
         return float(divergence is reverse_kl)
-    if isinstance(divergence, partial) and divergence.func is jsd:
-        return float(divergence.keywords.get("beta", 0.5))
-    return 0.5 if divergence is jsd else None
+    return float(divergence.keywords["beta"]) if isinstance(divergence, partial) and divergence.func is jsd else None
 
 
 @cache
 def _kernel() -> Callable[..., Any]:
     """(student [N, C], overwritten; teacher [N, C], labels, beta, ignored label, divisor) to ([N, C] of the loss, gradient)."""
-    import liger_kernel.functional  # type: ignore[import-not-found]  # noqa: F401  # its kernels are registered there
+    import liger_kernel.functional  # type: ignore[import-not-found]  # noqa: F401  # registers the kernels
     from liger_kernel.backends import dispatch  # type: ignore[import-not-found]
 
-    return partial(dispatch, "jsd_loss_and_grad", impl="nvidia-triton")  # others cancel where the rows are nearly equal
+    # Liger's other kernels lose precision where the rows are nearly equal.
+    return partial(dispatch, "jsd_loss_and_grad", impl="nvidia-triton")
 
 
 class _OnePass(torch.autograd.Function):
@@ -75,8 +74,8 @@ class _OnePass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student_NC: Tensor, teacher_NC: Tensor, beta: float) -> Tensor:
-        own_NC, theirs_NC = student_NC.contiguous(), teacher_NC.to(student_NC).contiguous()
-        loss_NC, slope_NC = _kernel()(own_NC.clone(), theirs_NC, None, beta, -100, 1.0)
+        student_NC, teacher_NC = student_NC.contiguous(), teacher_NC.to(student_NC).contiguous()
+        loss_NC, slope_NC = _kernel()(student_NC.clone(), teacher_NC, None, beta, -100, 1.0)
         ctx.save_for_backward(slope_NC)
         return loss_NC.sum(-1)
 

@@ -1,7 +1,7 @@
-"""MiniLLM: what each token earned, how it is weighed, and the loss of a whole batch written out plainly.
+"""MiniLLM: rewards, returns and importance weights of tokens, and the loss of a whole batch as a plain reference.
 
-Tables are [B, T]: B answers, T generated tokens, of which the first lengths_B count; what stands beyond is never read. p is the
-teacher, q the student, log-probabilities in nats. Source: Gu, Dong, Wei & Huang, MiniLLM, arXiv:2306.08543.
+Tables are [B, T]: B answers, T generated tokens, of which the first lengths_B count; values beyond them are never read. p is
+the teacher, q the student, log-probabilities in nats. Source: Gu, Dong, Wei & Huang, MiniLLM, arXiv:2306.08543.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,15 @@ from minidist.losses.divergences import reverse_kl
 
 
 def mask_of(lengths_B: Tensor, width: int) -> Tensor:
-    """[B, T] bool: the tokens that count, the end-of-sequence token among them."""
+    """[B, T] bool: the tokens that count, including the end-of-sequence token."""
     return torch.arange(width, device=lengths_B.device) < lengths_B[:, None]
 
 
-def rewards(
-    student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, *, scale: float = 1.0, clip: float | None = None
-) -> Tensor:
-    """(log p - log q) / scale of each token that was written, cut at +-clip; 0 beyond the lengths. [B, T] nats.
+def rewards(student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, *, scale: float, clip: float | None) -> Tensor:
+    """(log p - log q) / scale of each sampled token, clamped to +-clip (None: unbounded); 0 beyond the lengths. [B, T] nats.
 
     Example:
-        >>> rewards(torch.tensor([[-2.0, -1.0]]), torch.tensor([[-1.0, -9.0]]), torch.tensor([2]), clip=4.0).tolist()
+        >>> rewards(torch.tensor([[-2.0, -1.0]]), torch.tensor([[-1.0, -9.0]]), torch.tensor([2]), scale=1.0, clip=4.0).tolist()
         [[1.0, -4.0]]
 
     Source: equation 2, with the scale and clip of the original code.
@@ -36,35 +34,33 @@ def rewards(
 
 
 def returns(
-    rewards_BT: Tensor,
-    lengths_B: Tensor,
-    *,
-    gamma: float = 1.0,
-    credit: Literal["next", "own"] = "next",
-    length_norm: bool = True,
+    rewards_BT: Tensor, lengths_B: Tensor, *, gamma: float, credit: Literal["next", "own"], length_norm: bool
 ) -> Tensor:
     """Sum of the rewards that follow each token, discounted by distance, over their number if `length_norm`. [B, T] nats.
 
-    `credit` next counts from the token after on: R(t+1) = r(t+1) + gamma r(t+2) + ...; own counts the token's reward too. A
-    return of no rewards, the last token's under next, is 0; so is all beyond the lengths.
+    `credit` next starts at the following token: R(t+1) = r(t+1) + gamma r(t+2) + ...; own includes the token's own reward. An
+    empty sum (the last token under next) is 0, and so are all entries beyond the lengths.
 
     Example:
-        >>> returns(torch.tensor([[1.0, 2.0, 4.0, 9.0]]), torch.tensor([3])).tolist()
+        >>> rewards_BT, lengths_B = torch.tensor([[1.0, 2.0, 4.0, 9.0]]), torch.tensor([3])
+        >>> returns(rewards_BT, lengths_B, gamma=1.0, credit="next", length_norm=True).tolist()
         [[3.0, 4.0, 0.0, 0.0]]
 
-    Source: equations 3 and 6. The paper's divisor is one too small as printed; here it is the number of rewards summed.
+    Source: equations 3 and 6. The paper's printed divisor is too small by 1; here it is the number of rewards summed.
     """
     width = rewards_BT.shape[1]
-    given = torch.where(mask_of(lengths_B, width), rewards_BT, 0)
-    sums, ahead = torch.zeros_like(given), torch.zeros_like(given[:, 0])
-    for place in reversed(range(width)):
-        own = given[:, place] + gamma * ahead
-        sums[:, place] = own if credit == "own" else ahead
-        ahead = own
+    mask_BT = mask_of(lengths_B, width)
+    rewards_BT = torch.where(mask_BT, rewards_BT, 0)
+    sums_BT, next_B = torch.zeros_like(rewards_BT), torch.zeros_like(rewards_BT[:, 0])
+    for t in reversed(range(width)):
+        own_B = rewards_BT[:, t] + gamma * next_B
+        sums_BT[:, t] = own_B if credit == "own" else next_B
+        next_B = own_B
+    sums_BT = torch.where(mask_BT, sums_BT, 0)
     if not length_norm:
-        return torch.where(mask_of(lengths_B, width), sums, 0)
-    first = torch.arange(width, device=given.device) + (credit == "next")
-    return torch.where(mask_of(lengths_B, width), sums, 0) / (lengths_B[:, None] - first).clamp(min=1)
+        return sums_BT
+    first_T = torch.arange(width, device=sums_BT.device) + (credit == "next")
+    return sums_BT / (lengths_B[:, None] - first_T).clamp(min=1)
 
 
 def importance(student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, *, teacher_mix: float) -> Tensor:
@@ -82,10 +78,10 @@ def importance(student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, *, tea
 
 
 def whiten(values_BT: Tensor, lengths_B: Tensor, *, how: Literal["none", "masked", "padded"], width: int) -> Tensor:
-    """Values less their mean, over their standard deviation. [B, T]; beyond the lengths anything.
+    """(values - mean) / standard deviation. [B, T]; entries beyond the lengths are undefined.
 
-    The statistics are of the tokens that count (masked), or of a table B x width with zeros beyond the lengths (padded), as in
-    the original code, where they depend on the longest answer allowed.
+    Mean and deviation are taken over the tokens that count (masked), or over a table of B x width with zeros beyond the lengths
+    (padded), as in the original code, where they depend on the longest answer allowed.
 
     Example:
         >>> whiten(torch.tensor([[1.0, 3.0]]), torch.tensor([2]), how="masked", width=2).tolist()
@@ -103,8 +99,8 @@ def whiten(values_BT: Tensor, lengths_B: Tensor, *, how: Literal["none", "masked
 def surrogate(logprob_N: Tensor, old_N: Tensor, advantage_N: Tensor, weight_N: Tensor, *, clip: float | None) -> Tensor:
     """-advantage * ratio of each token, ratio = weight * q / q_old; its gradient is -advantage * ratio * d log q. [N].
 
-    With `clip` the larger of that and the same with the ratio held within 1 - clip and 1 + clip: no gradient where the ratio
-    has already gone that far in the advantage's direction. The weight is inside the bound, as in the original code.
+    With `clip`: the maximum of that and the same with the ratio clamped to 1 - clip .. 1 + clip, so that no gradient flows once
+    the ratio has moved that far in the advantage's direction. The weight is inside the clamp, as in the original code.
 
     Example:
         >>> surrogate(*(torch.tensor([value]) for value in (-1.0, -1.0, 2.0, 1.25)), clip=0.2).tolist()
@@ -119,7 +115,7 @@ def surrogate(logprob_N: Tensor, old_N: Tensor, advantage_N: Tensor, weight_N: T
 
 @dataclass(frozen=True)
 class CreditTable:
-    """`types.Credit` of B answers: [B, T] each, with the rewards it came from and the one-step ratios."""
+    """`types.Credit` of B answers, [B, T] each, with the rewards and the one-step ratios."""
 
     old_logprob_BT: Tensor
     advantage_BT: Tensor
@@ -133,13 +129,14 @@ class CreditTable:
 def credit_table(
     student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, settings: PolicyConfig, *, teacher_mix: float, width: int
 ) -> CreditTable:
-    """What a collection earned, held fixed while it is learned from.
+    """Advantages and importance weights of a collection, fixed for all optimizer steps on it.
 
     Args:
-        student_BT, teacher_BT: log-probabilities of the tokens written, of the student that wrote and of the teacher, nats.
-        lengths_B: how many tokens of each answer count.
-        teacher_mix: the teacher's share of the distribution that was sampled.
-        width: the longest answer allowed, for whitening over the padded table.
+        student_BT, teacher_BT: log-probabilities of the sampled tokens under the student that wrote them and the teacher, nats.
+        lengths_B: tokens of each answer that count.
+        settings: the objective's configuration.
+        teacher_mix: share of the teacher in the sampled distribution.
+        width: longest answer allowed, for whitening over the padded table.
     """
     student_BT = torch.where(mask_of(lengths_B, student_BT.shape[1]), student_BT, 0)
     reward = rewards(student_BT, teacher_BT, lengths_B, scale=settings.reward_scale, clip=settings.reward_clip)
@@ -171,27 +168,27 @@ def minillm_loss(
 ) -> Tensor:
     """MiniLLM's loss of each answer: the reference that the learner's chunked, batched and sharded form must equal.
 
-    sum over t of reach(t) KL(q_t || p_t) - advantage(t) weight(t) q(y_t) / q_old(y_t), with `clip` PPO's bound on the second
-    term. Its gradient is what matters; the second term's value is no divergence. Nothing but the student's logits gets one.
+    sum over t of reach(t) KL(q_t || p_t) - advantage(t) weight(t) q(y_t) / q_old(y_t), with `clip` as PPO's bound on the second
+    term. Only the gradient matters: the value of the second term is no divergence. Only the student's logits get a gradient.
 
     Args:
         student_logits_BTV, teacher_logits_BTV: logits that predict token t, [B, T, V]. A vocabulary wider than the other by
             padding is cut before the softmax.
-        tokens_BT: the tokens written, [B, T]. lengths_B: how many of them count, the end-of-sequence token among them.
-        preset: the paper's equations, or what the original code does.
+        tokens_BT: the sampled tokens, [B, T]. lengths_B: how many of them count, including the end-of-sequence token.
+        preset: the paper's equations, or those of the original code.
         old_logprobs_BT: log q of the tokens under the student that sampled them, never of the mixture; None: this student.
-        teacher_mix: share of the teacher in the distribution that was sampled; the weights are formed here.
+        teacher_mix: share of the teacher in the sampled distribution; the importance weights are computed from it.
         length_norm: divide each return by the number of its rewards.
-        options: any other field of `config.objectives.MiniLLMConfig`. Whitening is off unless asked for, since its groups are
-            whole collections; inner_epochs and minibatches say nothing here.
+        options: any other field of `config.objectives.MiniLLMConfig`. Whitening is off by default, since its statistics are of
+            whole collections; inner_epochs and minibatches have no effect.
 
     Returns:
         [B], nats, summed over each answer's own tokens.
 
     Raises:
-        ValueError: shapes that do not belong together, a length outside 0..T, teacher_mix outside [0, 1], an unknown option.
+        ValueError: the shapes do not match, a length is outside 0..T, teacher_mix is outside [0, 1], an option is unknown.
 
-    Example: equal models have nothing to learn.
+    Example: equal models have loss 0.
         >>> logits = torch.tensor([[[1.0, 2.0], [0.0, 3.0]]])
         >>> minillm_loss(logits, logits, torch.tensor([[0, 1]]), torch.tensor([2])).tolist()
         [0.0]
@@ -207,17 +204,17 @@ def minillm_loss(
         for logits in (student_logits_BTV, teacher_logits_BTV.detach())
     )
     labels_N1 = tokens_BT[mask][:, None].long()
-    said_N, taught_N = student_NV.gather(-1, labels_N1)[:, 0], teacher_NV.gather(-1, labels_N1)[:, 0]
-    old_N = said_N.detach() if old_logprobs_BT is None else _exact(old_logprobs_BT.detach()[mask])
+    student_N, teacher_N = student_NV.gather(-1, labels_N1)[:, 0], teacher_NV.gather(-1, labels_N1)[:, 0]
+    old_N = student_N.detach() if old_logprobs_BT is None else _exact(old_logprobs_BT.detach()[mask])
     table = credit_table(
-        _spread(old_N, mask), _spread(taught_N, mask), lengths_B, settings, teacher_mix=teacher_mix, width=width
+        _spread(old_N, mask), _spread(teacher_N, mask), lengths_B, settings, teacher_mix=teacher_mix, width=width
     )
-    loss_N = torch.zeros_like(said_N)
+    loss_N = torch.zeros_like(student_N)
     if settings.single_step:
         loss_N = loss_N + table.reach_BT[mask] * reverse_kl(student_NV, teacher_NV)
     if settings.long_term:
         earned = (table.advantage_BT[mask], table.weight_BT[mask])
-        loss_N = loss_N + surrogate(said_N, old_N, *earned, clip=settings.clip)
+        loss_N = loss_N + surrogate(student_N, old_N, *earned, clip=settings.clip)
     return _spread(loss_N, mask).sum(1)
 
 
@@ -227,7 +224,7 @@ def _exact(values: Tensor) -> Tensor:
 
 
 def _spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:
-    """[N] back into a table, zeros elsewhere; keeps the gradient."""
+    """[N] scattered into a [B, T] table of zeros; keeps the gradient."""
     return torch.zeros(mask_BT.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(mask_BT, values_N)
 
 

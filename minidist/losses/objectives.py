@@ -1,43 +1,35 @@
-"""Objectives: what a stream's loss tokens are trained towards. Each is one small class; `make_objective` knows its name."""
+"""Objectives: the losses of a stream's tokens, one small class each, and the table from configuration class to objective."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
-from minidist.config.divergences import Matching, SinkhornConfig
-from minidist.config.objectives import KDConfig, ObjectiveConfig, PolicyConfig, PolicyGradientConfig, RankingConfig
-from minidist.losses.adaptive import akl, entropy_gated, todi
-from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl, total_variation
+from minidist import losses
+from minidist.config.divergences import Divergences, Matching, SinkhornConfig
+from minidist.config.objective import ObjectiveSection
+from minidist.config.objectives import (
+    K2Config,
+    KDConfig,
+    MiniLLMConfig,
+    PolicyConfig,
+    PolicyGradientConfig,
+    RankingConfig,
+    SupervisedConfig,
+)
+from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.losses.estimators import k2
 from minidist.losses.minillm import surrogate
-from minidist.losses.mixtures import jsd, jsd_normalised, skew_forward_kl, skew_reverse_kl
-from minidist.losses.powers import alpha_beta
 from minidist.losses.support import Support, on_support, top_k_and_tail
 from minidist.losses.targets import Divergence, Objective, TokenTargets
 from minidist.losses.transport import Moved, Teacher, grouped_sinkhorn
 
-DIVERGENCES: dict[str, Any] = {
-    "forward_kl": forward_kl,
-    "reverse_kl": reverse_kl,
-    "jeffreys": jeffreys,
-    "total_variation": total_variation,
-    "jsd": jsd,
-    "jsd_normalised": jsd_normalised,
-    "skew_forward_kl": skew_forward_kl,
-    "skew_reverse_kl": skew_reverse_kl,
-    "akl": akl,
-    "alpha_beta": alpha_beta,
-    "todi": todi,
-    "entropy_gated": entropy_gated,
-}
 
-
-class Plain:
-    """An objective whose loss says all there is to say."""
+class TokenWise:
+    """Base of objectives that treat each token separately and report no figures beside the loss."""
 
     figures: tuple[str, ...] = ()
     group_tokens: int | None = None
@@ -48,21 +40,24 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Match(Plain):
-    """The student's distribution at each token, drawn to the teacher's by a divergence.
+class Match(TokenWise):
+    """A divergence between the student's and the teacher's distribution at each token.
 
-    Over the classes of `support`, the `top_k` likeliest tokens and their tail; None is the full vocabulary where the teacher's
-    is there, else all that it lists. Both models' logits are divided by `temperature` before the softmax; other than 1 it needs
-    the full vocabulary.
+    Args:
+        divergence: [N, C] and [N, C] log-probabilities to [N] nats.
+        temperature: divides both models' logits before the softmax; other than 1 needs the full vocabulary.
+        support: classes of the divergence, see `losses.support.on_support`. None: the full vocabulary where the teacher's
+            scores hold it, else all listed tokens and their tail.
+        top_k: tokens that `support` lists of each model.
     """
 
     divergence: Divergence
     temperature: float = 1.0
     support: Support | None = None
-    top_k: int = 64
+    top_k: int = 0
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
-        """[N] nats. The labels do not enter: the sum over the classes is exact."""
+        """[N] nats. The labels are not used: the sum over the classes is exact."""
         return self.divergence(*self._tables(student_NV, targets))
 
     def _tables(self, student_NV: Tensor, targets: TokenTargets) -> tuple[Tensor, Tensor]:
@@ -70,16 +65,16 @@ class Match(Plain):
             return on_support(student_NV, targets.teacher_NV, self.support or "full", self.top_k)
         ids_NK, logprobs_NK = targets.top_ids_NK, targets.top_logprobs_NK
         assert ids_NK is not None and logprobs_NK is not None, "no distribution to match"
-        assert self.temperature == 1, "the tail of a top-K payload has no temperature but 1"
+        assert self.temperature == 1, "the tail of a top-K payload is known at temperature 1 only"
         listed = slice(self.top_k if self.support == "teacher" else None)
         return top_k_and_tail(student_NV, ids_NK[:, listed], logprobs_NK[:, listed])
 
 
 @dataclass(frozen=True)
-class K2(Plain):
-    """Half the squared log-ratio at the sampled token: the reverse KL's gradient from one log-probability a token.
+class K2(TokenWise):
+    """Half the squared log-ratio at the sampled token; `losses.estimators.k2`.
 
-    The tokens must be the student's own samples, at temperature 1 and not truncated.
+    The tokens must be samples of the current student, at temperature 1 and not truncated.
     """
 
     temperature = 1.0
@@ -91,8 +86,8 @@ class K2(Plain):
 
 
 @dataclass(frozen=True)
-class Supervised(Plain):
-    """Cross-entropy on given labels: -log q(label)."""
+class Supervised(TokenWise):
+    """Cross-entropy on the labels: -log q(label)."""
 
     temperature: float = 1.0
 
@@ -102,7 +97,7 @@ class Supervised(Plain):
 
 
 @dataclass(frozen=True)
-class Transport(Plain):
+class Transport(TokenWise):
     """Optimal transport among the tokens of a group, beside a divergence at each token; `losses.transport.sinkhorn`.
 
     Source: Cui et al., SinKD, arXiv:2402.17110.
@@ -120,15 +115,15 @@ class Transport(Plain):
         return self.settings.group_tokens
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
-        """[N] nats, and distances times their weight."""
+        """[N]: the weighted distance, plus the paired divergence in nats."""
         loss_N = self.settings.weight * self._moved(student_NV, targets).distance_N
         if self.settings.paired == "none":
             return loss_N
-        return loss_N + Match(DIVERGENCES[self.settings.paired], self.temperature)(student_NV, targets)
+        return loss_N + Match(getattr(losses, self.settings.paired), self.temperature)(student_NV, targets)
 
     @torch.no_grad()
     def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
-        """[N, 2]: the distance that each token's distribution is moved by, and the marginal error of its group's plan."""
+        """[N, 2]: transport cost of each token's distribution, and the marginal error of its group's plan."""
         moved = self._moved(student_NV, targets)
         return torch.stack([moved.distance_N, moved.marginal_error_N], -1)
 
@@ -138,12 +133,12 @@ class Transport(Plain):
         if teacher is None:
             assert targets.top_ids_NK is not None and targets.top_logprobs_NK is not None, "no distribution to transport"
             teacher = targets.top_ids_NK, targets.top_logprobs_NK
-        return grouped_sinkhorn(student_NV, teacher, targets.group_N, **self.settings.options)  # type: ignore[arg-type]
+        return grouped_sinkhorn(student_NV, teacher, targets.group_N, self.settings)
 
 
 @dataclass(frozen=True)
-class KD(Plain):
-    """(1 - ratio) * cross-entropy on given labels + ratio * t^2 * KL(teacher || student), the divergence at temperature t, over
+class KD(TokenWise):
+    """(1 - ratio) * cross-entropy on the labels + ratio * t^2 * KL(teacher || student), the divergence at temperature t, over
     the full vocabulary or top K and tail. Source: Hinton, Vinyals & Dean, arXiv:1503.02531, section 2."""
 
     ratio: float
@@ -152,7 +147,7 @@ class KD(Plain):
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] nats."""
-        # Logits come divided by the temperature; multiplied again they are those of temperature 1, but for a constant.
+        # student_NV is at the temperature; times the temperature it is the logits of temperature 1, up to a constant.
         sharp_NV = student_NV if self.temperature == 1 else torch.log_softmax(student_NV * self.temperature, -1)
         matched_N = Match(self.divergence, self.temperature)(student_NV, targets)
         return (1 - self.ratio) * Supervised()(sharp_NV, targets) + self.ratio * self.temperature**2 * matched_N
@@ -160,9 +155,9 @@ class KD(Plain):
 
 @dataclass(frozen=True)
 class PolicyGradient:
-    """Reverse KL of each token and the policy gradient of what followed it; `targets.credit` holds what it earned.
+    """Reverse KL of each token plus a policy gradient, whose advantages and importance weights stand in `targets.credit`.
 
-    `losses.minillm.minillm_loss` is the same for a whole batch, written out. Source: Gu et al., arXiv:2306.08543.
+    `losses.minillm.minillm_loss` is the plain reference for a whole batch. Source: Gu et al., arXiv:2306.08543.
     """
 
     settings: PolicyConfig
@@ -184,34 +179,44 @@ class PolicyGradient:
 
     @torch.no_grad()
     def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
-        """[N, 2]: 1 where the clip holds the gradient back; the long term's share of the loss."""
+        """[N, 2]: 1 where the clip stops the gradient, else 0; the policy-gradient term of the loss, nats."""
         loss_N = self._long_term(student_NV, targets)
         return torch.stack([(loss_N > self._long_term(student_NV, targets, bounded=False)).to(loss_N), loss_N], -1)
 
     def _long_term(self, student_NV: Tensor, targets: TokenTargets, *, bounded: bool = True) -> Tensor:
         credit, clip = targets.credit, self.settings.clip if bounded else None
         assert credit is not None
-        said_N = _of_labels(student_NV, targets)
-        return surrogate(said_N, credit.old_logprob_N, credit.advantage_N, credit.weight_N, clip=clip)
+        student_N = _of_labels(student_NV, targets)
+        return surrogate(student_N, credit.old_logprob_N, credit.advantage_N, credit.weight_N, clip=clip)
 
 
-def make_objective(type: str, **options: Any) -> Objective:
-    """The objective of a configuration's `objective` section, given as its fields."""
-    settings = TypeAdapter[Any](ObjectiveConfig).validate_python({"type": type, **options})
-    if isinstance(settings, Matching):
-        divergence = partial(DIVERGENCES[type], **settings.options) if settings.options else DIVERGENCES[type]
-        return Match(divergence, settings.temperature, settings.support, settings.top_k)
-    if isinstance(settings, PolicyConfig):
-        return PolicyGradient(settings)
-    if isinstance(
-        settings, RankingConfig
-    ):  # its credit holds the slope of the pairwise loss: the gradient is exact at one step
-        return PolicyGradient(PolicyGradientConfig(temperature=settings.temperature))
-    if isinstance(settings, SinkhornConfig):
-        return Transport(settings)
-    if isinstance(settings, KDConfig):
-        return KD(settings.ratio, settings.temperature)
-    return {"k2": K2, "supervised": Supervised}[type]()
+def make_objective(config: ObjectiveSection) -> Objective:
+    """The runtime objective of a configuration's `objective` section."""
+    return OBJECTIVES[type(config)](config)
+
+
+def divergence(config: Matching) -> Divergence:
+    """The function of minidist.losses that has the name of the configuration's type, with its options."""
+    function, options = getattr(losses, config.type), config.options
+    return partial(function, **options) if options else function
+
+
+def _match(config: Matching) -> Match:
+    return Match(divergence(config), config.temperature, config.support, config.top_k)
+
+
+OBJECTIVES: dict[type[ObjectiveSection], Callable[[Any], Objective]] = {
+    **dict.fromkeys(get_args(Divergences), _match),
+    SinkhornConfig: Transport,
+    K2Config: lambda _: K2(),
+    SupervisedConfig: lambda _: Supervised(),
+    KDConfig: lambda config: KD(config.ratio, config.temperature),
+    MiniLLMConfig: PolicyGradient,
+    PolicyGradientConfig: PolicyGradient,
+    # The credit of ranked answers is the slope of the pairwise loss, so that the gradient is exact at one step.
+    RankingConfig: lambda config: PolicyGradient(PolicyGradientConfig(temperature=config.temperature)),
+}
+"""The runtime objective of each configuration class. A divergence's runtime is the function of its name in minidist.losses."""
 
 
 def _of_labels(table_NV: Tensor, targets: TokenTargets) -> Tensor:

@@ -3,28 +3,29 @@
 import torch
 from torch import Tensor
 
+from minidist.config.divergences import AlphaBetaConfig
 from minidist.losses.divergences import same_shape
 
 FLOOR = -80.0
-"""Least log-probability that enters a power or a limit: exp(80) is about what float32 can hold."""
+"""Least log-probability that enters a power or a limit: exp(80) is close to the largest float32."""
 
 
-def alpha_beta(student_NC: Tensor, teacher_NC: Tensor, *, alpha: float = 0.2, beta: float = 0.7) -> Tensor:
+def alpha_beta(student_NC: Tensor, teacher_NC: Tensor, *, alpha: float, beta: float) -> Tensor:
     """-1 / (a b) sum [p^a q^b - a / (a + b) p^(a + b) - b / (a + b) q^(a + b)] of each row; limits where a, b or a + b is 0.
 
     Args:
         student_NC: log-probabilities of the student q, [N, C], nats, each row summing to one in probability.
         teacher_NC: log-probabilities of the teacher p, the same shape.
-        alpha, beta: exponents, whose sum is not negative. (1, 0) is the forward KL, (0, 1) the reverse KL (log-probabilities
-            below -80 count as -80), (0.5, 0.5) four times Hellinger's squared distance, (1, 1) half the squared distance;
-            a + b = 1 are the alpha-divergences. The defaults are those of the paper for GPT-2.
+        alpha, beta: exponents from -1 to 2, their sum not negative. (1, 0) is the forward KL, (0, 1) the reverse KL
+            (log-probabilities below -80 count as -80), (0.5, 0.5) four times Hellinger's squared distance, (1, 1) half the
+            squared distance; a + b = 1 are the alpha-divergences. The paper uses (0.2, 0.7) for GPT-2.
 
     Returns:
         [N], not negative; zero where the rows are equal. Where a, b and a + b are not 0, with
         h = -(p^a q^b - q^(a + b)) / a, the gradient in the student's logits is h - q sum(h).
 
     Raises:
-        ValueError: exponents that are not finite, or whose sum is below 0, or other shapes.
+        ValueError: the exponents are out of range, or the shapes differ.
 
     Example:
         >>> student, teacher = torch.tensor([[0.5, 0.4, 0.1]]).log(), torch.tensor([[0.9, 0.05, 0.05]]).log()
@@ -34,13 +35,7 @@ def alpha_beta(student_NC: Tensor, teacher_NC: Tensor, *, alpha: float = 0.2, be
     Source: Wang et al., ABKD, arXiv:2505.04560, definition 3; Cichocki, Cruces & Amari (2011), equations 19 to 23.
     """
     same_shape(student_NC, teacher_NC)
-    if not (abs(alpha) < float("inf") and abs(beta) < float("inf")):
-        raise ValueError(f"alpha and beta of alpha_beta are {alpha} and {beta}; both are finite numbers")
-    if alpha + beta < 0:
-        raise ValueError(
-            f"alpha and beta of alpha_beta are {alpha} and {beta}; where their sum is below 0 every class of small probability "
-            "overflows"
-        )
+    AlphaBetaConfig.parse(alpha=alpha, beta=beta)
     q, p = student_NC.clamp(min=FLOOR), teacher_NC.clamp(min=FLOOR)
     total = alpha + beta
     if alpha == 0 and beta == 0:
@@ -53,12 +48,12 @@ def alpha_beta(student_NC: Tensor, teacher_NC: Tensor, *, alpha: float = 0.2, be
         gap = alpha * (q - p)
         terms_NC = (gap + torch.expm1(-gap)) / alpha**2
     else:
-        own, other = (total * q).exp(), (total * p).exp()
-        terms_NC = -((alpha * p + beta * q).exp() - alpha / total * other - beta / total * own) / (alpha * beta)
+        student, teacher = (total * q).exp(), (total * p).exp()
+        terms_NC = -((alpha * p + beta * q).exp() - alpha / total * teacher - beta / total * student) / (alpha * beta)
     return terms_NC.sum(-1)
 
 
 def _one_sided(first: Tensor, second: Tensor, power: float) -> Tensor:
     """(f^a log(f^a / s^a) - f^a + s^a) / a^2 of two tables of logarithms."""
-    own, other = (power * first).exp(), (power * second).exp()
-    return (own * power * (first - second) - own + other) / power**2
+    first_power, second_power = (power * first).exp(), (power * second).exp()
+    return (first_power * power * (first - second) - first_power + second_power) / power**2

@@ -1,7 +1,7 @@
-"""What a divergence runs over: the full vocabulary, or K listed tokens and one class for all the rest.
+"""Classes of a divergence: the full vocabulary, or K listed tokens and one class, the tail, for all others.
 
-Putting the rest together never raises an f-divergence (data processing inequality), so what is measured over K listed tokens
-and their tail is a lower bound of the divergence over the full vocabulary, and equal to it at K = V, where no tail is left.
+Merging classes never raises an f-divergence (data processing inequality), so the divergence over K listed tokens and their tail
+is a lower bound of the divergence over the full vocabulary, and equals it at K = V, where there is no tail.
 """
 
 from typing import Literal
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 TAIL_FLOOR = 1e-7
-"""Least probability the teacher's tail is credited with. It is about the rounding error of a float32 sum near 1: a tail below
-it, or below zero, is noise of the listed values, and its logarithm would have no bound. A reverse KL pays at most 16.1 nats
-for student mass put there."""
+"""Least probability of the teacher's tail. It is about the rounding error of a float32 sum near 1: a smaller or negative tail
+is rounding noise of the listed values, and its logarithm would be unbounded. Student mass in the tail then costs a reverse KL
+at most 16.1 nats."""
 
 
 def top_k_and_tail(student_NV: Tensor, top_ids_NK: Tensor, top_logprobs_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Student and teacher over the same classes: the K tokens the teacher lists, and the tail when K < V.
+    """Student and teacher over the same classes: the K tokens that the teacher lists, and the tail when K < V.
 
     Args:
         student_NV: log-probabilities of the student, [N, V], nats.
-        top_ids_NK: the tokens the teacher lists, [N, K], int64, no token twice in a row of the table.
-        top_logprobs_NK: the teacher's log-probabilities of them, [N, K], nats.
+        top_ids_NK: the listed tokens, [N, K], int64, distinct within a row.
+        top_logprobs_NK: the teacher's log-probabilities of the listed tokens, [N, K], nats.
 
     Returns:
         Two tables of log-probabilities, student and teacher, [N, K + 1], or [N, K] when K = V. The student's tail is exact;
-        the teacher's is log(1 - sum of what is listed), not below log(TAIL_FLOOR).
+        the teacher's is log(1 - sum of the listed probabilities), at least log(TAIL_FLOOR).
 
     Example:
         >>> student = torch.tensor([[0.5, 0.25, 0.25]]).log()
@@ -36,27 +36,28 @@ def top_k_and_tail(student_NV: Tensor, top_ids_NK: Tensor, top_logprobs_NK: Tens
     listed_NK = student_NV.gather(-1, top_ids_NK)
     if top_ids_NK.shape[-1] == student_NV.shape[-1]:
         return listed_NK, top_logprobs_NK
-    # From the tokens that are left, not as 1 - sum: exact however small, and with a gradient that stays finite.
-    rest_N1 = _rest(student_NV, top_ids_NK)
+    # Summed over the other tokens instead of 1 - sum: exact for a small tail, with a finite gradient.
+    student_tail_N1 = _tail(student_NV, top_ids_NK)
     mass_N1 = top_logprobs_NK.logsumexp(-1, keepdim=True).clamp(max=-TAIL_FLOOR)
-    tail_N1 = (-torch.expm1(mass_N1)).log()
-    return torch.cat([listed_NK, rest_N1], -1), torch.cat([top_logprobs_NK, tail_N1], -1)
+    teacher_tail_N1 = (-torch.expm1(mass_N1)).log()
+    return torch.cat([listed_NK, student_tail_N1], -1), torch.cat([top_logprobs_NK, teacher_tail_N1], -1)
 
 
 Support = Literal["full", "teacher", "student", "union"]
 
 
 def on_support(student_NV: Tensor, teacher_NV: Tensor, support: Support, top_k: int) -> tuple[Tensor, Tensor]:
-    """Both models over the `top_k` likeliest tokens of the teacher, of the student or of either, and the tail.
+    """Both models over the `top_k` likeliest tokens of the teacher, of the student or of either, and their tail.
 
     Args:
-        student_NV, teacher_NV: log-probabilities over the full vocabulary, [N, V], nats. Which tokens are listed is no choice
-            that a gradient passes through.
+        student_NV, teacher_NV: log-probabilities over the full vocabulary, [N, V], nats. No gradient passes through the choice
+            of the listed tokens.
+        support: full, teacher, student or union.
+        top_k: listed tokens of each model.
 
     Returns:
-        Two tables of log-probabilities, [N, C + 1], C = `top_k`, or twice that for union, where a token that both list leaves
-        one place empty (-inf in both tables). Both tails are exact. The tables as they are for full, or when every token is
-        listed.
+        Two tables of log-probabilities, [N, C + 1] with C = `top_k`, or 2 `top_k` for union, where the second entry of a token
+        that both models list is -inf in both tables. Both tails are exact. With full, or `top_k` = V: the input tables.
 
     Raises:
         ValueError: `top_k` is more than V.
@@ -71,31 +72,31 @@ def on_support(student_NV: Tensor, teacher_NV: Tensor, support: Support, top_k: 
         return student_NV, teacher_NV
     vocabulary = student_NV.shape[-1]
     if top_k > vocabulary:
-        raise ValueError(f"top_k is {top_k}, and the vocabulary has {vocabulary} tokens; lower it, or set support to full")
+        raise ValueError(f"top_k is {top_k}, and the vocabulary has {vocabulary} tokens; lower top_k, or set support=full")
     if top_k == vocabulary:
         return student_NV, teacher_NV
     lists = {"teacher": [teacher_NV], "student": [student_NV], "union": [teacher_NV, student_NV]}[support]
     ids_NC = torch.cat([table.detach().topk(top_k, -1).indices for table in lists], -1)
-    again_NC = torch.zeros_like(ids_NC, dtype=torch.bool)
+    repeated_NC = torch.zeros_like(ids_NC, dtype=torch.bool)
     if support == "union":
         first_NK, second_NK = ids_NC.split(top_k, -1)
         listed_NV = torch.zeros_like(student_NV, dtype=torch.bool).scatter(-1, first_NK, True)
-        again_NC[:, top_k:] = listed_NV.gather(-1, second_NK)
-    return _listed(student_NV, ids_NC, again_NC), _listed(teacher_NV, ids_NC, again_NC)
+        repeated_NC[:, top_k:] = listed_NV.gather(-1, second_NK)
+    return _listed(student_NV, ids_NC, repeated_NC), _listed(teacher_NV, ids_NC, repeated_NC)
 
 
-def _listed(table_NV: Tensor, ids_NC: Tensor, again_NC: Tensor) -> Tensor:
-    """The listed tokens, -inf where one is listed again, and the rest as one class."""
-    rest_N1 = _rest(table_NV, ids_NC)
-    return torch.cat([table_NV.gather(-1, ids_NC).masked_fill(again_NC, float("-inf")), rest_N1], -1)
+def _listed(table_NV: Tensor, ids_NC: Tensor, repeated_NC: Tensor) -> Tensor:
+    """The listed tokens, -inf at repeated tokens, and the tail."""
+    tail_N1 = _tail(table_NV, ids_NC)
+    return torch.cat([table_NV.gather(-1, ids_NC).masked_fill(repeated_NC, float("-inf")), tail_N1], -1)
 
 
-def _rest(table_NV: Tensor, ids_NC: Tensor) -> Tensor:
-    """The logarithm of what is left beside the listed tokens, [N, 1]; -inf, without gradient, where that is nothing."""
+def _tail(table_NV: Tensor, ids_NC: Tensor) -> Tensor:
+    """Log-probability of all tokens but the listed ones, [N, 1]; -inf, without gradient, where they have no mass."""
     others_NV = table_NV.scatter(-1, ids_NC, float("-inf"))
-    rest_N1 = others_NV.logsumexp(-1, keepdim=True)
-    nothing_N1 = rest_N1.isneginf()
-    if not bool(nothing_N1.any()):
-        return rest_N1
-    # Replaced before the sum: the slope of a sum of -inf is nan.
-    return others_NV.masked_fill(nothing_N1, 0.0).logsumexp(-1, keepdim=True).masked_fill(nothing_N1, float("-inf"))
+    tail_N1 = others_NV.logsumexp(-1, keepdim=True)
+    empty_N1 = tail_N1.isneginf()
+    if not bool(empty_N1.any()):
+        return tail_N1
+    # The values are replaced before the sum, since the gradient of logsumexp over -inf only is nan.
+    return others_NV.masked_fill(empty_N1, 0.0).logsumexp(-1, keepdim=True).masked_fill(empty_N1, float("-inf"))

@@ -1,4 +1,4 @@
-"""What loss tokens are trained towards, and what an objective is."""
+"""Targets of loss tokens, and the protocols of divergences and objectives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Divergence(Protocol):
 
 @dataclass(frozen=True)
 class TokenCredit:
-    """`types.Credit` of N loss tokens, [N] each; no gradient reaches any of it."""
+    """`types.Credit` of N loss tokens, [N] each, without gradient."""
 
     old_logprob_N: Tensor
     advantage_N: Tensor
@@ -25,19 +25,19 @@ class TokenCredit:
     reach_N: Tensor
 
     def at(self, part: slice) -> TokenCredit:
-        """That of some of the tokens."""
+        """The credit of a slice of the tokens."""
         return TokenCredit(self.old_logprob_N[part], self.advantage_N[part], self.weight_N[part], self.reach_N[part])
 
 
 @dataclass(frozen=True)
 class TokenTargets:
-    """What N loss tokens are trained towards. A field is None where the teacher's payload does not hold it.
+    """Targets of N loss tokens. A field is None where the teacher's payload does not hold the values.
 
     labels_N: the token ids, int64. teacher_NV: the teacher's log-probabilities over the full vocabulary, at the objective's
-    temperature. top_ids_NK, top_logprobs_NK: the K tokens it finds likeliest, int64, and their log-probabilities.
-    teacher_logprob_N: its log-probabilities of the labels. All in nats; no gradient reaches any of them. credit: what the
-    tokens earned, for a policy gradient. group_N: int64, equal for tokens of one group, which stand side by side, where an
-    objective is defined over groups.
+    temperature. top_ids_NK, top_logprobs_NK: the teacher's K likeliest tokens, int64, and their log-probabilities.
+    teacher_logprob_N: the teacher's log-probabilities of the labels. All in nats, without gradient. credit: advantages and
+    weights for a policy gradient. group_N: int64 group index of each token, where an objective is defined over groups; the
+    tokens of a group are adjacent.
     """
 
     labels_N: Tensor
@@ -50,11 +50,11 @@ class TokenTargets:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether the labels' log-probabilities under the teacher are known without its head."""
+        """Whether the teacher's log-probabilities of the labels are known without the teacher's head."""
         return self.teacher_logprob_N is not None or self.teacher_NV is not None
 
     def at(self, part: slice) -> TokenTargets:
-        """Those of some of the tokens."""
+        """The targets of a slice of the tokens."""
 
         def cut(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[part]
@@ -71,9 +71,9 @@ class TokenTargets:
 
 
 class Objective(Protocol):
-    """Loss of each of the N tokens that count. No mask and no mean: the learner selects, sums and divides.
+    """Loss of each of N loss tokens. No mask and no mean: the learner selects, sums and divides.
 
-    What payload it needs of the teacher is a field of its configuration, which is checked before a run starts.
+    The configuration class declares which teacher payload the objective needs; a run is checked before it starts.
     """
 
     @property
@@ -83,12 +83,12 @@ class Objective(Protocol):
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """Names of what `explain` tells, as metrics of the run; their sums over tokens become means."""
+        """Metric names of the columns of `explain`; the learner reports their means over tokens."""
         ...
 
     @property
     def group_tokens(self) -> int | None:
-        """Most consecutive tokens of one row that the loss is defined over together; None: each token by itself."""
+        """Most consecutive tokens of one row in a group, for losses that are defined over groups. None: token by token."""
         ...
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor: ...

@@ -6,14 +6,14 @@ compared in run/canaries. The checks of a stage that need no tokenizer come firs
 
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from minidist.cluster.actors import cpu_share
 from minidist.cluster.machine import cores
 from minidist.config import CompareConfig, Config, DistillConfig, ScoreConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.data import SourceConfig
-from minidist.config.teacher import SoftPromptConfig
+from minidist.config.teacher import SoftPromptConfig, VLLMTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.data.sources import check_source
 from minidist.errors import ConfigError, ModelError, RunDirectoryError
@@ -96,13 +96,13 @@ def check_distillation(config: DistillConfig, models: "PairFacts") -> None:
         if stream.data is not None:
             check_context(models.student.context, stream.max_tokens, f"streams.{name}.max_tokens")
     check_teacher_engine(config, models.teacher)
-    if config.takes_turns and config.teacher.backend != "vllm":
+    if config.takes_turns and not isinstance(config.teacher, VLLMTeacherConfig):
         check_head_size(models.teacher, config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
 
 
 def check_teacher_engine(config: DistillConfig | ScoreConfig, teacher: "ModelFacts") -> None:
     """vLLM can serve the teacher, where the teacher is in vLLM."""
-    if config.teacher.backend == "vllm":
+    if isinstance(config.teacher, VLLMTeacherConfig):
         check_head_size(teacher, config.cluster.gpus, "teacher.backend=hf")
         check_split(teacher, config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
 
@@ -142,9 +142,7 @@ def check_kernel(config: DistillConfig) -> None:
 
 def check_classes(config: DistillConfig, vocabulary: int) -> None:
     """No list of classes is longer than the vocabulary."""
-    named: dict[str, Any] = {"objective": config.objective}
-    named |= {f"streams.{name}.objective": stream.objective for name, stream in config.streams.items()}
-    asked = {f"{key}.top_k": each.top_k for key, each in named.items() if getattr(each, "support", None) not in (None, "full")}
+    asked = {f"{key}.top_k": each.listed for key, each in config.objectives.items() if each.listed is not None}
     if config.teacher.payload == "top_k" and "top_k" in config.teacher.model_fields_set:
         asked["teacher.top_k"] = config.teacher.top_k
     for key, count in asked.items():

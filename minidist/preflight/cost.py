@@ -7,6 +7,7 @@ from minidist.cluster import machine
 from minidist.config import DistillConfig, SftConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.learner import LearnerConfig
+from minidist.config.teacher import LocalTeacherConfig, VLLMTeacherConfig
 from minidist.preflight.memory import (
     BYTES,
     GIB,
@@ -54,16 +55,11 @@ def role_needs(config: DistillConfig, student: "Shape", teacher: "Shape", *, lon
     longest_row = max([longest, *(stream.max_tokens for stream in config.streams.values())])
     head = teacher.vocabulary * teacher.hidden * BYTES[config.teacher.dtype] if config.teacher.payload == "hidden" else None
     learner = learner_need(_trained(config, student, longest_row, gpu), teacher_head=head)
-    if config.teacher.placement == "learner":
+    if config.teacher.learns:
         prompted = replace(_trained(config, student, longest, gpu), shape=teacher, dtype=config.teacher.dtype)
         learner = with_prompted_teacher(learner, prompted)
     rollout = [_rollout_need(config, student, teacher, longest, gpu)] if config.asks_engines else []
-    teachers = (
-        [_teacher_need(config, teacher, longest, gpu)]
-        if config.asks_actors and config.teacher.backend in ("hf", "vllm")
-        else []
-    )
-    return [learner, *rollout, *teachers]
+    return [learner, *rollout, *_teacher_needs(config, teacher, longest, gpu)]
 
 
 def _trained(config: SftConfig | DistillConfig, student: "Shape", longest: int, gpu: int | None) -> TrainedModel:
@@ -88,17 +84,20 @@ def _rollout_need(config: DistillConfig, student: "Shape", teacher: "Shape", lon
     return in_one_process(*(hf_need(model, tokens=PAIRS * longest, logits=False) for model in (engine, copy)))
 
 
-def _teacher_need(config: DistillConfig, shape: "Shape", longest: int, gpu: int | None) -> Need:
+def _teacher_needs(config: DistillConfig, shape: "Shape", longest: int, gpu: int | None) -> list[Need]:
+    """The teacher's need; none where nobody asks actors, or where a server or a cache stands in for them."""
     teacher, role = config.teacher, config.cluster.teacher
+    if not (config.asks_actors and isinstance(teacher, LocalTeacherConfig)):
+        return []
     split = role.shards * role.tensor_parallel
     model = ServedModel("teacher", shape, teacher.dtype, role.actors * split, split)
-    if teacher.backend == "vllm":
-        return engine_need(model, teacher, longest=longest, gpu=gpu, scores_prompts=True)
+    if isinstance(teacher, VLLMTeacherConfig):
+        return [engine_need(model, teacher, longest=longest, gpu=gpu, scores_prompts=True)]
     tokens = max(teacher.batch_tokens, longest)
     scorer = hf_need(model, tokens=tokens, logits=teacher.payload != "hidden")
     if not config.takes_turns:
-        return scorer
-    return in_one_process(scorer, engine_need(model, teacher, longest=longest, gpu=gpu))
+        return [scorer]
+    return [in_one_process(scorer, engine_need(model, teacher, longest=longest, gpu=gpu))]
 
 
 def _host_lines(needs: list[Need]) -> list[str]:
@@ -148,7 +147,7 @@ def _traffic(
 def step_bytes(config: DistillConfig, student: "Shape", teacher: "Shape") -> tuple[int, int]:
     """Most bytes of a step's scores, and bytes of one publication of the student's weights."""
     weights = student.parameters * BYTES[config.student.dtype] if config.asks_engines else 0
-    if config.teacher.placement == "learner":
+    if config.teacher.learns:
         return 0, weights
     answers = config.rollout.prompts_per_step * config.rollout.samples_per_prompt * config.rollout.max_new_tokens
     return answers * score_bytes_per_token(config.teacher, teacher.hidden), weights
@@ -205,7 +204,7 @@ def _fix(config: SftConfig | DistillConfig, need: Need) -> str:
     largest = max(need.parts, key=lambda part: need.parts[part] if part != "cache" else 0)
     if need.role == "learner":
         return _fix_learner(config.learner, config.cluster, largest)
-    if need.role == "rollout" or (isinstance(config, DistillConfig) and config.teacher.backend == "vllm"):
+    if need.role == "rollout" or (isinstance(config, DistillConfig) and isinstance(config.teacher, VLLMTeacherConfig)):
         split = f"cluster.{need.role}.tensor_parallel"
         return f"raise {need.role}.gpu_memory_utilization or {split}, or lower {need.role}.max_sequences"
     if largest in ("activations", "logits"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from minidist.config.learner import LearnerConfig
 from minidist.config.rollout import RolloutConfig
-from minidist.config.teacher import TeacherConfig
+from minidist.config.teacher import LocalTeacherConfig, TeacherConfig
 
 if TYPE_CHECKING:
     from minidist.models.shape import Shape
@@ -203,7 +203,7 @@ def kv_bytes_per_token(shape: "Shape", dtype: str, split: int = 1) -> int:
 
 def engine_need(
     model: ServedModel,
-    config: RolloutConfig | TeacherConfig,
+    config: RolloutConfig | LocalTeacherConfig,
     *,
     longest: int,
     gpu: int | None,

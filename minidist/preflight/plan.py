@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.models import ModelConfig
+from minidist.config.teacher import CacheTeacherConfig, PromptedTeacherConfig, ServerTeacherConfig
 from minidist.data.questions import Question
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example
@@ -35,7 +36,7 @@ class Plan:
 
     renderer: Renderer
     max_tokens: int
-    vocabulary: int | None = None
+    vocabulary: int | None
     cache: "ScoreCache | None" = None
     lines: list[str]
 
@@ -98,6 +99,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     examples, *validation = (each.found for each in rows)
     return SftPlan(
         renderer=reader.renderer,
+        vocabulary=None,
         max_tokens=data.max_tokens,
         examples=examples,
         validation_examples=validation[0] if validation else [],
@@ -230,11 +232,10 @@ def _teacher_lines(
 ) -> list[str]:
     """Lines about a teacher outside transformers. A server is asked. `prompt`: one of the run's; `tokens`: longest sequence."""
     teacher, width, vocabulary = config.teacher, models.teacher.rows, models.vocabulary
-    if teacher.backend in ("hf", "cache"):
-        return []
-    served = teacher.server is not None
-    found = check_server(teacher, renderer, prompt=prompt, tokens=tokens, width=width, vocabulary=vocabulary) if served else []
-    if (padded := width - vocabulary) > 0:
+    found = []
+    if isinstance(teacher, ServerTeacherConfig):
+        found = check_server(teacher, renderer, prompt=prompt, tokens=tokens, width=width, vocabulary=vocabulary)
+    if not teacher.cuts_padding and (padded := width - vocabulary) > 0:
         found.append(
             f"teacher's log-probabilities hold the share of {padded:,} padded ids, which vLLM cannot slice off "
             "(teacher.backend=hf can)"
@@ -261,9 +262,9 @@ def _streams(config: DistillConfig, reader: RowReader) -> dict[str, Rows[Example
 
 
 def _soft_prompt_lines(config: DistillConfig, models: PairFacts, renderer: Renderer) -> list[str]:
-    prompt = config.teacher.prompt
-    if prompt is None:
+    if not isinstance(config.teacher, PromptedTeacherConfig):
         return []
+    prompt = config.teacher.prompt
     checks.check_soft_prompt(config, prompt, renderer, models.teacher.context)
     without = "" if config.evaluation.every is None else "; evaluation measures the distance to the teacher without them"
     return [
@@ -276,7 +277,7 @@ def _cache(
     config: DistillConfig, models: PairFacts, prompts: list[Prompt], streams: dict[str, list[Example]]
 ) -> "tuple[ScoreCache | None, list[str]]":
     """The scores that stand in for a teacher, if any, and a line about them."""
-    if config.teacher.cache is None:
+    if not isinstance(config.teacher, CacheTeacherConfig):
         return None, []
     cache = scores.open_cache(config, models.student, vocabulary=models.vocabulary, prompts=prompts, streams=streams)
     return cache, [f"teacher's scores: {len(cache):,} rows in {config.teacher.cache}, no process"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minidist.config import DistillConfig, ScoreConfig
 from minidist.config.data import ScoreDataConfig
+from minidist.config.teacher import CacheTeacherConfig
 from minidist.data.sources import Example, gold_rollout
 from minidist.errors import ConfigError
 from minidist.preflight.facts import ModelFacts, PairFacts, RowReader
@@ -82,7 +83,7 @@ def open_cache(
     streams: Mapping[str, Sequence[Example]],
 ) -> ScoreCache:
     """teacher.cache. Raises ConfigError or DataError unless it holds the scores of every row that the run can draw."""
-    assert config.teacher.cache is not None
+    assert isinstance(config.teacher, CacheTeacherConfig)
     check_origin(config.teacher.cache, origin_of(config.teacher, student.tokenizer, vocabulary))
     cache = ScoreCache(config.teacher.cache)
     gold = [stream for stream in config.streams.values() if stream.writer == "dataset" and stream.objective.needs is not None]

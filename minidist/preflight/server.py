@@ -4,7 +4,7 @@ from typing import Any
 
 import httpx
 
-from minidist.config.teacher import ServerConfig, TeacherConfig
+from minidist.config.teacher import ServerConfig, ServerTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import ConfigError, ModelError, RoleError
 from minidist.teachers.payload import classes_asked
@@ -16,7 +16,7 @@ _TIMEOUT_S = 20.0
 
 
 def check_server(
-    config: TeacherConfig, renderer: Renderer, *, prompt: Prompt, tokens: int, width: int, vocabulary: int
+    config: ServerTeacherConfig, renderer: Renderer, *, prompt: Prompt, tokens: int, width: int, vocabulary: int
 ) -> list[str]:
     """Lines of the plan about the server. Raises ConfigError or ModelError where the server cannot be the teacher.
 
@@ -28,7 +28,6 @@ def check_server(
         width: rows of the teacher's softmax, padded ones included.
         vocabulary: tokens that student and teacher share.
     """
-    assert config.server is not None
     try:
         with httpx.Client(base_url=address(config.server), headers=headers(config.server), timeout=_TIMEOUT_S) as client:
             card = _model_card(client, config)
@@ -45,9 +44,8 @@ def check_server(
     return [f"teacher served as {card['id']} at {address(config.server)}", *compared]
 
 
-def _model_card(client: httpx.Client, config: TeacherConfig) -> dict[str, Any]:
+def _model_card(client: httpx.Client, config: ServerTeacherConfig) -> dict[str, Any]:
     """The server's entry for the teacher's model."""
-    assert config.server is not None
     answer = client.get("/v1/models")
     if answer.status_code in (401, 403):
         raise ConfigError(refusal(config, answer, 0))
@@ -93,7 +91,7 @@ def _compare_tokens(client: httpx.Client, model: str, renderer: Renderer, text: 
     return []
 
 
-def _check_scores(client: httpx.Client, model: str, config: TeacherConfig, prompt: Prompt, classes: int) -> None:
+def _check_scores(client: httpx.Client, model: str, config: ServerTeacherConfig, prompt: Prompt, classes: int) -> None:
     """Score two tokens as the run will: a server that cannot, or allows too few classes, is refused."""
     pair = [int(token) for token in (*prompt.tokens[:1], *prompt.tokens[-1:])]
     answer = client.post(COMPLETIONS, json=scoring(model, pair, classes))

@@ -1,5 +1,6 @@
 """The roles of a stage, as many of each as its configuration says."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from minidist.config import Config, DistillConfig
 from minidist.config.cluster import Role
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig, StudentConfig
+from minidist.config.objective import ObjectiveSection
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.learners.ranks import LearnerRanks
@@ -65,7 +67,7 @@ class Roles:
         self,
         student: StudentConfig,
         config: LearnerConfig,
-        objectives: dict[str, dict[str, Any]],
+        objectives: Mapping[str, ObjectiveSection],
         *,
         teacher: TeacherConfig | None,
     ) -> Learner:
@@ -107,9 +109,8 @@ class Roles:
 
 async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
     """The roles that a distillation needs, started side by side."""
-    objectives = {MAIN: config.objective.model_dump()}
-    objectives |= {name: stream.objective.model_dump() for name, stream in config.streams.items()}
-    teacher = config.teacher if config.asks_actors or config.teacher.placement == "learner" else None
+    objectives = {MAIN: config.objective} | {name: stream.objective for name, stream in config.streams.items()}
+    teacher = config.teacher if config.asks_actors or config.teacher.learns else None
     lockstep = config.teacher if config.teacher_mix > 0 and not config.takes_turns else None
     learner, (engines, teachers) = await both(
         roles.learner(config.student, config.learner, objectives, teacher=teacher),

@@ -1,14 +1,22 @@
 """Configuration to roles. These constructors run inside the roles' actors, and the objects they make stay there."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig, StudentConfig
+from minidist.config.objective import ObjectiveSection
 from minidist.config.rollout import RolloutConfig
-from minidist.config.teacher import TeacherConfig
+from minidist.config.teacher import (
+    HFTeacherConfig,
+    LocalTeacherConfig,
+    PromptedTeacherConfig,
+    ServerTeacherConfig,
+    TeacherConfig,
+    VLLMTeacherConfig,
+)
 from minidist.data.rendering import Renderer
 from minidist.losses.targets import Objective
 from minidist.protocols import Learner, RolloutEngine, Teacher
@@ -76,10 +84,10 @@ def make_teacher(
     context: RoleContext, config: TeacherConfig, *, mixing: bool = False, group: RankGroup | None = None
 ) -> Teacher:
     """The frozen teacher of `teacher.backend`, or one rank of it. `mixing`: it also takes turns with a student."""
-    return TEACHERS[config.backend](context, config, mixing, group)
+    return TEACHERS[type(config)](context, config, mixing, group)
 
 
-def _hf_teacher(context: RoleContext, config: TeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
+def _hf_teacher(context: RoleContext, config: LocalTeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
     from minidist.models.device import repeatable
     from minidist.teachers.hf import HFTeacher
 
@@ -95,7 +103,7 @@ def _hf_teacher(context: RoleContext, config: TeacherConfig, mixing: bool, group
     return HFTeacher(config, context.renderer, group=group, core=core, **shared)
 
 
-def _vllm_teacher(context: RoleContext, config: TeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
+def _vllm_teacher(context: RoleContext, config: VLLMTeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
     from minidist.teachers.vllm import VLLMTeacher
 
     return VLLMTeacher(
@@ -108,16 +116,17 @@ def _vllm_teacher(context: RoleContext, config: TeacherConfig, mixing: bool, gro
     )
 
 
-def _server_teacher(context: RoleContext, config: TeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
+def _server_teacher(context: RoleContext, config: ServerTeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
     from minidist.teachers.server.teacher import ServerTeacher
 
     return ServerTeacher(config, context.renderer, vocabulary=context.vocabulary)
 
 
-TEACHERS: dict[str, Callable[[RoleContext, Any, bool, RankGroup | None], Teacher]] = {
-    "hf": _hf_teacher,
-    "vllm": _vllm_teacher,
-    "server": _server_teacher,
+TEACHERS: dict[type[TeacherConfig], Callable[[RoleContext, Any, bool, RankGroup | None], Teacher]] = {
+    HFTeacherConfig: _hf_teacher,
+    PromptedTeacherConfig: _hf_teacher,  # without its prompt, for evaluations
+    VLLMTeacherConfig: _vllm_teacher,
+    ServerTeacherConfig: _server_teacher,
 }
 """What makes the teacher of each backend that is hosted."""
 
@@ -126,7 +135,7 @@ def make_learner(
     context: RoleContext,
     student: StudentConfig,
     config: LearnerConfig,
-    objectives: dict[str, dict[str, Any]],
+    objectives: Mapping[str, ObjectiveSection],
     *,
     teacher: TeacherConfig | None,
     group: RankGroup | None = None,
@@ -152,21 +161,22 @@ def make_learner(
     model = build_student(student, context.renderer.tokenizer, context.seed, context.on_gpu)
     adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=context.seed)
     tutor, head = None, None
-    if teacher is not None and teacher.prompt is not None:
+    if isinstance(teacher, PromptedTeacherConfig):
         tutor = make_prompted(context, teacher, config, joined)
     elif teacher is not None and teacher.payload == "hidden":
         head = load_teacher_head(teacher, context.vocabulary)
-    made: dict[str, Objective] = {name: make_objective(**options) for name, options in objectives.items()}
+    made: dict[str, Objective] = {name: make_objective(section) for name, section in objectives.items()}
     options: dict[str, Any] = {"steps": context.steps, "teacher_head": head, "vocabulary": context.vocabulary}
     return kind(model, context.renderer, config, made, tutor=tutor, group=joined, adapters=adapters, **options)
 
 
-def make_prompted(context: RoleContext, teacher: TeacherConfig, config: LearnerConfig, group: "Alone") -> "PromptedTeacher":
+def make_prompted(
+    context: RoleContext, teacher: PromptedTeacherConfig, config: LearnerConfig, group: "Alone"
+) -> "PromptedTeacher":
     """A whole copy of the teacher for this rank, and the prompt it starts with."""
     from minidist.methods.promptkd import PromptedTeacher, initial_prompt
     from minidist.models.hub import load_model
 
-    assert teacher.prompt is not None
     model = load_model(teacher, "teacher.model", context.on_gpu)
     start = initial_prompt(model, context.renderer.tokenizer, teacher.prompt)
     options: dict[str, Any] = {"steps": context.steps, "vocabulary": context.vocabulary, "group": group}

@@ -1,6 +1,6 @@
 """Roles whose processes stay from one model, or one run, to the next."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from minidist.concurrency import together
 from minidist.config import Config
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig, StudentConfig
+from minidist.config.objective import ObjectiveSection
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.learners.ranks import LearnerRanks
@@ -78,7 +79,7 @@ class WarmRoles(Roles):
         self,
         student: StudentConfig,
         config: LearnerConfig,
-        objectives: dict[str, dict[str, Any]],
+        objectives: Mapping[str, ObjectiveSection],
         *,
         teacher: TeacherConfig | None,
     ) -> Learner:

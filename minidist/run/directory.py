@@ -2,12 +2,11 @@
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from minidist.config import Command, dump
+from minidist.config import Command, difference, dump
 from minidist.config.run import RunConfig
 from minidist.errors import RunDirectoryError
 from minidist.run.checkpoint import Checkpoint, Checkpoints
@@ -19,6 +18,7 @@ class RunDirectory:
 
     def __init__(self, config: Command) -> None:
         self.path = config.run.directory
+        self._config = config
         self._resolved = dump(config)
         self._overwrite = config.run.overwrite
         self._kept = config.run.checkpoints_kept if isinstance(config.run, RunConfig) else 0
@@ -46,8 +46,8 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path} holds files but no run; set run.directory to another directory")
         if self._overwrite:
             return
-        if difference := _difference(recorded, self._resolved):
-            key, before, now = difference
+        if found := difference(recorded, self._config):
+            key, before, now = found
             raise RunDirectoryError(
                 f"{self.path} holds a run of another configuration: {key} was {before!r} and is now {now!r}; set another "
                 "run.directory, or run.overwrite=true to delete that run"
@@ -107,26 +107,6 @@ class RunDirectory:
         """Write summary.json, which marks a finished run, then unlock the directory."""
         write_json(self.path / "summary.json", summary)
         self._lock.close()
-
-
-# Neither what the machine does, nor what is kept, nor where, nor what raises an alarm, changes the numbers beyond rounding: a
-# run may go on with others. Nor do a comparison's cells and seeds, which are runs in directories of their own.
-_FREE = re.compile(
-    r"base\..*|cells\..*|seeds|cluster\..*|run\.(directory|overwrite|checkpoint_every|checkpoints_kept|rollouts_every|tensorboard)"
-    r"|canaries\.(alarm_\w+|stop_on)"
-    r"|learner\.(backend|zero_stage|offload_\w+|activation_checkpointing|micro_batch_tokens|layout|chunk_tokens|kernel)"
-)
-
-
-def _difference(there: Any, here: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """The first place where two configurations differ in what a run computes."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        for name in [*here, *(name for name in there if name not in here)]:
-            path = f"{key}.{name}".lstrip(".")
-            if not _FREE.fullmatch(path) and (found := _difference(there.get(name), here.get(name), path)):
-                return found
-        return None
-    return None if there == here else (key, there, here)
 
 
 def _truncate(metrics: Path, checkpoint: Checkpoint) -> None:

@@ -53,7 +53,7 @@ def _distill_roles(config: Any) -> "tuple[Role, ...]":
     """Teacher scores read from a cache need no actor."""
     asked: dict[Role, bool] = {
         "rollout": config.asks_engines,
-        "teacher": config.asks_actors and config.teacher.backend != "cache",
+        "teacher": config.asks_actors and config.teacher.live,
         "learner": True,
     }
     return tuple(role for role, wanted in asked.items() if wanted)

@@ -140,7 +140,7 @@ class Cells:
 
     async def _learner(self, config: DistillConfig, plan: DistillPlan) -> Learner:
         """The learner of a cell before its first step."""
-        objectives = {MAIN: config.objective.model_dump()}
+        objectives = {MAIN: config.objective}
         return await self.roles.serve(config, plan).learner(config.student, config.learner, objectives, teacher=config.teacher)
 
     async def _measuring(self) -> tuple[Engines, Examiner]:

@@ -116,7 +116,7 @@ class DistillWatch:
         """Compare engine, learner and teacher on the first batch and every `canaries.every` steps."""
         checked = batch.step % self._config.canaries.every == 0
         # Checks and recorded figures are at temperature 1.
-        self._measured = batch.measures if getattr(self._config.objective, "temperature", 1.0) == 1 else None
+        self._measured = batch.measures if self._config.objective.temperature == 1 else None
         if self._measured is None and (checked or self._shows(batch.step)):
             assert batch.main is not None
             self._measured = await self._learner.measure(batch.main)

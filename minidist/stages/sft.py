@@ -4,6 +4,7 @@ import shutil
 from typing import Any
 
 from minidist.config import SftConfig
+from minidist.config.objectives import SupervisedConfig
 from minidist.data.batching import collate
 from minidist.experience.draw import Shuffled
 from minidist.experience.source import SupervisedBatches
@@ -19,7 +20,7 @@ from minidist.types import Batch, Update
 async def sft(run: StageRun[SftConfig, SftPlan], roles: Roles) -> dict[str, Any]:
     """Train, watch the validation loss, write final/."""
     config, directory, checkpoint = run.config, run.directory, run.checkpoint
-    learner = await roles.learner(config.student, config.learner, {"supervised": {"type": "supervised"}}, teacher=None)
+    learner = await roles.learner(config.student, config.learner, {"supervised": SupervisedConfig()}, teacher=None)
     shown = [("loss/nats_per_token", "loss"), ("validation/loss_nats_per_token", "validation"), ("time/update_s", "update s")]
     start = 0 if checkpoint is None else checkpoint.step
     recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=shown, start=start)

@@ -1,40 +1,38 @@
-"""Free distributions fitted to given ones: which part of the teacher each divergence fits first."""
+"""Free distributions fitted to fixed ones: which part of the teacher each divergence fits first."""
 
 import asyncio
 import json
 import time
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minidist import losses
 from minidist.config import ToyConfig
+from minidist.config.divergences import Divergences
 from minidist.config.toy import MixtureConfig, ZipfConfig
-from minidist.errors import ConfigError
 from minidist.evaluation.picture import draw_toy
+from minidist.losses.objectives import divergence
+from minidist.losses.targets import Divergence
 from minidist.run.directory import RunDirectory
 from minidist.run.files import write_json
 from minidist.run.tracking import log, start_log
 from minidist.types import Array
 
-Divergence = Callable[[Tensor, Tensor], Tensor]
-_LEVELS = (0.5, 0.1)  # of the first error: when a fit comes below them is written down
+_LEVELS = (0.5, 0.1)
+"""Fractions of the initial error; a record holds the epoch at which the error falls below each."""
 
 
 async def toy(config: ToyConfig) -> dict[str, Any]:
-    """Fit, unless that was done before; leave toy.json and toy.png."""
+    """Fit all divergences to all teachers, unless the run is finished; write toy.json and draw toy.png."""
     directory = RunDirectory(config)
-    divergences = {name: divergence(name, options) for name, options in config.divergences.items()}
     file = directory.path / "toy.json"
     if not directory.finished():
         directory.start()
         start_log(directory.path)
         started = time.time()
-        write_json(file, await _fit_all(config, divergences), indent=None)
+        write_json(file, await _fit_all(config), indent=None)
         directory.finish({"stage": "toy", "seconds": round(time.time() - started, 1)})
     records = json.loads(file.read_text())
     curves: dict[str, dict[str, dict[str, Array]]] = {}
@@ -48,33 +46,21 @@ async def toy(config: ToyConfig) -> dict[str, Any]:
     return directory.summary or {}
 
 
-def divergence(name: str, options: dict[str, Any]) -> Divergence:
-    """The function of minidist.losses with its options. Raises ConfigError for one that is out of range."""
-    given = {key: value for key, value in options.items() if key != "type"}
-    function: Divergence = partial(getattr(losses, options.get("type", name)), **given)
-    uniform = torch.full((1, 2), 0.5, dtype=torch.float64).log()
-    try:
-        function(uniform, uniform)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"divergences.{name}: {error}") from None
-    return function
-
-
 def teacher(config: ZipfConfig | MixtureConfig) -> Tensor:
     """Probabilities of the classes, [classes], float64."""
-    place = torch.arange(1, config.classes + 1, dtype=torch.float64)
+    number = torch.arange(1, config.classes + 1, dtype=torch.float64)
     if isinstance(config, ZipfConfig):
-        mass = place**-config.exponent
+        mass = number**-config.exponent
     else:
         modes = len(config.weights)
         centres = (torch.arange(modes, dtype=torch.float64) + 0.5) / modes * config.classes + 0.5
-        bells = torch.exp(-0.5 * ((place[:, None] - centres) / config.width) ** 2)
+        bells = torch.exp(-0.5 * ((number[:, None] - centres) / config.width) ** 2)
         mass = bells @ torch.tensor(config.weights, dtype=torch.float64)
     return mass / mass.sum()
 
 
 def head_of(teacher_C: Tensor) -> Tensor:
-    """Which classes are the head: the likeliest, as few as hold at least half the mass. [C], bool."""
+    """Which classes form the head: the fewest likeliest classes with at least half of the mass. [C], bool."""
     order = teacher_C.argsort(descending=True, stable=True)
     before = teacher_C[order].cumsum(0) - teacher_C[order]
     head = torch.zeros_like(teacher_C, dtype=torch.bool)
@@ -85,9 +71,9 @@ def head_of(teacher_C: Tensor) -> Tensor:
 def fit(divergence: Divergence, teacher_C: Tensor, logits_SC: Tensor, *, lr: float, epochs: int) -> tuple[Tensor, Tensor]:
     """Sum of |p - q| over head and over tail before every epoch and after the last, each [S, epochs + 1].
 
-    Gradient descent of each of S students by itself, from `logits_SC`.
+    S independent students start from `logits_SC`; `lr` is the step size of the gradient descent.
     """
-    head, taught_SC = head_of(teacher_C), teacher_C.log().expand_as(logits_SC)
+    head, teacher_SC = head_of(teacher_C), teacher_C.log().expand_as(logits_SC)
     logits_SC, errors = logits_SC.detach().clone(), []
     for epoch in range(epochs + 1):
         logits_SC.requires_grad_(True)
@@ -95,22 +81,26 @@ def fit(divergence: Divergence, teacher_C: Tensor, logits_SC: Tensor, *, lr: flo
         gap_SC = (student_SC.detach().exp() - teacher_C).abs()
         errors.append((gap_SC[:, head].sum(-1), gap_SC[:, ~head].sum(-1)))
         if epoch < epochs:
-            (gradient,) = torch.autograd.grad(divergence(student_SC, taught_SC).sum(), logits_SC)
+            (gradient,) = torch.autograd.grad(divergence(student_SC, teacher_SC).sum(), logits_SC)
             logits_SC = (logits_SC - lr * gradient).detach()
     heads, tails = zip(*errors, strict=True)
     return torch.stack(heads, 1), torch.stack(tails, 1)
 
 
-async def _fit_all(config: ToyConfig, divergences: dict[str, Divergence]) -> list[dict[str, Any]]:
+async def _fit_all(config: ToyConfig) -> list[dict[str, Any]]:
     shown = _spaced(config.epochs, config.points)
     records = []
-    for name, given in config.teachers.items():
-        teacher_C = teacher(given)
+    for name, teacher_config in config.teachers.items():
+        teacher_C = teacher(teacher_config)
         start_SC = torch.stack([_start(config, seed, len(teacher_C)) for seed in config.seeds])
-        for objective, function in divergences.items():
-            await asyncio.sleep(0)  # Ctrl-C is heard between two fits
-            head, tail = (part.numpy() for part in fit(function, teacher_C, start_SC, lr=config.lr, epochs=config.epochs))
-            record = {"teacher": name, "objective": objective, "options": config.divergences[objective], "seeds": config.seeds}
+        for objective, section in config.divergences.items():
+            await asyncio.sleep(0)  # lets Ctrl-C in between two fits
+            errors = fit(divergence(section), teacher_C, start_SC, lr=config.lr, epochs=config.epochs)
+            head, tail = (part.numpy() for part in errors)
+            options = section.model_dump(
+                mode="json", exclude_unset=True, exclude={"type"} if section.type == objective else None
+            )
+            record = {"teacher": name, "objective": objective, "options": options, "seeds": config.seeds}
             record |= {
                 f"{part}_below_{level:g}": _first(errors, level)
                 for part, errors in (("head", head), ("tail", tail))
@@ -127,6 +117,12 @@ async def _fit_all(config: ToyConfig, divergences: dict[str, Divergence]) -> lis
     return records
 
 
+def _options(section: Divergences, name: str) -> dict[str, Any]:
+    """The options as the configuration gives them."""
+    implied = {"type"} if section.type == name else None
+    return section.model_dump(mode="json", exclude_unset=True, exclude=implied)
+
+
 def _start(config: ToyConfig, seed: int, classes: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return config.init * torch.randn(classes, generator=generator, dtype=torch.float64)
@@ -138,7 +134,7 @@ def _spaced(epochs: int, points: int) -> list[int]:
 
 
 def _first(errors_SE: Array, level: float) -> list[int | None]:
-    """Of each seed the first epoch at which the error is below `level` times its first one; None where it never is."""
+    """For each seed the first epoch whose error is below `level` times the initial error; None if there is none."""
     below = errors_SE < level * errors_SE[:, :1]
     return [int(row.argmax()) if row.any() else None for row in below]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minidist.concurrency import Worker
-from minidist.config.teacher import TeacherConfig
+from minidist.config.teacher import LocalTeacherConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.rendering import Renderer
 from minidist.learners.group import Alone, Joined
@@ -35,7 +35,7 @@ class HFTeacher(TurnTaker):
 
     def __init__(
         self,
-        config: TeacherConfig,
+        config: LocalTeacherConfig,
         renderer: Renderer,
         *,
         vocabulary: int | None,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from minidist.config.teacher import TeacherConfig
+from minidist.config.teacher import LocalTeacherConfig, VLLMTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.models.heads import vocabulary_size
 from minidist.models.hub import context_length, load_config
@@ -13,7 +13,9 @@ from minidist.teachers.payload import classes_asked, to_scores
 from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
 
-def teacher_settings(config: TeacherConfig, *, max_tokens: int | None, on_gpu: bool, tensor_parallel: int = 1) -> VLLMSettings:
+def teacher_settings(
+    config: LocalTeacherConfig, *, max_tokens: int | None, on_gpu: bool, tensor_parallel: int = 1
+) -> VLLMSettings:
     """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context."""
     return VLLMSettings.of(
         config,
@@ -43,7 +45,7 @@ class VLLMTeacher(TurnTaker):
 
     def __init__(
         self,
-        config: TeacherConfig,
+        config: VLLMTeacherConfig,
         renderer: Renderer,
         *,
         vocabulary: int | None,

@@ -21,6 +21,8 @@ from typing import Any
 
 import psutil
 
+from tests.support.config import make_objective
+
 VOCABULARY, STUDENT, TEACHER, ROUNDS = 151_936, 1_024, 2_048, 3
 DIVERGENCES: dict[str, dict[str, Any]] = {
     "forward_kl": {"type": "forward_kl"},
@@ -135,12 +137,15 @@ def _plain(name: str) -> Loss:
     """As it would be written down: all logits, then the divergence, then autograd."""
     import torch
 
-    from minidist.losses.objectives import DIVERGENCES as FUNCTIONS
+    from minidist.losses.objectives import divergence
+    from tests.support.config import objective_config
+
+    function = divergence(objective_config(**DIVERGENCES[name]))  # type: ignore[arg-type]
 
     def loss(hidden: Any, weight: Any, taught: Any, theirs: Any) -> Any:
         with torch.no_grad():
             teacher = torch.log_softmax((taught @ theirs.T).float(), -1)
-        return FUNCTIONS[name](torch.log_softmax((hidden @ weight.T).float(), -1), teacher).sum()
+        return function(torch.log_softmax((hidden @ weight.T).float(), -1), teacher).sum()
 
     return loss
 
@@ -150,7 +155,6 @@ def _ours(name: str) -> Loss:
 
     from minidist.config.learner import MeasureConfig
     from minidist.losses.chunked import LinearHead, chunked_loss
-    from minidist.losses.objectives import make_objective
     from minidist.losses.targets import TokenTargets
 
     objective, chunk = make_objective(**DIVERGENCES[name]), MeasureConfig().chunk(VOCABULARY)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.config import make_objective
+
 CASES = {
     "supervised": ["supervised", "4096", "1024", "float32"],
     "reverse KL, hidden states": ["reverse_kl", "4096", "1024", "float32"],
@@ -43,7 +45,6 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
     from minidist.config.learner import LearnerConfig
     from minidist.data.batching import collate
     from minidist.learners.learner import SingleLearner
-    from minidist.losses.objectives import make_objective
     from minidist.models.arrays import to_array
     from minidist.models.shape import read_shape
     from minidist.preflight.memory import ALLOCATOR_SHARE, PROCESS_BYTES, TrainedModel, learner_need

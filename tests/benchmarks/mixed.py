@@ -26,12 +26,12 @@ from minidist.config.cluster import ClusterConfig, LearnerRoleConfig, RolloutRol
 from minidist.config.data import RenderConfig
 from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
-from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.roles.make import RoleContext, make_engine, make_teacher
 from minidist.rollout.mixed.engine import LockstepEngine
 from minidist.rollout.mixed.turns import TurnTakingEngine
 from minidist.types import Prompt, Rollout, Sampling
+from tests.support.config import teacher_config
 from tests.support.mixture import law, p_value
 
 ALPHA, PROMPT, DRAWS, REPEATS = 0.2, 24, 100_000, 3
@@ -84,7 +84,7 @@ class _Pair:
         self._renderer, self._max_tokens, self._kv_gib = renderer, max_tokens, kv_gib
         self._student = ModelConfig(model=str(folder / "student"), dtype=dtype)  # type: ignore[arg-type]
         payload = {"backend": "vllm", "payload": "sampled", "kv_cache_gib": kv_gib}
-        self._teacher = TeacherConfig(model=str(folder / "teacher"), dtype=dtype, **payload)  # type: ignore[arg-type]
+        self._teacher = teacher_config(model=str(folder / "teacher"), dtype=dtype, **payload)  # type: ignore[arg-type]
         room = {"rollout": RolloutRoleConfig(actors=2), "teacher": TeacherRoleConfig(), "learner": LearnerRoleConfig()}
         self._cluster = Cluster(ClusterConfig(**room, threads=cores()), folder / "logs")  # type: ignore[arg-type]
         self.turns: Any = None

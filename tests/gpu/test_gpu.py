@@ -17,11 +17,11 @@ from minidist.data.tasks import find
 from minidist.losses import kernels
 from minidist.losses.chunked import LinearHead, chunked_loss
 from minidist.losses.kernels import in_one_pass
-from minidist.losses.objectives import make_objective
 from minidist.losses.targets import TokenTargets
 from minidist.roles.make import RoleContext, make_engine, make_learner
 from minidist.roles.transfer import ObjectStoreTransfer
 from tests.integration.conftest import SHAPE, save_model, settings
+from tests.support.config import make_objective, objective_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]
 
@@ -41,7 +41,7 @@ def test_engine_and_learner_agree_after_a_sync(tmp_path: Path) -> None:
                 student=StudentConfig(model=str(tmp_path), dtype="bfloat16"),
                 teacher=None,
                 config=settings(),
-                objectives={"supervised": {"type": "supervised"}},
+                objectives={"supervised": objective_config("supervised")},
                 context=context,
             )
             return await ObjectStoreTransfer(tolerance_nats=0.5).publish(learner, [engine])

@@ -26,6 +26,7 @@ from minidist.roles.make import RoleContext, make_engine, make_learner, make_tea
 from minidist.rollout.pool import Engines
 from minidist.teachers.pool import Shards, Teachers
 from minidist.types import Prompt, RankGroup
+from tests.support.config import objective_config, teacher_config
 
 SHAPE: dict[str, Any] = {
     "model_type": "llama",
@@ -127,10 +128,10 @@ class Stack:
 def learner_arguments(stack: Stack, config: LearnerConfig) -> dict[str, Any]:
     return {
         "student": StudentConfig(model=str(stack.student)),
-        "teacher": TeacherConfig(model=str(stack.teacher_path)),
+        "teacher": teacher_config(model=str(stack.teacher_path)),
         "context": stack.context,
         "config": config,
-        "objectives": {name: {"type": kind} for name, kind in OBJECTIVES.items()},
+        "objectives": {name: objective_config(kind) for name, kind in OBJECTIVES.items()},
     }
 
 
@@ -166,7 +167,7 @@ _ROOM = ClusterConfig(
 
 
 async def _host(stack: Stack) -> None:
-    host, teacher = stack.cluster.host, TeacherConfig(model=str(stack.teacher_path))
+    host, teacher = stack.cluster.host, teacher_config(model=str(stack.teacher_path))
     scoring = {"context": RoleContext(stack.renderer), "config": teacher}
     learning = learner_arguments(stack, settings(lr=0.5))
     engines, teachers, stack.learner, stack.pair = await together(

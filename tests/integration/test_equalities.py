@@ -17,7 +17,6 @@ from minidist.data.sources import Example
 from minidist.data.tasks import generate
 from minidist.errors import CanaryError
 from minidist.learners.learner import SingleLearner
-from minidist.losses.objectives import make_objective
 from minidist.losses.targets import Objective
 from minidist.models.heads import load_teacher_head
 from minidist.models.hub import build_student, load_model
@@ -25,6 +24,7 @@ from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.hf import HFEngine
 from minidist.types import Batch, Rollout, Sampling, Weights
 from tests.integration.conftest import OBJECTIVES, SHAPE, Stack, save_model, settings
+from tests.support.config import make_objective, teacher_config
 
 SAMPLING = Sampling(max_new_tokens=16, seed=3)
 GREEDY = replace(SAMPLING, temperature=0.0)
@@ -168,12 +168,11 @@ def test_a_sync_without_the_tied_head_is_caught(stack: Stack) -> None:
 
 
 def test_hidden_state_scores_equal_full_logits(stack: Stack) -> None:
-    from minidist.config.teacher import TeacherConfig
     from minidist.models.heads import apply_head
 
     rollouts = written(stack)
     scores = stack.run(stack.teacher.score(rollouts))
-    head = load_teacher_head(TeacherConfig(model=str(stack.teacher_path)), None)
+    head = load_teacher_head(teacher_config(model=str(stack.teacher_path)), None)
     apply = apply_head(head, torch.tensor(head.weight), None)
     teacher = load_model(ModelConfig(model=str(stack.teacher_path)), "teacher")
     for rollout, scored in zip(rollouts, scores, strict=True):
@@ -209,10 +208,9 @@ def test_deepspeed_equals_the_plain_learner_with_uneven_micro_batches(stack: Sta
 
 def plain_learner(stack: Stack, config: LearnerConfig | None = None) -> SingleLearner:
     from minidist.config.models import StudentConfig
-    from minidist.config.teacher import TeacherConfig
 
     model = build_student(StudentConfig(model=str(stack.student)), stack.renderer.tokenizer, 0)
-    head = load_teacher_head(TeacherConfig(model=str(stack.teacher_path)), None)
+    head = load_teacher_head(teacher_config(model=str(stack.teacher_path)), None)
     objectives: dict[str, Objective] = {name: make_objective(kind) for name, kind in OBJECTIVES.items()}
     return SingleLearner(model, stack.renderer, config or settings(), objectives, steps=100, teacher_head=head)
 

@@ -40,7 +40,7 @@ def test_two_ranks_take_the_steps_of_the_reference(stack: Stack, rollouts: list[
     rollout = {"teacher_mix": MIX, "max_new_tokens": WIDTH}
     config = distill_config(objective={"type": "minillm", **options}, rollout=rollout)
     objective: Any = config.objective
-    learner = stack.ranks(settings(lr=RATE, zero_stage=stage, **UNEVEN), objectives={"main": objective.model_dump()})
+    learner = stack.ranks(settings(lr=RATE, zero_stage=stage, **UNEVEN), objectives={"main": objective})
     stream = collate("main", rollouts, stack.run(stack.teachers.score(rollouts)), objective="main")
     stream, measures, _ = stack.run(PolicyCredit(config, learner).credit(stream))
     steps = tuple((part,) for part in in_minibatches(stream, 2, 2, seed=(0, 0)))

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minidist.config.teacher import TeacherConfig
 from minidist.roles.make import make_teacher
 from minidist.rollout.mixed.turns import TurnTakingEngine
 from minidist.rollout.pool import Engines
 from minidist.types import Finish, Prompt, Rollout, Sampling
 from tests.integration.conftest import SHAPE, Stack, save_model
+from tests.support.config import teacher_config
 from tests.support.mixture import law, p_value
 
 DRAWS = 20_000
@@ -24,7 +24,7 @@ DRAWS = 20_000
 @pytest.fixture(scope="module")
 def teacher(stack: Stack) -> Iterator[Any]:
     """A teacher in transformers that also takes turns, in an actor of its own."""
-    arguments = {"context": stack.context, "config": TeacherConfig(model=str(stack.teacher_path)), "mixing": True}
+    arguments = {"context": stack.context, "config": teacher_config(model=str(stack.teacher_path)), "mixing": True}
     teacher = stack.run(stack.cluster.host("teacher", make_teacher, **arguments))
     yield teacher
     stack.dismiss(teacher)

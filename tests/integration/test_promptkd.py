@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minidist.config.learner import LearnerConfig, OptimizerConfig
-from minidist.config.teacher import SoftPromptConfig, TeacherConfig
+from minidist.config.teacher import SoftPromptConfig
 from minidist.data.batching import collate
 from minidist.roles.make import make_learner
 from minidist.types import Batch, Rollout
@@ -19,6 +19,7 @@ from tests.integration.conftest import Stack, learner_arguments
 from tests.integration.test_equalities import written
 from tests.integration.test_ranks import UNEVEN, assert_same, one_row, weights_of
 from tests.integration.test_runs import metrics, run, write
+from tests.support.config import teacher_config
 
 PROMPT_FIGURES = ("prompt/kl_to_student_nats", "prompt/kl_to_base_nats", "prompt/grad_norm", "prompt/regulariser")
 # A large eps: where a gradient is all rounding, a small one would make a step of it.
@@ -40,7 +41,7 @@ def test_two_ranks_take_the_steps_of_one(stack: Stack, rollouts: list[Rollout], 
     """Two steps, a third one on a single row, of which one rank has nothing; and a fourth after a restart with one rank."""
     own = {"prompt": SoftPromptConfig(tokens=3, text="abc", lr=0.05), "placement": "learner"}
     changes: dict[str, Any] = {
-        "teacher": TeacherConfig(model=str(stack.teacher_path), **own),
+        "teacher": teacher_config(model=str(stack.teacher_path), **own),
         "context": replace(stack.context, steps=5),
     }
     single = make_learner(**learner_arguments(stack, LearnerConfig(backend="single", optimizer=ADAM)) | changes)

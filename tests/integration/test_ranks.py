@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 
 from minidist.config.models import LoraConfig, StudentConfig
-from minidist.config.teacher import TeacherConfig
 from minidist.data.batching import collate
 from minidist.errors import DivergedError
 from minidist.learners.learner import SingleLearner
-from minidist.losses.objectives import make_objective
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.pool import Engines
 from minidist.types import Batch, Rollout, Sampling, TeacherScores, Weights
 from tests.integration.conftest import Stack, settings
 from tests.integration.test_equalities import EXACT, GREEDY, SAMPLING, on_policy_batch, plain_learner, texts, written
+from tests.support.config import make_objective, objective_config, teacher_config
 
 UNEVEN: dict[str, Any] = {"micro_batch_tokens": 90, "chunk_tokens": 40}  # many micro-batches, more than one chunk in some
 WAYS: dict[str, dict[str, Any]] = {
@@ -80,7 +79,7 @@ FAMILY: dict[str, dict[str, Any]] = {
 def test_two_ranks_give_the_gradient_of_one_whatever_the_objective(stack: Stack, batch: Batch, name: str, stage: int) -> None:
     """Groups of tokens stay whole, and ranks of a sharded head call it equally often, in chunks smaller than some answers."""
     main = replace(batch, steps=(batch.steps[0][:1],))
-    single, objectives = plain_learner(stack), {"main": FAMILY[name]}
+    single, objectives = plain_learner(stack), {"main": objective_config(**FAMILY[name])}
     single._objectives = {"main": make_objective(**FAMILY[name])}
     wanted = asyncio.run(single.update(main)).metrics
     learner = stack.ranks(settings(micro_batch_tokens=90, chunk_tokens=7, zero_stage=stage), objectives=objectives)
@@ -220,7 +219,7 @@ def test_adapters_of_a_partitioned_student_are_published_merged(stack: Stack, ba
 @pytest.mark.parametrize("payload", ["hidden", "top_k"])
 def test_a_teacher_in_two_shards_equals_the_whole_one(stack: Stack, payload: Any) -> None:
     rollouts = written(stack, count=9)
-    config = TeacherConfig(model=str(stack.teacher_path), payload=payload, top_k=5, batch_tokens=64)
+    config = teacher_config(model=str(stack.teacher_path), payload=payload, top_k=5, batch_tokens=64)
     shards = stack.shards(config)
     for some in (rollouts, rollouts[:1]):  # the second time one of them has nothing to score
         whole = stack.run(stack.teachers.score(some))

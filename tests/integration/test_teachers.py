@@ -23,6 +23,7 @@ from minidist.teachers.vllm import VLLMTeacher
 from minidist.types import Rollout, Sampling, TeacherScores
 from tests.integration.conftest import MAX_TOKENS, SHAPE, Stack, save_model
 from tests.integration.live_server import LOGPROBS, Live
+from tests.support.config import teacher_config
 from tests.support.tiny import random_rollouts
 
 EXACT = 2e-4  # nats; float32, two implementations of the same arithmetic
@@ -47,7 +48,7 @@ class Adjustable(VLLMTeacher):
 
 
 def config(path: Path, **fields: Any) -> TeacherConfig:
-    return TeacherConfig(model=str(path), **({"payload": "top_k", "top_k": 99} | fields))
+    return teacher_config(model=str(path), **({"payload": "top_k", "top_k": 99} | fields))
 
 
 def local(stack: Stack, path: Path) -> list[TeacherScores]:

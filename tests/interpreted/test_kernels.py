@@ -21,9 +21,10 @@ from minidist.losses.chunked import LinearHead, chunked_loss
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.losses.kernels import OnePass, in_one_pass
 from minidist.losses.mixtures import jsd
-from minidist.losses.objectives import Match, make_objective
+from minidist.losses.objectives import Match
 from minidist.losses.targets import TokenCredit, TokenTargets
 from minidist.types import Batch, TeacherHead
+from tests.support.config import make_objective
 from tests.support.tiny import hidden_scores, random_rollouts, tiny_model, tiny_renderer
 
 N, V, D, E = 7, 50, 6, 5

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minidist.config.teacher import ServerConfig, TeacherConfig
+from tests.support.config import teacher_config
 from tests.support.tiny import VOCABULARY, tiny_renderer
 
 PADDED = VOCABULARY + 3
@@ -111,7 +112,7 @@ def config(
     model: str, server: Server, *, payload: Any = "top_k", top_k: int = 4, served: str | None = None, **fields: Any
 ) -> TeacherConfig:
     settings = ServerConfig(url=server.url, model=served, **fields)
-    return TeacherConfig(model=model, backend="server", server=settings, payload=payload, top_k=top_k)
+    return teacher_config(model=model, backend="server", server=settings, payload=payload, top_k=top_k)
 
 
 def refused(status: int, headers: dict[str, str] | None = None, times: int = 1) -> Callable[[dict[str, Any], int], Any]:

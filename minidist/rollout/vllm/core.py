@@ -16,7 +16,7 @@ import numpy as np
 from minidist.concurrency import Worker
 from minidist.config.models import DType, ModelConfig
 from minidist.config.rollout import RolloutConfig
-from minidist.config.teacher import TeacherConfig
+from minidist.config.teacher import LocalTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import RoleError
 from minidist.models.files import resolve
@@ -61,7 +61,7 @@ class VLLMSettings:
     ngrams: bool = False
 
     @classmethod
-    def of(cls, config: ModelConfig, where: str, limits: RolloutConfig | TeacherConfig, **fields: Any) -> "VLLMSettings":
+    def of(cls, config: ModelConfig, where: str, limits: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
         """Settings from a model's section `where` and the limits of its role; `fields`: other fields, by name."""
         return cls(
             model=resolve(config.model or "", where),

@@ -36,8 +36,8 @@ def origin_of(config: TeacherConfig, tokenizer: "PreTrainedTokenizerBase", vocab
 
 def _weights(config: TeacherConfig, path: Path) -> str:
     """A checksum of weights on this machine; the name and revision of others."""
-    if config.server is not None:
-        return f"server:{config.server.model or config.server.url}"
+    if config.remote_name is not None:
+        return config.remote_name
     if not Path(config.model or "").expanduser().is_dir():
         return f"hub:{config.model}@{path.name}"  # the directory of a snapshot is named after its revision
     index = path / "model.safetensors.index.json"

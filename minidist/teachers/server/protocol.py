@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from minidist.config.teacher import ServerConfig, TeacherConfig
+from minidist.config.teacher import ServerConfig, ServerTeacherConfig
 from minidist.errors import RoleError
 from minidist.types import Array
 
@@ -70,9 +70,8 @@ def error_text(answer: httpx.Response) -> str:
     return f"{answer.status_code} {' '.join(text.split())[:300]}".strip()
 
 
-def refusal(config: TeacherConfig, answer: httpx.Response, classes: int) -> str:
+def refusal(config: ServerTeacherConfig, answer: httpx.Response, classes: int) -> str:
     """A full sentence on a request that the server refuses for good."""
-    assert config.server is not None
     where, error = address(config.server), error_text(answer)
     if answer.status_code in (401, 403):
         return f"the server at {where} refuses the API key; set teacher.server.key_variable (the server's message: {error})"

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 
 from minidist.concurrency import together
-from minidist.config.teacher import TeacherConfig
+from minidist.config.teacher import ServerTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import RoleError
 from minidist.models.heads import vocabulary_size
@@ -31,8 +31,7 @@ class ServerTeacher:
     refuses the request, the call raises RoleError. Cancelling a call cancels its requests.
     """
 
-    def __init__(self, config: TeacherConfig, renderer: Renderer, *, vocabulary: int | None) -> None:
-        assert config.server is not None
+    def __init__(self, config: ServerTeacherConfig, renderer: Renderer, *, vocabulary: int | None) -> None:
         width = vocabulary_size(load_config(config, "teacher.model"))
         self._config = config
         self._server = config.server

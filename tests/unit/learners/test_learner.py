@@ -20,8 +20,8 @@ from minidist.data.batching import collate
 from minidist.errors import CanaryError, DivergedError
 from minidist.learners.learner import SingleLearner
 from minidist.learners.schedule import learning_rate, make_optimizer
-from minidist.losses import Match, Supervised, forward_kl, reverse_kl
-from minidist.losses.objectives import Plain
+from minidist.losses import forward_kl, reverse_kl
+from minidist.losses.objectives import Match, Supervised, TokenWise
 from minidist.losses.targets import Objective, TokenTargets
 from minidist.models.arrays import to_tensor
 from minidist.models.hub import load_model
@@ -182,7 +182,7 @@ def test_shared_vocabulary_is_sliced_before_the_softmax(make: MakeLearner) -> No
     asyncio.run(learner.close())
 
 
-class Infinite(Plain):
+class Infinite(TokenWise):
     """A loss that is not finite."""
 
     temperature = 1.0

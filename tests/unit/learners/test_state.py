@@ -16,7 +16,7 @@ from minidist.data.batching import collate
 from minidist.errors import RunDirectoryError
 from minidist.learners.learner import SingleLearner
 from minidist.learners.state import StateReader, StateWriter
-from minidist.losses import Supervised
+from minidist.losses.objectives import Supervised
 from minidist.models.lora import inject
 from minidist.types import Batch
 from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer

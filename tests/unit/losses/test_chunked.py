@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from minidist.losses import K2, Match, Supervised, akl, chunked_loss, forward_kl, jsd, reverse_kl
+from minidist.losses import akl, chunked_loss, forward_kl, jsd, reverse_kl
 from minidist.losses.chunked import LinearHead, _parts, chunk_count
-from minidist.losses.objectives import Plain, make_objective
+from minidist.losses.objectives import K2, Match, Supervised, TokenWise
 from minidist.losses.targets import Objective, TokenCredit, TokenTargets
+from tests.support.config import make_objective
 
 N, D, E, V = 11, 6, 5, 9
 OBJECTIVES = {
@@ -22,8 +24,8 @@ OBJECTIVES = {
     "reverse, cold": Match(reverse_kl, 0.5),
     "supervised, warm": Supervised(2.0),
     "k2": K2(),
-    "jsd, union": Match(jsd, 1.0, "union", 2),
-    "akl": Match(akl),
+    "jsd, union": Match(partial(jsd, beta=0.5), 1.0, "union", 2),
+    "akl": Match(partial(akl, mu=0.5, head_rule="released")),
     "minillm": make_objective("minillm", long_term=False),
 }
 
@@ -153,7 +155,7 @@ def test_no_tokens_give_a_loss_of_zero_that_touches_the_head(objective: Objectiv
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
 
 
-class Grouped(Plain):
+class Grouped(TokenWise):
     """Each token's log-probability times the sum of its group's: only right when groups are whole."""
 
     temperature = 1.0

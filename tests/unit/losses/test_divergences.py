@@ -5,22 +5,15 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 import minidist.losses.divergences as module
-from minidist.losses import forward_kl, reverse_kl
+from minidist.losses import forward_kl, jeffreys, reverse_kl, total_variation
 from minidist.losses.targets import Divergence
+from tests.support.divergences import INF, random_logits, random_tables
 
 BOTH = pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
 STUDENT = torch.tensor([[0.5, 0.4, 0.1]], dtype=torch.float64).log()
 TEACHER = torch.tensor([[0.9, 0.05, 0.05]], dtype=torch.float64).log()
-INF = math.inf
-
-
-def random_logits(rows: int = 6, classes: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    student, teacher = 2 * torch.randn(2, rows, classes, generator=generator, dtype=torch.float64)
-    return student.requires_grad_(), teacher
 
 
 @BOTH
@@ -119,3 +112,18 @@ def test_docstring_examples() -> None:
     done = doctest.testmod(module)
     assert done.attempted >= 4
     assert done.failed == 0
+
+
+def test_jeffreys_is_the_sum_of_both_kls() -> None:
+    student, teacher = random_tables()
+    both = forward_kl(student, teacher) + reverse_kl(student, teacher)
+    torch.testing.assert_close(jeffreys(student, teacher), both, rtol=2e-5, atol=1e-9)
+
+
+def test_total_variation_is_at_most_one_and_obeys_pinsker() -> None:
+    student, teacher = random_tables(500)
+    distance = total_variation(student, teacher)
+    smaller_kl = torch.minimum(forward_kl(student, teacher), reverse_kl(student, teacher))
+    assert (distance <= 1).all() and (distance.square() <= smaller_kl / 2).all()
+    disjoint = torch.tensor([[1.0, 0.0]]).double().log(), torch.tensor([[0.0, 1.0]]).double().log()
+    assert total_variation(*disjoint).item() == 1

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.autograd import grad
 
 import minidist.losses.estimators as module
-from minidist.losses import K2, forward_kl, k2, reverse_kl
+from minidist.losses import forward_kl, k2, reverse_kl
+from minidist.losses.objectives import K2
 from minidist.losses.targets import Divergence, TokenTargets
 
 V = 6

@@ -13,7 +13,8 @@ from minidist.losses import kernels
 from minidist.losses.divergences import jeffreys, reverse_kl
 from minidist.losses.kernels import in_one_pass
 from minidist.losses.mixtures import jsd, jsd_normalised
-from minidist.losses.objectives import KD, Match, PolicyGradient, Supervised, make_objective
+from minidist.losses.objectives import KD, Match, PolicyGradient, Supervised
+from tests.support.config import make_objective
 
 
 def test_the_kernel_is_the_plain_divergence() -> None:
@@ -31,7 +32,7 @@ def test_what_the_kernel_does_not_form_stays_as_it_is(objective: Any) -> None:
 
 
 def test_what_it_does_form() -> None:
-    for objective, beta in ((KD(0.5), 0.0), (make_objective("minillm"), 1.0), (Match(jsd), 0.5)):
+    for objective, beta in ((KD(0.5), 0.0), (make_objective("minillm"), 1.0), (Match(partial(jsd, beta=0.5)), 0.5)):
         assert isinstance(objective, KD | PolicyGradient | Match)
         fused = in_one_pass(objective)
         assert type(fused) is type(objective) and fused.divergence.beta == beta  # type: ignore[attr-defined]

@@ -187,11 +187,11 @@ def test_the_last_token_has_nothing_after_it(world: World) -> None:
 @pytest.mark.parametrize("credit", ["next", "own"])
 def test_a_constant_reward_is_its_own_mean(credit: Any) -> None:
     lengths = torch.tensor([1, 4, 7])
-    found = returns(torch.full((3, 7), -1.5), lengths, credit=credit)
+    found = returns(torch.full((3, 7), -1.5), lengths, gamma=1.0, credit=credit, length_norm=True)
     for row, length in enumerate(lengths.tolist()):
         last = 0.0 if credit == "next" else -1.5
         assert found[row].tolist() == [*[-1.5] * (length - 1), last, *[0.0] * (7 - length)]
-    discounted = returns(torch.full((3, 7), -1.5), lengths, credit="own", gamma=0.95)
+    discounted = returns(torch.full((3, 7), -1.5), lengths, gamma=0.95, credit="own", length_norm=True)
     for n in range(1, 8):
         assert discounted[2, 7 - n].item() == pytest.approx(-1.5 * (1 - 0.95**n) / (n * 0.05), rel=1e-5)
 
@@ -249,7 +249,7 @@ def test_the_end_is_rewarded_and_nothing_after_it(world: World) -> None:
     loss = minillm_loss(free, teacher, world.tokens, world.lengths, long_term=False)[answer]
     slope = torch.autograd.grad(loss, free)[0][answer].abs().sum(-1)
     assert (slope[:2] > 0).all() and slope[2] == 0
-    earned = rewards(world.said(student).detach(), world.said(teacher), world.lengths)
+    earned = rewards(world.said(student).detach(), world.said(teacher), world.lengths, scale=1.0, clip=None)
     assert earned[answer, 1] != 0 and earned[answer, 2] == 0
 
 
@@ -317,7 +317,13 @@ def test_prefix_products_are_exact_for_the_single_step_alone(world: World) -> No
     same(gradient(world, (weights * per_token).sum()), expected(world, long_term=False), 1e-12)
     student, teacher = world.logits()
     said = world.said(student)
-    earned = returns(rewards(said.detach(), taught, world.lengths), world.lengths, length_norm=False)
+    earned = returns(
+        rewards(said.detach(), taught, world.lengths, scale=1.0, clip=None),
+        world.lengths,
+        gamma=1.0,
+        credit="next",
+        length_norm=False,
+    )
     found, long = gradient(world, -(weights * earned * said).sum()), expected(world, single_step=False, length_norm=False)
     assert ((found - long).norm() / long.norm()).item() == pytest.approx(0.458, abs=5e-3)
 
@@ -358,7 +364,13 @@ def test_ratios_are_to_the_old_student(world: World) -> None:
     student, teacher = world.logits()
     old = world.said(student).detach() - 0.3 * world.mask.double()
     found = minillm_loss(student, teacher, world.tokens, world.lengths, old_logprobs_BT=old, single_step=False)
-    earned = returns(rewards(old, world.said(teacher), world.lengths), world.lengths)
+    earned = returns(
+        rewards(old, world.said(teacher), world.lengths, scale=1.0, clip=None),
+        world.lengths,
+        gamma=1.0,
+        credit="next",
+        length_norm=True,
+    )
     same(found, -(earned * np.exp(0.3) * world.mask).sum(1), 1e-12)
 
 

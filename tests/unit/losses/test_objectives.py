@@ -2,26 +2,27 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minidist.config.divergences import Matching
+from minidist import losses
+from minidist.config.divergences import Divergences
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.objectives import ObjectiveConfig
 from minidist.data.batching import collate
 from minidist.learners.learner import SingleLearner
-from minidist.losses import KD, Transport
-from minidist.losses.objectives import DIVERGENCES, make_objective
+from minidist.losses.objectives import KD, OBJECTIVES, Transport
 from minidist.losses.targets import TokenTargets
 from minidist.losses.transport import sinkhorn
 from minidist.types import Batch, Stream, TeacherHead
+from tests.support.config import make_objective, objective_config
 from tests.support.tiny import hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
 
+DIVERGENCES = [kind.model_fields["type"].default for kind in get_args(Divergences)]
 LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)]
 CASES: dict[str, dict[str, Any]] = {name: {"type": name} for name in DIVERGENCES} | {
     "jsd, union, warm": {"type": "jsd", "beta": 0.3, "support": "union", "top_k": 5, "temperature": 2.0},
@@ -100,25 +101,29 @@ def test_options_reach_the_divergence() -> None:
     }
     for name, options in changed.items():
         found = make_objective(name, **options)(student, targets)
-        assert torch.equal(found, DIVERGENCES[name](student, teacher, **options))
+        assert torch.equal(found, getattr(losses, name)(student, teacher, **options))
         assert not torch.allclose(found, make_objective(name)(student, targets)), name
 
 
-def test_every_divergence_has_a_configuration() -> None:
+def test_every_objective_has_a_runtime_and_every_divergence_a_function() -> None:
+    assert set(get_args(get_args(ObjectiveConfig)[0])) == set(OBJECTIVES)
     for name in DIVERGENCES:
-        settings = TypeAdapter[Any](ObjectiveConfig).validate_python({"type": name})
-        assert isinstance(settings, Matching) and settings.needs == "top_k"
-        assert settings.model_copy(update={"support": "union"}).needs == "hidden"
+        assert name in losses.__all__ and callable(getattr(losses, name))
 
 
-def test_transport_is_paired_and_weighed() -> None:
+def test_a_support_that_lists_the_students_tokens_needs_hidden_states() -> None:
+    for name in DIVERGENCES:
+        assert objective_config(name).needs == "top_k" and objective_config(name, support="union").needs == "hidden"
+
+
+def test_transport_is_weighted_and_paired_with_a_divergence() -> None:
     student, teacher = random_tables()
     groups = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])
     targets = TokenTargets(torch.zeros(8, dtype=torch.long), teacher, group_N=groups)
     moved = torch.cat([sinkhorn(student[part], teacher[part], epsilon=0.3) for part in (slice(0, 3), slice(3, 8))])
     objective = make_objective("sinkhorn", epsilon=0.3, weight=0.5, paired="reverse_kl")
     assert isinstance(objective, Transport)
-    assert torch.allclose(objective(student, targets), 0.5 * moved + DIVERGENCES["reverse_kl"](student, teacher))
+    assert torch.allclose(objective(student, targets), 0.5 * moved + losses.reverse_kl(student, teacher))
     assert torch.allclose(objective.explain(student, targets)[:, 0], moved)
     alone = make_objective("sinkhorn", epsilon=0.3, weight=1.0, paired="none")
     assert torch.allclose(alone(student, targets), moved)
@@ -126,7 +131,7 @@ def test_transport_is_paired_and_weighed() -> None:
     assert torch.allclose(alone(student, top), moved), "K = V"
 
 
-def test_softened_kd() -> None:
+def test_kd_softens_the_divergence_only() -> None:
     """Cross-entropy at temperature 1; the divergence at t, its gradient in the logits near (z - z') / V times t^2 / t^2."""
     generator = torch.Generator().manual_seed(0)
     own, theirs = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from minidist.losses import forward_kl, reverse_kl, skew_forward_kl, skew_reverse_kl, total_variation
-from minidist.losses.objectives import make_objective
 from minidist.losses.targets import Divergence, TokenCredit, TokenTargets
+from tests.support.config import make_objective
 from tests.support.world import World, golden
 
 

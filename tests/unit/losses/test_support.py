@@ -2,6 +2,7 @@
 
 import doctest
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,6 @@ from torch.autograd import grad
 
 import minidist.losses.support as module
 from minidist.losses import (
-    Match,
     entropy_gated,
     forward_kl,
     jeffreys,
@@ -23,6 +23,7 @@ from minidist.losses import (
     top_k_and_tail,
     total_variation,
 )
+from minidist.losses.objectives import Match
 from minidist.losses.support import TAIL_FLOOR, Support
 from minidist.losses.targets import Divergence, TokenTargets
 
@@ -161,7 +162,7 @@ def test_the_tail_of_float32_scores_is_right_far_above_the_floor() -> None:
 def test_no_temperature_but_one_for_a_listed_few() -> None:
     _, teacher = tables()
     ids, values = listed(teacher, 3)
-    with pytest.raises(AssertionError, match="no temperature but 1"):
+    with pytest.raises(AssertionError, match="at temperature 1 only"):
         Match(forward_kl, 2.0)(teacher, TokenTargets(ids[:, 0], None, ids, values))
 
 
@@ -176,9 +177,9 @@ F_DIVERGENCES: dict[str, Divergence] = {
     "reverse": reverse_kl,
     "jeffreys": jeffreys,
     "total variation": total_variation,
-    "jsd": jsd,
-    "skew forward": skew_forward_kl,
-    "skew reverse": skew_reverse_kl,
+    "jsd": partial(jsd, beta=0.5),
+    "skew forward": partial(skew_forward_kl, alpha=0.1),
+    "skew reverse": partial(skew_reverse_kl, alpha=0.1),
 }
 
 
@@ -217,7 +218,7 @@ def test_a_listed_support_of_a_payload_is_that_of_the_full_table() -> None:
     """The teacher's K likeliest out of more that its payload lists."""
     student, teacher = tables()
     own, (ids, values) = student.log_softmax(-1), listed(teacher, 6)
-    objective = Match(jsd, 1.0, "teacher", 3)
+    objective = Match(partial(jsd, beta=0.5), 1.0, "teacher", 3)
     labels = ids[:, 0]
     assert torch.allclose(
         objective(own, TokenTargets(labels, None, ids, values)), objective(own, TokenTargets(labels, teacher))
@@ -226,5 +227,5 @@ def test_a_listed_support_of_a_payload_is_that_of_the_full_table() -> None:
 
 def test_more_classes_than_there_are() -> None:
     student, teacher = tables()
-    with pytest.raises(ValueError, match=r"top_k is 10, and the vocabulary has 9 tokens; lower it, or set support to full"):
+    with pytest.raises(ValueError, match=r"top_k is 10, and the vocabulary has 9 tokens; lower top_k, or set support=full"):
         on_support(student.log_softmax(-1), teacher, "union", V + 1)

@@ -16,9 +16,9 @@ from minidist.data.sources import Example
 from minidist.learners.learner import SingleLearner
 from minidist.learners.ranks import LearnerRanks
 from minidist.losses import minillm_loss
-from minidist.losses.objectives import make_objective
 from minidist.types import Batch, Prompt, Rollout, Row, Sampling, Stream, TeacherHead, TeacherScores
 from tests.support.collecting import collect, distill_config
+from tests.support.config import make_objective
 from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)])

@@ -22,7 +22,8 @@ from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.sources import Example
 from minidist.errors import DivergedError
 from minidist.learners.learner import SingleLearner
-from minidist.losses import Match, Supervised, reverse_kl
+from minidist.losses import reverse_kl
+from minidist.losses.objectives import Match, Supervised
 from minidist.methods import promptkd as prompted
 from minidist.methods.promptkd import PromptedTeacher, anchor_weight, initial_prompt
 from minidist.models.forward import _lengthened, hidden_states
@@ -371,7 +372,7 @@ def test_published_settings() -> None:
 )
 def test_no_actor_is_started_that_nobody_asks(sections: dict[str, Any], asked: bool) -> None:
     found = config(**sections)
-    assert found.main_scored == (found.teacher.placement == "actor")
+    assert found.main_scored == (not found.teacher.learns)
     hosted = STAGES["distill"].roles
     assert hosted is not None and ("teacher" in hosted(found)) == asked == found.asks_actors
     shape = read_shape(LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1))
@@ -396,10 +397,10 @@ PROMPT: dict[str, Any] = TREE["teacher"]
 @pytest.mark.parametrize(
     ("sections", "part"),
     [
-        ({"teacher": {"model": "t", "placement": "learner"}}, "teacher.prompt .* goes with teacher.placement=learner"),
-        ({"teacher": {"model": "t", "prompt": {}}}, "set both or neither"),
-        ({"teacher": PROMPT | {"payload": "top_k"}}, "not payload top_k of backend hf; set teacher.backend=hf"),
-        ({"teacher": PROMPT | {"backend": "vllm", "payload": "top_k"}}, "of backend vllm; set teacher.backend=hf"),
+        ({"teacher": {"model": "t", "placement": "learner"}}, "teacher.prompt is missing, and teacher.placement=learner needs"),
+        ({"teacher": {"model": "t", "prompt": {}}}, "teacher.prompt belongs to teacher.placement=learner"),
+        ({"teacher": PROMPT | {"payload": "top_k"}}, "teacher.placement=learner does not give payload top_k"),
+        ({"teacher": PROMPT | {"backend": "vllm"}}, "Input should be 'hf'"),
         ({"teacher": PROMPT | {"prompt": {"tokens": 0}}}, "greater than or equal to 1"),
         ({"objective": {"type": "k2"}}, "objective.type k2 is no divergence"),
         ({"objective": {"type": "minillm"}}, "set objective.type=reverse_kl, or teacher.placement=actor"),
@@ -413,5 +414,5 @@ def test_what_does_not_go_together_is_refused(sections: dict[str, Any], part: st
 
 def test_evaluate_has_no_teacher_that_learns() -> None:
     tree = {"stage": "evaluate", "run": TREE["run"], "models": {"a": "b"}, "teacher": PROMPT}
-    with pytest.raises(ValidationError, match="evaluate trains nobody"):
+    with pytest.raises(ValidationError, match="evaluate trains nothing"):
         EvaluateConfig.model_validate(tree | {"data": {"test": {"path": "task:sort"}}})

@@ -37,7 +37,7 @@ def test_the_gradient_of_a_step_is_that_of_the_loss(f: Any) -> None:
     logprobs = torch.tensor(student).requires_grad_()
     sums = torch.stack([part.sum() for part in logprobs.split(lengths)]).view(2, 3)
     teacher_sums = torch.stack([part.sum() for part in torch.tensor(teacher).split(lengths)]).view(2, 3)
-    loss = ranking_loss(sums, teacher_sums, torch.tensor(lengths).view(2, 3), f=f, beta=1.3).mean()
+    loss = ranking_loss(sums, teacher_sums, torch.tensor(lengths).view(2, 3), f=f, beta=1.3, alpha=0.5).mean()
     (wanted,) = torch.autograd.grad(loss, logprobs)
     assert figures["ranking/loss_nats"] == pytest.approx(loss.item())
 
@@ -46,6 +46,6 @@ def test_the_gradient_of_a_step_is_that_of_the_loss(f: Any) -> None:
     credits = [row.credit for row in credited.rows if row.credit is not None]
     joined = (torch.tensor(np.concatenate([getattr(each, name) for each in credits])) for name in fields)
     targets = TokenTargets(torch.zeros(tokens, dtype=torch.long), credit=TokenCredit(*joined))
-    value = make_objective(**config.objective.model_dump())(table, targets).sum() / stream.loss_tokens
+    value = make_objective(config.objective)(table, targets).sum() / stream.loss_tokens
     (found,) = torch.autograd.grad(value, table)
     assert torch.allclose(found[:, 0], wanted, rtol=1e-5, atol=1e-8)

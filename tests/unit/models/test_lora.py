@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
+from minidist.config.objectives import SupervisedConfig
 from minidist.data.batching import collate
 from minidist.data.rendering import character_tokenizer
 from minidist.errors import ModelError
@@ -69,7 +70,7 @@ def make(tmp_path: Path) -> Iterator[MakeLora]:
             character_tokenizer("0123456789=").save_pretrained(tmp_path / "base")
         student = StudentConfig(model=str(tmp_path / "base"), dtype=dtype, lora=lora(**fields))  # type: ignore[arg-type]
         config = LearnerConfig(backend="single", optimizer=optimizer)
-        gold = {"gold": {"type": "supervised"}}
+        gold = {"gold": SupervisedConfig()}
         made.append(make_learner(RoleContext(tiny_renderer(), steps=10), student, config, gold, teacher=None))
         return made[-1]
 

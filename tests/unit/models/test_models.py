@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedModel
 
 from minidist.config.models import StudentConfig
-from minidist.config.teacher import TeacherConfig
 from minidist.data.batching import collate, pack
 from minidist.data.rendering import character_tokenizer
 from minidist.errors import ModelError
@@ -19,6 +18,7 @@ from minidist.models.forward import hidden_states, padded_layout
 from minidist.models.heads import apply_head, head_of, load_teacher_head, vocabulary_size
 from minidist.models.hub import architecture, build_student, load_config, load_model, load_tokenizer
 from minidist.types import Row, TeacherHead
+from tests.support.config import teacher_config
 from tests.support.tiny import VOCABULARY, random_rollouts, row_logits, tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "gpt2"]
@@ -113,7 +113,7 @@ def test_teacher_head_from_its_checkpoint(tmp_path: Path, name: str) -> None:
     if (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
         torch.nn.init.normal_(bias)
     model.save_pretrained(tmp_path)
-    head = load_teacher_head(TeacherConfig(model=str(tmp_path)), None)
+    head = load_teacher_head(teacher_config(model=str(tmp_path)), None)
     row = uneven_rows()[1]
     got = logits_from(head, alone(model, row))
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_teacher_head_from_shards(tmp_path: Path) -> None:
     model = tiny_model("llama")
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    head = load_teacher_head(TeacherConfig(model=str(tmp_path)), None)
+    head = load_teacher_head(teacher_config(model=str(tmp_path)), None)
     assert np.array_equal(head.weight, model.lm_head.weight.detach().numpy())
 
 
@@ -133,7 +133,7 @@ def test_vocabulary_slice_leaves_no_probability_outside(tmp_path: Path) -> None:
     model = tiny_model("llama", vocabulary=20)
     model.save_pretrained(tmp_path)
     hidden = alone(model, uneven_rows()[0])
-    sliced = logits_from(load_teacher_head(TeacherConfig(model=str(tmp_path)), VOCABULARY), hidden)
+    sliced = logits_from(load_teacher_head(teacher_config(model=str(tmp_path)), VOCABULARY), hidden)
     assert sliced.shape == (4, VOCABULARY)
     assert torch.allclose(sliced.softmax(-1).sum(-1), torch.ones(4))
     with torch.no_grad():
@@ -143,9 +143,9 @@ def test_vocabulary_slice_leaves_no_probability_outside(tmp_path: Path) -> None:
 
 def test_sixteen_bit_head_gives_float32_logits(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
-    head = load_teacher_head(TeacherConfig(model=str(tmp_path), dtype="bfloat16"), None)
+    head = load_teacher_head(teacher_config(model=str(tmp_path), dtype="bfloat16"), None)
     assert head.weight.dtype == np.uint16
-    model = load_model(TeacherConfig(model=str(tmp_path), dtype="bfloat16"), "teacher.model")
+    model = load_model(teacher_config(model=str(tmp_path), dtype="bfloat16"), "teacher.model")
     hidden = torch.randn(3, 64, dtype=torch.bfloat16)
     with torch.no_grad():
         got, own = apply_head(head, to_tensor(head.weight, "bfloat16"), None)(hidden), head_of(model)(hidden)
@@ -203,14 +203,14 @@ def test_hub_name_without_a_hub_is_refused() -> None:
 
 def test_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"teacher.model: .* holds no usable config.json"):
-        load_config(TeacherConfig(model=str(tmp_path)), "teacher.model")
+        load_config(teacher_config(model=str(tmp_path)), "teacher.model")
     with pytest.raises(ModelError, match=r"teacher.model: .* holds no usable tokenizer"):
         load_tokenizer(str(tmp_path), "teacher.model")
     tiny_model().config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"teacher.model: cannot load"):
-        load_model(TeacherConfig(model=str(tmp_path)), "teacher.model")
+        load_model(teacher_config(model=str(tmp_path)), "teacher.model")
     with pytest.raises(ModelError, match="no output head"):
-        load_teacher_head(TeacherConfig(model=str(tmp_path)), None)
+        load_teacher_head(teacher_config(model=str(tmp_path)), None)
 
 
 def test_saved_tokenizer_is_the_same_one(tmp_path: Path) -> None:

@@ -172,11 +172,11 @@ CACHED: dict[str, str] = {
     "rollout.max_new_tokens=6": "lacks 4 of 12 rows of data.prompts; the first is row 4 ('4=', 6 labels). Name the same data",
     "data.prompts.prompt='0{{{{ q }}}}'": "lacks 12 of 12 rows of data.prompts; the first is row 0 ('00='",
     "streams.text.max_tokens=15": "rows of streams.text; the first is row",
-    "prefix={{student: 1, dataset: 0}}": "text written while training; set prefix.student=0 and prefix.dataset=1",
-    "streams.more={{writer: teacher}}": "a stream has text written while training",
-    "prefix={{student: 0, teacher: 0.5, dataset: 0.5}}": "prefix or a stream has text written while training",
-    "evaluation.every=2": "evaluation.every asks a live teacher, and teacher.backend is cache; leave it out",
-    "cluster={{roles: ray, teacher: {{actors: 2}}}}": "cluster.teacher.actors is 2, and teacher.backend cache starts none",
+    "prefix={{student: 1, dataset: 0}}": "text written during training; set prefix.student=0 and prefix.dataset=1",
+    "streams.more={{writer: teacher}}": "a stream uses text written during training",
+    "prefix={{student: 0, teacher: 0.5, dataset: 0.5}}": "prefix or a stream uses text written during training",
+    "evaluation.every=2": "evaluation.every needs a live teacher, and teacher.backend is cache; leave it out",
+    "cluster={{roles: ray, teacher: {{actors: 2}}}}": "cluster.teacher.actors is 2, and teacher.backend cache starts no",
     "cluster={{roles: ray, teacher: {{shards: 2}}}}": "cluster.teacher.shards splits a teacher of backend hf, not of cache",
 }
 
@@ -203,9 +203,9 @@ def test_a_damaged_cache_is_one_sentence(
 SCORING: dict[str, str] = {
     "teacher.model={home}/other": "holds scores of another teacher, {home}/teacher, .*; set another cache",
     "teacher.payload=sampled": "teacher.payload is sampled, and the cache .* written with hidden",
-    "teacher.backend=cache": "teacher.cache .* goes with teacher.backend=cache",
-    "teacher={{model: x, backend: cache, cache: y}}": "score asks a live teacher; set teacher.backend=hf, vllm or server",
-    "cache={home}/filled2-score/cache": "lies in run.directory, whose files a new start deletes; set it to a directory beside",
+    "teacher.backend=cache": "teacher.cache is missing, and teacher.backend=cache needs it",
+    "teacher={{model: x, backend: cache, cache: y}}": "score needs a live teacher; set teacher.backend=hf, vllm or server",
+    "cache={home}/filled2-score/cache": "lies in run.directory, whose files a new start deletes; set cache to",
     "cache={home}/student": "holds files but no cache of scores; set it to another directory",
     "cache={home}/rows.jsonl": "rows.jsonl is a file; set it to a directory",
     "data.sources={{}}": "data.sources is",
@@ -255,4 +255,4 @@ def test_evaluate_wants_a_live_teacher(home: Path, monkeypatch: pytest.MonkeyPat
         "teacher": {"model": str(home / "teacher"), "backend": "cache", "cache": str(home / "x")},
         "data": {"test": {"path": str(home / "rows.jsonl"), "prompt": "{{ q }}"}},
     }
-    assert "evaluate has a live teacher score" in refused(home, monkeypatch, capsys, tree)
+    assert "evaluate needs a live teacher to score new text" in refused(home, monkeypatch, capsys, tree)

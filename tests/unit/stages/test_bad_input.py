@@ -58,7 +58,7 @@ CASES = {
     "student.model={home}/short": "is 32, more than the model's context of 16 tokens",
     "student.model={home}/narrow": "attention heads of size 8; vLLM on a CPU has 32,",
     "cluster.rollout.tensor_parallel=2": "cluster.rollout.tensor_parallel is 2, and student.model has 1 attention heads",
-    "teacher.backend=vllm": "teacher.backend vllm gives no hidden states; set teacher.payload=top_k or sampled",
+    "teacher.backend=vllm": "teacher.backend=vllm does not give payload hidden; set teacher.payload to sampled or top_k",
     "rollout.prompts_per_step=2": "rollout.prompts_per_step is 2, and {home}/good.jsonl has 1 prompts; lower it",
     "run.directory={home}": "holds files but no run",
     "student.lora.targets=[c_attn]": "student.lora.targets: c_attn names no linear layer of LlamaForCausalLM that can be",

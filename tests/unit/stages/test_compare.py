@@ -87,8 +87,8 @@ OWN: dict[str, Any] = {"objective": {"type": "reverse_kl"}, "prefix": {}}
         ),
         ({"a": {"objective": {"type": "minillm"}}}, {}, r"cells\.a: .*set prefix.student=1"),
         ({"a": {}, "b": {"student.model": "other"}}, {}, r"cells\.b: student.model is 'other', and 'student' in cells\.a"),
-        ({"a": {}, "b": {"teacher.dtype": "bfloat16"}}, {}, r"cells\.b: teacher is .*set teacher in base alone"),
-        ({"a": {}, "b": {"data.prompts.rows": 5}}, {}, r"cells\.b: data is .*set data in base alone"),
+        ({"a": {}, "b": {"teacher.dtype": "bfloat16"}}, {}, r"cells\.b: teacher is .*set teacher in base only"),
+        ({"a": {}, "b": {"data.prompts.rows": 5}}, {}, r"cells\.b: data is .*set data in base only"),
         ({"a": {}, "b": {"rollout.engine": "hf"}}, {}, r"cells\.b: rollout.engine is 'hf'"),
         ({"a": {"teacher.payload": "top_k"}}, {}, r"set base.teacher.backend=hf and base.teacher.payload=hidden"),
         ({"a": {"run.seed": 1}}, {}, r"cells\.a: run.seed is set by seeds"),
@@ -190,13 +190,22 @@ def test_toy_leaves_records_and_a_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("divergences", "sentence"),
     [
-        ({"kl": {}}, r"divergences.kl.type is 'kl'; expected one of forward_kl"),
-        ({"jsd": {"alpha": 1}}, r"unknown key divergences.jsd.alpha; jsd takes beta"),
-        ({"jsd": {"beta": 1}}, r"divergences.jsd: beta"),
-        ({"entropy_gated": {}}, r"divergences.entropy_gated: .*threshold"),
+        ({"kl": {}}, r"divergences.kl.type is 'kl'; expected one of reverse_kl, forward_kl"),
+        ({"jsd": {"alpha": 1}}, r"unknown key divergences.jsd.alpha"),
+        ({"jsd": {"beta": 1}}, r"beta of jsd is 1; "),
+        ({"half": {"type": "akl", "mu": 2}}, r"divergences.half.mu is 2; .* less than or equal to 1"),
+        ({"jsd": {"temperature": 2}}, r"divergences.jsd.temperature has no effect"),
     ],
 )
-def test_a_toy_that_cannot_be_fitted_is_refused(tmp_path: Path, divergences: Any, sentence: str) -> None:
+def test_a_configuration_that_the_fit_would_refuse_is_refused_when_read(
+    tmp_path: Path, divergences: Any, sentence: str
+) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        asyncio.run(toy(toy_config(tmp_path, divergences=divergences)))
-    assert not (tmp_path / "toy").exists()
+        toy_config(tmp_path, divergences=divergences)
+
+
+def test_a_record_holds_the_options_as_they_are_configured(tmp_path: Path) -> None:
+    divergences = {"forward_kl": {}, "mixed": {"type": "jsd", "beta": 0.3}, "akl": {"mu": 0.4}}
+    asyncio.run(toy(toy_config(tmp_path, divergences=divergences, epochs=1, points=2)))
+    records = json.loads((tmp_path / "toy" / "toy.json").read_text())
+    assert {row["objective"]: row["options"] for row in records} == divergences

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from minidist.config.teacher import TeacherConfig
 from minidist.data.batching import collate
 from minidist.models.arrays import to_tensor
 from minidist.models.heads import head_of
 from minidist.rollout.hf import sample
 from minidist.teachers.hf import HFTeacher
 from minidist.types import Payload, Rollout, Sampling, TeacherScores
+from tests.support.config import teacher_config
 from tests.support.tiny import VOCABULARY, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8)]
@@ -32,7 +32,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PreTrainedMod
 
 def scores(path: Path, **fields: Any) -> list[TeacherScores]:
     async def ask() -> list[TeacherScores]:
-        config = TeacherConfig(model=str(path), **({"batch_tokens": 20} | fields))
+        config = teacher_config(model=str(path), **({"batch_tokens": 20} | fields))
         teacher = HFTeacher(config, tiny_renderer(), vocabulary=VOCABULARY)
         found = await teacher.score(ROLLOUTS)
         await teacher.close()
@@ -88,7 +88,7 @@ def test_extend_writes_with_the_same_weights(saved: tuple[Path, PreTrainedModel]
     sampling = Sampling(samples=2, max_new_tokens=5, seed=4)
 
     async def write() -> list[Rollout]:
-        teacher = HFTeacher(TeacherConfig(model=str(path)), tiny_renderer(), vocabulary=VOCABULARY)
+        teacher = HFTeacher(teacher_config(model=str(path)), tiny_renderer(), vocabulary=VOCABULARY)
         return await teacher.extend(prompts, sampling)
 
     reference = sample(model, tiny_renderer(), prompts, sampling, version=0, vocabulary=VOCABULARY)
@@ -101,7 +101,7 @@ def test_padded_ids_are_never_sampled(saved: tuple[Path, PreTrainedModel]) -> No
     prompts = [rollout.prompt for rollout in ROLLOUTS]
 
     async def write() -> list[Rollout]:
-        teacher = HFTeacher(TeacherConfig(model=str(saved[0])), tiny_renderer(), vocabulary=VOCABULARY)
+        teacher = HFTeacher(teacher_config(model=str(saved[0])), tiny_renderer(), vocabulary=VOCABULARY)
         return await teacher.extend(prompts, Sampling(samples=8, max_new_tokens=8))
 
     assert max(int(rollout.tokens.max()) for rollout in asyncio.run(write())) < VOCABULARY

@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.models import StudentConfig
-from minidist.config.teacher import TeacherConfig
 from minidist.data.batching import collate, pack
 from minidist.errors import CanaryError
 from minidist.protocols import Learner
@@ -22,15 +21,16 @@ from minidist.roles.make import RoleContext, make_learner
 from minidist.run.canaries import check_teacher
 from minidist.teachers.hf import HFTeacher
 from minidist.types import Batch, Measures, Stream, TeacherScores
+from tests.support.config import objective_config, teacher_config
 from tests.support.tiny import VOCABULARY, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)])
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "forward": {"type": "forward_kl", "temperature": 1.0},
-    "reverse": {"type": "reverse_kl", "temperature": 1.0},
-    "warm": {"type": "forward_kl", "temperature": 2.0},
-    "cold": {"type": "reverse_kl", "temperature": 0.5},
-    "k2": {"type": "k2"},
+OBJECTIVES = {
+    "forward": objective_config("forward_kl"),
+    "reverse": objective_config("reverse_kl"),
+    "warm": objective_config("forward_kl", temperature=2.0),
+    "cold": objective_config("reverse_kl", temperature=0.5),
+    "k2": objective_config("k2"),
 }
 FEW = 4
 PAYLOADS: dict[str, dict[str, Any]] = {
@@ -54,7 +54,7 @@ class Pair:
         self.scores = {name: asyncio.run(self._ask(fields)) for name, fields in PAYLOADS.items()}
 
     async def _ask(self, fields: dict[str, Any]) -> list[TeacherScores]:
-        config = TeacherConfig(model=str(self.path / "teacher"), batch_tokens=20, **fields)
+        config = teacher_config(model=str(self.path / "teacher"), batch_tokens=20, **fields)
         teacher = HFTeacher(config, tiny_renderer(), vocabulary=VOCABULARY)
         found = await teacher.score(ROLLOUTS)
         await teacher.close()
@@ -83,7 +83,7 @@ def learner_of(pair: Pair, payload: str, **fields: Any) -> Learner:
     """A learner of the saved student that steps by the gradient itself, made as a run makes it."""
     sgd = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
     config = LearnerConfig(**({"backend": "single", "optimizer": sgd} | fields))
-    teacher = TeacherConfig(model=str(pair.path / "teacher"), **PAYLOADS[payload])
+    teacher = teacher_config(model=str(pair.path / "teacher"), **PAYLOADS[payload])
     context = RoleContext(tiny_renderer(), VOCABULARY, steps=9)
     student = StudentConfig(model=str(pair.path / "student"))
     return make_learner(context, student, config, OBJECTIVES, teacher=teacher)

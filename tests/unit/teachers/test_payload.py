@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from minidist.config.teacher import TeacherConfig
 from minidist.teachers.payload import classes_asked, to_scores
+from tests.support.config import teacher_config
 from tests.support.server import PADDED
 from tests.support.tiny import VOCABULARY
 
 
 def test_k_classes_remain_after_padded_ids_are_dropped() -> None:
     ids, values = np.array([[14, 2, 13, 5, 1, 15]]), np.array([[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]])
-    settings = TeacherConfig(model="x", backend="vllm", payload="top_k", top_k=3)
+    settings = teacher_config(model="x", backend="vllm", payload="top_k", top_k=3)
     assert classes_asked(settings, PADDED, VOCABULARY) == 6
     found = to_scores(np.array([-2.0]), ids, values, settings, VOCABULARY)
     assert found.top_ids is not None and found.top_ids.tolist() == [[2, 5, 1]]

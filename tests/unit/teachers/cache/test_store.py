@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minidist.config.teacher import TeacherConfig
 from minidist.errors import ConfigError, DataError, MinidistError, RunDirectoryError
 from minidist.teachers.cache.origin import origin_of
 from minidist.teachers.cache.store import CachedTeacher, Origin, ScoreCache, check_origin, key_of
 from minidist.teachers.cache.writer import ScoreWriter
 from minidist.teachers.hf import HFTeacher
 from minidist.types import Rollout, Sampling, TeacherScores
+from tests.support.config import teacher_config
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
 ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8)])
@@ -38,7 +38,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def live(path: Path, rollouts: Sequence[Rollout], **options: Any) -> list[TeacherScores]:
     async def ask() -> list[TeacherScores]:
-        teacher = HFTeacher(TeacherConfig(model=str(path), **options), tiny_renderer(), vocabulary=VOCABULARY)
+        teacher = HFTeacher(teacher_config(model=str(path), **options), tiny_renderer(), vocabulary=VOCABULARY)
         found = await teacher.score(rollouts)
         await teacher.close()
         return found
@@ -47,7 +47,7 @@ def live(path: Path, rollouts: Sequence[Rollout], **options: Any) -> list[Teache
 
 
 def origin(path: Path, **options: Any) -> Origin:
-    return origin_of(TeacherConfig(model=str(path), **options), tiny_renderer().tokenizer, VOCABULARY)
+    return origin_of(teacher_config(model=str(path), **options), tiny_renderer().tokenizer, VOCABULARY)
 
 
 def write(cache: Path, origin: Origin, scores: Sequence[TeacherScores], rollouts: Sequence[Rollout] = ROLLOUTS) -> None:
@@ -89,7 +89,7 @@ def test_a_cached_teacher_is_the_live_one(saved: Path, tmp_path: Path, options: 
     """Written in two batches, read in one batch of another order."""
     near = 0.1 if options.get("dtype") == "bfloat16" else 1e-5
     write(tmp_path, origin(saved, **options), live(saved, ROLLOUTS[:2], **options) + live(saved, ROLLOUTS[2:], **options))
-    teacher = CachedTeacher(TeacherConfig(model=str(saved), backend="cache", cache=tmp_path, **options), ScoreCache(tmp_path))
+    teacher = CachedTeacher(teacher_config(model=str(saved), backend="cache", cache=tmp_path, **options), ScoreCache(tmp_path))
     asked = [ROLLOUTS[index] for index in (3, 1, 4, 0, 2)]
     for found, wanted in zip(asyncio.run(teacher.score(asked)), live(saved, asked, **options), strict=True):
         assert found.payload is wanted.payload and found.hidden_dtype == wanted.hidden_dtype
@@ -107,7 +107,7 @@ def as_float(array: np.ndarray) -> np.ndarray:
 
 def test_fewer_classes_are_cut_exactly(saved: Path, tmp_path: Path) -> None:
     write(tmp_path, origin(saved, payload="top_k", top_k=5), live(saved, ROLLOUTS, payload="top_k", top_k=5))
-    config = TeacherConfig(model=str(saved), backend="cache", cache=tmp_path, payload="top_k", top_k=3)
+    config = teacher_config(model=str(saved), backend="cache", cache=tmp_path, payload="top_k", top_k=3)
     check_origin(tmp_path, origin_of(config, tiny_renderer().tokenizer, VOCABULARY))
     found = asyncio.run(CachedTeacher(config, ScoreCache(tmp_path)).score(ROLLOUTS))
     for cut, expected in zip(found, live(saved, ROLLOUTS, payload="top_k", top_k=3), strict=True):
@@ -229,7 +229,7 @@ def test_a_server_is_identified_by_shape_and_tokenizer(saved: Path, tmp_path: Pa
 
 def test_a_missing_row_is_named(saved: Path, tmp_path: Path) -> None:
     write(tmp_path, origin(saved), live(saved, ROLLOUTS[:2]), ROLLOUTS[:2])
-    teacher = CachedTeacher(TeacherConfig(model=str(saved), backend="cache", cache=tmp_path), ScoreCache(tmp_path))
+    teacher = CachedTeacher(teacher_config(model=str(saved), backend="cache", cache=tmp_path), ScoreCache(tmp_path))
     with pytest.raises(DataError, match=r"lacks 2 of 3 rows .*; the first is row 1 \('prompt 2', 1 labels\). Name"):
         asyncio.run(teacher.score(ROLLOUTS[1:4]))
     with pytest.raises(MinidistError, match=r"writes no text; set teacher.backend=hf"):

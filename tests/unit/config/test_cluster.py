@@ -1,0 +1,31 @@
+"""Actors, devices and fractions of devices that do not fit together."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.config import assert_refused
+
+REFUSED = [
+    (
+        "distill",
+        ["cluster.roles=local", "cluster.rollout.actors=2"],
+        ["cluster.roles local has one actor of each role", "set cluster.roles=ray"],
+    ),
+    ("distill", ["cluster.teacher.gpus=1.5", "cluster.gpus=4"], ["cluster.teacher.gpus is 1.5", "or whole devices"]),
+    (
+        "distill",
+        ["cluster.rollout={tensor_parallel: 2, gpus: 1}", "cluster.gpus=4"],
+        ["cluster.rollout.gpus is 1.0", "needs 2 whole devices"],
+    ),
+    (
+        "distill",
+        ["cluster.rollout.tensor_parallel=2", "cluster.gpus=3"],
+        ["cluster.gpus is 3", "each actor of cluster.rollout needs 2", "set cluster.rollout.gpus=2"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("stage", "overrides", "parts"), REFUSED, ids=[" ".join(case[1]) for case in REFUSED])
+def test_roles_that_do_not_fit_are_refused(tmp_path: Path, stage: str, overrides: list[str], parts: list[str]) -> None:
+    assert_refused(tmp_path, stage, overrides, parts)
