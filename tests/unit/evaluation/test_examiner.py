@@ -102,9 +102,8 @@ def test_figures_are_means_over_seeds_with_their_spread() -> None:
 
 
 def test_figures_are_recorded_in_order_with_the_curve_apart() -> None:
-    figures = asyncio.run(
-        examiner_of(Recording(), sampling=Sampling(max_new_tokens=40), seeds=[5, 7]).examine(Recording(), Recording())
-    )
+    examiner = examiner_of(Recording(), sampling=Sampling(max_new_tokens=40), seeds=[5, 7])
+    figures = asyncio.run(examiner.examine(Recording(), Recording()))
     text = ("length_mean_tokens", "truncated_frac", "repetition_frac", "distinct_4")
     assert list(to_record(figures)) == [
         *(f"{name}{suffix}" for name in DIVERGENCES for suffix in ("", "_sd", "_se")),
