@@ -12,7 +12,7 @@ from minidist.config.models import LoraConfig, StudentConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.data.batching import collate
 from minidist.errors import DivergedError
-from minidist.learners.learner import SingleLearner
+from minidist.learners.learner import LocalLearner
 from minidist.losses.objectives import make_objective
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.pool import Engines
@@ -198,7 +198,7 @@ def adam(**changes: Any) -> Any:
     return config.model_copy(update={"optimizer": config.optimizer.model_copy(update=ADAM)})
 
 
-def adam_learner(stack: Stack) -> SingleLearner:
+def adam_learner(stack: Stack) -> LocalLearner:
     return plain_learner(stack, adam(backend="single"))
 
 
