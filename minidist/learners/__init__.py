@@ -1,1 +1,1 @@
-"""Learners: plain torch in one process, and DeepSpeed, which must equal it."""
+"""Learners: the arithmetic of a step, on plain torch in one process or on DeepSpeed, which must equal it."""

@@ -1,169 +1,175 @@
-"""The learner under DeepSpeed ZeRO: the same gradient as `SingleLearner`, its work shared and its tensors partitioned.
+"""The learner's backend on DeepSpeed ZeRO: the same gradient as `PlainTorch`, its work shared and its tensors partitioned.
 
-DeepSpeed averages gradients over ranks, so each rank's loss is multiplied by their number; the streams' counts are
-already those of all ranks. The caller owns the accumulation boundary, so micro-batches may be as many and as uneven as
-the step needs, as long as every rank brings equally many.
+DeepSpeed averages gradients over ranks, so each rank's loss is multiplied by their number; the streams' counts are already
+those of all ranks. The learner decides when a step ends, so micro-batches may be as many and as uneven as the step needs, as
+long as every rank runs equally many.
 """
 
 import logging
-import os
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from minidist.config.models import ModelConfig
-from minidist.learners.learner import SingleLearner
-from minidist.learners.schedule import make_optimizer
-from minidist.models.hub import load_model
+from minidist.config.learner import LearnerConfig
+from minidist.learners.backends import PlainTorch
+from minidist.learners.forward import ForwardPass
+from minidist.learners.group import Group
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class DeepSpeedLearner(SingleLearner):
-    """One rank of several, or the only one. On a CPU: gloo, and torch's own AdamW."""
+class DeepSpeed:
+    """One rank of several, or the only one. On a CPU: gloo, and torch's AdamW."""
 
-    def _prepare(self) -> None:
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if self._model.device.type == "cuda" else "cpu")
+    name: ClassVar = "DeepSpeedLearner"
+    distributed: ClassVar = True
+
+    def __init__(self, student: ForwardPass, config: LearnerConfig, group: Group) -> None:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        optimizer = make_optimizer(self._config.optimizer, self._model.named_parameters())
+        self._model = student.model
+        self._group = group
+        self._stage = config.zero_stage
+        self._moments = _MOMENTS if config.optimizer.type == "adamw" else ()
+        # Its optimizer is the one that DeepSpeed steps: over the parameters in stage 0, over flat copies of them in the others.
+        self._plain = PlainTorch(student, config, group)
         self._engine: Any
         self._zero: Any
         self._engine, self._zero, _, _ = deepspeed.initialize(
-            model=self._student, optimizer=optimizer, config=self._settings(), dist_init_required=False
+            model=student, optimizer=self._plain.optimizer, config=_settings(config, self._model), dist_init_required=False
         )
-        self._optimizer = getattr(self._zero, "optimizer", self._zero)  # torch's own, which holds the moments
-        self._partitioned = self._config.zero_stage == 3
 
-    def _settings(self) -> dict[str, Any]:
-        zero: dict[str, Any] = {"stage": self._config.zero_stage, "overlap_comm": False}
-        if self._config.offload_optimizer:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self._model.device.type == "cuda"}
-        if self._config.offload_parameters:
-            zero["offload_param"] = {"device": "cpu", "pin_memory": self._model.device.type == "cuda"}
-        return {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,  # every step() is a boundary, however many backwards came before
-            "gradient_clipping": self._config.optimizer.grad_clip or 0.0,
-            "zero_optimization": zero,
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": str(self._model.dtype) == "torch.bfloat16"},
-            "steps_per_print": 1 << 60,
-            "wall_clock_breakdown": False,
-        }
+    def forward(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return self._engine(method, *arguments, **options)
 
-    def _forward(self, *arguments: Any, **options: Any) -> Any:
-        return self._engine(*arguments, **options)
-
-    def _backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * self._group.size)
 
-    def _apply(self, rate: float) -> float:
-        if self._config.zero_stage == 0:  # plain data parallelism: DeepSpeed's own step would not tell the norm
+    def step(self, rate: float) -> float:
+        if self._stage == 0:  # plain data parallelism: DeepSpeed's step does not report the norm
             self._engine.buffered_allreduce_fallback()
-            return super()._apply(rate)
+            return self._plain.step(rate)
         for group in self._zero.param_groups:
             group["lr"] = rate
         self._engine.step()
         return float(self._engine.get_global_grad_norm())
 
-    def _discard(self) -> None:
+    def discard(self) -> None:
         self._zero.zero_grad()
-        if self._config.zero_stage in (1, 2):  # what earlier micro-batches left is forgotten only by a step
-            for kept in (self._zero.averaged_gradients, self._zero.all_grad_tensors):
-                kept.update(dict.fromkeys(kept))
+        if self._stage in (1, 2):  # DeepSpeed drops the gradients of earlier micro-batches only in a step
+            for gradients in (self._zero.averaged_gradients, self._zero.all_grad_tensors):
+                gradients.update(dict.fromkeys(gradients))
             self._zero.micro_step_id = -1
 
-    def _tensors(self) -> dict[str, Tensor]:
-        state = super()._tensors()
-        if not self._partitioned:
-            return state
-        found: dict[int, Tensor] = {}  # tied names share one tensor here as they do in the model
+    def tensors(self) -> dict[str, Tensor]:
+        tensors = self._plain.tensors()
+        if self._stage < 3:
+            return tensors
+        gathered: dict[int, Tensor] = {}  # tied names share one tensor, as they do in the model
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            if id(parameter) not in found:
-                found[id(parameter)] = self._whole(parameter)
-            state[name] = found[id(parameter)]
-        return state
+            if id(parameter) not in gathered:
+                gathered[id(parameter)] = self._gather(parameter)
+            tensors[name] = gathered[id(parameter)]
+        return tensors
 
-    def _whole(self, parameter: Parameter) -> Tensor:
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        for name, parameter in self._model.named_parameters():
+            self._set_weight(parameter, tensors[name])
+
+    def read_state(self, steps: int) -> Iterable[tuple[str, dict[str, Tensor]]]:
+        self._link(steps)
+        return ((name, self._read(parameter, steps)) for name, parameter in self._plain.trained())
+
+    def write_state(self, steps: int, tensors: Callable[[str], dict[str, Tensor]]) -> None:
+        self._allocate_moments(steps)
+        for name, parameter in self._plain.trained():
+            self._write(parameter, tensors(name), steps)
+
+    def _gather(self, parameter: Parameter) -> Tensor:
         """A partitioned parameter, gathered from all ranks; only the first keeps it."""
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.data.clone().cpu() if self._group.rank == 0 else torch.empty(0)
 
-    def _load(self, path: Path) -> None:
-        model = load_model(ModelConfig(model=str(path), dtype=str(self._model.dtype).removeprefix("torch.")), "weights")  # type: ignore[arg-type]
-        weights = dict(model.named_parameters())
-        for name, parameter in self._model.named_parameters():
-            self._set_weight(parameter, weights[name].data)
+    def _set_weight(self, parameter: Parameter, value: Tensor) -> None:
+        """Set the parameter, and the copy of it that the optimizer steps."""
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param
 
-    def _read_out(self, parameter: Parameter) -> dict[str, Tensor]:
+        partitioned = self._stage == 3
+        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned):
+            if not partitioned or self._group.rank == 0:
+                parameter.data.copy_(value)
+        if _has_copy(parameter):
+            safe_set_full_fp32_param(parameter, value.float().to(self._model.device))
+
+    def _read(self, parameter: Parameter, steps: int) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        if not _mapped(parameter):
-            return super()._read_out(parameter)
-        moments = _MOMENTS if self._step and self._config.optimizer.type == "adamw" else ()
-        read: dict[str, Any] = {}
-        for name in moments:
-            read[name] = safe_get_full_optimizer_state(parameter, name)
-        read["weight"] = safe_get_full_fp32_param(parameter)
-        return read
+        if not _has_copy(parameter):
+            return self._plain.read(parameter)
+        names = self._moments if steps else ()
+        state: dict[str, Any] = {name: safe_get_full_optimizer_state(parameter, name) for name in names}
+        state["weight"] = safe_get_full_fp32_param(parameter)
+        return state
 
-    def _make_room(self) -> None:
-        """The moments of an optimizer that has not stepped, laid out as DeepSpeed would at its first step."""
-        if self._step == 0 or self._config.optimizer.type != "adamw":
-            return
-        for flat in self._flats():
-            moments = {name: torch.zeros_like(flat) for name in _MOMENTS}
-            self._optimizer.state[flat] = {"step": torch.tensor(float(self._step)), **moments}
-        self._link()
-
-    def _save_state(self, path: Path) -> None:
-        self._link()
-        super()._save_state(path)
-
-    def _link(self) -> None:
-        """Tell each parameter where its moments lie. ZeRO 1 and 2 do so once, before all parameter groups have stepped."""
-        if self._config.zero_stage in (1, 2) and self._step:
-            self._zero._hp_optimizer_states_linked = False
-            self._zero._lazy_init_hp_params_optimizer_state()
-
-    def _flats(self) -> Iterable[Tensor]:
-        """The flat float32 tensors that the optimizer steps, of this rank."""
-        if self._config.zero_stage == 0:
-            return ()
-        return self._zero.fp32_partitioned_groups_flat if self._partitioned else self._zero.single_partition_of_fp32_groups
-
-    def _put_back(self, parameter: Parameter, tensors: dict[str, Tensor]) -> None:
+    def _write(self, parameter: Parameter, tensors: dict[str, Tensor], steps: int) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        if not _mapped(parameter):
-            super()._put_back(parameter, tensors)
+        if not _has_copy(parameter):
+            self._plain.write(parameter, tensors, steps)
             return
         self._set_weight(parameter, tensors.pop("weight"))
         for name, value in tensors.items():
             safe_set_full_optimizer_state(parameter, value.float().to(self._model.device), name)
 
-    def _set_weight(self, parameter: Parameter, value: Tensor) -> None:
-        """In the model and in the copy that the optimizer steps."""
-        import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param
+    def _allocate_moments(self, steps: int) -> None:
+        """Give an optimizer that has not stepped the moments that DeepSpeed would allocate at its first step."""
+        if steps == 0 or not self._moments:
+            return
+        for flat in self._flat_copies():
+            moments = {name: torch.zeros_like(flat) for name in self._moments}
+            self._plain.optimizer.state[flat] = {"step": torch.tensor(float(steps)), **moments}
+        self._link(steps)
 
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._partitioned):
-            if not self._partitioned or self._group.rank == 0:
-                parameter.data.copy_(value)
-        if _mapped(parameter):
-            safe_set_full_fp32_param(parameter, value.float().to(self._model.device))
+    def _link(self, steps: int) -> None:
+        """Have DeepSpeed find each parameter's moments. ZeRO 1 and 2 look for them once, before all groups have stepped."""
+        if self._stage in (1, 2) and steps:
+            self._zero._hp_optimizer_states_linked = False
+            self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _flat_copies(self) -> Iterable[Tensor]:
+        """The flat float32 tensors of this rank that the optimizer steps."""
+        if self._stage == 0:
+            return ()
+        return self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
 
 
-def _mapped(parameter: Parameter) -> bool:
-    """Whether DeepSpeed steps a float32 copy of it: all stages but 0."""
+def _settings(config: LearnerConfig, model: Any) -> dict[str, Any]:
+    """DeepSpeed's configuration."""
+    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    for name, offloaded in (("offload_optimizer", config.offload_optimizer), ("offload_param", config.offload_parameters)):
+        if offloaded:
+            zero[name] = {"device": "cpu", "pin_memory": model.device.type == "cuda"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,  # every step() ends an accumulation, however many backward passes came before
+        "gradient_clipping": config.optimizer.grad_clip or 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": str(model.dtype) == "torch.bfloat16"},
+        "steps_per_print": 1 << 60,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _has_copy(parameter: Parameter) -> bool:
+    """Whether DeepSpeed steps a float32 copy of the parameter: in all stages but 0."""
     return parameter.requires_grad and (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"))

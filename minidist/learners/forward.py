@@ -1,7 +1,8 @@
-"""The student as a learner runs it: flat micro-batches in, loss sums and per-token figures out."""
+"""The student's forward pass in a learner: flat micro-batches in, loss sums or per-token figures out."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,18 +10,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from minidist.data.batching import MicroBatch
-from minidist.learners.tutor import Look
-from minidist.losses.chunked import Head, chunked_loss, complete
+from minidist.learners.teacher import Visitor
+from minidist.losses.chunked import Head, LazyLogits, LossTerms, chunked_loss, complete, log_probabilities
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.losses.targets import Objective, TokenCredit, TokenTargets
 from minidist.models.arrays import to_tensor
 from minidist.models.forward import hidden_states, padded_layout
-from minidist.models.heads import apply_head, check_head, head_of
-from minidist.types import Array, Measures, Payload, TeacherHead, TeacherScores
+from minidist.models.heads import check_head, head_of
+from minidist.types import Array, Measures, Payload, TeacherScores
 
 
-class Student(nn.Module):
-    """The model, its output head, and the teacher's head. A forward pass ends in sums over loss tokens."""
+class ForwardPass(nn.Module):
+    """The student's model and head, and the teacher's head, over one micro-batch at a time.
+
+    Args:
+        model: the student. Raises ModelError unless its logits are those of its output head.
+        layout: `learner.layout`, the shape of a micro-batch.
+        chunk_tokens: loss tokens whose logits exist at one time.
+        teacher_head: makes logits of the teacher's hidden states, where a micro-batch brings any.
+        vocabulary: ids that student and teacher share, over which the softmax runs: higher ids are padding. None: all.
+    """
 
     def __init__(
         self,
@@ -28,116 +37,122 @@ class Student(nn.Module):
         *,
         layout: str,
         chunk_tokens: int,
-        teacher_head: TeacherHead | Head | None = None,
+        teacher_head: Head | None = None,
         vocabulary: int | None = None,
     ) -> None:
         super().__init__()
         check_head(model)
         self.model = model
         self.padded = padded_layout(layout, model.device)
-        self._chunk = chunk_tokens
-        # Both models' softmax ends at the shared vocabulary: ids beyond it are padding of one or the other.
+        self.chunk_tokens = chunk_tokens
+        self._teacher_head = teacher_head
         self._vocabulary = vocabulary
-        self._teacher_head = _on_device(teacher_head, model.device) if isinstance(teacher_head, TeacherHead) else teacher_head
 
-    def forward(
-        self,
-        micro: MicroBatch,
-        objective: Objective | None,
-        chunks: int | None = None,
-        *,
-        taught: Tensor | None = None,
-        temperature: float = 1.0,
-        whole: bool = False,
-        look: Look | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | Tensor:
-        """Sums over the micro-batch's loss tokens: objective, label log-probability, the teacher's label log-probability, and
-        the objective's own figures.
+    def forward(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """`loss`, `visit` or `measure`, by name: DeepSpeed prepares the parameters around `forward` alone."""
+        return getattr(self, method)(*arguments, **options)
 
-        Without an objective, figures of each loss token instead, as `_figures` gives them, logits divided by `temperature`.
-        `chunks`: call the output head at least so often (`losses.chunked_loss`). `taught`: the teacher's hidden states [L, E],
-        where the micro-batch does not bring them. `whole`: over all rows of the head, padding too. `look`: gives figures of
-        its own.
+    def loss(
+        self, micro: MicroBatch, objective: Objective, *, chunks: int, teacher_hidden_LE: Tensor | None = None
+    ) -> LossTerms:
+        """Sums over the micro-batch's loss tokens.
+
+        Args:
+            micro: the text, with the teacher's scores.
+            objective: the loss of each token.
+            chunks: call the output head at least so often (`losses.chunked_loss`).
+            teacher_hidden_LE: the teacher's hidden states, where the micro-batch does not bring them.
         """
-        hidden = hidden_states(self.model, micro, padded=self.padded)
-        targets, taught = _targets(micro, hidden.device), _teacher_hidden(micro, hidden.device) if taught is None else taught
-        if objective is None:
-            head = head_of(self.model, None if whole else self._vocabulary)
-            parts = _chunks(max(len(micro.labels), (chunks or 1) * self._chunk - self._chunk + 1), self._chunk)
-            if look is not None:
-                return torch.cat([look(at, torch.log_softmax(head(hidden[at]), -1)) for at in parts])
-            given = ((head(hidden[at]) / temperature, targets.at(at), None if taught is None else taught[at]) for at in parts)
-            return torch.cat([self._figures(*each, temperature) for each in given])
-        terms = chunked_loss(
+        hidden_LD = hidden_states(self.model, micro, padded=self.padded)
+        targets = _targets(micro, hidden_LD.device)
+        if objective.group_tokens is not None:
+            targets = replace(targets, group_N=_groups(micro, objective.group_tokens).to(hidden_LD.device))
+        return chunked_loss(
             objective,
-            head_of(self.model, self._vocabulary),
-            hidden,
-            targets
-            if objective.group_tokens is None
-            else replace(targets, group_N=_groups(micro, objective.group_tokens).to(hidden.device)),
-            teacher_head=self._teacher_head,
-            teacher_hidden_NE=taught,
-            chunk_tokens=self._chunk,
+            LazyLogits(head_of(self.model, self._vocabulary), hidden_LD),
+            targets,
+            teacher=self._teacher(micro, teacher_hidden_LE),
+            chunk_tokens=self.chunk_tokens,
             chunks=chunks,
         )
-        return terms.loss, terms.logprob, terms.teacher_logprob, terms.figures
 
-    def _figures(self, logits: Tensor, targets: TokenTargets, taught: Tensor | None, temperature: float) -> Tensor:
-        """[chunk, 1], [chunk, 2] or [chunk, 4]: student and teacher log-probability, reverse and forward divergence."""
-        student = torch.log_softmax(logits, -1)
-        targets = complete(targets, self._teacher_head, taught, temperature)
-        columns = [student.gather(-1, targets.labels_N[:, None]).squeeze(-1)]
-        if targets.teacher_logprob_N is not None:
-            columns.append(targets.teacher_logprob_N)
-        if targets.teacher_NV is not None:
-            columns += [reverse_kl(student, targets.teacher_NV), forward_kl(student, targets.teacher_NV)]
-        return torch.stack(columns, -1)
+    def visit(
+        self, micro: MicroBatch, visitor: Visitor, *, chunks: int, temperature: float = 1.0, whole: bool = False
+    ) -> Tensor:
+        """The visitor's figures of all loss tokens [L, F], chunk by chunk.
+
+        Args:
+            micro: the text.
+            visitor: sees the student's log-probabilities of a chunk's tokens.
+            chunks: call the output head at least so often, the last times on no tokens.
+            temperature: divides the student's logits.
+            whole: over all rows of the head, including ids beyond the shared vocabulary.
+        """
+        hidden_LD, size = hidden_states(self.model, micro, padded=self.padded), self.chunk_tokens
+        head = head_of(self.model, None if whole else self._vocabulary)
+        starts = range(0, max(len(micro.labels), chunks * size - size + 1), size)
+        parts = [slice(start, start + size) for start in starts]
+        return torch.cat([visitor(part, log_probabilities(head(hidden_LD[part]), temperature)) for part in parts])
+
+    def measure(
+        self,
+        micro: MicroBatch,
+        *,
+        chunks: int,
+        teacher_hidden_LE: Tensor | None = None,
+        temperature: float = 1.0,
+        whole: bool = False,
+    ) -> Tensor:
+        """Figures of each loss token: [L, 1], the label's log-probability under the student; [L, 2], also under the teacher;
+        or [L, 4], also reverse and forward KL, where the teacher's full vocabulary is known. Arguments as in `visit`."""
+        targets, teacher = _targets(micro, self.model.device), self._teacher(micro, teacher_hidden_LE)
+
+        def figures(part: slice, student_NV: Tensor) -> Tensor:
+            scored = complete(targets.at(part), None if teacher is None else teacher.at(part), temperature)
+            columns = [student_NV.gather(-1, scored.labels_N[:, None]).squeeze(-1)]
+            if scored.teacher_logprob_N is not None:
+                columns.append(scored.teacher_logprob_N)
+            if scored.teacher_NV is not None:
+                columns += [reverse_kl(student_NV, scored.teacher_NV), forward_kl(student_NV, scored.teacher_NV)]
+            return torch.stack(columns, -1)
+
+        return self.visit(micro, figures, chunks=chunks, temperature=temperature, whole=whole)
+
+    def _teacher(self, micro: MicroBatch, hidden_LE: Tensor | None) -> LazyLogits | None:
+        """The teacher's logits, if its hidden states are known: `hidden_LE`, or those among the micro-batch's scores."""
+        scores = micro.scores
+        if hidden_LE is None and scores is not None and scores.hidden is not None:
+            hidden_LE = to_tensor(scores.hidden, scores.hidden_dtype).to(self.model.device)
+        return None if hidden_LE is None or self._teacher_head is None else LazyLogits(self._teacher_head, hidden_LE)
 
 
 def _targets(micro: MicroBatch, device: torch.device) -> TokenTargets:
-    labels, scores = torch.as_tensor(micro.labels, device=device), micro.scores or TeacherScores(Payload.SAMPLED)
+    scores, credit = micro.scores or TeacherScores(Payload.SAMPLED), micro.credit
 
     def tensor(array: Array | None) -> Tensor | None:
         return None if array is None else to_tensor(array, str(array.dtype)).to(device)
 
-    ids, earned = tensor(scores.top_ids), micro.credit
+    top_ids_NK = tensor(scores.top_ids)
     return TokenTargets(
-        labels,
-        top_ids_NK=None if ids is None else ids.long(),
+        torch.as_tensor(micro.labels, device=device),
+        top_ids_NK=None if top_ids_NK is None else top_ids_NK.long(),
         top_logprobs_NK=tensor(scores.top_logprobs),
         teacher_logprob_N=tensor(scores.logprobs),
-        credit=earned and TokenCredit(*(torch.as_tensor(getattr(earned, f.name), device=device) for f in fields(earned))),
+        credit=credit and TokenCredit(*(torch.as_tensor(getattr(credit, f.name), device=device) for f in fields(credit))),
     )
 
 
 def _groups(micro: MicroBatch, size: int) -> Tensor:
-    """[L]: a number for every `size` consecutive labels of a row; a row's own, wherever it was packed."""
-    rows = micro.sequence[micro.outputs]
-    firsts = np.concatenate([[0], np.flatnonzero(rows[1:] != rows[:-1]) + 1]) if len(rows) else np.zeros(0, dtype=np.int64)
-    places = np.arange(len(rows)) - np.repeat(firsts, np.diff(np.append(firsts, len(rows))))
-    return torch.as_tensor(rows * (1 << 32) + places // size)
+    """[L] int64: the same number for every `size` consecutive labels of a row, another one for all other labels."""
+    row_L = micro.sequence[micro.outputs]
+    firsts = np.concatenate([[0], np.flatnonzero(row_L[1:] != row_L[:-1]) + 1]) if len(row_L) else np.zeros(0, dtype=np.int64)
+    index_L = np.arange(len(row_L)) - np.repeat(firsts, np.diff(np.append(firsts, len(row_L))))
+    return torch.as_tensor(row_L * (1 << 32) + index_L // size)
 
 
-def _teacher_hidden(micro: MicroBatch, device: torch.device) -> Tensor | None:
-    if micro.scores is None or micro.scores.hidden is None:
-        return None
-    return to_tensor(micro.scores.hidden, micro.scores.hidden_dtype).to(device)
-
-
-def _on_device(head: TeacherHead, device: torch.device) -> Head:
-    tagged = "bfloat16" if head.weight.dtype.name == "uint16" else head.weight.dtype.name
-    weight = to_tensor(head.weight, tagged).to(device)
-    bias = None if head.bias is None else to_tensor(head.bias, tagged).to(device)
-    return apply_head(head, weight, bias)
-
-
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, count, size)]
-
-
-def measured(figures: Sequence[Tensor | None]) -> Measures:
-    """The figures of a stream's rows, in their order; None for a row without labels."""
-    there = [each for each in figures if each is not None]
-    table = torch.cat(there or [torch.zeros(0, 1)]).double().cpu().numpy()
+def measures_of(figures: Sequence[Tensor | None]) -> Measures:
+    """The figures of a stream's rows, in the rows' order; None stands for a row without labels."""
+    known = [each for each in figures if each is not None]
+    table = torch.cat(known or [torch.zeros(0, 1)]).double().cpu().numpy()
     rows = np.repeat(np.arange(len(figures), dtype=np.int32), [0 if each is None else len(each) for each in figures])
     return Measures(rows, *(table[:, column] for column in range(table.shape[1])))

@@ -1,33 +1,44 @@
-"""Gradients that are not finite, known before the optimizer moves."""
+"""Gradients that are not finite, found before the optimizer moves."""
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
+from minidist.errors import DivergedError
+from minidist.learners.group import Group
+
 
 class FiniteGuard:
-    """Watches every gradient as it is formed, so that one that is not finite is known before the optimizer moves."""
+    """Checks every gradient as it is computed, so that one that is not finite is found before the optimizer moves."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._bad: dict[str, Tensor] = {}
+        self._not_finite: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 self._watch(name, parameter)
 
     def reset(self) -> None:
-        self._bad.clear()
+        """Forget the gradients seen so far."""
+        self._not_finite.clear()
 
-    def culprit(self) -> str | None:
+    def check(self, group: Group, collection: int) -> None:
+        """Raise DivergedError on all ranks if a gradient of any rank was not finite; `collection` is the loop's step."""
+        culprit = self._culprit()
+        if group.largest([culprit is not None])[0]:
+            name = culprit or "a parameter on another rank"
+            raise DivergedError(f"step {collection}: the gradient of {name} is not finite; nothing was updated")
+
+    def _culprit(self) -> str | None:
         """A parameter whose gradient was not finite in some micro-batch, or None."""
-        names = list(self._bad)
-        if not names or not bool((flags := torch.stack([self._bad[name] for name in names])).any()):
+        names = list(self._not_finite)
+        if not names or not bool((flags := torch.stack([self._not_finite[name] for name in names])).any()):
             return None
         return names[int(flags.int().argmax())]
 
     def _watch(self, name: str, parameter: Parameter) -> None:
-        def look(gradient: Tensor) -> None:
-            bad = ~torch.isfinite(gradient).all()
-            self._bad[name] = self._bad[name] | bad if name in self._bad else bad
+        def check(gradient: Tensor) -> None:
+            flag = ~torch.isfinite(gradient).all()
+            self._not_finite[name] = self._not_finite[name] | flag if name in self._not_finite else flag
 
-        parameter.register_hook(look)
+        parameter.register_hook(check)

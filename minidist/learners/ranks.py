@@ -1,4 +1,4 @@
-"""The learner's ranks behind the face of one learner: rows are dealt to them, what all of them hold is read off the first."""
+"""The ranks of a learner as one learner: they share the rows; results that all of them have are taken from the first."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -39,7 +39,7 @@ class LearnerRanks:
         return await self._first("weights")
 
     async def keep(self, verb: str) -> Any:
-        """What the first rank gives, as a reference to the object store; the others take part and give nothing."""
+        """The result of a method of the first rank, as a reference to Ray's object store; the others take part without one."""
         return await self._first("keep", verb)
 
     async def probe(self, version: int) -> Probe:
@@ -67,25 +67,25 @@ class LearnerRanks:
         return share_out([len(row.tokens) for row in stream.rows], len(self.members))
 
     def _shares(self, stream: Stream) -> list[Stream]:
-        """A rank without rows gets one without labels: it takes part in every pass, and learns nothing from it."""
-        given = [tuple(stream.rows[index] for index in rows) for rows in self._dealt(stream)]
-        return [replace(stream, rows=rows or (unlabelled(stream.rows[0]),)) for rows in given]
+        """Each rank's part of the stream. A rank without rows gets a row without labels: it must take part in every pass."""
+        shares = [tuple(stream.rows[index] for index in rows) for rows in self._dealt(stream)]
+        return [replace(stream, rows=rows or (unlabelled(stream.rows[0]),)) for rows in shares]
 
-    async def _first(self, verb: str, *arguments: Any) -> Any:
-        return (await together(getattr(rank, verb)(*arguments) for rank in self.members))[0]
+    async def _first(self, method: str, *arguments: Any) -> Any:
+        return (await together(getattr(rank, method)(*arguments) for rank in self.members))[0]
 
 
 def _in_order(parts: Sequence[Measures], dealt: Sequence[Sequence[int]]) -> Measures:
     """The ranks' figures as one table in the order of the stream's rows."""
     # A rank without rows measured an unlabelled row, which has no figures.
-    rows = np.concatenate([np.asarray(own, dtype=np.int32)[part.row] for part, own in zip(parts, dealt, strict=True) if own])
-    order = np.argsort(rows, kind="stable")
+    used = [(part, np.asarray(rows, dtype=np.int32)) for part, rows in zip(parts, dealt, strict=True) if rows]
+    row_L = np.concatenate([rows[part.row] for part, rows in used])
+    order = np.argsort(row_L, kind="stable")
 
     def column(name: str) -> Array | None:
-        values = [getattr(part, name) for part, own in zip(parts, dealt, strict=True) if own]
+        values = [getattr(part, name) for part, _ in used]
         return None if any(value is None for value in values) else np.concatenate(values)[order]
 
-    names = ("teacher_logprob", "reverse_kl", "forward_kl")
-    said = column("student_logprob")
-    assert said is not None
-    return Measures(rows[order], said, *(column(name) for name in names))
+    student_logprob = column("student_logprob")
+    assert student_logprob is not None
+    return Measures(row_L[order], student_logprob, *map(column, ("teacher_logprob", "reverse_kl", "forward_kl")))

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate, the same for every learner."""
+"""The optimizer and its learning rate, the same for every backend."""
 
 import math
 from collections.abc import Iterable
@@ -24,10 +24,10 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def make_optimizer(config: OptimizerConfig, named: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
     """Two groups: matrices with weight decay; biases, norms and embeddings without."""
     parameters = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    plain = [p for name, p in parameters if p.ndim < 2 or "embed" in name or name.endswith(("wte.weight", "wpe.weight"))]
-    spared = {id(parameter) for parameter in plain}
-    decayed = [parameter for _, parameter in parameters if id(parameter) not in spared]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    undecayed = [p for name, p in parameters if p.ndim < 2 or "embed" in name or name.endswith(("wte.weight", "wpe.weight"))]
+    exempt = {id(parameter) for parameter in undecayed}
+    decayed = [parameter for _, parameter in parameters if id(parameter) not in exempt]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if config.type == "sgd":
         return torch.optim.SGD(groups, lr=config.lr)

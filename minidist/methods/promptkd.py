@@ -1,4 +1,4 @@
-"""PromptKD: a frozen teacher behind a few virtual tokens, which learn to make it easier to follow."""
+"""PromptKD: a frozen teacher reads a few virtual tokens first, which learn to make its distribution easier to match."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,10 +14,10 @@ from minidist.config.learner import LearnerConfig
 from minidist.config.teacher import SoftPromptConfig
 from minidist.data.batching import MicroBatch
 from minidist.errors import DivergedError
-from minidist.learners.group import Alone
+from minidist.learners.group import Group, OneProcess
 from minidist.learners.schedule import learning_rate, make_optimizer
 from minidist.learners.state import StateReader
-from minidist.learners.tutor import Lesson
+from minidist.learners.teacher import StudentText
 from minidist.losses.divergences import reverse_kl
 from minidist.models.forward import checkpoint_activations, hidden_states, padded_layout
 from minidist.models.heads import check_head, head_of
@@ -33,7 +33,7 @@ def initial_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, c
 
 
 def anchor_weight(weight: float, step: int, steps: int) -> float:
-    """Of the pull towards the teacher without its prompt: falls linearly with the optimizer step, to 0 at the run's end.
+    """Weight of the divergence from the teacher without its prompt at optimizer step `step` of `steps`: it falls linearly to 0.
 
     >>> [anchor_weight(2.0, step, 4) for step in (0, 1, 4)]
     [2.0, 1.5, 0.0]
@@ -42,13 +42,19 @@ def anchor_weight(weight: float, step: int, steps: int) -> float:
 
 
 class PromptedTeacher:
-    """A `Tutor` of which only the prompt P learns (Kim et al., PromptKD, arXiv:2402.12842).
+    """A `ResidentTeacher` of which only the prompt P learns (Kim et al., PromptKD, arXiv:2402.12842).
 
     Each step minimises, over the loss tokens of the student's text and the full vocabulary at temperature 1, the mean of
     KL(p_P || q) + anchor (1 - t/T) KL(p_P || p): p_P the prompted teacher, p the teacher alone, q the student, held fixed; t of
     T optimizer steps are taken. The student then learns from p_P with the new prompt.
 
-    prompt_PD: where it starts, in float32 whatever the model's precision. `group`: its gradient is summed over these ranks.
+    Args:
+        model: the teacher; it is frozen.
+        prompt_PD: embeddings that the prompt starts from, kept in float32 whatever the model's precision.
+        config: the section `teacher.prompt`.
+        learner: the section `learner`: the prompt is trained like the student, but for what `config` changes.
+        vocabulary: ids that student and teacher share; None: all.
+        group: the ranks over which the prompt's gradient is summed. None: this process alone.
     """
 
     def __init__(
@@ -58,73 +64,69 @@ class PromptedTeacher:
         config: SoftPromptConfig,
         learner: LearnerConfig,
         *,
-        steps: int,
         vocabulary: int | None = None,
-        group: Alone | None = None,
+        group: Group | None = None,
     ) -> None:
         check_head(model)
-        self._model, self._group, self._steps, self._anchor = (
-            model.requires_grad_(False),
-            group or Alone(),
-            steps,
-            config.anchor,
-        )
+        self._model = model.requires_grad_(False)
         if learner.activation_checkpointing:
             checkpoint_activations(model)
         self._padded = padded_layout(learner.layout, model.device)
         self.head = head_of(model, vocabulary)
+        self._group = group or OneProcess()
+        self._anchor = config.anchor
         self._prompt = Parameter(prompt_PD.float().clone())
-        own = {"lr": config.lr or learner.optimizer.lr, "weight_decay": config.weight_decay}
-        self._settings = learner.optimizer.model_copy(update=own)
+        changes = {"lr": config.lr or learner.optimizer.lr, "weight_decay": config.weight_decay}
+        self._settings = learner.optimizer.model_copy(update=changes)
         self._optimizer = make_optimizer(self._settings, [("prompt", self._prompt)])
 
     @torch.no_grad()
     def hidden(self, micro: MicroBatch) -> Tensor:
-        """Hidden states [L, E] with the prompt as it is now."""
+        """Hidden states [L, E] with the current prompt."""
         return hidden_states(self._model, micro, padded=self._padded, prompt_PD=self._prompt)
 
-    def learn(self, lessons: Iterable[Lesson], *, tokens: int, step: int) -> dict[str, float]:
+    def learn(self, texts: Iterable[StudentText], *, tokens: int, step: int, steps: int) -> dict[str, float]:
         """One step of the prompt."""
-        anchor, sums = anchor_weight(self._anchor, step, self._steps), np.zeros(2)
-        for lesson in lessons:
-            sums += self._study(lesson, anchor, tokens)
-        towards_student, towards_base = self._gathered(sums, step) / tokens
+        anchor, sums = anchor_weight(self._anchor, step, steps), np.zeros(2)
+        for text in texts:
+            sums += self._accumulate(text, anchor, tokens)
+        kl_to_student, kl_to_base = self._reduce(sums, step) / tokens
         limit = self._settings.grad_clip
         norm = torch.nn.utils.clip_grad_norm_([self._prompt], float("inf") if limit is None else limit)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self._settings, step, self._steps)
+            group["lr"] = learning_rate(self._settings, step, steps)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return {
-            "prompt/kl_to_student_nats": float(towards_student),
-            "prompt/kl_to_base_nats": float(towards_base),
+            "prompt/kl_to_student_nats": float(kl_to_student),
+            "prompt/kl_to_base_nats": float(kl_to_base),
             "prompt/regulariser": anchor,
             "prompt/grad_norm": float(norm),
         }
 
-    def _study(self, lesson: Lesson, anchor: float, tokens: int) -> np.ndarray:
+    def _accumulate(self, text: StudentText, anchor: float, tokens: int) -> np.ndarray:
         """Add a micro-batch's share of the prompt's gradient; returns the sums of both divergences, nats."""
-        prompted = hidden_states(self._model, lesson.micro, padded=self._padded, prompt_PD=self._prompt)
+        hidden_LD = hidden_states(self._model, text.micro, padded=self._padded, prompt_PD=self._prompt)
         with torch.no_grad():
-            alone = hidden_states(self._model, lesson.micro, padded=self._padded)
-        # The gradient gathers here chunk by chunk, so that no logits are kept, and goes through the model once.
-        leaf = prompted.detach().requires_grad_()
+            base_hidden_LD = hidden_states(self._model, text.micro, padded=self._padded)
+        # Its gradient is summed chunk by chunk, so that no logits are kept, and goes back through the model once.
+        leaf_LD = hidden_LD.detach().requires_grad_()
 
-        def look(part: slice, student_NV: Tensor) -> Tensor:
-            base_NV = torch.log_softmax(self.head(alone[part]), -1)
+        def divergences(part: slice, student_NV: Tensor) -> Tensor:
+            base_NV = torch.log_softmax(self.head(base_hidden_LD[part]), -1)
             with torch.enable_grad():
-                own_NV = torch.log_softmax(self.head(leaf[part]), -1)
-                towards = torch.stack([reverse_kl(own_NV, student_NV), reverse_kl(own_NV, base_NV)], -1)
-                ((towards[:, 0] + anchor * towards[:, 1]).sum() / tokens).backward()
-            return towards.detach()
+                prompted_NV = torch.log_softmax(self.head(leaf_LD[part]), -1)
+                kl_N2 = torch.stack([reverse_kl(prompted_NV, student_NV), reverse_kl(prompted_NV, base_NV)], -1)
+                ((kl_N2[:, 0] + anchor * kl_N2[:, 1]).sum() / tokens).backward()
+            return kl_N2.detach()
 
-        figures = lesson.ask(look)
-        prompted.backward(leaf.grad)
-        return figures.sum(0).double().cpu().numpy()
+        kl_L2 = text.visit(divergences)
+        hidden_LD.backward(leaf_LD.grad)
+        return kl_L2.sum(0).double().cpu().numpy()
 
-    def _gathered(self, sums: np.ndarray, step: int) -> np.ndarray:
-        """The sums of all ranks, and the sum of their gradients in the prompt's; DivergedError if either is not finite."""
-        assert self._prompt.grad is not None, "no lesson was given"
+    def _reduce(self, sums: np.ndarray, step: int) -> np.ndarray:
+        """Sum the gradients of all ranks, and return their summed `sums`; DivergedError if either is not finite."""
+        assert self._prompt.grad is not None, "no text was given"
         numbers = self._group.total(np.concatenate([sums, self._prompt.grad.double().flatten().cpu().numpy()]))
         if not np.isfinite(numbers).all():
             self._optimizer.zero_grad(set_to_none=True)
@@ -135,10 +137,11 @@ class PromptedTeacher:
     def state(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         """The prompt and its moments."""
         moments = self._optimizer.state.get(self._prompt, {})
-        kept = {name: value for name, value in moments.items() if value.shape == self._prompt.shape}
-        return [(_NAME, {"weight": self._prompt.data} | kept)]
+        tensors = {name: value for name, value in moments.items() if value.shape == self._prompt.shape}
+        return [(_NAME, {"weight": self._prompt.data} | tensors)]
 
     def restore(self, reader: StateReader) -> None:
+        """The prompt and its moments, from a checkpoint."""
         tensors = reader.tensors(_NAME)
         self._prompt.data.copy_(tensors.pop("weight"))
         if tensors:
@@ -146,6 +149,6 @@ class PromptedTeacher:
             self._optimizer.state[self._prompt] = {"step": torch.tensor(float(reader.steps)), **moments}
 
     def save(self, path: Path) -> None:
-        """prompt.safetensors: `prompt` [P, D], embeddings to put before those of the text."""
+        """Write prompt.safetensors: `prompt` [P, D], embeddings that precede those of the text."""
         path.mkdir(parents=True, exist_ok=True)
         save_file({"prompt": self._prompt.detach().cpu()}, path / "prompt.safetensors")

@@ -1,1 +1,1 @@
-"""Hugging Face models: found, loaded, run up to their hidden states, and adapted."""
+"""Hugging Face models: found, loaded, run up to their hidden states, adapted, and measured."""

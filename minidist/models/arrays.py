@@ -1,4 +1,4 @@
-"""Tensors as numpy arrays, and back."""
+"""Tensors to numpy arrays and back."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def to_tensor(array: Array, dtype: str) -> Tensor:
     import warnings
 
     with warnings.catch_warnings():
-        # Arrays out of Ray's object store are read-only views, and so is this tensor: nobody writes to it.
+        # Arrays from Ray's object store are read-only views, and no caller writes to the tensor.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         tensor = torch.from_numpy(array)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" and array.dtype.name == "uint16" else tensor

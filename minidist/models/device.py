@@ -1,4 +1,4 @@
-"""The device of a role, and whether it gives the same bits again."""
+"""The device of a role, and reproducible arithmetic on it."""
 
 import os
 
@@ -11,9 +11,9 @@ def pick_device(on_gpu: bool) -> torch.device:
 
 
 def repeatable(deterministic: bool) -> None:
-    """Have torch give the same bits again in this process, or refuse an operation that cannot."""
+    """Make torch's results in this process reproducible bit for bit; operations that cannot be so raise RuntimeError."""
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may choose other sums each time
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # otherwise cuBLAS may sum in another order each time
         torch.use_deterministic_algorithms(True)
-        # It would also fill every new tensor, DeepSpeed's buckets of a gigabyte among them, at each step.
+        # Otherwise torch also fills every new tensor, including DeepSpeed's buckets of a gigabyte, at each step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

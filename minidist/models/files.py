@@ -22,15 +22,15 @@ def resolve(name: str, where: str, *, weights: bool = True) -> Path:
         return Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{where}: no directory {name}, and the hub does not give it: {reason}") from None
+        raise ModelError(f"{where}: {name} is not a directory, and the hub did not provide it: {reason}") from None
 
 
 def whole_model(path: Path, where: str) -> Path:
     """`path`, unless it holds LoRA adapters alone: vLLM and a teacher's head read a whole model. Raises ModelError."""
     if is_adapter(path):
         raise ModelError(
-            f"{where}: {path} holds a LoRA adapter, and a whole model is needed; train with student.lora.save=merged, or "
-            "merge it with PEFT's merge_and_unload"
+            f"{where}: {path} holds only a LoRA adapter, but a whole model is needed; train with student.lora.save=merged, or "
+            "merge the adapter with PEFT's merge_and_unload"
         )
     return path
 

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from minidist.data.batching import MicroBatch
@@ -23,36 +21,38 @@ def padded_layout(layout: str, device: torch.device) -> bool:
 def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool, prompt_PD: Tensor | None = None) -> Tensor:
     """Hidden states [L, D] before the output head, at the L loss tokens of a flat micro-batch.
 
-    Rows do not see one another: in a rectangle each has its own line, and causal attention hides the padding on its
-    right; in a packed row the positions, which start again with each row, part them. `prompt_PD`: embeddings of P virtual
-    tokens that every row begins with; its own tokens come P positions later.
+    Rows do not see one another: in a rectangle [B, S] each has a line to itself, and causal attention hides the padding on its
+    right; in a packed row the positions, which start again with each row, separate them. `prompt_PD`: embeddings of P virtual
+    tokens that every row begins with; the row's tokens follow P positions later.
     """
     if prompt_PD is not None:
-        micro = _lengthened(micro, len(prompt_PD))
+        micro = _with_virtual_tokens(micro, len(prompt_PD))
     device = next(model.parameters()).device
-    tokens, positions = torch.as_tensor(micro.tokens, device=device), torch.as_tensor(micro.positions, device=device)
-    sequence, outputs = torch.as_tensor(micro.sequence, device=device), torch.as_tensor(micro.outputs, device=device)
+    tokens_N, positions_N, row_N, outputs_L = (
+        torch.as_tensor(array, device=device) for array in (micro.tokens, micro.positions, micro.sequence, micro.outputs)
+    )
+    options: dict[str, Any] = {"use_cache": False}
     if padded:
         rows, longest = len(micro.rows), int(micro.positions.max()) + 1
-        places = sequence * longest + positions
-        ids = torch.zeros(rows * longest, dtype=torch.long, device=device).index_put((places,), tokens).view(rows, longest)
+        slots_N = row_N * longest + positions_N
+        ids_BS = (
+            torch.zeros(rows * longest, dtype=torch.long, device=device).index_put((slots_N,), tokens_N).view(rows, longest)
+        )
         # No mask: with causal attention a token never looks at the padding behind it, and the kernel stays the fast one.
-        text = {"input_ids": ids} if prompt_PD is None else _behind(prompt_PD, model, ids, places[positions < len(prompt_PD)])
-        hidden = model.base_model(**text, use_cache=False).last_hidden_state
-        return hidden.reshape(rows * longest, -1)[places[outputs]]
-    ids = tokens[None]
-    text = (
-        {"input_ids": ids}
-        if prompt_PD is None
-        else _behind(prompt_PD, model, ids, (positions < len(prompt_PD)).nonzero()[:, 0])
-    )
-    # Without a mask transformers reads the rows' borders off the positions, and keeps each layer's own window.
-    hidden = model.base_model(**text, position_ids=positions[None], use_cache=False).last_hidden_state
-    return hidden[0, outputs]
+    else:
+        slots_N, ids_BS = torch.arange(len(tokens_N), device=device), tokens_N[None]
+        # Without a mask transformers finds the rows' borders in the positions, and keeps each layer's own window.
+        options["position_ids"] = positions_N[None]
+    if prompt_PD is None:
+        options["input_ids"] = ids_BS
+    else:
+        options["inputs_embeds"] = _embeddings(model, ids_BS, prompt_PD, slots_N[positions_N < len(prompt_PD)])
+    hidden_BSD = model.base_model(**options).last_hidden_state
+    return hidden_BSD.flatten(0, 1)[slots_N[outputs_L]]
 
 
-def _lengthened(micro: MicroBatch, count: int) -> MicroBatch:
-    """The micro-batch with `count` tokens before each row. Their ids say nothing; outputs are where they were in their rows."""
+def _with_virtual_tokens(micro: MicroBatch, count: int) -> MicroBatch:
+    """The micro-batch with `count` tokens of id 0 before each row; their embeddings are set later."""
     rows = len(micro.rows)
     starts = np.repeat(np.flatnonzero(micro.positions == 0), count)
     return replace(
@@ -64,21 +64,24 @@ def _lengthened(micro: MicroBatch, count: int) -> MicroBatch:
     )
 
 
-def _behind(prompt_PD: Tensor, model: PreTrainedModel, ids: Tensor, places: Tensor) -> dict[str, Tensor]:
-    """The model's input: embeddings of `ids` [B, S], and at the flat `places`, row after row, those of the prompt."""
+def _embeddings(model: PreTrainedModel, ids_BS: Tensor, prompt_PD: Tensor, slots: Tensor) -> Tensor:
+    """Embeddings [B, S, D] of the ids, with the prompt's, row after row, in the flat `slots`."""
     embedding: Any = model.get_input_embeddings()
-    table = embedding(ids)
-    prompts = prompt_PD.to(table.dtype).repeat(len(places) // max(1, len(prompt_PD)), 1)
-    return {"inputs_embeds": table.flatten(0, 1).index_put((places,), prompts).view_as(table)}
+    table_BSD = embedding(ids_BS)
+    prompts = prompt_PD.to(table_BSD.dtype).repeat(len(slots) // max(1, len(prompt_PD)), 1)
+    return table_BSD.flatten(0, 1).index_put((slots,), prompts).view_as(table_BSD)
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep only each layer's input for the backward pass, and compute the layer again there.
+    """Keep only each layer's input for the backward pass, which computes the layer again.
 
-    transformers does so only in training mode. The layers alone are put into it, not what is in them: dropout stays off.
+    transformers does so only in training mode. Only the layers are put into that mode, not the modules inside: dropout stays
+    off. Raises ModelError for a model that does not support it.
     """
     if not model.supports_gradient_checkpointing:
-        raise ModelError(f"{type(model).__name__} has no activation checkpointing; set learner.activation_checkpointing=false")
+        raise ModelError(
+            f"learner.activation_checkpointing: transformers does not support it for {type(model).__name__}; set it to false"
+        )
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):

@@ -1,4 +1,4 @@
-"""A teacher's output head, read from its checkpoint without loading the rest."""
+"""Output heads: the head of a model in memory, and one read from a checkpoint without loading the rest."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ModelError
 from minidist.losses.chunked import Head, LinearHead
-from minidist.models.arrays import to_array
+from minidist.models.arrays import to_array, to_tensor
 from minidist.models.files import resolve
 from minidist.models.hub import load_config
 from minidist.models.shape import skeleton
@@ -20,13 +20,17 @@ from minidist.types import TeacherHead
 
 
 def load_teacher_head(config: TeacherConfig, vocabulary: int | None) -> TeacherHead:
-    """The head of `teacher.model`; `vocabulary` slices padded ids off before the softmax."""
+    """The head of `teacher.model`; `vocabulary` slices padded ids off before the softmax. Raises ModelError if the checkpoint
+    holds none."""
     path, model_config = resolve(config.model or "", "teacher.model"), load_config(config, "teacher.model")
     model = skeleton(model_config, trust_remote_code=config.trust_remote_code)
     weight = _read(path, _names(model))
     bias = _read(path, ["lm_head.bias"]) if getattr(model.get_output_embeddings(), "bias", None) is not None else None
     if weight is None:
-        raise ModelError(f"teacher.model: {path} has no output head in its safetensors files")
+        raise ModelError(
+            f"teacher.model: {path} has no output head in its safetensors files, which payload hidden needs; save the whole "
+            "model as safetensors, or set teacher.payload=top_k"
+        )
     dtype = getattr(torch, config.dtype)
     return TeacherHead(
         weight=to_array(weight.to(dtype))[0],
@@ -43,16 +47,17 @@ def vocabulary_size(config: PretrainedConfig) -> int:
 
 
 def _names(model: PreTrainedModel) -> list[str]:
-    """Where the head may stand in the checkpoint: as itself, or as the input embedding it is tied to."""
+    """Names that the head may have in the checkpoint: its module's, or that of the input embedding it is tied to."""
     ends = [model.get_output_embeddings(), model.get_input_embeddings()]
     modules = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
     head, embedding = (f"{modules[id(end)]}.weight" for end in ends)
     names = [head, embedding] if model.config.get_text_config().tie_word_embeddings else [head]
-    # Some checkpoints (GPT-2's) leave the prefix of the base model away.
+    # Some checkpoints (GPT-2's) omit the prefix of the base model.
     return names + [name.removeprefix(f"{model.base_model_prefix}.") for name in names]
 
 
-def _read(path: Path, names: list[str]) -> torch.Tensor | None:
+def _read(path: Path, names: list[str]) -> Tensor | None:
+    """The first of the named tensors that the checkpoint holds, or None."""
     index = path / "model.safetensors.index.json"
     files = json.loads(index.read_text())["weight_map"] if index.is_file() else None
     for name in names:
@@ -60,7 +65,7 @@ def _read(path: Path, names: list[str]) -> torch.Tensor | None:
         if not file.is_file():
             continue
         with safe_open(file, framework="pt") as tensors:
-            if name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
+            if name in tensors.keys():  # noqa: SIM118 (safe_open is not a mapping)
                 return tensors.get_tensor(name)
     return None
 
@@ -72,17 +77,20 @@ def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
     head = LinearHead(linear.weight, linear.bias, scale, soft_cap, vocabulary)
     if not hasattr(linear.weight, "ds_id"):
         return head
-    # ZeRO-3 fetches a partitioned weight when its module is called, and only then.
-    return lambda hidden: head.finish(linear(hidden.to(linear.weight.dtype))[:, :vocabulary])
+    # ZeRO-3 gathers a partitioned weight only when its module is called.
+    return lambda hidden_ND: head.finish(linear(hidden_ND.to(linear.weight.dtype))[:, :vocabulary])
 
 
-def apply_head(head: TeacherHead, weight: Tensor, bias: Tensor | None) -> Head:
-    """A `TeacherHead` whose arrays are already tensors on the learner's device."""
-    return LinearHead(weight, bias, head.scale, head.soft_cap, head.vocabulary)
+def on_device(head: TeacherHead, device: torch.device) -> Head:
+    """A teacher's head as tensors on the learner's device."""
+    dtype = "bfloat16" if head.weight.dtype.name == "uint16" else head.weight.dtype.name
+    weight_VD = to_tensor(head.weight, dtype).to(device)
+    bias_V = None if head.bias is None else to_tensor(head.bias, dtype).to(device)
+    return LinearHead(weight_VD, bias_V, head.scale, head.soft_cap, head.vocabulary)
 
 
 def logit_scale(config: PretrainedConfig) -> float:
-    """Cohere multiplies its logits, Granite divides them."""
+    """The factor of a model's logits: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`."""
     if getattr(config, "logit_scale", None) is not None:
         return float(config.logit_scale)
     return 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
@@ -90,14 +98,14 @@ def logit_scale(config: PretrainedConfig) -> float:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Raise ModelError if `head_of` does not give the model's own logits: some families scale them in ways of their own."""
+    """Raise ModelError if `head_of` does not reproduce the model's logits: some families change them in other ways."""
     ids = torch.arange(4, device=next(model.parameters()).device)[None]
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
-    ours = head_of(model)(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
+    recomputed = head_of(model)(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
     scale = float(logits.abs().max()) + 1.0
-    difference = float((logits - ours).abs().max())
+    difference = float((logits - recomputed).abs().max())
     if difference > 0.02 * scale:
         raise ModelError(
-            f"{type(model).__name__} changes its logits after the output head in a way minidist does not know (they differ by "
-            f"{difference:.3g}); its family is not supported"
+            f"{type(model).__name__} is not supported: it changes its logits after the output head in a way that minidist does "
+            f"not reproduce (they differ by {difference:.3g})"
         )

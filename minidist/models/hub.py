@@ -21,27 +21,27 @@ from minidist.models.files import resolve, whole_model
 
 
 def load_config(config: ModelConfig, where: str) -> PretrainedConfig:
-    """Configuration of a checkpoint, without its weights."""
+    """The transformers configuration of a checkpoint; its weights are not downloaded."""
     path = whole_model(resolve(config.model or "", where, weights=False), where)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{where}: {path} holds no usable config.json: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"{where}: {path} has no usable config.json: {str(error).splitlines()[0]}") from None
 
 
 def load_tokenizer(name: str, where: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A tokenizer from a directory or the hub; `characters:TASK` is made on the spot."""
+    """A tokenizer from a directory or the hub; `characters:TASK` builds one of the task's characters."""
     if name.startswith("characters:"):
         return character_tokenizer(find(name.removeprefix("characters:")).alphabet)
     path = resolve(name, where, weights=False)
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{where}: {path} holds no usable tokenizer: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"{where}: {path} has no usable tokenizer: {str(error).splitlines()[0]}") from None
 
 
 def student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
-    """The student's tokenizer: named, or the checkpoint's own."""
+    """The tokenizer `student.tokenizer`; if it is not set, that of `student.model`."""
     where = "student.tokenizer" if config.tokenizer else "student.model"
     return load_tokenizer(config.tokenizer or config.model or "", where, trust_remote_code=config.trust_remote_code)
 
@@ -56,7 +56,7 @@ def architecture(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> P
     aliases = set(known.attribute_map)
     for key in fields:
         if key not in aliases and not hasattr(known, key):
-            raise ModelError(f"student.architecture.{key} is no field of a {known.model_type} configuration")
+            raise ModelError(f"student.architecture.{key} is not a field of a {known.model_type} configuration")
     tokens: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "eos_token_id": tokenizer.eos_token_id,
@@ -64,14 +64,14 @@ def architecture(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> P
     }
     if tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokens["pad_token_id"] = None  # the embedding of a padding token is never trained
-    given: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id} | tokens | fields
-    return type(known)(**given)
+    settings: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id} | tokens | fields
+    return type(known)(**settings)
 
 
 def build_student(
     config: StudentConfig, tokenizer: PreTrainedTokenizerBase, seed: int, on_gpu: bool = False
 ) -> PreTrainedModel:
-    """The student: from its checkpoint, or random weights of its architecture."""
+    """The student: from its checkpoint, or with random weights in its architecture."""
     if config.model is not None:
         return load_model(config, "student.model", on_gpu)
     torch.manual_seed(seed)
@@ -80,7 +80,7 @@ def build_student(
 
 
 def load_model(config: ModelConfig, where: str, on_gpu: bool = False) -> PreTrainedModel:
-    """A checkpoint's model in evaluation mode (no dropout), from safetensors only, on the role's device."""
+    """The model of a checkpoint in evaluation mode (no dropout), from safetensors only, on the role's device."""
     path = whole_model(resolve(config.model or "", where), where)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -92,5 +92,5 @@ def load_model(config: ModelConfig, where: str, on_gpu: bool = False) -> PreTrai
 
 
 def context_length(config: PretrainedConfig) -> int:
-    """Longest sequence the model takes, in tokens."""
+    """The longest sequence that the model accepts, in tokens."""
     return int(getattr(config, "max_position_embeddings", None) or 1 << 20)

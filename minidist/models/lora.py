@@ -1,8 +1,8 @@
-"""Low-rank adapters in a student, through PEFT: put in, added into plain weights, saved alone, read back.
+"""Low-rank adapters in a student, through PEFT: injected, merged into the plain weights, saved alone, read back.
 
-An adapted layer computes W x + scale * B (A x), with A [R, in], B [out, R] and scale = alpha / R. Adapters are put into the
-model in place, so it stays the PreTrainedModel it was, and only A and B are trained. PEFT holds W as `layer.base_layer.weight`
-and the adapters as `layer.lora_A.default.weight` and `layer.lora_B.default.weight`.
+An adapted layer computes W x + scale * B (A x), with A [R, in], B [out, R] and scale = alpha / R. Adapters are injected into
+the model in place, so the PreTrainedModel keeps its class, and only A and B are trained. PEFT names W `layer.base_layer.weight`
+and the adapters `layer.lora_A.default.weight` and `layer.lora_B.default.weight`.
 """
 
 import json
@@ -30,7 +30,7 @@ _SAVED_PREFIX, _SAVED_WEIGHTS = "base_model.model.", "adapter_model.safetensors"
 class Adapters:
     """The adapters of one model: their layers by full name, and the checkpoint `base` that they adapt.
 
-    `transposed`: checkpoint names of the weights that are held as [in, out] (GPT-2's Conv1D).
+    `transposed`: checkpoint names of the weights that are stored as [in, out] (GPT-2's Conv1D).
     """
 
     config: LoraConfig
@@ -47,12 +47,12 @@ class Adapters:
         return self.config.save == "adapter"
 
     def peft(self) -> Any:
-        """The same as PEFT writes it down."""
+        """The same as PEFT's configuration."""
         import peft
 
         return peft.LoraConfig(
             r=self.config.rank,
-            lora_alpha=self.config.alpha,  # type: ignore[arg-type]  # a float is right as well
+            lora_alpha=self.config.alpha,  # type: ignore[arg-type]  # PEFT takes a float too
             target_modules=list(self.layers),
             fan_in_fan_out=bool(self.transposed),
             base_model_name_or_path=self.base,
@@ -61,10 +61,10 @@ class Adapters:
 
 
 def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) -> Adapters:
-    """Put adapters into `model` in place and freeze everything else. B is zero, so its output stays what it was.
+    """Inject adapters into `model` in place and freeze all other parameters. B is zero, so the model's output is unchanged.
 
     `base`: the directory or hub name of the model's checkpoint. A is random, from `seed`. Adapters are float32, whatever the
-    model is. The model may be a skeleton on the meta device. Raises ModelError for a target that names no linear layer.
+    model's dtype. The model may be a skeleton on the meta device. Raises ModelError for a target that names no linear layer.
     """
     from accelerate import init_empty_weights
     from peft import inject_adapter_in_model
@@ -79,7 +79,7 @@ def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) 
         with init_empty_weights() if skeleton else nullcontext():
             inject_adapter_in_model(adapters.peft(), model)
     except ValueError as error:
-        raise ModelError(f"student.lora: PEFT does not adapt {type(model).__name__}: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"student.lora: PEFT cannot adapt {type(model).__name__}: {str(error).splitlines()[0]}") from None
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # a 16-bit adapter would round its small steps away
@@ -88,7 +88,7 @@ def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) 
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Every linear layer by its full name, without the output head."""
+    """Every linear layer but the output head, by its full name."""
     head = model.get_output_embeddings()
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
 
@@ -100,60 +100,60 @@ def _chosen(targets: list[str], layers: tuple[str, ...], model: str) -> tuple[st
         if not any(_named(layer, target) for layer in layers):
             known = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
             raise ModelError(
-                f"student.lora.targets: {target} names no linear layer of {model} that can be adapted; it has {known}; "
-                "all-linear means all of these (the output head takes no adapter)"
+                f"student.lora.targets: {target} names no linear layer of {model} that can be adapted; use one of {known}, or "
+                "all-linear for all of these (the output head takes no adapter)"
             )
     return tuple(layer for layer in layers if any(_named(layer, target) for target in targets))
 
 
 def _named(layer: str, target: str) -> bool:
-    """A target is a layer's full name, or the end of it from a dot on."""
+    """Whether a target is the layer's full name, or the end of its name after a dot."""
     return layer == target or layer.endswith(f".{target}")
 
 
 def _location(base: str) -> str:
-    """A directory by its absolute path, so that an adapter finds it from anywhere; a hub name as it is."""
+    """The absolute path of a directory, so that an adapter finds its base from anywhere; a hub name unchanged."""
     path = Path(base).expanduser()
     return str(path.resolve()) if path.is_dir() else base
 
 
 @torch.no_grad()
 def merged(state: Mapping[str, Tensor], *, scale: float, transposed: Iterable[str]) -> dict[str, Tensor]:
-    """An adapted model's state as the plain checkpoint's: every adapted weight is W + scale * B A, the others are as they were.
+    """The plain checkpoint that equals an adapted model: every adapted weight is W + scale * B A, the others are unchanged.
 
     Args:
-        state: PEFT's names to whole tensors: W [out, in], A [R, in], B [out, R]. It is not changed.
+        state: PEFT's names to whole tensors: W [out, in], A [R, in], B [out, R]. It is not modified.
         scale: alpha / R.
-        transposed: checkpoint names of the weights held as [in, out].
+        transposed: checkpoint names of the weights stored as [in, out].
 
     The sum is taken in float32 and rounded once, to the dtype of W.
     """
-    turned, plain = frozenset(transposed), {}
+    stored_transposed, plain = frozenset(transposed), {}
     for name, tensor in state.items():
         if name.endswith((_A, _B)):
             continue
-        layer, found, rest = name.partition(_BASE)
-        own = f"{layer}.{rest}" if found else name
-        if found and rest == "weight":
+        layer, is_base, rest = name.partition(_BASE)
+        plain_name = f"{layer}.{rest}" if is_base else name
+        if is_base and rest == "weight":
             change = scale * (state[layer + _B].float() @ state[layer + _A].float())
-            tensor = (tensor.float() + (change.T if own in turned else change)).to(tensor.dtype)
-        plain[own] = tensor
+            tensor = (tensor.float() + (change.T if plain_name in stored_transposed else change)).to(tensor.dtype)
+        plain[plain_name] = tensor
     return plain
 
 
 def adapters_only(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A and B of an adapted model's state, under its own names."""
+    """A and B of an adapted model's state."""
     return {name: tensor for name, tensor in state.items() if name.endswith((_A, _B))}
 
 
 def rebased(checkpoint: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An adapted model's state that computes what a plain checkpoint does: its weights as W, A as in `state`, and B zero."""
-    own = {name: torch.zeros_like(tensor) if name.endswith(_B) else tensor for name, tensor in adapters_only(state).items()}
-    return own | {name: checkpoint[name.replace(_BASE, ".")] for name in state if name not in own}
+    """The state of an adapted model that equals a plain checkpoint: its weights as W, A from `state`, and B zero."""
+    fresh = {name: torch.zeros_like(tensor) if name.endswith(_B) else tensor for name, tensor in adapters_only(state).items()}
+    return fresh | {name: checkpoint[name.replace(_BASE, ".")] for name in state if name not in fresh}
 
 
 def save_adapters(path: Path, adapters: Adapters, state: Mapping[str, Tensor]) -> None:
-    """A directory that PEFT and transformers load: A and B out of an adapted model's state, and what they adapt."""
+    """Write a directory that PEFT and transformers load: A and B of an adapted model's state, and their configuration."""
     path.mkdir(parents=True, exist_ok=True)
     written = adapters.peft()
     written.inference_mode = True
@@ -163,20 +163,18 @@ def save_adapters(path: Path, adapters: Adapters, state: Mapping[str, Tensor]) -
 
 
 def read_adapters(path: Path, adapters: Adapters, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A and B that `save_adapters` wrote, under the names of an adapted model's state. Raises ModelError unless they fit it."""
-    there = json.loads((path / ADAPTER_CONFIG).read_text())
-    for key, here in (
-        ("base_model_name_or_path", adapters.base),
-        ("r", adapters.config.rank),
-        ("lora_alpha", adapters.config.alpha),
-    ):
-        if there.get(key) != here:
-            raise ModelError(f"weights: the adapter in {path} has {key} {there.get(key)!r}, and this student has {here!r}")
+    """A and B that `save_adapters` wrote, under the names of an adapted model's state. Raises ModelError if the adapter is not
+    for this model."""
+    saved = json.loads((path / ADAPTER_CONFIG).read_text())
+    base, rank, alpha = adapters.base, adapters.config.rank, adapters.config.alpha
+    for key, expected in {"base_model_name_or_path": base, "r": rank, "lora_alpha": alpha}.items():
+        if saved.get(key) != expected:
+            raise ModelError(f"weights: the adapter in {path} has {key} {saved.get(key)!r}, but this student has {expected!r}")
     found, names = load_file(path / _SAVED_WEIGHTS), {_saved_name(name): name for name in adapters_only(state)}
     if found.keys() != names.keys():
         name = min(found.keys() ^ names.keys())
         raise ModelError(
-            f"weights: the adapter in {path} is for other layers than this student's: {name} is in one of them only"
+            f"weights: the adapter in {path} is for other layers than this student's: only one of the two has {name}"
         )
     return {names[name]: tensor for name, tensor in found.items()}
 

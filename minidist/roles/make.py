@@ -1,6 +1,5 @@
 """Configuration to roles. These constructors run inside the roles' actors, and the objects they make stay there."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +22,7 @@ from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.types import RankGroup
 
 if TYPE_CHECKING:
-    from minidist.learners.group import Alone
+    from minidist.learners.group import Group
     from minidist.methods.promptkd import PromptedTeacher
 
 
@@ -141,37 +140,34 @@ def make_learner(
     group: RankGroup | None = None,
 ) -> Learner:
     """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states, or with
-    the teacher itself when it learns along."""
-    from minidist.learners.group import Alone, Joined
-    from minidist.learners.learner import SingleLearner
+    the whole teacher when it learns too."""
+    from minidist.learners.group import OneProcess, ProcessGroup
+    from minidist.learners.learner import BACKENDS, LocalLearner
+    from minidist.learners.teacher import FrozenTeacher, ResidentTeacher
+    from minidist.learners.weights import Student
     from minidist.losses.objectives import make_objective
     from minidist.models.device import repeatable
-    from minidist.models.heads import load_teacher_head
+    from minidist.models.heads import load_teacher_head, on_device
     from minidist.models.hub import build_student
     from minidist.models.lora import inject
 
     repeatable(context.deterministic)
-    device = "cuda" if context.on_gpu else "cpu"
-    kind, joined = SingleLearner, Alone()
-    if config.backend == "deepspeed":
-        os.environ.setdefault("DS_ACCELERATOR", device)
-        from minidist.learners.deepspeed import DeepSpeedLearner
-
-        kind, joined = DeepSpeedLearner, Joined(group or RankGroup(), device)
+    device, distributed = "cuda" if context.on_gpu else "cpu", BACKENDS[config.backend].distributed
+    ranks = ProcessGroup(group or RankGroup(), device) if distributed else OneProcess()
     model = build_student(student, context.renderer.tokenizer, context.seed, context.on_gpu)
     adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=context.seed)
-    tutor, head = None, None
+    resident: ResidentTeacher = FrozenTeacher()
     if isinstance(teacher, PromptedTeacherConfig):
-        tutor = make_prompted(context, teacher, config, joined)
+        resident = make_prompted(context, teacher, config, ranks)
     elif teacher is not None and teacher.payload == "hidden":
-        head = load_teacher_head(teacher, context.vocabulary)
+        resident = FrozenTeacher(on_device(load_teacher_head(teacher, context.vocabulary), model.device))
     made: dict[str, Objective] = {name: make_objective(section) for name, section in objectives.items()}
-    options: dict[str, Any] = {"steps": context.steps, "teacher_head": head, "vocabulary": context.vocabulary}
-    return kind(model, context.renderer, config, made, tutor=tutor, group=joined, adapters=adapters, **options)
+    learning = Student(model, context.renderer, adapters, context.vocabulary)
+    return LocalLearner(learning, config, made, steps=context.steps, teacher=resident, group=ranks)
 
 
 def make_prompted(
-    context: RoleContext, teacher: PromptedTeacherConfig, config: LearnerConfig, group: "Alone"
+    context: RoleContext, teacher: PromptedTeacherConfig, config: LearnerConfig, group: "Group"
 ) -> "PromptedTeacher":
     """A whole copy of the teacher for this rank, and the prompt it starts with."""
     from minidist.methods.promptkd import PromptedTeacher, initial_prompt
@@ -179,5 +175,4 @@ def make_prompted(
 
     model = load_model(teacher, "teacher.model", context.on_gpu)
     start = initial_prompt(model, context.renderer.tokenizer, teacher.prompt)
-    options: dict[str, Any] = {"steps": context.steps, "vocabulary": context.vocabulary, "group": group}
-    return PromptedTeacher(model, start, teacher.prompt, config, **options)
+    return PromptedTeacher(model, start, teacher.prompt, config, vocabulary=context.vocabulary, group=group)

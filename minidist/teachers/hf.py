@@ -12,7 +12,7 @@ from minidist.concurrency import Worker
 from minidist.config.teacher import LocalTeacherConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.rendering import Renderer
-from minidist.learners.group import Alone, Joined
+from minidist.learners.group import OneProcess, ProcessGroup
 from minidist.models.arrays import to_array
 from minidist.models.forward import hidden_states, padded_layout
 from minidist.models.heads import check_head, head_of
@@ -51,11 +51,11 @@ class HFTeacher(TurnTaker):
         check_head(model)
         self._architecture = type(model).__name__
         self._padded = padded_layout("auto", model.device)
-        self._group = Alone()
+        self._group = OneProcess()
         self._scorer: Any = Scorer(model, vocabulary, hidden=config.payload == "hidden", padded=self._padded)
         self._worker = Worker("teacher")
         if group is not None and group.size > 1:
-            self._group = Joined(group, model.device.type)
+            self._group = ProcessGroup(group, model.device.type)
             self._scorer = self._worker.run_now(_partition, self._scorer, config.dtype)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:

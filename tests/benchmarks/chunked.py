@@ -154,15 +154,15 @@ def _ours(name: str) -> Loss:
     import torch
 
     from minidist.config.learner import MeasureConfig
-    from minidist.losses.chunked import LinearHead, chunked_loss
+    from minidist.losses.chunked import LazyLogits, LinearHead, chunked_loss
     from minidist.losses.targets import TokenTargets
 
     objective, chunk = make_objective(**DIVERGENCES[name]), MeasureConfig().chunk(VOCABULARY)
 
     def loss(hidden: Any, weight: Any, taught: Any, theirs: Any) -> Any:
         labels = torch.zeros(len(hidden), dtype=torch.long)
-        given = {"teacher_head": LinearHead(theirs), "teacher_hidden_NE": taught, "chunk_tokens": chunk}
-        return chunked_loss(objective, LinearHead(weight), hidden, TokenTargets(labels), **given).loss
+        student, teacher = LazyLogits(LinearHead(weight), hidden), LazyLogits(LinearHead(theirs), taught)
+        return chunked_loss(objective, student, TokenTargets(labels), teacher=teacher, chunk_tokens=chunk).loss
 
     return loss
 

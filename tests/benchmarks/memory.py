@@ -44,12 +44,12 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
 
     from minidist.config.learner import LearnerConfig
     from minidist.data.batching import collate
-    from minidist.learners.learner import SingleLearner
     from minidist.models.arrays import to_array
     from minidist.models.shape import read_shape
     from minidist.preflight.memory import ALLOCATOR_SHARE, PROCESS_BYTES, TrainedModel, learner_need
     from minidist.types import Batch, Payload, TeacherHead, TeacherScores
-    from tests.support.tiny import random_rollouts, tiny_renderer
+    from tests.support.learners import local_learner
+    from tests.support.tiny import random_rollouts
 
     supervised = objective == "supervised"
     model_config = LlamaConfig(**_SHAPE)
@@ -63,14 +63,8 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
     hidden = np.random.default_rng(0).standard_normal((_ROW - 16, 512), np.float32)
     scores = None if supervised else TeacherScores(Payload.HIDDEN, hidden=hidden)  # one array for all rows: it is not measured
     batch = Batch(0, ((collate("text", rollouts, [scores] * len(rollouts), objective="text"),),))  # type: ignore[list-item]
-    learner = SingleLearner(
-        model,
-        tiny_renderer(),
-        config,
-        {"text": make_objective(objective)},
-        steps=2,
-        teacher_head=None if supervised else TeacherHead(head),
-    )
+    teacher = None if supervised else TeacherHead(head)
+    learner = local_learner(model, config, {"text": make_objective(objective)}, steps=2, teacher=teacher)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     for _ in range(2):  # the optimizer's state is there from the second on
         asyncio.run(learner.update(batch))

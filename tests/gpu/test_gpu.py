@@ -15,7 +15,7 @@ from minidist.config.rollout import RolloutConfig
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.data.tasks import find
 from minidist.losses import kernels
-from minidist.losses.chunked import LinearHead, chunked_loss
+from minidist.losses.chunked import LazyLogits, LinearHead, chunked_loss
 from minidist.losses.kernels import in_one_pass
 from minidist.losses.targets import TokenTargets
 from minidist.roles.make import RoleContext, make_engine, make_learner
@@ -64,10 +64,10 @@ def test_chunks_on_a_gpu_are_those_of_the_cpu(
 
     def found(device: str) -> list[torch.Tensor]:
         own, head = hidden.to(device).requires_grad_(), weight.to(device).requires_grad_()
-        given = {"teacher_head": LinearHead(theirs.to(device)), "teacher_hidden_NE": taught.to(device)}
+        student, teacher = LazyLogits(LinearHead(head), own), LazyLogits(LinearHead(theirs.to(device)), taught.to(device))
         labels = torch.zeros(700, dtype=torch.long, device=device)
         asked = objective if device == "cpu" else on_gpu
-        loss = chunked_loss(asked, LinearHead(head), own, TokenTargets(labels), **given, chunk_tokens=256).loss
+        loss = chunked_loss(asked, student, TokenTargets(labels), teacher=teacher, chunk_tokens=256).loss
         return [each.double().cpu() for each in (loss.detach(), *torch.autograd.grad(loss, (own, head)))]
 
     room = 1e-4 if dtype is torch.float32 else 0.03

@@ -16,7 +16,7 @@ from minidist.data.batching import collate
 from minidist.data.sources import Example
 from minidist.data.tasks import generate
 from minidist.errors import CanaryError
-from minidist.learners.learner import SingleLearner
+from minidist.learners.learner import LocalLearner
 from minidist.losses.targets import Objective
 from minidist.models.heads import load_teacher_head
 from minidist.models.hub import build_student, load_model
@@ -25,6 +25,7 @@ from minidist.rollout.hf import HFEngine
 from minidist.types import Batch, Rollout, Sampling, Weights
 from tests.integration.conftest import OBJECTIVES, SHAPE, Stack, save_model, settings
 from tests.support.config import make_objective, teacher_config
+from tests.support.learners import local_learner
 
 SAMPLING = Sampling(max_new_tokens=16, seed=3)
 GREEDY = replace(SAMPLING, temperature=0.0)
@@ -168,12 +169,12 @@ def test_a_sync_without_the_tied_head_is_caught(stack: Stack) -> None:
 
 
 def test_hidden_state_scores_equal_full_logits(stack: Stack) -> None:
-    from minidist.models.heads import apply_head
+    from minidist.models.heads import on_device
 
     rollouts = written(stack)
     scores = stack.run(stack.teacher.score(rollouts))
     head = load_teacher_head(teacher_config(model=str(stack.teacher_path)), None)
-    apply = apply_head(head, torch.tensor(head.weight), None)
+    apply = on_device(head, torch.device("cpu"))
     teacher = load_model(ModelConfig(model=str(stack.teacher_path)), "teacher")
     for rollout, scored in zip(rollouts, scores, strict=True):
         ids = torch.tensor(np.concatenate([rollout.prompt.tokens, rollout.tokens])[None].astype(np.int64))
@@ -206,13 +207,13 @@ def test_deepspeed_equals_the_plain_learner_with_uneven_micro_batches(stack: Sta
     assert update.metrics["learner/grad_norm"] == pytest.approx(whole.metrics["learner/grad_norm"], rel=1e-4)
 
 
-def plain_learner(stack: Stack, config: LearnerConfig | None = None) -> SingleLearner:
+def plain_learner(stack: Stack, config: LearnerConfig | None = None) -> LocalLearner:
     from minidist.config.models import StudentConfig
 
     model = build_student(StudentConfig(model=str(stack.student)), stack.renderer.tokenizer, 0)
     head = load_teacher_head(teacher_config(model=str(stack.teacher_path)), None)
     objectives: dict[str, Objective] = {name: make_objective(kind) for name, kind in OBJECTIVES.items()}
-    return SingleLearner(model, stack.renderer, config or settings(), objectives, steps=100, teacher_head=head)
+    return local_learner(model, config or settings(), objectives, steps=100, teacher=head)
 
 
 def test_a_cancelled_generation_is_aborted(stack: Stack) -> None:

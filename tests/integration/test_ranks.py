@@ -11,7 +11,7 @@ import pytest
 from minidist.config.models import LoraConfig, StudentConfig
 from minidist.data.batching import collate
 from minidist.errors import DivergedError
-from minidist.learners.learner import SingleLearner
+from minidist.learners.learner import LocalLearner
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.pool import Engines
 from minidist.types import Batch, Rollout, Sampling, TeacherScores, Weights
@@ -197,7 +197,7 @@ def adam(**changes: Any) -> Any:
     return config.model_copy(update={"optimizer": config.optimizer.model_copy(update=ADAM)})
 
 
-def adam_learner(stack: Stack) -> SingleLearner:
+def adam_learner(stack: Stack) -> LocalLearner:
     return plain_learner(stack, adam(backend="single"))
 
 

@@ -15,17 +15,17 @@ from torch.autograd import grad
 
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.data.batching import collate
-from minidist.learners.learner import SingleLearner
 from minidist.losses import kernels
-from minidist.losses.chunked import LinearHead, chunked_loss
+from minidist.losses.chunked import LazyLogits, LinearHead, chunked_loss
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.losses.kernels import OnePass, in_one_pass
 from minidist.losses.mixtures import jsd
 from minidist.losses.objectives import Match
 from minidist.losses.targets import TokenCredit, TokenTargets
-from minidist.types import Batch, TeacherHead
+from minidist.types import Batch
 from tests.support.config import make_objective
-from tests.support.tiny import hidden_scores, random_rollouts, tiny_model, tiny_renderer
+from tests.support.learners import head_of_teacher, local_learner
+from tests.support.tiny import hidden_scores, random_rollouts, tiny_model
 
 N, V, D, E = 7, 50, 6, 5
 SERVED: dict[str, Callable[..., Tensor]] = {
@@ -108,10 +108,11 @@ def test_in_chunks(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
 
     def found(objective: Any) -> list[Tensor]:
         own, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-        given = {"teacher_head": LinearHead(theirs, vocabulary=V - 3), "teacher_hidden_NE": taught, "chunk_tokens": 3}
-        terms = chunked_loss(objective, LinearHead(head, soft_cap=5.0, vocabulary=V - 3), own, targets, **given)
+        student = LazyLogits(LinearHead(head, soft_cap=5.0, vocabulary=V - 3), own)
+        teacher = LazyLogits(LinearHead(theirs, vocabulary=V - 3), taught)
+        terms = chunked_loss(objective, student, targets, teacher=teacher, chunk_tokens=3)
         assert terms.teacher_logprob is not None
-        return [terms.loss.detach(), terms.logprob, terms.teacher_logprob, terms.figures, *grad(terms.loss, (own, head))]
+        return [terms.loss.detach(), terms.logprob, terms.teacher_logprob, terms.figures_F, *grad(terms.loss, (own, head))]
 
     objective = make_objective(**OBJECTIVES[name])
     plain = found(objective)
@@ -126,7 +127,6 @@ def test_in_chunks(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
 def test_a_learner_with_it_takes_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, rollouts = tiny_model(seed=1), random_rollouts([(3, 4), (1, 9)])
     stream = collate("main", rollouts, hidden_scores(teacher, rollouts), objective="main")
-    head = TeacherHead(teacher.get_output_embeddings().weight.detach().numpy())
     calls: list[float] = []
     plain = kernels._kernel()
     monkeypatch.setattr(kernels, "_kernel", lambda: lambda *given: (calls.append(given[3]), plain(*given))[1])
@@ -134,7 +134,7 @@ def test_a_learner_with_it_takes_the_same_step(monkeypatch: pytest.MonkeyPatch) 
     def stepped(kernel: Literal["torch", "liger"]) -> tuple[dict[str, float], list[Tensor]]:
         model, sgd = tiny_model(), OptimizerConfig(type="sgd", lr=1.0)
         config = LearnerConfig(backend="single", optimizer=sgd, kernel=kernel)
-        learner = SingleLearner(model, tiny_renderer(), config, {"main": Match(reverse_kl)}, steps=1, teacher_head=head)
+        learner = local_learner(model, config, {"main": Match(reverse_kl)}, steps=1, teacher=head_of_teacher(teacher))
         metrics = asyncio.run(learner.update(Batch(0, ((stream,),)))).metrics
         asyncio.run(learner.close())
         return metrics, list(model.parameters())

@@ -7,7 +7,6 @@ import pytest
 from minidist.cluster import actors
 from minidist.cluster.actors import Actors, actor_cpus
 from minidist.config.cluster import ClusterConfig, Role
-from minidist.learners.group import Alone
 
 CORES = 8
 ROLES: tuple[Role, ...] = ("rollout", "teacher", "learner")
@@ -82,12 +81,6 @@ def test_only_the_roles_of_the_run_get_bundles() -> None:
     config = ClusterConfig(rollout={"actors": 2}, learner={"ranks": 3})  # type: ignore[arg-type]
     assert Actors(config, ROLES).bundles == ["rollout", "rollout", "teacher", "learner", "learner", "learner"]
     assert Actors(config, ["learner"]).bundles == ["learner"] * 3
-
-
-def test_a_group_of_one_process_leaves_values_as_they_are() -> None:
-    assert (Alone().rank, Alone().size) == (0, 1)
-    assert Alone().largest([3, 1, 2]) == [3, 1, 2]
-    assert Alone().total([0.5]) == [0.5]  # type: ignore[arg-type, comparison-overlap]
 
 
 def test_every_shard_of_a_teacher_gets_a_bundle() -> None:

@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,15 @@ from transformers import PreTrainedModel
 
 import minidist.learners.learner as module
 from minidist.config.learner import LearnerConfig, OptimizerConfig
-from minidist.config.models import ModelConfig
 from minidist.data.batching import collate
 from minidist.errors import CanaryError, DivergedError
-from minidist.learners.learner import SingleLearner
-from minidist.learners.schedule import learning_rate, make_optimizer
+from minidist.learners.learner import LocalLearner
 from minidist.losses import forward_kl, reverse_kl
 from minidist.losses.objectives import Match, Supervised, TokenWise
 from minidist.losses.targets import Objective, TokenTargets
-from minidist.models.arrays import to_tensor
-from minidist.models.hub import load_model
 from minidist.types import Batch, Stream, TeacherHead
-from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
+from tests.support.learners import head_of_teacher, local_learner
+from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model
 
 LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)]
 SGD = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
@@ -36,13 +32,13 @@ OBJECTIVES: dict[str, Objective] = {
     "cold": Match(reverse_kl, 0.5),
     "gold": Supervised(),
 }
-MakeLearner = Callable[..., SingleLearner]
+MakeLearner = Callable[..., LocalLearner]
 
 
 @pytest.fixture
 def make() -> Iterator[MakeLearner]:
     """Makes learners, and ends their threads with the test."""
-    made: list[SingleLearner] = []
+    made: list[LocalLearner] = []
 
     def learner(
         model: PreTrainedModel,
@@ -51,10 +47,10 @@ def make() -> Iterator[MakeLearner]:
         objectives: Any = OBJECTIVES,
         steps: int = 10,
         **fields: Any,
-    ) -> SingleLearner:
-        head = None if teacher is None else TeacherHead(teacher.get_output_embeddings().weight.detach().numpy())
-        config = LearnerConfig(**({"backend": "single", "optimizer": SGD} | fields))
-        made.append(SingleLearner(model, tiny_renderer(), config, objectives, steps=steps, teacher_head=head))
+    ) -> LocalLearner:
+        head = None if teacher is None else head_of_teacher(teacher)
+        config = LearnerConfig(**({"optimizer": SGD} | fields))
+        made.append(local_learner(model, config, objectives, steps=steps, teacher=head))
         return made[-1]
 
     yield learner
@@ -105,7 +101,7 @@ def unchanged(model: PreTrainedModel, before: dict[str, Tensor]) -> bool:
     return all(torch.equal(p.nan_to_num(7.0), before[name].nan_to_num(7.0)) for name, p in model.named_parameters())
 
 
-def step(learner: SingleLearner, *streams: Stream) -> dict[str, float]:
+def step(learner: LocalLearner, *streams: Stream) -> dict[str, float]:
     return asyncio.run(learner.update(Batch(0, (streams,)))).metrics
 
 
@@ -135,21 +131,21 @@ def test_gradient_is_that_of_the_whole_batch(make: MakeLearner, name: str, layou
         assert (got - want).abs().max() < 2e-5 * max(1.0, float(want.abs().max())), parameter_name
 
 
-def test_step_figures(make: MakeLearner) -> None:
+def test_the_metrics_of_a_step_are_means_over_its_tokens(make: MakeLearner) -> None:
     model, teacher = tiny_model(), tiny_model(seed=1)
     own = own_text(teacher, "reverse")
     with torch.no_grad():
         pairs = [(row_logits(m, row).log_softmax(-1), row.labels) for m in (model, teacher) for row in own.rows]
-        said = [float(table[range(len(labels)), labels].sum()) for table, labels in pairs]
+        logprobs = [float(table[range(len(labels)), labels].sum()) for table, labels in pairs]
     metrics = step(make(model, teacher), own, gold_text())
-    assert metrics["reverse/student_logprob_nats"] == pytest.approx(sum(said[:6]) / own.loss_tokens, abs=1e-5)
-    assert metrics["reverse/teacher_logprob_nats"] == pytest.approx(sum(said[6:]) / own.loss_tokens, abs=1e-5)
+    assert metrics["reverse/student_logprob_nats"] == pytest.approx(sum(logprobs[:6]) / own.loss_tokens, abs=1e-5)
+    assert metrics["reverse/teacher_logprob_nats"] == pytest.approx(sum(logprobs[6:]) / own.loss_tokens, abs=1e-5)
     assert "gold/teacher_logprob_nats" not in metrics
     assert metrics["learner/loss_tokens"] == own.loss_tokens + gold_text().loss_tokens
     assert metrics["learner/lr"] == 1.0
 
 
-def test_gradient_does_not_pile_up_over_steps(make: MakeLearner) -> None:
+def test_a_step_clears_its_gradient(make: MakeLearner) -> None:
     model, teacher, streams = tiny_model(), tiny_model(seed=1), (gold_text(),)
     learner = make(model, optimizer=OptimizerConfig(type="sgd", lr=0.01, grad_clip=None))
     step(learner, *streams)
@@ -171,8 +167,7 @@ def test_gradient_is_clipped_to_its_norm(make: MakeLearner) -> None:
 def test_shared_vocabulary_is_sliced_before_the_softmax(make: MakeLearner) -> None:
     model, teacher, stream = tiny_model(vocabulary=20), tiny_model(seed=1), own_text(tiny_model(seed=1), "forward")
     head = TeacherHead(teacher.lm_head.weight.detach().numpy(), vocabulary=VOCABULARY)
-    config = LearnerConfig(backend="single", optimizer=SGD)
-    learner = SingleLearner(model, tiny_renderer(), config, OBJECTIVES, steps=1, teacher_head=head, vocabulary=VOCABULARY)
+    learner = local_learner(model, LearnerConfig(optimizer=SGD), OBJECTIVES, teacher=head, vocabulary=VOCABULARY)
     values = []
     with torch.no_grad():
         for row in stream.rows:
@@ -244,7 +239,7 @@ def test_gradient_that_is_nan_in_one_micro_batch_stops_the_step(make: MakeLearne
     assert unchanged(model, before)
 
 
-def test_nothing_of_a_stopped_step_is_left(make: MakeLearner) -> None:
+def test_a_stopped_step_leaves_no_gradient(make: MakeLearner) -> None:
     """The next good step is as if the bad one had not been."""
     model, teacher, streams = tiny_model(), tiny_model(seed=1), (gold_text(),)
     wanted, before = naive_gradient(model, teacher, streams), copy_of(model)
@@ -258,12 +253,12 @@ def test_nothing_of_a_stopped_step_is_left(make: MakeLearner) -> None:
 
 
 @pytest.mark.parametrize("layout", ["packed", "buckets"])
-def test_lost_row_is_noticed(make: MakeLearner, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
+def test_a_lost_row_stops_the_step(make: MakeLearner, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
     whole = module.pack
     monkeypatch.setattr(module, "pack", lambda rows, **options: whole(rows, **options)[:-1])
     model = tiny_model()
     before = copy_of(model)
-    with pytest.raises(CanaryError, match=r"labels were counted and .* trained"):
+    with pytest.raises(CanaryError, match=r"labels were counted but .* trained"):
         step(make(model, layout=layout, micro_batch_tokens=12), gold_text())
     assert unchanged(model, before)
 
@@ -286,13 +281,13 @@ def test_measure_is_per_token_and_in_row_order(make: MakeLearner, layout: str) -
     assert unchanged(model, before)
 
 
-def test_measure_without_a_teacher(make: MakeLearner) -> None:
+def test_measures_without_a_teacher_are_the_students_alone(make: MakeLearner) -> None:
     found = asyncio.run(make(tiny_model()).measure(gold_text()))
     assert found.teacher_logprob is found.reverse_kl is found.forward_kl is None
     assert len(found.student_logprob) == gold_text().loss_tokens
 
 
-def test_loss_falls(make: MakeLearner) -> None:
+def test_the_loss_of_the_learner_falls(make: MakeLearner) -> None:
     model, teacher = tiny_model(), tiny_model(seed=1)
     adam = OptimizerConfig(lr=0.01, warmup_steps=3, schedule="cosine")
     learner = make(model, teacher, optimizer=adam, steps=30)
@@ -300,57 +295,35 @@ def test_loss_falls(make: MakeLearner) -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
-SCHEDULES = [
-    ("constant", 0, [1, 1, 1, 1]),
-    ("linear", 0, [1, 0.75, 0.5, 0.25]),
-    ("cosine", 0, [1, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5, 0.5 + 0.5 * math.cos(3 * math.pi / 4)]),
-    ("constant", 2, [0.5, 1, 1, 1]),
-    ("linear", 2, [0.5, 1, 1, 0.5]),
-    ("cosine", 8, [1 / 8, 2 / 8, 3 / 8, 4 / 8]),
-]
-
-
-@pytest.mark.parametrize(("schedule", "warmup", "rates"), SCHEDULES)
-def test_learning_rate(schedule: Any, warmup: int, rates: list[float]) -> None:
-    config = OptimizerConfig(lr=0.1, schedule=schedule, warmup_steps=warmup)
-    assert [learning_rate(config, at, 4) for at in range(4)] == pytest.approx([0.1 * rate for rate in rates])
-
-
 def test_learner_follows_the_schedule(make: MakeLearner) -> None:
     learner = make(tiny_model(), optimizer=OptimizerConfig(lr=0.1, schedule="linear"), steps=4)
     assert [step(learner, gold_text())["learner/lr"] for _ in range(3)] == pytest.approx([0.1, 0.075, 0.05])
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_decay_is_for_matrices_alone(kind: str) -> None:
-    model = tiny_model(kind)
-    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.1), model.named_parameters())
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
-    assert groups[0.1] | groups[0.0] == set(names.values())
-    assert not any("norm" in name or "bias" in name or "ln_" in name or "embed" in name for name in groups[0.1])
-    assert {"wte", "wpe"} & {name.split(".")[-2] for name in groups[0.1]} == set()
+class Counted(TokenWise):
+    """A supervised loss with one figure: the number of its tokens whose label is odd."""
+
+    temperature = 1.0
+    figures = ("count/odd_frac",)
+
+    def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+        return Supervised()(student_NV, targets)
+
+    def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
+        return (targets.labels_N % 2).to(student_NV)[:, None]
 
 
-def test_weights_and_probe(make: MakeLearner) -> None:
-    model = tiny_model("llama", tie_word_embeddings=True)
-    learner = make(model)
-    weights = asyncio.run(learner.weights())
-    assert set(weights.arrays) >= {"lm_head.weight", "model.embed_tokens.weight"}, "a tied head is sent too"
-    assert all(torch.equal(to_tensor(weights.arrays[name], weights.dtypes[name]), t) for name, t in model.state_dict().items())
-    one, other = (asyncio.run(learner.probe(version)) for version in (1, 2))
-    assert not np.array_equal(one.tokens, other.tokens)
-    with torch.no_grad():
-        ids = torch.tensor(one.tokens.astype(np.int64))
-        table = model(ids).logits.log_softmax(-1)
-    wanted = [[float(table[b, s, ids[b, s + 1]]) for s in range(ids.shape[1] - 1)] for b in range(2)]
-    assert np.allclose(one.logprobs, wanted, atol=1e-5)
+def odd_share(stream: Stream) -> float:
+    return float(np.concatenate([row.labels % 2 for row in stream.rows]).mean())
 
 
-def test_save_and_load(make: MakeLearner, tmp_path: Path) -> None:
-    first, second = tiny_model(seed=0), tiny_model(seed=3)
-    asyncio.run(make(first).save(tmp_path / "a" / "final"))
-    saved = load_model(ModelConfig(model=str(tmp_path / "a" / "final")), "test")
-    assert unchanged(saved, copy_of(first))
-    asyncio.run(make(second).load(tmp_path / "a" / "final"))
-    assert unchanged(second, copy_of(first))
+def test_figures_keep_their_names_on_the_main_stream_and_bear_the_streams_name_on_others(make: MakeLearner) -> None:
+    main, first, second = (replace(gold_text(seed=seed), name=n, objective=n) for seed, n in enumerate(("main", "one", "two")))
+    objectives = dict.fromkeys(("main", "one", "two"), Counted())
+    metrics = step(make(tiny_model(), objectives=objectives, micro_batch_tokens=12, chunk_tokens=3), main, first, second)
+    assert {name: value for name, value in metrics.items() if "count/" in name} == {
+        "count/odd_frac": pytest.approx(odd_share(main)),
+        "one/count/odd_frac": pytest.approx(odd_share(first)),
+        "two/count/odd_frac": pytest.approx(odd_share(second)),
+    }
+    assert len({odd_share(stream) for stream in (main, first, second)}) == 3

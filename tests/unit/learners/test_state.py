@@ -14,14 +14,15 @@ from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.models import LoraConfig
 from minidist.data.batching import collate
 from minidist.errors import RunDirectoryError
-from minidist.learners.learner import SingleLearner
+from minidist.learners.learner import LocalLearner
 from minidist.learners.state import StateReader, StateWriter
 from minidist.losses.objectives import Supervised
 from minidist.models.lora import inject
 from minidist.types import Batch
-from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
+from tests.support.learners import local_learner
+from tests.support.tiny import random_rollouts, tiny_model
 
-Make = Callable[..., SingleLearner]
+Make = Callable[..., LocalLearner]
 OPTIMIZERS = {
     "adamw": OptimizerConfig(lr=0.01, weight_decay=0.1, grad_clip=0.5, warmup_steps=2, schedule="cosine"),
     "sgd": OptimizerConfig(type="sgd", lr=0.5, grad_clip=0.3, schedule="linear"),
@@ -32,13 +33,13 @@ STEPS = 5
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Makes learners, and ends their threads with the test."""
-    made: list[SingleLearner] = []
+    made: list[LocalLearner] = []
 
-    def learner(optimizer: OptimizerConfig, *, seed: int = 0, lora: bool = False, **fields: Any) -> SingleLearner:
+    def learner(optimizer: OptimizerConfig, *, seed: int = 0, lora: bool = False, **fields: Any) -> LocalLearner:
         model = tiny_model("llama", seed=seed, **({"tie_word_embeddings": True} | fields))
         adapters = inject(model, LoraConfig(rank=2, alpha=4), "base", seed=seed) if lora else None
         config = LearnerConfig(backend="single", optimizer=optimizer)
-        made.append(SingleLearner(model, tiny_renderer(), config, {"gold": Supervised()}, steps=STEPS, adapters=adapters))
+        made.append(local_learner(model, config, {"gold": Supervised()}, steps=STEPS, adapters=adapters))
         return made[-1]
 
     yield learner
@@ -50,12 +51,12 @@ def batch(step: int) -> Batch:
     return Batch(step, ((collate("gold", random_rollouts([(3, 4), (1, 9), (6, 1)], seed=step)),),))
 
 
-def update(learner: SingleLearner, *steps: int) -> list[dict[str, float]]:
+def update(learner: LocalLearner, *steps: int) -> list[dict[str, float]]:
     return [asyncio.run(learner.update(batch(step))).metrics for step in steps]
 
 
-def held(learner: SingleLearner) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in learner._model.named_parameters()}
+def held(learner: LocalLearner) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in learner._pass.model.named_parameters()}
 
 
 def assert_same_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -80,7 +81,7 @@ def test_a_new_learner_goes_on_bit_for_bit(make: Make, tmp_path: Path, name: str
     second = make(optimizer, seed=0 if lora else 9, lora=lora)
     if lora:  # the frozen base comes from the model itself; the adapters do not
         with torch.no_grad():
-            for parameter in second._model.parameters():
+            for parameter in second._pass.model.parameters():
                 if parameter.requires_grad:
                     parameter.fill_(7.0)
     asyncio.run(second.resume(tmp_path))
@@ -127,7 +128,7 @@ def test_adapters_alone_are_saved(make: Make, tmp_path: Path) -> None:
     learner = make(OPTIMIZERS["adamw"], lora=True)
     update(learner, 0)
     asyncio.run(learner.save_state(tmp_path))
-    trained = [name for name, parameter in learner._model.named_parameters() if parameter.requires_grad]
+    trained = [name for name, parameter in learner._pass.model.named_parameters() if parameter.requires_grad]
     assert {key.rpartition("|")[0] for key in StateReader(tmp_path)._files} - {""} == set(trained)
     assert trained and all("lora" in name for name in trained)
     with pytest.raises(KeyError, match="embed_tokens"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from minidist.losses import akl, chunked_loss, forward_kl, jsd, reverse_kl
-from minidist.losses.chunked import LinearHead, _parts, chunk_count
+from minidist.losses.chunked import LazyLogits, LinearHead, _parts, chunk_count
 from minidist.losses.objectives import K2, Match, Supervised, TokenWise
 from minidist.losses.targets import Objective, TokenCredit, TokenTargets
 from tests.support.config import make_objective
@@ -33,11 +33,11 @@ OBJECTIVES = {
 def made() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Student hidden states and head, teacher hidden states and head, labels."""
     generator = torch.Generator().manual_seed(0)
-    hidden, weight, taught, theirs = (
+    hidden, weight, teacher_hidden, teacher_weight = (
         torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
         for shape in ((N, D), (V, D), (N, E), (V, E))
     )
-    return hidden, weight, taught, theirs, torch.randint(0, V, (N,), generator=generator)
+    return hidden, weight, teacher_hidden, teacher_weight, torch.randint(0, V, (N,), generator=generator)
 
 
 def credit(labels: Tensor) -> TokenCredit:
@@ -52,25 +52,23 @@ def test_chunks_equal_the_whole(name: str, chunk: int, way: str, monkeypatch: py
     if way == "in blocks":
         monkeypatch.setattr("minidist.losses.chunked._BLOCK", 3 * V)
     objective: Objective = OBJECTIVES[name]
-    hidden, weight, taught, theirs, labels = made()
+    hidden, weight, teacher_hidden, teacher_weight, labels = made()
     head = LinearHead(weight)
     terms = chunked_loss(
         objective,
-        (lambda states: head(states)) if way == "again" else head,
-        hidden,
+        LazyLogits((lambda states: head(states)) if way == "again" else head, hidden),
         TokenTargets(labels, credit=credit(labels)),
-        teacher_head=lambda states: states @ theirs.T,
-        teacher_hidden_NE=taught,
+        teacher=LazyLogits(lambda states: states @ teacher_weight.T, teacher_hidden),
         chunk_tokens=chunk,
     )
     (3 * terms.loss).backward()
     got = 3 * terms.loss.detach(), hidden.grad, weight.grad
 
-    assert taught.grad is None and theirs.grad is None, "the teacher is frozen"
+    assert teacher_hidden.grad is None and teacher_weight.grad is None, "the teacher is frozen"
     assert not terms.logprob.requires_grad and not terms.teacher_logprob.requires_grad
     hidden.grad = weight.grad = None
     student = (hidden @ weight.T / objective.temperature).log_softmax(-1)
-    teacher = (taught @ theirs.T / objective.temperature).log_softmax(-1).detach()
+    teacher = (teacher_hidden @ teacher_weight.T / objective.temperature).log_softmax(-1).detach()
     targets = TokenTargets(labels, teacher, teacher_logprob_N=teacher[range(N), labels], credit=credit(labels))
     whole = 3 * objective(student, targets).sum()
     whole.backward()
@@ -80,9 +78,10 @@ def test_chunks_equal_the_whole(name: str, chunk: int, way: str, monkeypatch: py
     assert torch.allclose(terms.teacher_logprob, teacher[range(N), labels].sum())
 
 
-def test_without_a_teacher_there_is_no_teacher_figure() -> None:
+def test_without_a_teacher_its_log_probability_is_none() -> None:
     hidden, weight, _, _, labels = made()
-    assert chunked_loss(Supervised(), lambda states: states @ weight.T, hidden, TokenTargets(labels)).teacher_logprob is None
+    student = LazyLogits(lambda states: states @ weight.T, hidden)
+    assert chunked_loss(Supervised(), student, TokenTargets(labels)).teacher_logprob is None
 
 
 def test_logits_of_the_whole_never_exist() -> None:
@@ -93,7 +92,7 @@ def test_logits_of_the_whole_never_exist() -> None:
         seen.append(len(states))
         return states @ weight.T
 
-    chunked_loss(Supervised(), head, hidden, TokenTargets(labels), chunk_tokens=4).loss.backward()
+    chunked_loss(Supervised(), LazyLogits(head, hidden), TokenTargets(labels), chunk_tokens=4).loss.backward()
     assert max(seen) == 4
 
 
@@ -108,10 +107,10 @@ PAYLOADS: dict[str, Callable[[Tensor, Tensor], TokenTargets]] = {
 @pytest.mark.parametrize("chunk", [1, 4, 11])
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_every_payload_is_cut_with_its_tokens(payload: str, chunk: int) -> None:
-    hidden, weight, taught, theirs, labels = made()
-    targets = PAYLOADS[payload](labels, (taught @ theirs.T).log_softmax(-1).detach())
+    hidden, weight, teacher_hidden, teacher_weight, labels = made()
+    targets = PAYLOADS[payload](labels, (teacher_hidden @ teacher_weight.T).log_softmax(-1).detach())
     objective: Objective = K2() if payload == "sampled" else Match(reverse_kl)
-    terms = chunked_loss(objective, lambda states: states @ weight.T, hidden, targets, chunk_tokens=chunk)
+    terms = chunked_loss(objective, LazyLogits(lambda states: states @ weight.T, hidden), targets, chunk_tokens=chunk)
     whole = objective((hidden @ weight.T).log_softmax(-1), targets).sum()
     assert torch.allclose(terms.loss, whole)
     assert all(
@@ -120,24 +119,23 @@ def test_every_payload_is_cut_with_its_tokens(payload: str, chunk: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "chunk", "least", "calls"), [(N, 4, None, 3), (N, 4, 2, 3), (N, 4, 5, 5), (0, 4, 2, 2), (0, 4, None, 1)]
+    ("tokens", "chunk", "least", "calls"), [(N, 4, 1, 3), (N, 4, 2, 3), (N, 4, 5, 5), (0, 4, 2, 2), (0, 4, 1, 1)]
 )
-def test_head_is_called_at_least_so_often_forward_and_backward(tokens: int, chunk: int, least: int | None, calls: int) -> None:
+def test_head_is_called_at_least_so_often_forward_and_backward(tokens: int, chunk: int, least: int, calls: int) -> None:
     """Ranks that share a head must call it equally often, however few tokens one of them holds."""
-    hidden, weight, taught, theirs, labels = made()
+    hidden, weight, teacher_hidden, teacher_weight, labels = made()
     seen: list[int] = []
 
     def head(states: Tensor) -> Tensor:
         seen.append(len(states))
         return states @ weight.T
 
-    part, options = slice(tokens), {"teacher_head": lambda states: states @ theirs.T, "teacher_hidden_NE": taught[:tokens]}
-    cut = chunked_loss(
-        Match(reverse_kl), head, hidden[part], TokenTargets(labels[part]), **options, chunk_tokens=chunk, chunks=least
-    )
+    student, targets = LazyLogits(head, hidden[:tokens]), TokenTargets(labels[:tokens])
+    teacher = LazyLogits(lambda states: states @ teacher_weight.T, teacher_hidden[:tokens])
+    cut = chunked_loss(Match(reverse_kl), student, targets, teacher=teacher, chunk_tokens=chunk, chunks=least)
     assert len(seen) == calls
     assert sum(seen) == cut.tokens == tokens
-    whole = chunked_loss(Match(reverse_kl), head, hidden[part], TokenTargets(labels[part]), **options)
+    whole = chunked_loss(Match(reverse_kl), student, targets, teacher=teacher)
     before = len(seen)
     gradient = grad(cut.loss, (hidden, weight))
     assert len(seen) - before == (calls if calls > 1 else 0)
@@ -145,11 +143,12 @@ def test_head_is_called_at_least_so_often_forward_and_backward(tokens: int, chun
     assert all(torch.allclose(*pair) for pair in zip(gradient, grad(whole.loss, (hidden, weight)), strict=True))
 
 
-@pytest.mark.parametrize("chunks", [None, 3])
+@pytest.mark.parametrize("chunks", [1, 3])
 @pytest.mark.parametrize("objective", [Match(forward_kl), K2(), Supervised()], ids=["match", "k2", "supervised"])
-def test_no_tokens_give_a_loss_of_zero_that_touches_the_head(objective: Objective, chunks: int | None) -> None:
+def test_no_tokens_give_a_loss_of_zero_that_touches_the_head(objective: Objective, chunks: int) -> None:
     hidden, weight, _, _, labels = made()
-    terms = chunked_loss(objective, lambda states: states @ weight.T, hidden[:0], TokenTargets(labels[:0]), chunks=chunks)
+    student = LazyLogits(lambda states: states @ weight.T, hidden[:0])
+    terms = chunked_loss(objective, student, TokenTargets(labels[:0]), chunks=chunks)
     gradients = grad(terms.loss, (hidden, weight))
     assert (terms.loss.item(), terms.tokens, terms.logprob.item(), terms.teacher_logprob.item()) == (0, 0, 0, 0)
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
@@ -163,9 +162,9 @@ class Grouped(TokenWise):
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         assert targets.group_N is not None
-        said_N = student_NV.gather(-1, targets.labels_N[:, None])[:, 0]
-        together_NN = (targets.group_N[:, None] == targets.group_N).to(said_N)
-        return said_N * (together_NN @ said_N)
+        logprob_N = student_NV.gather(-1, targets.labels_N[:, None])[:, 0]
+        same_group_NN = (targets.group_N[:, None] == targets.group_N).to(logprob_N)
+        return logprob_N * (same_group_NN @ logprob_N)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5, 6, 11])
@@ -173,7 +172,7 @@ def test_groups_are_never_split(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("minidist.losses.chunked._BLOCK", V)
     hidden, weight, _, _, labels = made()
     targets = TokenTargets(labels, group_N=torch.tensor([0, 0, 0, 0, 1, 2, 2, 2, 7, 7, 8]))
-    terms = chunked_loss(Grouped(), LinearHead(weight), hidden, targets, chunk_tokens=chunk)
+    terms = chunked_loss(Grouped(), LazyLogits(LinearHead(weight), hidden), targets, chunk_tokens=chunk)
     whole = Grouped()((hidden @ weight.T).log_softmax(-1), targets).sum()
     assert torch.allclose(terms.loss, whole)
     assert all(
@@ -185,12 +184,12 @@ def test_groups_are_never_split(chunk: int, monkeypatch: pytest.MonkeyPatch) -> 
         calls.append(len(states))
         return states @ weight.T
 
-    chunked_loss(Grouped(), head, hidden, targets, chunk_tokens=chunk)
+    chunked_loss(Grouped(), LazyLogits(head, hidden), targets, chunk_tokens=chunk)
     assert len(calls) <= chunk_count(N, chunk, 4) and sum(calls) == N
     assert max(calls) <= max(chunk, 4), "no chunk is larger than asked for, unless one group is"
 
 
-def test_no_groups_need_more_chunks_than_are_counted() -> None:
+def test_chunk_count_bounds_the_chunks_of_any_groups() -> None:
     """Ranks of a sharded head call it as often as the count says: one call more, and they wait for ever."""
     generator = torch.Generator().manual_seed(0)
     for chunk in (1, 3, 8, 20):
@@ -205,17 +204,19 @@ def test_no_groups_need_more_chunks_than_are_counted() -> None:
 
 @pytest.mark.parametrize("frozen", [None, "weight", "hidden"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_every_part_of_a_head(dtype: torch.dtype, frozen: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_of_a_linear_head_enters_its_gradient(
+    dtype: torch.dtype, frozen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bias, scale, soft cap, padded vocabulary, hidden states of another precision, what is frozen, and blocks."""
     monkeypatch.setattr("minidist.losses.chunked._BLOCK", 2 * V)
-    hidden, weight, taught, theirs, labels = made()
+    hidden, weight, teacher_hidden, teacher_weight, labels = made()
     bias = torch.linspace(-1, 1, V, dtype=torch.float64)
     weight, bias, hidden = (each.detach().to(dtype).requires_grad_() for each in (weight, bias, hidden))
     (weight if frozen == "weight" else hidden).requires_grad_(frozen is None)
     head = LinearHead(weight, bias, 0.7, 3.0, V - 2)
-    targets = TokenTargets(labels % (V - 2), (taught @ theirs.T)[:, : V - 2].log_softmax(-1).detach().to(dtype))
+    targets = TokenTargets(labels % (V - 2), (teacher_hidden @ teacher_weight.T)[:, : V - 2].log_softmax(-1).detach().to(dtype))
     learned = [each for each in (hidden, weight, bias) if each.requires_grad]
-    terms = chunked_loss(Match(reverse_kl), head, hidden, targets, chunk_tokens=4)
+    terms = chunked_loss(Match(reverse_kl), LazyLogits(head, hidden), targets, chunk_tokens=4)
     logits = 3 * torch.tanh(0.7 * (hidden @ weight.T + bias).to(torch.promote_types(dtype, torch.float32)) / 3)
     whole = Match(reverse_kl)(logits[:, : V - 2].log_softmax(-1), targets).sum()
     room = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
@@ -226,29 +227,30 @@ def test_every_part_of_a_head(dtype: torch.dtype, frozen: str | None, monkeypatc
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_halves_are_only_what_is_given_and_returned(name: str) -> None:
+def test_bfloat16_inputs_are_computed_in_float32(name: str) -> None:
     """From bfloat16 hidden states and heads, what follows the logits is float32: only the gradients are rounded at last."""
-    hidden, weight, taught, theirs, labels = made()
-    halves = [each.detach().bfloat16() for each in (hidden, weight)]
-    teacher = theirs.detach().bfloat16()
-    given = {"teacher_hidden_NE": taught.detach().bfloat16(), "chunk_tokens": 4}
+    hidden, weight, teacher_hidden, teacher_weight, labels = made()
+    halves, teacher_halves = (
+        [each.detach().bfloat16() for each in pair] for pair in ((hidden, weight), (teacher_hidden, teacher_weight))
+    )
     with torch.no_grad():  # the same logits, which bfloat16 products are rounded to
-        tables = [(left @ right.T).double() for left, right in (halves, (given["teacher_hidden_NE"], teacher))]
+        tables = [(left @ right.T).double() for left, right in (halves, teacher_halves)]
     earned = TokenCredit(*(getattr(credit(labels), field.name).float() for field in fields(TokenCredit)))
     targets, objective = TokenTargets(labels, credit=earned), OBJECTIVES[name]
-    own, head = (each.clone().requires_grad_() for each in halves)
-    terms = chunked_loss(objective, LinearHead(head), own, targets, teacher_head=LinearHead(teacher), **given)  # type: ignore[arg-type]
+    states, head = (each.clone().requires_grad_() for each in halves)
+    teacher = LazyLogits(LinearHead(teacher_halves[1]), teacher_halves[0])
+    terms = chunked_loss(objective, LazyLogits(LinearHead(head), states), targets, teacher=teacher, chunk_tokens=4)
     assert terms.loss.dtype == torch.float32
     logits = tables[0].requires_grad_()
-    told = (tables[1] / objective.temperature).log_softmax(-1)
+    teacher_logprobs = (tables[1] / objective.temperature).log_softmax(-1)
     whole = objective(
         (logits / objective.temperature).log_softmax(-1),
-        TokenTargets(labels, told, teacher_logprob_N=told[range(N), labels], credit=credit(labels)),
+        TokenTargets(labels, teacher_logprobs, teacher_logprob_N=teacher_logprobs[range(N), labels], credit=credit(labels)),
     ).sum()
     assert terms.loss.item() == pytest.approx(whole.item(), rel=2e-5, abs=1e-5)
-    slope = grad(whole, logits)[0]
+    gradient = grad(whole, logits)[0]
     for got, wanted in zip(
-        grad(terms.loss, (own, head)), (slope @ halves[1].double(), slope.T @ halves[0].double()), strict=True
+        grad(terms.loss, (states, head)), (gradient @ halves[1].double(), gradient.T @ halves[0].double()), strict=True
     ):
         assert got.dtype == torch.bfloat16
         assert torch.allclose(got.double(), wanted, rtol=0.02, atol=0.01 * float(wanted.abs().max()))
@@ -259,7 +261,7 @@ def test_nothing_is_computed_again_in_the_backward_pass(monkeypatch: pytest.Monk
     calls: list[int] = []
     raw = LinearHead.raw
     monkeypatch.setattr(LinearHead, "raw", lambda self, states: (calls.append(len(states)), raw(self, states))[1])
-    terms = chunked_loss(Supervised(), LinearHead(weight), hidden, TokenTargets(labels), chunk_tokens=4)
+    terms = chunked_loss(Supervised(), LazyLogits(LinearHead(weight), hidden), TokenTargets(labels), chunk_tokens=4)
     assert calls == [4, 4, 3]
     terms.loss.backward()
     assert calls == [4, 4, 3]
@@ -268,6 +270,7 @@ def test_nothing_is_computed_again_in_the_backward_pass(monkeypatch: pytest.Monk
 def test_gradients_of_two_micro_batches_add_up() -> None:
     hidden, weight, _, _, labels = made()
     for part in (slice(0, 4), slice(4, N)):
-        chunked_loss(Supervised(), LinearHead(weight), hidden[part], TokenTargets(labels[part]), chunk_tokens=3).loss.backward()
+        student = LazyLogits(LinearHead(weight), hidden[part])
+        chunked_loss(Supervised(), student, TokenTargets(labels[part]), chunk_tokens=3).loss.backward()
     wanted = grad(-(hidden @ weight.T).log_softmax(-1)[range(N), labels].sum(), (hidden, weight))
     assert torch.allclose(hidden.grad, wanted[0]) and torch.allclose(weight.grad, wanted[1])

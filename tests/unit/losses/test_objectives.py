@@ -14,13 +14,14 @@ from minidist.config.divergences import Divergences
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.objectives import ObjectiveConfig
 from minidist.data.batching import collate
-from minidist.learners.learner import SingleLearner
+from minidist.learners.learner import LocalLearner
 from minidist.losses.objectives import KD, OBJECTIVES, Transport
 from minidist.losses.targets import TokenTargets
 from minidist.losses.transport import sinkhorn
-from minidist.types import Batch, Stream, TeacherHead
+from minidist.types import Batch, Stream
 from tests.support.config import make_objective, objective_config
-from tests.support.tiny import hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
+from tests.support.learners import head_of_teacher, local_learner
+from tests.support.tiny import hidden_scores, random_rollouts, row_logits, tiny_model
 
 DIVERGENCES = [kind.model_fields["type"].default for kind in get_args(Divergences)]
 LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)]
@@ -34,8 +35,8 @@ CASES: dict[str, dict[str, Any]] = {name: {"type": name} for name in DIVERGENCES
 
 
 @pytest.fixture
-def learners() -> Iterator[list[SingleLearner]]:
-    made: list[SingleLearner] = []
+def learners() -> Iterator[list[LocalLearner]]:
+    made: list[LocalLearner] = []
     yield made
     for learner in made:
         asyncio.run(learner.close())
@@ -62,7 +63,7 @@ def whole(model: PreTrainedModel, teacher: PreTrainedModel, stream: Stream, opti
 @pytest.mark.parametrize(("layout", "budget", "chunk"), [("packed", 1000, 1000), ("packed", 16, 3), ("buckets", 30, 5)])
 @pytest.mark.parametrize("name", CASES)
 def test_gradient_is_that_of_the_whole_batch(
-    learners: list[SingleLearner], name: str, layout: Any, budget: int, chunk: int
+    learners: list[LocalLearner], name: str, layout: Any, budget: int, chunk: int
 ) -> None:
     model, teacher = tiny_model(), tiny_model(seed=1)
     stream, before = text(teacher), {name: each.detach().clone() for name, each in model.named_parameters()}
@@ -71,9 +72,8 @@ def test_gradient_is_that_of_the_whole_batch(
     wanted = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
     sgd = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
     config = LearnerConfig(backend="single", optimizer=sgd, layout=layout, micro_batch_tokens=budget, chunk_tokens=chunk)
-    head = TeacherHead(teacher.get_output_embeddings().weight.detach().numpy())
     objectives = {"main": make_objective(**CASES[name])}
-    learners.append(SingleLearner(model, tiny_renderer(), config, objectives, steps=10, teacher_head=head))
+    learners.append(local_learner(model, config, objectives, teacher=head_of_teacher(teacher)))
     metrics = asyncio.run(learners[-1].update(Batch(0, ((stream,),)))).metrics
     assert metrics["loss/nats_per_token"] == pytest.approx(loss.item(), rel=1e-4, abs=1e-5)
     for key, parameter in parameters.items():

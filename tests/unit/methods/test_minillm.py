@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.objectives import MiniLLMConfig
 from minidist.data.sources import Example
-from minidist.learners.learner import SingleLearner
+from minidist.learners.learner import LocalLearner
 from minidist.learners.ranks import LearnerRanks
 from minidist.losses import minillm_loss
-from minidist.types import Batch, Prompt, Rollout, Row, Sampling, Stream, TeacherHead, TeacherScores
+from minidist.types import Batch, Prompt, Rollout, Row, Sampling, Stream, TeacherScores
 from tests.support.collecting import collect, distill_config
 from tests.support.config import make_objective
-from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
+from tests.support.learners import head_of_teacher, local_learner
+from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model
 
 ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)])
 WIDTH = 12
@@ -62,19 +63,18 @@ def teacher() -> PreTrainedModel:
 
 
 @pytest.fixture
-def learners() -> Iterator[list[SingleLearner]]:
-    made: list[SingleLearner] = []
+def learners() -> Iterator[list[LocalLearner]]:
+    made: list[LocalLearner] = []
     yield made
     for learner in made:
         asyncio.run(learner.close())
 
 
-def make_learner(made: list[SingleLearner], teacher: PreTrainedModel, settings: MiniLLMConfig, **fields: Any) -> SingleLearner:
-    head = TeacherHead(teacher.get_output_embeddings().weight.detach().numpy())
+def make_learner(made: list[LocalLearner], teacher: PreTrainedModel, settings: MiniLLMConfig, **fields: Any) -> LocalLearner:
     optimizer = OptimizerConfig(type="sgd", lr=RATE, grad_clip=None)
     objectives = {"main": make_objective(**settings.model_dump()), "gold": make_objective("kd", ratio=0.25)}
     config = LearnerConfig(backend="single", optimizer=optimizer, **fields)
-    made.append(SingleLearner(tiny_model(), tiny_renderer(), config, objectives, steps=10, teacher_head=head))
+    made.append(local_learner(tiny_model(), config, objectives, teacher=head_of_teacher(teacher)))
     return made[-1]
 
 
@@ -144,7 +144,7 @@ def assert_weights(model: PreTrainedModel, expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("layout", "micro", "chunk"), CUTS)
 def test_a_collection_through_the_learner_equals_the_reference_loss(
-    teacher: PreTrainedModel, learners: list[SingleLearner], variant: str, layout: Any, micro: int, chunk: int
+    teacher: PreTrainedModel, learners: list[LocalLearner], variant: str, layout: Any, micro: int, chunk: int
 ) -> None:
     options = VARIANTS[variant]
     settings = MiniLLMConfig(**options)
@@ -154,10 +154,10 @@ def test_a_collection_through_the_learner_equals_the_reference_loss(
     expected = reference(teacher, batch, options, 0.2)
     update = asyncio.run(learner.update(batch))
     assert update.version == settings.updates
-    assert_weights(learner._model, expected)
+    assert_weights(learner._pass.model, expected)
 
 
-def test_regularisers_are_in_every_inner_step(teacher: PreTrainedModel, learners: list[SingleLearner]) -> None:
+def test_regularisers_are_in_every_inner_step(teacher: PreTrainedModel, learners: list[LocalLearner]) -> None:
     options = {"preset": "lmops", "minibatches": 2, "inner_epochs": 2}
     settings = MiniLLMConfig(**options)
     learner = make_learner(learners, teacher, settings)
@@ -167,11 +167,11 @@ def test_regularisers_are_in_every_inner_step(teacher: PreTrainedModel, learners
     assert len(set(given)) == 8  # other text at every step
     expected = reference(teacher, batch, options, 0.2)
     asyncio.run(learner.update(batch))
-    assert_weights(learner._model, expected)
+    assert_weights(learner._pass.model, expected)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_share_each_minibatch(teacher: PreTrainedModel, learners: list[SingleLearner], ranks: int) -> None:
+def test_ranks_share_each_minibatch(teacher: PreTrainedModel, learners: list[LocalLearner], ranks: int) -> None:
     options = {"preset": "lmops", "minibatches": 2}
     learner = make_learner(learners, teacher, MiniLLMConfig(**options))
     batch = collected(learner, teacher, options, mix=0.2, gold=0.7)
@@ -191,7 +191,7 @@ def test_ranks_share_each_minibatch(teacher: PreTrainedModel, learners: list[Sin
             assert sum(len(row.labels) for row in rows) == stream.loss_tokens
 
 
-def test_policy_metrics_are_those_of_the_collection(teacher: PreTrainedModel, learners: list[SingleLearner]) -> None:
+def test_policy_metrics_are_those_of_the_collection(teacher: PreTrainedModel, learners: list[LocalLearner]) -> None:
     options = {"preset": "lmops"}
     learner = make_learner(learners, teacher, MiniLLMConfig(**options))
     batch = collected(learner, teacher, options, mix=0.2)
@@ -214,7 +214,7 @@ def test_policy_metrics_are_those_of_the_collection(teacher: PreTrainedModel, le
     assert found == pytest.approx(held.double().mean().item())
 
 
-def test_own_samples_have_weights_of_one(teacher: PreTrainedModel, learners: list[SingleLearner]) -> None:
+def test_own_samples_have_weights_of_one(teacher: PreTrainedModel, learners: list[LocalLearner]) -> None:
     batch = collected(make_learner(learners, teacher, MiniLLMConfig()), teacher, {}, mix=0.0)
     assert all((row.credit.weight == 1).all() and (row.credit.reach == 1).all() for row in main_of(batch).rows)  # type: ignore[union-attr]
     assert batch.measures is not None and len(batch.measures.student_logprob) == main_of(batch).loss_tokens

@@ -1,4 +1,4 @@
-"""PromptKD: virtual tokens before every row, their step against the same written out, and what a run with them asks of whom."""
+"""PromptKD: virtual tokens before every row, the steps of prompt and student, and the roles that a run with a prompt needs."""
 
 import asyncio
 import doctest
@@ -21,24 +21,25 @@ from minidist.config.teacher import SoftPromptConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.sources import Example
 from minidist.errors import DivergedError
-from minidist.learners.learner import SingleLearner
+from minidist.learners.learner import LocalLearner
 from minidist.losses import reverse_kl
 from minidist.losses.objectives import Match, Supervised
-from minidist.methods import promptkd as prompted
+from minidist.methods import promptkd
 from minidist.methods.promptkd import PromptedTeacher, anchor_weight, initial_prompt
-from minidist.models.forward import _lengthened, hidden_states
+from minidist.models.forward import _with_virtual_tokens, hidden_states
 from minidist.models.heads import head_of
 from minidist.models.shape import read_shape
 from minidist.preflight.cost import role_needs, step_bytes
 from minidist.stages import STAGES
 from minidist.types import Batch, Row, Stream
+from tests.support.learners import local_learner
 from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)]
 FAMILIES = ["llama", "qwen3", "gpt2"]
 SGD = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
 P, STEPS = 3, 10
-Make = Callable[..., SingleLearner]
+Make = Callable[..., LocalLearner]
 
 
 def text() -> Stream:
@@ -51,22 +52,22 @@ def start(teacher: PreTrainedModel, count: int = P, seed: int = 5) -> Tensor:
     return 0.5 * torch.randn(count, teacher.config.hidden_size, generator=generator)
 
 
-def tutor_of(teacher: PreTrainedModel, prompt: Tensor | None = None, **fields: Any) -> PromptedTeacher:
-    own = {name: fields.pop(name) for name in ("anchor", "lr", "weight_decay") if name in fields}
-    config = SoftPromptConfig(**({"tokens": P, "weight_decay": 0.0} | own))
+def prompted(teacher: PreTrainedModel, prompt: Tensor | None = None, **fields: Any) -> PromptedTeacher:
+    changes = {name: fields.pop(name) for name in ("anchor", "lr", "weight_decay") if name in fields}
+    config = SoftPromptConfig(**({"tokens": P, "weight_decay": 0.0} | changes))
     learner = LearnerConfig(**({"backend": "single", "optimizer": SGD} | fields))
-    return PromptedTeacher(teacher, start(teacher) if prompt is None else prompt, config, learner, steps=STEPS)
+    return PromptedTeacher(teacher, start(teacher) if prompt is None else prompt, config, learner)
 
 
 @pytest.fixture
 def make() -> Iterator[Make]:
     """Makes learners, and ends their threads with the test."""
-    made: list[SingleLearner] = []
+    made: list[LocalLearner] = []
 
-    def learner(model: PreTrainedModel, tutor: PromptedTeacher | None, **fields: Any) -> SingleLearner:
-        config = LearnerConfig(**({"backend": "single", "optimizer": SGD} | fields))
+    def learner(model: PreTrainedModel, teacher: PromptedTeacher, **fields: Any) -> LocalLearner:
+        config = LearnerConfig(**({"optimizer": SGD} | fields))
         objectives: Any = {"main": Match(reverse_kl), "gold": Supervised()}
-        made.append(SingleLearner(model, tiny_renderer(), config, objectives, steps=STEPS, tutor=tutor))
+        made.append(local_learner(model, config, objectives, steps=STEPS, teacher=teacher))
         return made[-1]
 
     yield learner
@@ -74,7 +75,7 @@ def make() -> Iterator[Make]:
         asyncio.run(each.close())
 
 
-def step(learner: SingleLearner, *streams: Stream) -> dict[str, float]:
+def step(learner: LocalLearner, *streams: Stream) -> dict[str, float]:
     return asyncio.run(learner.update(Batch(0, (streams,)))).metrics
 
 
@@ -82,8 +83,8 @@ def copy_of(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def prompt_of(tutor: PromptedTeacher) -> Tensor:
-    return dict(tutor.state())["teacher_prompt"]["weight"].clone()
+def prompt_of(teacher: PromptedTeacher) -> Tensor:
+    return dict(teacher.state())["teacher_prompt"]["weight"].clone()
 
 
 def prompted_logits(teacher: PreTrainedModel, row: Row, prompt: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ def whole(padded: bool) -> MicroBatch:
 
 @pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_every_row_sees_the_prompt_and_itself(kind: str, padded: bool) -> None:
+def test_every_row_sees_the_prompt_and_no_other_row(kind: str, padded: bool) -> None:
     """Value and gradient of both layouts, against each row alone."""
     teacher, micro, rows = tiny_model(kind, seed=1), whole(padded), text().rows
     prompt = start(teacher).requires_grad_()
@@ -162,18 +163,18 @@ def test_hiding_the_virtual_tokens_gives_the_teacher_alone(kind: str, monkeypatc
 
 
 @pytest.mark.parametrize("padded", [True, False])
-def test_rows_keep_their_tokens_and_outputs(padded: bool) -> None:
+def test_rows_behind_virtual_tokens_keep_their_tokens_and_outputs(padded: bool) -> None:
     micro = whole(padded)
-    longer = _lengthened(micro, P)
-    own = longer.positions >= P
+    longer = _with_virtual_tokens(micro, P)
+    text_N = longer.positions >= P
     assert len(longer.tokens) == len(micro.tokens) + P * len(micro.rows)
-    assert longer.tokens[own].tolist() == micro.tokens.tolist()
-    assert (longer.positions[own] - P).tolist() == micro.positions.tolist()
-    assert longer.sequence[own].tolist() == micro.sequence.tolist()
-    assert np.flatnonzero(own)[micro.outputs].tolist() == longer.outputs.tolist()
-    assert np.bincount(longer.sequence[~own]).tolist() == [P] * len(micro.rows)
+    assert longer.tokens[text_N].tolist() == micro.tokens.tolist()
+    assert (longer.positions[text_N] - P).tolist() == micro.positions.tolist()
+    assert longer.sequence[text_N].tolist() == micro.sequence.tolist()
+    assert np.flatnonzero(text_N)[micro.outputs].tolist() == longer.outputs.tolist()
+    assert np.bincount(longer.sequence[~text_N]).tolist() == [P] * len(micro.rows)
     for name in ("tokens", "positions", "sequence", "outputs"):
-        assert np.array_equal(getattr(_lengthened(micro, 0), name), getattr(micro, name))
+        assert np.array_equal(getattr(_with_virtual_tokens(micro, 0), name), getattr(micro, name))
 
 
 # The two steps.
@@ -181,23 +182,23 @@ def test_rows_keep_their_tokens_and_outputs(padded: bool) -> None:
 
 @pytest.mark.parametrize(("layout", "budget", "chunk"), [("packed", 1000, 1000), ("buckets", 20, 3), ("packed", 1, 4)])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_both_steps_are_those_written_out(make: Make, kind: str, layout: Any, budget: int, chunk: int) -> None:
+def test_prompt_and_student_step_along_their_gradients(make: Make, kind: str, layout: Any, budget: int, chunk: int) -> None:
     """The prompt moves by the gradient of its loss, the student by that of its divergence to the newly prompted teacher."""
     student, teacher, stream = tiny_model(kind), tiny_model(kind, seed=1), text()
     shape: dict[str, Any] = {"layout": layout, "micro_batch_tokens": budget, "chunk_tokens": chunk}
-    tutor = tutor_of(teacher, anchor=0.7, lr=0.1, **shape)
-    before, prompt, frozen = copy_of(student), prompt_of(tutor).requires_grad_(), copy_of(teacher)
+    resident = prompted(teacher, anchor=0.7, lr=0.1, **shape)
+    before, prompt, frozen = copy_of(student), prompt_of(resident).requires_grad_(), copy_of(teacher)
     loss = prompt_loss(student, teacher, stream, prompt, 0.7)
     slope = torch.autograd.grad(loss, prompt)[0]
     old = student_gradient(student, teacher, stream, prompt.detach())
     new = student_gradient(student, teacher, stream, prompt.detach() - 0.1 * slope)
 
-    metrics = step(make(student, tutor, **shape), stream)
-    told = metrics["prompt/kl_to_student_nats"] + 0.7 * metrics["prompt/kl_to_base_nats"]
+    metrics = step(make(student, resident, **shape), stream)
+    total = metrics["prompt/kl_to_student_nats"] + 0.7 * metrics["prompt/kl_to_base_nats"]
     assert metrics["prompt/regulariser"] == 0.7
-    assert told == pytest.approx(loss.item(), rel=1e-6, abs=1e-6)
+    assert total == pytest.approx(loss.item(), rel=1e-6, abs=1e-6)
     assert metrics["prompt/grad_norm"] == pytest.approx(slope.norm().item(), rel=1e-5)
-    moved = (prompt.detach() - prompt_of(tutor)) / 0.1
+    moved = (prompt.detach() - prompt_of(resident)) / 0.1
     assert (moved - slope).abs().max() < 1e-6 * max(1.0, 5 * float(slope.abs().max()))
     names = dict(student.named_parameters())
     scale = largest(iter(new.values()))
@@ -207,85 +208,83 @@ def test_both_steps_are_those_written_out(make: Make, kind: str, layout: Any, bu
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in teacher.parameters())
 
 
-def test_checkpointed_activations_change_nothing(make: Make) -> None:
+def test_activation_checkpointing_does_not_change_the_prompt(make: Make) -> None:
     found = []
     for checkpointing in (False, True):
-        tutor = tutor_of(tiny_model(seed=1), activation_checkpointing=checkpointing)
-        step(make(tiny_model(), tutor), text())
-        found.append(prompt_of(tutor))
+        resident = prompted(tiny_model(seed=1), activation_checkpointing=checkpointing)
+        step(make(tiny_model(), resident), text())
+        found.append(prompt_of(resident))
     assert (found[0] - found[1]).abs().max() < 1e-6
 
 
-def test_without_virtual_tokens_it_is_the_plain_step(make: Make) -> None:
+def test_a_prompt_of_no_tokens_gives_the_plain_step(make: Make) -> None:
     teacher, rollouts, weights = tiny_model(seed=1), random_rollouts(LENGTHS), []
-    tutors = tutor_of(teacher, torch.zeros(0, teacher.config.hidden_size)), tutor_of(teacher)
+    residents = prompted(teacher, torch.zeros(0, teacher.config.hidden_size)), prompted(teacher)
     streams = text(), collate("main", rollouts, hidden_scores(teacher, rollouts), objective="main")
-    for tutor, stream in zip(tutors, streams, strict=True):  # what has been scored is matched to its scores
+    for resident, stream in zip(residents, streams, strict=True):  # what has been scored is matched to its scores
         student = tiny_model()
-        metrics = step(make(student, tutor), stream)
+        metrics = step(make(student, resident), stream)
         weights.append(copy_of(student))
         assert metrics["main/loss_nats_per_token"] > 0.1
     assert largest(weights[0][name] - weights[1][name] for name in weights[0]) < 1e-6
 
 
-def test_other_streams_are_left_alone(make: Make) -> None:
-    student, tutor = tiny_model(), tutor_of(tiny_model(seed=1))
-    before = prompt_of(tutor)
+def test_only_the_main_stream_trains_the_prompt(make: Make) -> None:
+    student, resident = tiny_model(), prompted(tiny_model(seed=1))
+    before = prompt_of(resident)
     gold = collate("gold", [Example(np.arange(8, dtype=np.int32), 3).as_rollout()])
-    metrics = step(make(student, tutor), gold)
-    assert torch.equal(prompt_of(tutor), before)
+    metrics = step(make(student, resident), gold)
+    assert torch.equal(prompt_of(resident), before)
     assert not any(name.startswith("prompt/") or name == "gold/teacher_logprob_nats" for name in metrics)
 
 
 def test_measures_are_of_the_prompted_teacher(make: Make) -> None:
     student, teacher, stream = tiny_model(), tiny_model(seed=1), text()
-    tutor = tutor_of(teacher)
-    measures = asyncio.run(make(student, tutor).measure(stream))
+    resident = prompted(teacher)
+    measures = asyncio.run(make(student, resident).measure(stream))
     with torch.no_grad():
-        p = torch.cat([prompted_logits(teacher, row, prompt_of(tutor)) for row in stream.rows]).log_softmax(-1)
+        p = torch.cat([prompted_logits(teacher, row, prompt_of(resident)) for row in stream.rows]).log_softmax(-1)
     labels = torch.as_tensor(np.concatenate([row.labels for row in stream.rows]))
     assert np.abs(measures.teacher_logprob - p.gather(-1, labels[:, None])[:, 0].numpy()).max() < 1e-4
     assert measures.reverse_kl is not None and len(measures.reverse_kl) == stream.loss_tokens
 
 
-def test_a_prompt_that_is_no_number_stops_before_anything_moves(make: Make) -> None:
+def test_a_prompt_that_is_nan_stops_the_step_before_the_student_moves(make: Make) -> None:
     student, teacher = tiny_model(), tiny_model(seed=1)
-    tutor, before = tutor_of(teacher, torch.full((P, 64), float("nan"))), copy_of(student)
+    resident, before = prompted(teacher, torch.full((P, 64), float("nan"))), copy_of(student)
     with pytest.raises(DivergedError, match="teacher's prompt is not finite"):
-        step(make(student, tutor), text())
+        step(make(student, resident), text())
     assert all(torch.equal(parameter, before[name]) for name, parameter in student.named_parameters())
 
 
 # What it does in the long run.
 
 
-def lessons_alone(
-    make: Make, student: PreTrainedModel, tutor: PromptedTeacher, count: int, at: int = 0
+def steps_of_the_prompt(
+    make: Make, student: PreTrainedModel, teacher: PromptedTeacher, count: int, at: int = 0
 ) -> list[dict[str, float]]:
     """`count` steps of the prompt while the student stands still at its step `at`."""
-    learner, stream, found = make(student, tutor), text(), []
-    for _ in range(count):
-        micros = learner._in_step(stream)
-        found.append(learner._tutoring.step(stream, micros, learner._forward, at))
-    return found
+    learner = make(student, teacher)
+    learner._step = at
+    return [learner._teach(text()) for _ in range(count)]
 
 
 ADAM = OptimizerConfig(lr=0.02, grad_clip=None)
 
 
-def test_the_teacher_comes_closer_to_the_student(make: Make) -> None:
-    tutor = tutor_of(tiny_model(seed=1), anchor=0.0, optimizer=ADAM)
-    losses = [figures["prompt/kl_to_student_nats"] for figures in lessons_alone(make, tiny_model(), tutor, 60)]
+def test_the_prompted_teacher_moves_towards_the_student(make: Make) -> None:
+    resident = prompted(tiny_model(seed=1), anchor=0.0, optimizer=ADAM)
+    losses = [figures["prompt/kl_to_student_nats"] for figures in steps_of_the_prompt(make, tiny_model(), resident, 60)]
     assert losses[-1] < 0.8 * losses[0]
     assert sum(after < before for before, after in pairwise(losses)) > 50
 
 
-def test_a_strong_anchor_holds_it_by_the_teacher_alone(make: Make) -> None:
+def test_a_strong_anchor_keeps_the_prompted_teacher_near_the_plain_one(make: Make) -> None:
     """At the first step; at the end of the run it holds nothing."""
     ends = {}
     for at in (0, STEPS):
-        tutor = tutor_of(tiny_model(seed=1), anchor=1000.0, optimizer=ADAM)
-        ends[at] = lessons_alone(make, tiny_model(), tutor, 60, at)
+        resident = prompted(tiny_model(seed=1), anchor=1000.0, optimizer=ADAM)
+        ends[at] = steps_of_the_prompt(make, tiny_model(), resident, 60, at)
     held, free = ends[0], ends[STEPS]
     assert held[0]["prompt/regulariser"] == 1000 and free[0]["prompt/regulariser"] == 0
     assert held[-1]["prompt/kl_to_base_nats"] < 0.2 * held[0]["prompt/kl_to_base_nats"]
@@ -294,43 +293,43 @@ def test_a_strong_anchor_holds_it_by_the_teacher_alone(make: Make) -> None:
 
 
 def test_the_anchor_falls_with_the_students_steps(make: Make) -> None:
-    learner = make(tiny_model(), tutor_of(tiny_model(seed=1), anchor=2.0, optimizer=ADAM), optimizer=ADAM)
+    learner = make(tiny_model(), prompted(tiny_model(seed=1), anchor=2.0, optimizer=ADAM), optimizer=ADAM)
     assert [step(learner, text())["prompt/regulariser"] for _ in range(3)] == pytest.approx([2.0, 1.8, 1.6])
     assert anchor_weight(2.0, STEPS, STEPS) == 0
-    assert doctest.testmod(prompted).failed == 0
+    assert doctest.testmod(promptkd).failed == 0
 
 
-def test_resumed_it_goes_on_with_the_same_bits(make: Make, tmp_path: Path) -> None:
+def test_a_resumed_prompt_continues_bit_for_bit(make: Make, tmp_path: Path) -> None:
     optimizer = OptimizerConfig(lr=0.01, warmup_steps=5)
 
-    def fresh() -> tuple[SingleLearner, PromptedTeacher]:
-        tutor = tutor_of(tiny_model(seed=1), lr=0.03, weight_decay=0.1, optimizer=optimizer)
-        return make(tiny_model(), tutor, optimizer=optimizer), tutor
+    def fresh() -> tuple[LocalLearner, PromptedTeacher]:
+        resident = prompted(tiny_model(seed=1), lr=0.03, weight_decay=0.1, optimizer=optimizer)
+        return make(tiny_model(), resident, optimizer=optimizer), resident
 
-    learner, tutor = fresh()
+    learner, resident = fresh()
     for _ in range(2):
         step(learner, text())
     asyncio.run(learner.save(tmp_path))
     asyncio.run(learner.save_state(tmp_path))
-    middle, undisturbed = prompt_of(tutor), [step(learner, text()) for _ in range(2)]
+    middle, undisturbed = prompt_of(resident), [step(learner, text()) for _ in range(2)]
     resumed, again = fresh()
     asyncio.run(resumed.resume(tmp_path))
-    assert torch.equal(prompt_of(again), middle) and not torch.equal(prompt_of(tutor), middle)
+    assert torch.equal(prompt_of(again), middle) and not torch.equal(prompt_of(resident), middle)
     assert [step(resumed, text()) for _ in range(2)] == undisturbed
-    assert torch.equal(prompt_of(again), prompt_of(tutor))
+    assert torch.equal(prompt_of(again), prompt_of(resident))
     # Not beside model.safetensors, where vLLM would read it as the model's.
     assert not list(tmp_path.glob("*prompt*"))
     assert torch.equal(load_file(tmp_path / "teacher" / "prompt.safetensors")["prompt"], middle)
 
 
-def test_it_starts_from_words() -> None:
+def test_the_prompt_starts_from_the_embeddings_of_its_text() -> None:
     teacher, tokenizer = tiny_model(seed=1), tiny_renderer().tokenizer
     rows = initial_prompt(teacher, tokenizer, SoftPromptConfig(tokens=7, text="123"))
     ids = tokenizer.encode("1231231", add_special_tokens=False)
     assert torch.equal(rows, teacher.get_input_embeddings()(torch.tensor(ids)).detach())
     assert len(initial_prompt(teacher, tokenizer, SoftPromptConfig(tokens=2, text="123"))) == 2
-    tutor = tutor_of(teacher.bfloat16(), rows.bfloat16())
-    assert prompt_of(tutor).dtype == torch.float32  # small steps would be lost in 16 bits
+    resident = prompted(teacher.bfloat16(), rows.bfloat16())
+    assert prompt_of(resident).dtype == torch.float32  # small steps would be lost in 16 bits
 
 
 # Who is asked for what.
@@ -351,7 +350,7 @@ def config(**sections: Any) -> DistillConfig:
     return DistillConfig.model_validate(TREE | sections)
 
 
-def test_published_settings() -> None:
+def test_prompt_defaults_are_the_published_settings() -> None:
     prompt = config().teacher.prompt
     assert prompt is not None
     assert (prompt.tokens, prompt.text, prompt.lr) == (7, "Suppose you are a student.", None)
@@ -370,7 +369,7 @@ def test_published_settings() -> None:
         ({"teacher": {"model": "runs/teacher"}}, True),
     ],
 )
-def test_no_actor_is_started_that_nobody_asks(sections: dict[str, Any], asked: bool) -> None:
+def test_a_teacher_actor_starts_only_if_some_text_needs_it(sections: dict[str, Any], asked: bool) -> None:
     found = config(**sections)
     assert found.main_scored == (not found.teacher.learns)
     hosted = STAGES["distill"].roles
@@ -380,7 +379,7 @@ def test_no_actor_is_started_that_nobody_asks(sections: dict[str, Any], asked: b
     assert ("teacher" in roles) == asked
 
 
-def test_the_learners_memory_holds_the_teacher() -> None:
+def test_the_memory_of_the_learner_includes_the_teacher() -> None:
     small = read_shape(LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1))
     large = read_shape(LlamaConfig(hidden_size=512, intermediate_size=512, num_hidden_layers=8, num_attention_heads=8))
     here, away = config(), config(teacher={"model": "runs/teacher"})
@@ -407,12 +406,12 @@ PROMPT: dict[str, Any] = TREE["teacher"]
         ({"objective": {"type": "supervised"}, "prefix": {"student": 0, "teacher": 1}}, "supervised is no divergence"),
     ],
 )
-def test_what_does_not_go_together_is_refused(sections: dict[str, Any], part: str) -> None:
+def test_prompt_settings_that_contradict_each_other_are_refused(sections: dict[str, Any], part: str) -> None:
     with pytest.raises(ValidationError, match=part):
         config(**sections)
 
 
-def test_evaluate_has_no_teacher_that_learns() -> None:
+def test_evaluate_refuses_a_teacher_that_learns() -> None:
     tree = {"stage": "evaluate", "run": TREE["run"], "models": {"a": "b"}, "teacher": PROMPT}
     with pytest.raises(ValidationError, match="evaluate trains nothing"):
         EvaluateConfig.model_validate(tree | {"data": {"test": {"path": "task:sort"}}})

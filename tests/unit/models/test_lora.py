@@ -18,7 +18,7 @@ from minidist.config.objectives import SupervisedConfig
 from minidist.data.batching import collate
 from minidist.data.rendering import character_tokenizer
 from minidist.errors import ModelError
-from minidist.learners.learner import SingleLearner
+from minidist.learners.learner import LocalLearner
 from minidist.models.arrays import to_tensor
 from minidist.models.hub import load_config, load_model
 from minidist.models.lora import Adapters, inject, linear_layers, merged
@@ -31,7 +31,7 @@ SCALE = ALPHA / RANK
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [2, 7, 1, 8, 2, 8, 1, 8]])
 SGD = OptimizerConfig(type="sgd", lr=0.05, grad_clip=None)
 FAMILIES = pytest.mark.parametrize("kind", ["llama", "gpt2"])
-MakeLora = Callable[..., SingleLearner]
+MakeLora = Callable[..., LocalLearner]
 
 
 def lora(**fields: Any) -> LoraConfig:
@@ -79,13 +79,13 @@ def make(tmp_path: Path) -> Iterator[MakeLora]:
         asyncio.run(learner_.close())
 
 
-def train(learner: SingleLearner, steps: int = 3) -> SingleLearner:
+def train(learner: LocalLearner, steps: int = 3) -> LocalLearner:
     for step in range(steps):
         asyncio.run(learner.update(Batch(step, ((text(),),))))
     return learner
 
 
-def published(learner: SingleLearner) -> dict[str, Tensor]:
+def published(learner: LocalLearner) -> dict[str, Tensor]:
     weights = asyncio.run(learner.weights())
     return {name: to_tensor(array, weights.dtypes[name]) for name, array in weights.arrays.items()}
 
@@ -145,7 +145,7 @@ def test_merged_weights_compute_what_the_adapted_model_does(kind: str) -> None:
     assert (logits(model) - fresh).abs().max() > 0.5
 
 
-def test_merging_by_hand() -> None:
+def test_a_merged_weight_worked_by_hand() -> None:
     layer = {"x.base_layer.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "x.base_layer.bias": torch.tensor([5.0, 6.0])}
     layer |= {"x.lora_A.default.weight": torch.tensor([[1.0, 0.5]]), "x.lora_B.default.weight": torch.tensor([[2.0], [4.0]])}
     found = merged(layer | {"y.weight": torch.ones(1)}, scale=3.0, transposed=())
@@ -154,7 +154,7 @@ def test_merging_by_hand() -> None:
     assert merged(layer, scale=3.0, transposed={"x.weight"})["x.weight"].tolist() == [[7.0, 14.0], [6.0, 10.0]]
 
 
-def test_merged_sum_is_rounded_once() -> None:
+def test_a_merged_weight_is_rounded_once() -> None:
     """In bfloat16 throughout, 256 + (0.5 + 0.5 ...) would stay 256."""
     weight, down, up = torch.full((1, 1), 256.0), torch.full((4, 1), 0.5), torch.full((1, 4), 0.753)
     state = {"x.base_layer.weight": weight.bfloat16(), "x.lora_A.default.weight": down, "x.lora_B.default.weight": up}
@@ -163,7 +163,7 @@ def test_merged_sum_is_rounded_once() -> None:
     assert torch.equal(found, (weight + up @ down).bfloat16()) and float(found) == 258.0
 
 
-def test_targets_by_the_end_of_their_names() -> None:
+def test_targets_match_the_end_of_layer_names() -> None:
     model = tiny_model()
     assert "lm_head" not in linear_layers(model) and len(linear_layers(model)) == 14
     adapters = inject(model, lora(targets=["q_proj", "layers.1.mlp.down_proj"]), "base", seed=0)
@@ -184,10 +184,10 @@ def test_target_that_names_no_linear_layer_is_refused(target: str) -> None:
 @FAMILIES
 def test_only_adapters_are_trained(make: MakeLora, kind: str) -> None:
     learner = make(kind, optimizer=OptimizerConfig(lr=0.01))
-    model = learner._model
+    model = learner._pass.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trainable = {id(parameter) for name, parameter in model.named_parameters() if ".lora_" in name}
-    held = [parameter for group in learner._optimizer.param_groups for parameter in group["params"]]
+    held = [parameter for group in learner._backend.optimizer.param_groups for parameter in group["params"]]
     assert {id(parameter) for parameter in held} == trainable and len(held) == len(trainable) == {"llama": 28, "gpt2": 16}[kind]
     train(learner, 2)
     for name, tensor in model.state_dict().items():
@@ -199,36 +199,36 @@ def test_published_weights_are_a_plain_checkpoint(make: MakeLora, kind: str) -> 
     learner = train(make(kind))
     plain = tiny_model(kind, seed=1, tie_word_embeddings=True)
     plain.load_state_dict(published(learner))  # strict: every name, the tied head among them, and no other
-    assert (logits(plain) - logits(learner._model)).abs().max() < 1e-5
+    assert (logits(plain) - logits(learner._pass.model)).abs().max() < 1e-5
     assert (logits(plain) - logits(tiny_model(kind, tie_word_embeddings=True))).abs().max() > 1e-2
 
 
-def test_sixteen_bit_student(make: MakeLora) -> None:
+def test_adapters_of_a_sixteen_bit_student_are_float32(make: MakeLora) -> None:
     learner = train(make(dtype="bfloat16"))
-    assert {parameter.dtype for parameter in learner._model.parameters() if parameter.requires_grad} == {torch.float32}
+    assert {parameter.dtype for parameter in learner._pass.model.parameters() if parameter.requires_grad} == {torch.float32}
     assert {tensor.dtype for tensor in published(learner).values()} == {torch.bfloat16}
 
 
 @FAMILIES
-def test_final_is_an_ordinary_model(make: MakeLora, tmp_path: Path, kind: str) -> None:
+def test_a_merged_student_is_saved_as_an_ordinary_model(make: MakeLora, tmp_path: Path, kind: str) -> None:
     learner = train(make(kind))
     asyncio.run(learner.save(tmp_path / "final"))
     assert not list((tmp_path / "final").glob("adapter_*"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
-    assert (logits(model) - logits(learner._model)).abs().max() < 1e-5
+    assert (logits(model) - logits(learner._pass.model)).abs().max() < 1e-5
     assert json.loads((tmp_path / "final" / "config.json").read_text())["architectures"] == [type(model).__name__]
     assert AutoTokenizer.from_pretrained(tmp_path / "final").get_vocab() == tiny_renderer().tokenizer.get_vocab()
 
 
 @FAMILIES
-def test_final_is_an_adapter_that_peft_and_transformers_load(make: MakeLora, tmp_path: Path, kind: str) -> None:
+def test_saved_adapters_load_with_peft_and_transformers(make: MakeLora, tmp_path: Path, kind: str) -> None:
     learner = train(make(kind, save="adapter"))
     asyncio.run(learner.save(tmp_path / "final"))
     written = json.loads((tmp_path / "final" / "adapter_config.json").read_text())
     assert (written["base_model_name_or_path"], written["r"], written["lora_alpha"]) == (str(tmp_path / "base"), RANK, ALPHA)
     assert not (tmp_path / "final" / "config.json").exists() and (tmp_path / "final" / "adapter_model.safetensors").exists()
     for loader in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
-        assert torch.equal(logits(loader.from_pretrained(tmp_path / "final").eval()), logits(learner._model))
+        assert torch.equal(logits(loader.from_pretrained(tmp_path / "final").eval()), logits(learner._pass.model))
     assert AutoTokenizer.from_pretrained(tmp_path / "final").eos_token_id == tiny_renderer().eos
 
 
@@ -238,44 +238,44 @@ def test_learner_takes_a_whole_checkpoint(make: MakeLora, tmp_path: Path, save: 
     other.save_pretrained(tmp_path / "other")
     learner = train(make(save=save))
     asyncio.run(learner.load(tmp_path / "other"))
-    assert torch.equal(logits(learner._model), logits(other))
+    assert torch.equal(logits(learner._pass.model), logits(other))
     train(learner, 1)
-    assert not torch.equal(logits(learner._model), logits(other))
+    assert not torch.equal(logits(learner._pass.model), logits(other))
     asyncio.run(learner.save(tmp_path / "final"))  # an adapter now adapts what was loaded
-    assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path / "final")) - logits(learner._model)).abs().max() < 1e-5
+    assert (logits(AutoModelForCausalLM.from_pretrained(tmp_path / "final")) - logits(learner._pass.model)).abs().max() < 1e-5
 
 
-def test_learner_takes_its_own_adapter_back(make: MakeLora, tmp_path: Path) -> None:
+def test_a_learner_loads_its_own_adapter(make: MakeLora, tmp_path: Path) -> None:
     learner = train(make(save="adapter"))
     asyncio.run(learner.save(tmp_path / "final"))
     fresh = make(save="adapter")
-    assert not torch.equal(logits(fresh._model), logits(learner._model))
+    assert not torch.equal(logits(fresh._pass.model), logits(learner._pass.model))
     asyncio.run(fresh.load(tmp_path / "final"))
-    assert torch.equal(logits(fresh._model), logits(learner._model))
+    assert torch.equal(logits(fresh._pass.model), logits(learner._pass.model))
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"rank": 2}, "has r 4, and this student has 2"),
-        ({"alpha": 1}, "has lora_alpha 6.0, and this student has 1.0"),
+        ({"rank": 2}, "has r 4, but this student has 2"),
+        ({"alpha": 1}, "has lora_alpha 6.0, but this student has 1.0"),
         ({"targets": ["q_proj"]}, "is for other layers than this student's"),
     ],
 )
-def test_another_adapter_is_refused(make: MakeLora, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_an_adapter_of_another_student_is_refused(make: MakeLora, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     asyncio.run(make(save="adapter").save(tmp_path / "final"))
     with pytest.raises(ModelError, match=message):
         asyncio.run(make(**fields).load(tmp_path / "final"))
 
 
-def test_an_adapter_is_no_model(make: MakeLora, tmp_path: Path) -> None:
+def test_a_directory_of_adapters_alone_is_refused_as_a_model(make: MakeLora, tmp_path: Path) -> None:
     asyncio.run(make(save="adapter").save(tmp_path / "final"))
     for load in (load_config, load_model):
-        with pytest.raises(ModelError, match=r"student.model: .* holds a LoRA adapter, and a whole model is needed"):
+        with pytest.raises(ModelError, match=r"student.model: .* holds only a LoRA adapter, but a whole model is needed"):
             load(ModelConfig(model=str(tmp_path / "final")), "student.model")
 
 
-def test_loss_falls(make: MakeLora) -> None:
+def test_the_loss_of_an_adapted_student_falls(make: MakeLora) -> None:
     learner = make(optimizer=OptimizerConfig(lr=0.02))
     losses = [asyncio.run(learner.update(Batch(at, ((text(),),)))).metrics["loss/nats_per_token"] for at in range(20)]
     assert losses[-1] < 0.5 * losses[0]

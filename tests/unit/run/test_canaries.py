@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from minidist.config.learner import LearnerConfig
 from minidist.data.batching import collate
 from minidist.errors import CanaryError
-from minidist.learners.learner import SingleLearner
 from minidist.rollout.hf import sample
 from minidist.run.canaries import check_engine, check_teacher
 from minidist.types import Measures, Rollout, Sampling, Writer
+from tests.support.learners import local_learner
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
 
@@ -31,7 +31,7 @@ def rollouts(writer: PreTrainedModel) -> list[Rollout]:
 
 
 def measured(model: PreTrainedModel, rollouts: list[Rollout]) -> Measures:
-    learner = SingleLearner(model, tiny_renderer(), LearnerConfig(backend="single"), {}, steps=1)
+    learner = local_learner(model, LearnerConfig(), {})
     try:
         return asyncio.run(learner.measure(collate("x", rollouts, [None] * len(rollouts), objective="")))  # type: ignore[list-item]
     finally:
@@ -50,7 +50,7 @@ def test_a_learner_of_other_weights_is_noticed(rollouts: list[Rollout]) -> None:
 def test_labels_shifted_by_one_are_noticed(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
     stream = collate("x", rollouts, [None] * len(rollouts), objective="")  # type: ignore[list-item]
     late = replace(stream, rows=tuple(replace(row, outputs=row.outputs + 1) for row in stream.rows))
-    learner = SingleLearner(writer, tiny_renderer(), LearnerConfig(backend="single"), {}, steps=1)
+    learner = local_learner(writer, LearnerConfig(), {})
     measures = asyncio.run(learner.measure(late))
     asyncio.run(learner.close())
     with pytest.raises(CanaryError, match="engine and learner disagree"):

@@ -1,0 +1,60 @@
+"""Sums over the loss tokens of one stream, and the metrics that they become."""
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+
+from minidist.errors import CanaryError, DivergedError
+from minidist.learners.group import Group
+from minidist.losses.chunked import LossTerms
+from minidist.types import MAIN, Array, Stream
+
+_NAMES = ("loss", "student_logprob", "teacher_logprob", "tokens", "micro_batches")
+
+
+class StreamSums:
+    """Float64 sums by name; those of micro-batches and of ranks add up.
+
+    `loss`, `student_logprob` and `teacher_logprob` of the labels in nats (the last is nan without a teacher), `tokens`,
+    `micro_batches`, and each of the objective's figures.
+    """
+
+    def __init__(self, figures: Sequence[str], values: Array | None = None) -> None:
+        self._figures = tuple(figures)
+        self._values = np.zeros(len(_NAMES) + len(figures)) if values is None else values
+
+    def __getitem__(self, name: str) -> float:
+        return float(self._values[(*_NAMES, *self._figures).index(name)])
+
+    def __add__(self, terms: LossTerms) -> Self:
+        """With the terms of another micro-batch."""
+        teacher = math.nan if terms.teacher_logprob is None else float(terms.teacher_logprob)
+        numbers = [float(terms.loss.detach()), float(terms.logprob), teacher, terms.tokens, 1, *terms.figures_F.tolist()]
+        return type(self)(self._figures, self._values + numbers)
+
+    def over(self, group: Group) -> Self:
+        """The sums of all ranks."""
+        return type(self)(self._figures, group.total(self._values))
+
+    def check(self, stream: Stream) -> None:
+        """Raise DivergedError if the loss is not finite, and CanaryError unless every label of the stream was trained."""
+        if not math.isfinite(self["loss"]):
+            raise DivergedError(f"the loss of stream {stream.name} is {self['loss']}; the optimizer did not move")
+        if self["tokens"] != stream.loss_tokens:
+            raise CanaryError(
+                f"stream {stream.name}: {stream.loss_tokens} labels were counted but {self['tokens']:g} trained, so the loss "
+                "would be scaled wrongly; the optimizer did not move"
+            )
+
+    def metrics(self, stream: Stream) -> dict[str, float]:
+        """Means over the stream's loss tokens. The objective's figures keep their names on the main stream; on other streams
+        they begin with the stream's name, so that two streams with the same objective do not overwrite one another."""
+        means = {"loss_nats_per_token": self["loss"], "student_logprob_nats": self["student_logprob"]}
+        if not math.isnan(self["teacher_logprob"]):
+            means["teacher_logprob_nats"] = self["teacher_logprob"]
+        sums = {f"{stream.name}/{name}": value for name, value in means.items()}
+        prefix = "" if stream.objective == MAIN else f"{stream.name}/"
+        sums |= {f"{prefix}{name}": self[name] for name in self._figures}
+        return {name: value / stream.loss_tokens for name, value in sums.items()}

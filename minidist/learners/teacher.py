@@ -1,0 +1,83 @@
+"""The part of a teacher that lives in the learner's process: an output head, or a whole model that learns before each step of
+the student."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from minidist.data.batching import MicroBatch
+from minidist.learners.state import StateReader
+from minidist.losses.chunked import Head
+
+Visitor = Callable[[slice, Tensor], Tensor]
+"""Receives a slice of a micro-batch's loss tokens and the student's log-probabilities of them [N, V], which carry no gradient;
+returns figures of these tokens [N, F]. N may be 0."""
+
+
+@dataclass(frozen=True)
+class StudentText:
+    """A micro-batch of the student's text. `visit` runs the student on it, passes every chunk of loss tokens to a visitor, and
+    returns the figures of all [L, F]. Ranks share the student, so `visit` must be called once, in the order of the texts."""
+
+    micro: MicroBatch
+    visit: Callable[[Visitor], Tensor]
+
+
+class ResidentTeacher(Protocol):
+    """The teacher's part in the learner's process. It serves the main stream; other streams bring scores or need none."""
+
+    @property
+    def head(self) -> Head | None:
+        """The output head for the teacher's hidden states; None if the learner sees none."""
+        ...
+
+    def learn(self, texts: Iterable[StudentText], *, tokens: int, step: int, steps: int) -> dict[str, float]:
+        """One optimizer step of the teacher on the texts of all ranks, which hold `tokens` loss tokens together, before the
+        student's optimizer step `step`, counted from 0, of `steps`. Returns metrics of the run. Raises DivergedError before
+        the teacher's optimizer moves. Every rank holds the whole teacher, bit for bit the same."""
+        ...
+
+    def hidden(self, micro: MicroBatch) -> Tensor | None:
+        """Hidden states [L, E] at the micro-batch's loss tokens, without gradient, that the student learns from; None if a
+        teacher elsewhere scores the text."""
+        ...
+
+    def state(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
+        """The tensors that a checkpoint must hold: `weight` and the optimizer's moments, by parameter name."""
+        ...
+
+    def restore(self, reader: StateReader) -> None:
+        """Continue from the tensors that `state` gave."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the trained tensors, if any, as safetensors into the directory `path`."""
+        ...
+
+
+@dataclass(frozen=True)
+class FrozenTeacher:
+    """A teacher that does not learn. It scores in other processes, if at all; the learner holds at most its output head."""
+
+    head: Head | None = None
+
+    def learn(self, texts: Iterable[StudentText], *, tokens: int, step: int, steps: int) -> dict[str, float]:
+        """Nothing; the texts are not read."""
+        return {}
+
+    def hidden(self, micro: MicroBatch) -> Tensor | None:
+        """None."""
+        return None
+
+    def state(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
+        """No tensors."""
+        return ()
+
+    def restore(self, reader: StateReader) -> None:
+        """Nothing."""
+
+    def save(self, path: Path) -> None:
+        """Nothing."""

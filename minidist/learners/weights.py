@@ -1,0 +1,79 @@
+"""The student's weights outside of training: out to the engines, to disk, and back from a checkpoint."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from minidist.config.models import ModelConfig
+from minidist.data.rendering import Renderer
+from minidist.learners.backends import Backend
+from minidist.models.arrays import to_array
+from minidist.models.files import is_adapter
+from minidist.models.hub import load_model
+from minidist.models.lora import Adapters, merged, read_adapters, rebased, save_adapters
+from minidist.types import Weights
+
+
+@dataclass(frozen=True)
+class Student:
+    """The model that learns.
+
+    renderer: writes its text, with its tokenizer. adapters: those that `lora.inject` put into the model, None if all of it is
+    trained. vocabulary: ids that it shares with the teacher, and that both models' softmax is over; None: all of its ids.
+    """
+
+    model: PreTrainedModel
+    renderer: Renderer
+    adapters: Adapters | None = None
+    vocabulary: int | None = None
+
+
+class StudentWeights:
+    """Reads and replaces the tensors that a backend holds. All ranks make the same calls; `first` says which one writes."""
+
+    def __init__(self, student: Student, backend: Backend, *, first: bool) -> None:
+        self._model = student.model
+        self._tokenizer = student.renderer.tokenizer
+        self._adapters = student.adapters
+        self._backend = backend
+        self._first = first
+
+    def publish(self, version: int) -> Weights | None:
+        """Every tensor of the plain checkpoint, adapters merged; None from a rank that only took part in gathering them."""
+        tensors = self._backend.tensors()
+        if not self._first:
+            return None
+        arrays = {name: to_array(tensor) for name, tensor in self._merged(tensors).items()}
+        return Weights(version, {n: array for n, (array, _) in arrays.items()}, {n: dtype for n, (_, dtype) in arrays.items()})
+
+    def save(self, path: Path) -> None:
+        """A directory that transformers and vLLM load as it is, or PEFT where adapters are saved alone."""
+        tensors = self._backend.tensors()
+        if not self._first:
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        if self._adapters is not None and self._adapters.saved_alone:
+            save_adapters(path, self._adapters, tensors)
+        else:
+            self._model.save_pretrained(path, state_dict=self._merged(tensors))
+        self._tokenizer.save_pretrained(path)
+
+    def load(self, path: Path) -> None:
+        """The weights of a checkpoint of the same architecture, or of adapters on the same base."""
+        if self._adapters is not None and is_adapter(path):
+            tensors = self._backend.tensors()
+            self._backend.load(tensors | read_adapters(path, self._adapters, tensors))
+            return
+        config = ModelConfig(model=str(path), dtype=str(self._model.dtype).removeprefix("torch."))  # type: ignore[arg-type]
+        tensors = dict(load_model(config, "weights").state_dict())
+        if self._adapters is not None:
+            tensors = rebased(tensors, self._backend.tensors())
+            self._adapters = replace(self._adapters, base=str(path.resolve()))
+        self._backend.load(tensors)
+
+    def _merged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The plain checkpoint's tensors."""
+        adapters = self._adapters
+        return tensors if adapters is None else merged(tensors, scale=adapters.scale, transposed=adapters.transposed)

@@ -1,0 +1,75 @@
+"""The student's weights outside of training: published, saved and loaded; and the probe that proves them."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from minidist.config.learner import LearnerConfig
+from minidist.config.models import ModelConfig
+from minidist.learners.learner import LocalLearner
+from minidist.models.arrays import to_tensor
+from minidist.models.hub import load_model
+from tests.support.learners import local_learner
+from tests.support.tiny import tiny_model
+
+Make = Callable[[PreTrainedModel], LocalLearner]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes learners, and ends their threads with the test."""
+    made: list[LocalLearner] = []
+
+    def learner(model: PreTrainedModel) -> LocalLearner:
+        made.append(local_learner(model, LearnerConfig(), {}))
+        return made[-1]
+
+    yield learner
+    for each in made:
+        asyncio.run(each.close())
+
+
+def same(left: PreTrainedModel, right: PreTrainedModel) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(left.parameters(), right.parameters(), strict=True))
+
+
+def test_published_weights_are_every_tensor_of_the_checkpoint(make: Make) -> None:
+    model = tiny_model("llama", tie_word_embeddings=True)
+    weights = asyncio.run(make(model).weights())
+    assert weights is not None
+    assert set(weights.arrays) >= {"lm_head.weight", "model.embed_tokens.weight"}, "a tied head is sent too"
+    assert all(torch.equal(to_tensor(weights.arrays[name], weights.dtypes[name]), t) for name, t in model.state_dict().items())
+
+
+def test_a_probe_holds_the_models_log_probabilities(make: Make) -> None:
+    model = tiny_model("llama", tie_word_embeddings=True)
+    probe = asyncio.run(make(model).probe(1))
+    with torch.no_grad():
+        ids = torch.tensor(probe.tokens.astype(np.int64))
+        table = model(ids).logits.log_softmax(-1)
+    wanted = [[float(table[b, s, ids[b, s + 1]]) for s in range(ids.shape[1] - 1)] for b in range(2)]
+    assert np.allclose(probe.logprobs, wanted, atol=1e-5)
+
+
+def test_every_version_has_another_probe(make: Make) -> None:
+    learner = make(tiny_model())
+    one, other = (asyncio.run(learner.probe(version)) for version in (1, 2))
+    assert not np.array_equal(one.tokens, other.tokens)
+
+
+def test_a_saved_student_loads_with_transformers(make: Make, tmp_path: Path) -> None:
+    model = tiny_model(seed=0)
+    asyncio.run(make(model).save(tmp_path / "a" / "final"))
+    assert same(load_model(ModelConfig(model=str(tmp_path / "a" / "final")), "test"), model)
+
+
+def test_a_learner_takes_the_weights_of_another_checkpoint(make: Make, tmp_path: Path) -> None:
+    first, second = tiny_model(seed=0), tiny_model(seed=3)
+    asyncio.run(make(first).save(tmp_path))
+    asyncio.run(make(second).load(tmp_path))
+    assert same(second, first)

@@ -1,0 +1,111 @@
+"""Output heads: the model's own logits, from hidden states in memory and from a head read off its checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minidist.errors import ModelError
+from minidist.models.heads import check_head, head_of, load_teacher_head, on_device, vocabulary_size
+from minidist.models.hub import load_model
+from minidist.types import TeacherHead
+from tests.support.config import teacher_config
+from tests.support.micro import FAMILIES, alone, states, uneven_rows
+from tests.support.tiny import VOCABULARY, row_logits, tiny_model
+
+LAYOUTS = pytest.mark.parametrize("padded", [False, True], ids=["packed", "buckets"])
+
+
+@LAYOUTS
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_head_on_hidden_states_gives_the_logits(kind: str, padded: bool) -> None:
+    model, rows = tiny_model(kind), uneven_rows()
+    for index, hidden in states(model, rows, padded).items():
+        with torch.no_grad():
+            assert (head_of(model)(hidden) - row_logits(model, rows[index])).abs().max() < 1e-4
+
+
+HEADS: dict[str, tuple[str, dict[str, Any]]] = {
+    "untied": ("llama", {"tie_word_embeddings": False}),
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "gpt2": ("gpt2", {}),
+    "biased": ("phi", {}),
+    "soft-capped": ("gemma2", {"final_logit_softcapping": 2.0}),
+    "multiplied": ("cohere", {"logit_scale": 0.25}),
+    "divided": ("granite", {"logits_scaling": 3.0}),
+}
+
+
+@torch.no_grad()
+def logits_from(head: TeacherHead, hidden: torch.Tensor) -> torch.Tensor:
+    return on_device(head, torch.device("cpu"))(hidden)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_teacher_head_is_read_from_its_checkpoint(tmp_path: Path, name: str) -> None:
+    kind, fields = HEADS[name]
+    model = tiny_model(kind, **fields)
+    if (bias := getattr(model.get_output_embeddings(), "bias", None)) is not None:
+        torch.nn.init.normal_(bias)
+    model.save_pretrained(tmp_path)
+    head = load_teacher_head(teacher_config(model=str(tmp_path)), None)
+    row = uneven_rows()[1]
+    got = logits_from(head, alone(model, row))
+    with torch.no_grad():
+        assert (got - row_logits(model, row)).abs().max() < 1e-4
+        assert torch.equal(got, head_of(model)(alone(model, row)))
+
+
+def test_a_teacher_head_is_read_from_shards(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    head = load_teacher_head(teacher_config(model=str(tmp_path)), None)
+    assert np.array_equal(head.weight, model.lm_head.weight.detach().numpy())
+
+
+def test_a_vocabulary_slice_leaves_no_probability_outside(tmp_path: Path) -> None:
+    model = tiny_model("llama", vocabulary=20)
+    model.save_pretrained(tmp_path)
+    hidden = alone(model, uneven_rows()[0])
+    sliced = logits_from(load_teacher_head(teacher_config(model=str(tmp_path)), VOCABULARY), hidden)
+    assert sliced.shape == (4, VOCABULARY)
+    assert torch.allclose(sliced.softmax(-1).sum(-1), torch.ones(4))
+    with torch.no_grad():
+        assert torch.equal(head_of(model, VOCABULARY)(hidden), sliced)
+    assert vocabulary_size(model.config) == 20
+
+
+def test_a_sixteen_bit_head_gives_float32_logits(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    head = load_teacher_head(teacher_config(model=str(tmp_path), dtype="bfloat16"), None)
+    assert head.weight.dtype == np.uint16
+    model = load_model(teacher_config(model=str(tmp_path), dtype="bfloat16"), "teacher.model")
+    hidden = torch.randn(3, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        wanted = head_of(model)(hidden)
+    got = logits_from(head, hidden)
+    assert got.dtype == wanted.dtype == torch.float32
+    assert torch.equal(got, wanted)
+
+
+def test_a_checkpoint_without_a_head_is_refused(tmp_path: Path) -> None:
+    tiny_model().config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no output head in its safetensors files.*set teacher\.payload=top_k"):
+        load_teacher_head(teacher_config(model=str(tmp_path)), None)
+
+
+def test_a_family_that_changes_its_logits_in_another_way_is_refused() -> None:
+    model = tiny_model()
+    forward = model.forward
+
+    def shifted(**inputs: Any) -> Any:
+        found = forward(**inputs)
+        found.logits = found.logits.roll(1, -1)
+        return found
+
+    model.forward = shifted  # type: ignore[method-assign]
+    with pytest.raises(ModelError, match="LlamaForCausalLM is not supported: it changes its logits after the output head"):
+        check_head(model)
