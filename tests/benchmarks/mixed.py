@@ -115,7 +115,7 @@ class _Pair:
                 began = time.perf_counter()
                 rollouts = await _write(engine, prompts, limit, seed=repeat)
                 speeds[name].append(sum(len(each.tokens) for each in rollouts) / (time.perf_counter() - began))
-        ratios = [mine / theirs for mine, theirs in zip(speeds["turns"], speeds["step"], strict=True)]
+        ratios = [turns / step for turns, step in zip(speeds["turns"], speeds["step"], strict=True)]
         found = {name: _best_and_median(values) for name, values in (speeds | {"ratio": ratios}).items()}
         mean = statistics.mean(len(each.tokens) for each in rollouts)
         return {**found, "limit": limit, "mean_length": mean, "phases": await self.turns.figures()}

@@ -1,6 +1,7 @@
 """Teacher-mixed sampling in lockstep: draws follow the enumerated mixture, and no similar distribution."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,11 @@ def test_a_sample_depends_on_its_seed_and_not_on_the_batch(pair: tuple[PreTraine
     together = [rollout.tokens.tolist() for rollout in mixed(pair, prompts)]
     assert together == [mixed(pair, [prompt])[0].tokens.tolist() for prompt in prompts]
     assert together != [rollout.tokens.tolist() for rollout in mixed(pair, prompts, seed=1)]
+
+
+def test_rows_and_samples_of_one_prompt_draw_differently(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    rollouts = mixed(pair, [replace(PROMPT, row=row) for row in range(4)], samples=4)
+    assert len({tuple(rollout.tokens.tolist()) for rollout in rollouts}) > 12
 
 
 def test_padded_ids_are_never_drawn() -> None:

@@ -121,6 +121,14 @@ def test_each_side_writes_the_tokens_of_its_coins(capacity: int) -> None:
     assert not teacher.texts
 
 
+@pytest.mark.parametrize(("sharing", "most"), [(1, 6), (2, 3), (9, 1)])
+def test_engines_that_share_a_teacher_use_equal_parts_of_its_capacity(sharing: int, most: int) -> None:
+    student, teacher = LetterEngine(3), LetterEngine(4, capacity=6)
+    engine = TurnTakingEngine(student, teacher, 0.4, RENDERER, sharing=sharing)  # type: ignore[arg-type]
+    asyncio.run(engine.generate(prompts(9), SAMPLING))
+    assert (student.most, teacher.most) == (most, most)
+
+
 @pytest.mark.parametrize("who", ["student", "teacher"])
 def test_the_end_of_sequence_token_of_either_side_ends_the_text(who: str) -> None:
     sides = {"student": LetterEngine(3), "teacher": LetterEngine(4)}
