@@ -83,9 +83,9 @@ class Collector(ExperienceSource):
     def _steps(self, step: int, main: Stream, others: Sequence[Stream]) -> tuple[tuple[Stream, ...], ...]:
         """The streams of each optimizer step: a minibatch of the main stream, and rows of the other streams."""
         assert self._credit is not None
-        objective: Any = self._credit.config.objective
-        parts, updates = getattr(objective, "minibatches", 1), getattr(objective, "updates", 1)
-        minibatches = in_minibatches(main, parts, updates // parts, seed=(self._prompts.seed, step))
+        objective = self._credit.config.objective
+        passes = objective.updates // objective.parts
+        minibatches = in_minibatches(main, objective.parts, passes, seed=(self._prompts.seed, step))
         beside = [
             in_order(stream, len(minibatches)) if source.text.rows_per_update else [stream] * len(minibatches)
             for source, stream in zip(self._sources[1:], others, strict=True)

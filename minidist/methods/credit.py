@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -30,8 +29,7 @@ class CreditMethod(ABC):
 
     async def credit(self, stream: Stream) -> tuple[Stream, Measures, dict[str, float]]:
         """The stream with its credit, the measured figures that the credit was computed from, and metrics."""
-        objective: Any = self.config.objective
-        measures = await self.learner.measure(stream, objective.temperature)
+        measures = await self.learner.measure(stream, self.config.objective.temperature)
         assert measures.teacher_logprob is not None, "an objective with credit needs a main stream that the teacher scored"
         ends = np.cumsum([len(row.labels) for row in stream.rows])[:-1]
         credits, metrics = self.credits(np.split(measures.student_logprob, ends), np.split(measures.teacher_logprob, ends))
