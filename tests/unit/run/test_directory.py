@@ -77,6 +77,18 @@ def test_another_configuration_is_refused_with_both_values(tmp_path: Path) -> No
     assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["steps"] == 5
 
 
+def test_a_shared_directory_keeps_its_cells_until_it_is_overwritten(tmp_path: Path) -> None:
+    cell = tmp_path / "cells" / "a-seed0"
+    cell.mkdir(parents=True)
+    (tmp_path / "config.json").write_text(json.dumps(run_in(tmp_path)._resolved))
+    directory = run_in(tmp_path)
+    directory.share()
+    assert cell.is_dir()
+    end(directory)
+    run_in(tmp_path, overwrite=True).share()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json"]
+
+
 def test_a_key_of_another_version_is_named(tmp_path: Path) -> None:
     run_in(tmp_path / "run").start()
     file = tmp_path / "run" / "config.json"
