@@ -117,7 +117,7 @@ def test_a_soft_prompt_needs_room_in_the_teachers_context() -> None:
 FILES = {
     "student.model={home}/nowhere": "student.model: no model directory at",
     "teacher.model={home}/empty": "teacher.model: {home}/empty holds no usable config.json",
-    "teacher.model={home}/adapter": "teacher.model: {home}/adapter holds a LoRA adapter",
+    "teacher.model={home}/adapter": "teacher.model: {home}/adapter holds only a LoRA adapter",
     "data.prompts.path={home}/nowhere.jsonl": "no data file or directory at",
     "data.prompts.prompt='{{{{ instruction }}}}'": "has no column 'instruction', which prompt uses; its columns are question",
     "data.prompts.references=answers": "has no column 'answers', which references names; its columns are question",
