@@ -168,7 +168,7 @@ CACHED: dict[str, str] = {
     "teacher.dtype=bfloat16": "teacher.dtype is bfloat16, and the cache {home}/filled-cache was written with float32",
     "teacher.cache={home}/nowhere": "there is no score cache at {home}/nowhere",
     "teacher.cache=null": "teacher.cache is missing, and teacher.backend=cache needs it",
-    "teacher.backend=hf": "teacher.cache belongs to teacher.backend=cache, and this teacher is of backend=hf; leave out teacher.cache",
+    "teacher.backend=hf": "teacher.cache belongs to teacher.backend=cache, and this teacher is of backend=hf; leave out",
     "rollout.max_new_tokens=6": "lacks 4 of 12 rows of data.prompts; the first is row 4 ('4=', 6 labels). Name the same data",
     "data.prompts.prompt='0{{{{ q }}}}'": "lacks 12 of 12 rows of data.prompts; the first is row 0 ('00='",
     "streams.text.max_tokens=15": "rows of streams.text; the first is row",
