@@ -61,6 +61,8 @@ class TeacherConfig(ModelConfig):
     """Whether the teacher can sample single tokens of a text that the student continues, as rollout.teacher_mix needs."""
     splits_by: ClassVar[Literal["shards", "tensor_parallel"] | None] = None
     """The field of cluster.teacher that splits one teacher over several devices."""
+    in_vllm: ClassVar[bool] = False
+    """Whether vLLM runs the scorer in this program's actors: its attention kernels and splits limit the model."""
     learns: ClassVar[bool] = False
     """Whether parts of the teacher are trained; such a teacher lives in every process of the learner."""
     cuts_padding: ClassVar[bool] = True
@@ -123,6 +125,7 @@ class VLLMTeacherConfig(LocalTeacherConfig):
     chosen_by: ClassVar[str] = "backend=vllm"
     payloads: ClassVar = (Payload.SAMPLED, Payload.TOP_K)
     splits_by: ClassVar = "tensor_parallel"
+    in_vllm: ClassVar[bool] = True
     cuts_padding: ClassVar[bool] = False
     backend: Literal["vllm"] = "vllm"
 

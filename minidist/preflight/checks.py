@@ -13,7 +13,7 @@ from minidist.cluster.machine import cores
 from minidist.config import CompareConfig, Config, DistillConfig, ScoreConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.data import SourceConfig
-from minidist.config.teacher import SoftPromptConfig, VLLMTeacherConfig
+from minidist.config.teacher import SoftPromptConfig
 from minidist.data.rendering import Renderer
 from minidist.data.sources import check_source
 from minidist.errors import ConfigError, ModelError, RunDirectoryError
@@ -96,13 +96,13 @@ def check_distillation(config: DistillConfig, models: "PairFacts") -> None:
         if stream.data is not None:
             check_context(models.student.context, stream.max_tokens, f"streams.{name}.max_tokens")
     check_teacher_engine(config, models.teacher)
-    if config.takes_turns and not isinstance(config.teacher, VLLMTeacherConfig):
+    if config.takes_turns and not config.teacher.in_vllm:
         check_head_size(models.teacher, config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
 
 
 def check_teacher_engine(config: DistillConfig | ScoreConfig, teacher: "ModelFacts") -> None:
     """vLLM can serve the teacher, where the teacher is in vLLM."""
-    if isinstance(config.teacher, VLLMTeacherConfig):
+    if config.teacher.in_vllm:
         check_head_size(teacher, config.cluster.gpus, "teacher.backend=hf")
         check_split(teacher, config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
 

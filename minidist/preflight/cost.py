@@ -7,7 +7,7 @@ from minidist.cluster import machine
 from minidist.config import DistillConfig, SftConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.learner import LearnerConfig
-from minidist.config.teacher import LocalTeacherConfig, VLLMTeacherConfig
+from minidist.config.teacher import LocalTeacherConfig
 from minidist.preflight.memory import (
     BYTES,
     GIB,
@@ -91,7 +91,7 @@ def _teacher_needs(config: DistillConfig, shape: "Shape", longest: int, gpu: int
         return []
     split = role.shards * role.tensor_parallel
     model = ServedModel("teacher", shape, teacher.dtype, role.actors * split, split)
-    if isinstance(teacher, VLLMTeacherConfig):
+    if teacher.in_vllm:
         return [engine_need(model, teacher, longest=longest, gpu=gpu, scores_prompts=True)]
     tokens = max(teacher.batch_tokens, longest)
     scorer = hf_need(model, tokens=tokens, logits=teacher.payload != "hidden")
@@ -204,7 +204,7 @@ def _fix(config: SftConfig | DistillConfig, need: Need) -> str:
     largest = max(need.parts, key=lambda part: need.parts[part] if part != "cache" else 0)
     if need.role == "learner":
         return _fix_learner(config.learner, config.cluster, largest)
-    if need.role == "rollout" or (isinstance(config, DistillConfig) and isinstance(config.teacher, VLLMTeacherConfig)):
+    if need.role == "rollout" or (isinstance(config, DistillConfig) and config.teacher.in_vllm):
         split = f"cluster.{need.role}.tensor_parallel"
         return f"raise {need.role}.gpu_memory_utilization or {split}, or lower {need.role}.max_sequences"
     if largest in ("activations", "logits"):
