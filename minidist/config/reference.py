@@ -134,6 +134,8 @@ class _Page:
     def _row(self, name: str, field: FieldInfo) -> str:
         sections = sections_in(field.annotation)
         meaning = field.description or (_doc(sections[0]) if len(sections) == 1 else "")
+        # A mark of a field is the rest of a sentence about it, such as "may change when a run resumes".
+        meaning += "".join(f" It {mark}." for mark in field.metadata if isinstance(mark, str))
         return f"| `{name}` | {self._type(field.annotation, field.metadata)} | {_default(field, sections)} | {_cell(meaning)} |"
 
     def _type(self, annotation: Any, metadata: list[Any]) -> str:
