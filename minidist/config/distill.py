@@ -33,8 +33,10 @@ class DistillConfig(Section):
     and rollout. Settings of this file override them. None: no method; each section has its own defaults."""
     student: StudentConfig
     teacher: AnyTeacherConfig
+    """The model that scores tokens, by its backend."""
     data: DistillDataConfig
     objective: ObjectiveConfig
+    """The loss of the main stream, by its type."""
     prefix: PrefixConfig = PrefixConfig()
     streams: dict[str, StreamConfig] = Field(default={})
     """Further text of each optimizer step beside the main stream, by name."""

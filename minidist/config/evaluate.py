@@ -26,6 +26,7 @@ class EvaluateConfig(Section):
     models: dict[str, str] = Field(min_length=1)
     """Name in the table to model directory or hub name, in the order of the table."""
     teacher: AnyTeacherConfig
+    """The model to which the divergences are measured, by its backend."""
     dtype: DType = "float32"
     """Precision in which the models are evaluated."""
     data: EvaluateDataConfig

@@ -71,6 +71,7 @@ class _Page:
         self._titles = {sections: self._title(sections) for sections in self._uses}
         # Each member of a union has one heading, under the first union that it is in.
         self._members: dict[type[Section], str] = {}
+        self._headed: set[type[Section]] = set()  # Members that have keys to list, hence a heading.
         for sections, title in self._titles.items():
             for member, label in (_labels(sections) if len(sections) > 1 else {}).items():
                 self._members.setdefault(member, f"`{_path(title)}.{label}`")
@@ -111,10 +112,10 @@ class _Page:
         counts = Counter(row for section in here for row in self._rows(section))
         shared = [row for row, count in counts.items() if count >= _SHARED]
         tables = {section: table for section in here if (table := self._table(section, shared))}
+        self._headed.update(tables)
         rows = []
         for section, label in labels.items():
-            linked = section in tables or section not in here
-            name = f"[`{label}`](#{_anchor(self._members[section])})" if linked else f"`{label}`"
+            name = f"[`{label}`](#{_anchor(self._members[section])})" if section in self._headed else f"`{label}`"
             rows.append(f"| {name} | {_cell(_doc(section))} |")
         text = "\n".join(["One of these:\n", "| | meaning |", "|---|---|", *rows]) + "\n"
         if shared:
@@ -134,6 +135,8 @@ class _Page:
     def _row(self, name: str, field: FieldInfo) -> str:
         sections = sections_in(field.annotation)
         meaning = field.description or (_doc(sections[0]) if len(sections) == 1 else "")
+        # A mark of a field is the rest of a sentence about it, such as "may change when a run resumes".
+        meaning += "".join(f" It {mark}." for mark in field.metadata if isinstance(mark, str))
         return f"| `{name}` | {self._type(field.annotation, field.metadata)} | {_default(field, sections)} | {_cell(meaning)} |"
 
     def _type(self, annotation: Any, metadata: list[Any]) -> str:

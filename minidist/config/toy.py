@@ -15,7 +15,9 @@ class ZipfConfig(Section):
 
     type: Literal["zipf"] = "zipf"
     classes: int = Field(default=50, ge=2)
+    """Number of classes."""
     exponent: float = Field(default=1.0, gt=0)
+    """Exponent of the power law; the larger, the shorter the tail."""
 
 
 class MixtureConfig(Section):
@@ -23,6 +25,7 @@ class MixtureConfig(Section):
 
     type: Literal["mixture"] = "mixture"
     classes: int = Field(default=50, ge=2)
+    """Number of classes."""
     weights: list[Annotated[float, Field(gt=0)]] = Field(default=[0.5, 0.3, 0.2], min_length=1)
     """Weight of each mode, in order; divided by their sum."""
     width: float = Field(default=3.0, gt=0)
@@ -36,6 +39,7 @@ class ToyConfig(Section):
     stage: Literal["toy"]
     run: PlaceConfig
     teachers: dict[str, Annotated[ZipfConfig | MixtureConfig, Field(discriminator="type")]] = Field(min_length=1)
+    """Name of the teacher to its distribution."""
     divergences: dict[str, Annotated[Divergences, Field(discriminator="type")]] = Field(min_length=1)
     """Name of the curve to a divergence and its options. `type` is the divergence; left out, the name is."""
     seeds: list[NonNegativeInt] = Field(default=[0, 1, 2, 3, 4], min_length=1)

@@ -45,6 +45,16 @@ def test_every_key_of_every_section_is_on_the_page() -> None:
             assert any(line.startswith(f"| `{name}` |") for line in lines), f"{section.__name__}.{name}"
 
 
+def test_every_field_says_what_it_means() -> None:
+    silent = {
+        f"{section.__name__}.{name}"
+        for section in SECTIONS
+        for name in documented(section)
+        if not section.model_fields[name].description and len(sections_in(section.model_fields[name].annotation)) != 1
+    }
+    assert not silent, "fields without a docstring"
+
+
 def test_sections_are_found_inside_unions_and_mappings() -> None:
     class Left(Section):
         size: int = Field(default=1, ge=1)
