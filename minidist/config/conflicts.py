@@ -37,10 +37,7 @@ def teacher_role(c: "DistillConfig | ScoreConfig") -> Iterator[str]:
     """Between `teacher` and `cluster.teacher`."""
     for field, backend in (("tensor_parallel", "vllm"), ("shards", "hf")):
         if getattr(c.cluster.teacher, field) > 1 and c.teacher.splits_by != field:
-            yield (
-                f"cluster.teacher.{field} splits a teacher of backend {backend}, not of {c.teacher.backend}; set "
-                f"cluster.teacher.{field}=1, or teacher.backend={backend}"
-            )
+            yield f"cluster.teacher.{field} splits a teacher of backend {backend}, not of {c.teacher.backend}; set it to 1"
     if not c.teacher.live and c.cluster.teacher.actors > 1:
         yield f"cluster.teacher.actors is {c.cluster.teacher.actors}, and teacher.backend cache starts no actors; leave it out"
 
@@ -70,10 +67,8 @@ def own_samples(c: "DistillConfig") -> Iterator[str]:
     if c.rollout.top_p != 1:
         yield f"{name} needs samples of the full distribution, and rollout.top_p is below 1; set rollout.top_p=1"
     if c.rollout.temperature != c.objective.temperature:
-        yield (
-            f"rollout.temperature {c.rollout.temperature:g} and objective.temperature {c.objective.temperature:g} differ, and "
-            f"{name} weights tokens by the sampled distribution; set them equal"
-        )
+        temperatures = f"rollout.temperature {c.rollout.temperature:g} and objective.temperature {c.objective.temperature:g}"
+        yield f"{temperatures} differ, and {name} weights tokens by the sampled distribution; set them equal"
     if c.rollout.samples_per_prompt < c.objective.samples:
         yield f"{name} compares answers to one prompt; set rollout.samples_per_prompt=4"
     if c.objective.parts > c.answers_per_step:

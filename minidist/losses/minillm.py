@@ -160,10 +160,7 @@ def minillm_loss(
     tokens_BT: Tensor,
     lengths_B: Tensor,
     *,
-    preset: Literal["paper", "lmops"] = "paper",
     old_logprobs_BT: Tensor | None = None,
-    teacher_mix: float = 0.0,
-    length_norm: bool = True,
     **options: Any,
 ) -> Tensor:
     """MiniLLM's loss of each answer: the reference that the learner's chunked, batched and sharded form must equal.
@@ -175,12 +172,10 @@ def minillm_loss(
         student_logits_BTV, teacher_logits_BTV: logits that predict token t, [B, T, V]. A vocabulary wider than the other by
             padding is cut before the softmax.
         tokens_BT: the sampled tokens, [B, T]. lengths_B: how many of them count, including the end-of-sequence token.
-        preset: the paper's equations, or those of the original code.
         old_logprobs_BT: log q of the tokens under the student that sampled them, never of the mixture; None: this student.
-        teacher_mix: share of the teacher in the sampled distribution; the importance weights are computed from it.
-        length_norm: divide each return by the number of its rewards.
-        options: any other field of `config.objectives.MiniLLMConfig`. Whitening is off by default, since its statistics are of
-            whole collections; inner_epochs and minibatches have no effect.
+        options: teacher_mix, the share of the teacher in the sampled distribution (default 0), which gives the importance
+            weights; and fields of `config.objectives.MiniLLMConfig`, such as preset (paper or lmops). Whitening is off by
+            default, since its statistics are of whole collections; inner_epochs and minibatches have no effect.
 
     Returns:
         [B], nats, summed over each answer's own tokens.
@@ -195,7 +190,8 @@ def minillm_loss(
 
     Source: Gu, Dong, Wei & Huang, arXiv:2306.08543, equations 3 to 7; microsoft/LMOps for the preset lmops.
     """
-    settings = MiniLLMConfig(**({"preset": preset, "length_norm": length_norm, "whitening": "none"} | options))
+    teacher_mix = options.pop("teacher_mix", 0.0)
+    settings = MiniLLMConfig.parse(**({"whitening": "none"} | options))
     _check(student_logits_BTV, teacher_logits_BTV, tokens_BT, lengths_B, old_logprobs_BT, teacher_mix)
     width, vocabulary = tokens_BT.shape[1], min(student_logits_BTV.shape[-1], teacher_logits_BTV.shape[-1])
     mask = mask_of(lengths_B, width)

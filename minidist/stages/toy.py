@@ -97,10 +97,7 @@ async def _fit_all(config: ToyConfig) -> list[dict[str, Any]]:
             await asyncio.sleep(0)  # lets Ctrl-C in between two fits
             errors = fit(divergence(section), teacher_C, start_SC, lr=config.lr, epochs=config.epochs)
             head, tail = (part.numpy() for part in errors)
-            options = section.model_dump(
-                mode="json", exclude_unset=True, exclude={"type"} if section.type == objective else None
-            )
-            record = {"teacher": name, "objective": objective, "options": options, "seeds": config.seeds}
+            record = {"teacher": name, "objective": objective, "options": _options(section, objective), "seeds": config.seeds}
             record |= {
                 f"{part}_below_{level:g}": _first(errors, level)
                 for part, errors in (("head", head), ("tail", tail))

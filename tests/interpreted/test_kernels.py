@@ -43,13 +43,15 @@ SERVED: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("name", SERVED)
 def test_value_and_gradient_are_the_plain_ones(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    logits, theirs = (torch.tensor([0.1, 3.0, 30.0])[:, None, None] * torch.randn(3, N, V, generator=generator) for _ in "qp")
-    logits[:, 0] = theirs[:, 0]  # equal
-    logits, theirs, weight = logits.flatten(0, 1), theirs.flatten(0, 1), torch.linspace(-1, 2, 3 * N)
+    logits, teacher_table = (
+        torch.tensor([0.1, 3.0, 30.0])[:, None, None] * torch.randn(3, N, V, generator=generator) for _ in "qp"
+    )
+    logits[:, 0] = teacher_table[:, 0]  # equal
+    logits, teacher_table, weight = logits.flatten(0, 1), teacher_table.flatten(0, 1), torch.linspace(-1, 2, 3 * N)
 
     def found(divergence: Callable[..., Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         given = logits.to(dtype).requires_grad_()
-        loss_N = divergence(given.log_softmax(-1), theirs.to(dtype).log_softmax(-1))
+        loss_N = divergence(given.log_softmax(-1), teacher_table.to(dtype).log_softmax(-1))
         return loss_N.detach().double(), grad((weight * loss_N).sum(), given)[0].double()
 
     fused = in_one_pass(Match(SERVED[name])).divergence  # type: ignore[attr-defined]
@@ -63,9 +65,9 @@ def test_value_and_gradient_are_the_plain_ones(name: str) -> None:
 def test_what_is_excluded_counts_as_it_does_plainly(name: str) -> None:
     for left, right in [([0.5, 0.5, 0.0], [0.0, 0.5, 0.5]), ([1.0, 0.0, 0.0], [1.0, 0.0, 0.0]), ([1.0, 0.0, 0.0], [0.2] * 3)]:
         rows = torch.tensor([left, [0.2, 0.3, 0.5]]).log().requires_grad_()
-        theirs, plain = torch.tensor([right, [0.1, 0.6, 0.3]]).log(), SERVED[name]
+        teacher_table, plain = torch.tensor([right, [0.1, 0.6, 0.3]]).log(), SERVED[name]
         fused = in_one_pass(Match(plain)).divergence  # type: ignore[attr-defined]
-        values = [each(rows, theirs) for each in (fused, plain)]
+        values = [each(rows, teacher_table) for each in (fused, plain)]
         assert torch.equal(*values) or torch.allclose(*values)
         assert torch.allclose(*(grad(value.sum(), rows)[0] for value in values))
 
@@ -97,7 +99,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def test_in_chunks(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Padded vocabularies, a soft cap, gradients in the head's precision and all the figures are as without the kernel."""
     generator = torch.Generator().manual_seed(0)
-    hidden, weight, taught, theirs = (
+    hidden, weight, teacher_hidden, teacher_table = (
         torch.randn(*shape, generator=generator).to(dtype) for shape in ((N, D), (V, D), (N, E), (V, E))
     )
     labels, ones = torch.randint(0, V - 3, (N,), generator=generator), torch.ones(N)
@@ -109,7 +111,7 @@ def test_in_chunks(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
     def found(objective: Any) -> list[Tensor]:
         own, head = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         student = LazyLogits(LinearHead(head, soft_cap=5.0, vocabulary=V - 3), own)
-        teacher = LazyLogits(LinearHead(theirs, vocabulary=V - 3), taught)
+        teacher = LazyLogits(LinearHead(teacher_table, vocabulary=V - 3), teacher_hidden)
         terms = chunked_loss(objective, student, targets, teacher=teacher, chunk_tokens=3)
         assert terms.teacher_logprob is not None
         return [terms.loss.detach(), terms.logprob, terms.teacher_logprob, terms.figures_F, *grad(terms.loss, (own, head))]
@@ -141,9 +143,9 @@ def test_a_learner_with_it_takes_the_same_step(monkeypatch: pytest.MonkeyPatch) 
 
     metrics, wanted = stepped("torch")
     assert not calls
-    told, got = stepped("liger")
+    fused, got = stepped("liger")
     assert calls == [1.0]
-    assert {name: told[name] for name in metrics if "seconds" not in name} == pytest.approx(
+    assert {name: fused[name] for name in metrics if "seconds" not in name} == pytest.approx(
         {name: value for name, value in metrics.items() if "seconds" not in name}, rel=1e-4
     )
     assert all(torch.allclose(*pair, rtol=1e-4, atol=1e-6) for pair in zip(got, wanted, strict=True))

@@ -34,18 +34,18 @@ class World:
         student = self.features @ (self.parameters if parameters is None else parameters)
         return student[self.places], self.teacher[self.places]
 
-    def said(self, logits: Tensor) -> Tensor:
+    def label_logprobs(self, logits: Tensor) -> Tensor:
         """Log-probabilities of the answers' tokens, [15, 3], 0 beyond their lengths."""
         return torch.log_softmax(logits, -1).gather(-1, self.tokens[..., None]).squeeze(-1) * self.mask
 
     def probability(self, mix: float = 0.0, parameters: Tensor | None = None) -> Tensor:
         """[15]: of each answer under the mixture, token by token."""
-        student, teacher = (self.said(logits).exp() for logits in self.logits(parameters))
+        student, teacher = (self.label_logprobs(logits).exp() for logits in self.logits(parameters))
         return torch.where(self.mask, mix * teacher + (1 - mix) * student, 1).prod(1).detach()
 
     def divergence(self, parameters: Tensor | None = None) -> Tensor:
         """KL(student || teacher) of whole answers."""
-        student, teacher = (self.said(logits).sum(1) for logits in self.logits(parameters))
+        student, teacher = (self.label_logprobs(logits).sum(1) for logits in self.logits(parameters))
         return (student.exp() * (student - teacher)).sum()
 
 

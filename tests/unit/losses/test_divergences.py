@@ -17,21 +17,21 @@ TEACHER = torch.tensor([[0.9, 0.05, 0.05]], dtype=torch.float64).log()
 
 
 @BOTH
-def test_zero_when_equal(divergence: Divergence) -> None:
+def test_a_kl_is_zero_when_equal(divergence: Divergence) -> None:
     logits, _ = random_logits()
     table = logits.log_softmax(-1)
     assert divergence(table, table).abs().max() < 1e-12
 
 
 @BOTH
-def test_never_negative(divergence: Divergence) -> None:
+def test_a_kl_is_never_negative(divergence: Divergence) -> None:
     student, teacher = random_logits(rows=500)
     values = divergence(student.log_softmax(-1), teacher.log_softmax(-1))
     assert values.shape == (500,)
     assert (values > 0).all()
 
 
-def test_values_by_hand() -> None:
+def test_kls_have_their_values_by_hand() -> None:
     reverse = 0.5 * math.log(0.5 / 0.9) + 0.4 * math.log(0.4 / 0.05) + 0.1 * math.log(0.1 / 0.05)
     forward = 0.9 * math.log(0.9 / 0.5) + 0.05 * math.log(0.05 / 0.4) + 0.05 * math.log(0.05 / 0.1)
     assert (round(reverse, 5), round(forward, 5)) == (0.60720, 0.39038)
@@ -39,7 +39,7 @@ def test_values_by_hand() -> None:
     assert abs(forward_kl(STUDENT, TEACHER).item() - forward) < 1e-12
 
 
-def test_each_is_the_other_turned_round() -> None:
+def test_forward_kl_is_reverse_kl_with_the_models_swapped() -> None:
     assert torch.equal(forward_kl(STUDENT, TEACHER), reverse_kl(TEACHER, STUDENT))
 
 
@@ -58,7 +58,7 @@ def test_reverse_gradient_in_closed_form() -> None:
 
 
 @BOTH
-def test_gradcheck(divergence: Divergence) -> None:
+def test_the_gradient_of_a_kl_is_that_of_finite_differences(divergence: Divergence) -> None:
     student, teacher = random_logits(3, 4)
     assert torch.autograd.gradcheck(
         lambda left, right: divergence(left.log_softmax(-1), right.log_softmax(-1)), (student, teacher.requires_grad_())
@@ -92,7 +92,7 @@ def test_class_that_both_exclude_changes_nothing(divergence: Divergence) -> None
     assert torch.isfinite(student.grad).all()
 
 
-def test_large_where_support_is_missing() -> None:
+def test_a_kl_is_large_where_support_is_missing() -> None:
     narrow = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64).log()
     least = math.log(2.0**-149)
     shared = sum(p * math.log(p / q) for p, q in zip(TEACHER.exp()[0, :2].tolist(), (0.5, 0.5), strict=True))
@@ -103,7 +103,7 @@ def test_large_where_support_is_missing() -> None:
 
 
 @BOTH
-def test_other_shape_is_refused(divergence: Divergence) -> None:
+def test_unequal_shapes_are_refused(divergence: Divergence) -> None:
     with pytest.raises(ValueError, match=r"same shape, got \(1, 3\) and \(1, 2\)"):
         divergence(STUDENT, TEACHER[:, :2])
 

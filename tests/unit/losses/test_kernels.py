@@ -17,7 +17,7 @@ from minidist.losses.objectives import KD, Match, PolicyGradient, Supervised
 from tests.support.config import make_objective
 
 
-def test_the_kernel_is_the_plain_divergence() -> None:
+def test_the_kernel_equals_the_plain_divergence() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     ran = subprocess.run(command, cwd=Path(__file__).parents[3], env=environment, capture_output=True, text=True, check=False)
@@ -27,18 +27,18 @@ def test_the_kernel_is_the_plain_divergence() -> None:
 @pytest.mark.parametrize(
     "objective", [Match(jeffreys), Match(partial(jsd_normalised, beta=0.5)), Supervised(), make_objective("sinkhorn")]
 )
-def test_what_the_kernel_does_not_form_stays_as_it_is(objective: Any) -> None:
+def test_objectives_without_a_kernel_are_unchanged(objective: Any) -> None:
     assert in_one_pass(objective) is objective
 
 
-def test_what_it_does_form() -> None:
+def test_the_kernel_computes_both_kls_and_jsd() -> None:
     for objective, beta in ((KD(0.5), 0.0), (make_objective("minillm"), 1.0), (Match(partial(jsd, beta=0.5)), 0.5)):
         assert isinstance(objective, KD | PolicyGradient | Match)
         fused = in_one_pass(objective)
         assert type(fused) is type(objective) and fused.divergence.beta == beta  # type: ignore[attr-defined]
 
 
-def test_without_liger(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_without_liger_raises_import_error(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels._kernel.cache_clear()
     monkeypatch.setitem(sys.modules, "liger_kernel.functional", None)
     with pytest.raises(ImportError):

@@ -61,7 +61,7 @@ def test_the_world_is_the_published_one(world: World) -> None:
     same(gradient(world, world.divergence()), FULL, PRINTED)
 
 
-def test_chain_rule(world: World) -> None:
+def test_the_chain_rule_gives_the_divergence_of_answers(world: World) -> None:
     student, teacher = (torch.log_softmax(logits, -1) for logits in world.logits())
     per_token = reverse_kl(student.flatten(0, 1), teacher.flatten(0, 1)).view(15, 3) * world.mask
     assert (world.probability() * per_token.sum(1)).sum().item() == pytest.approx(world.divergence().item(), abs=1e-12)
@@ -102,13 +102,13 @@ def test_lmops_counts_the_single_step_twice(world: World) -> None:
 
 @pytest.mark.parametrize("preset", ["paper", "lmops"])
 @pytest.mark.parametrize("mix", [0.0, 0.2, 1.0])
-def test_equal_models_have_nothing_to_learn(world: World, preset: Any, mix: float) -> None:
+def test_equal_models_have_loss_zero(world: World, preset: Any, mix: float) -> None:
     student, _ = world.logits()
     losses = minillm_loss(student, student.detach(), world.tokens, world.lengths, preset=preset, teacher_mix=mix)
     assert losses.abs().max() < 1e-12
     assert gradient(world, losses.sum()).abs().max() < 1e-12
-    said = world.said(student).detach()
-    assert (importance(said, said, world.lengths, teacher_mix=mix) == 1).all()
+    student_logprobs = world.label_logprobs(student).detach()
+    assert (importance(student_logprobs, student_logprobs, world.lengths, teacher_mix=mix) == 1).all()
 
 
 def test_estimators_of_the_divergence(world: World) -> None:
@@ -143,9 +143,9 @@ def test_sampled_single_step_agrees_in_the_mean_and_varies_more(world: World) ->
     assert (exact[1], sampled[1]) == pytest.approx((1.54, 3.91), abs=5e-3)
 
 
-def test_nothing_but_the_students_logits_gets_a_gradient(world: World) -> None:
+def test_only_the_students_logits_get_a_gradient(world: World) -> None:
     student, teacher = (logits.detach().clone().requires_grad_() for logits in world.logits())
-    old = world.said(student).detach().clone().requires_grad_()
+    old = world.label_logprobs(student).detach().clone().requires_grad_()
     loss = minillm_loss(student, teacher, world.tokens, world.lengths, old_logprobs_BT=old, teacher_mix=0.2).sum()
     found, *others = torch.autograd.grad(loss, [student, teacher, old], allow_unused=True)
     assert found.abs().max() > 0.1 and others == [None, None]
@@ -175,7 +175,7 @@ def test_the_direction_of_the_divergence() -> None:
 # Returns
 
 
-def test_the_last_token_has_nothing_after_it(world: World) -> None:
+def test_the_return_of_the_last_token_is_zero(world: World) -> None:
     one = (world.tokens[:1], world.lengths[:1])
     student, teacher = (logits[:1] for logits in world.logits())
     loss = minillm_loss(student, teacher, *one, single_step=False)
@@ -212,7 +212,7 @@ def test_returns_equal_the_double_sum(credit: Any, gamma: float, length_norm: bo
 
 
 @pytest.mark.parametrize("preset", ["paper", "lmops"])
-def test_finite_at_length_4096(preset: Any) -> None:
+def test_the_loss_is_finite_at_length_4096(preset: Any) -> None:
     torch.manual_seed(0)
     student = (torch.randn(2, 4096, 5) * 4).requires_grad_()
     teacher, tokens = torch.randn(2, 4096, 5) * 4, torch.randint(0, 5, (2, 4096))
@@ -225,7 +225,7 @@ def test_finite_at_length_4096(preset: Any) -> None:
 
 
 @pytest.mark.parametrize("preset", ["paper", "lmops"])
-def test_padding_and_company_change_nothing(world: World, preset: Any) -> None:
+def test_padding_and_other_answers_change_nothing(world: World, preset: Any) -> None:
     student, teacher = (logits.detach() for logits in world.logits())
     whole = minillm_loss(student, teacher, world.tokens, world.lengths, preset=preset, teacher_mix=0.2)
     rubbish = torch.full((15, 2, 3), torch.nan, dtype=torch.float64)
@@ -233,7 +233,7 @@ def test_padding_and_company_change_nothing(world: World, preset: Any) -> None:
     tokens = torch.cat([torch.where(world.mask, world.tokens, -100), torch.full((15, 2), -100)], 1)
     for logits in longer:
         logits.data[:, :3][~world.mask] = torch.nan
-    old = torch.cat([world.said(student), torch.full((15, 2), 1e4, dtype=torch.float64)], 1)
+    old = torch.cat([world.label_logprobs(student), torch.full((15, 2), 1e4, dtype=torch.float64)], 1)
     padded = minillm_loss(longer[0], longer[1], tokens, world.lengths, preset=preset, old_logprobs_BT=old, teacher_mix=0.2)
     same(padded, whole, 1e-12)
     slope = torch.autograd.grad(padded.sum(), longer[0])[0]
@@ -242,21 +242,21 @@ def test_padding_and_company_change_nothing(world: World, preset: Any) -> None:
     same(torch.cat([minillm_loss(*part, preset=preset, teacher_mix=0.2) for part in parts]), whole, 1e-12)
 
 
-def test_the_end_is_rewarded_and_nothing_after_it(world: World) -> None:
+def test_the_end_of_sequence_token_is_rewarded_and_padding_is_not(world: World) -> None:
     student, teacher = world.logits()
     free = student.detach().clone().requires_grad_()
     answer = 1  # (0, end)
     loss = minillm_loss(free, teacher, world.tokens, world.lengths, long_term=False)[answer]
     slope = torch.autograd.grad(loss, free)[0][answer].abs().sum(-1)
     assert (slope[:2] > 0).all() and slope[2] == 0
-    earned = rewards(world.said(student).detach(), world.said(teacher), world.lengths, scale=1.0, clip=None)
+    earned = rewards(world.label_logprobs(student).detach(), world.label_logprobs(teacher), world.lengths, scale=1.0, clip=None)
     assert earned[answer, 1] != 0 and earned[answer, 2] == 0
 
 
 # The mixture and its weights
 
 
-def test_weights_of_the_mixture(world: World) -> None:
+def test_importance_weights_are_those_of_the_mixture(world: World) -> None:
     student, teacher = (torch.log_softmax(logits, -1).detach() for logits in world.logits())
     for mix in (0.2, 0.5, 1.0):
         rows = (student.flatten(0, 1), teacher.flatten(0, 1), torch.full((45,), 3))
@@ -271,7 +271,7 @@ def test_weights_of_the_mixture(world: World) -> None:
     ).item() == pytest.approx(np.exp(-3))
 
 
-def test_weights_of_a_temperature_are_of_that_temperature(world: World) -> None:
+def test_importance_weights_follow_the_temperature(world: World) -> None:
     student, teacher = (logits / 0.7 for logits in world.logits())
     hot = minillm_loss(*world.logits(), world.tokens, world.lengths, teacher_mix=0.2, temperature=0.7)
     same(hot, minillm_loss(student, teacher, world.tokens, world.lengths, teacher_mix=0.2), 1e-12)
@@ -294,37 +294,40 @@ def test_per_decision_weights_have_no_bias(world: World, mix: float) -> None:
     assert (expected(world, mix=mix, length_norm=False, importance="none") - whole).norm() > 0.1
     # The product of the whole answer's ratios has none either; that of the prefix has, in the long term alone.
     student, teacher = world.logits()
-    ratios = importance(world.said(student).detach(), world.said(teacher), world.lengths, teacher_mix=mix)
+    ratios = importance(world.label_logprobs(student).detach(), world.label_logprobs(teacher), world.lengths, teacher_mix=mix)
     losses = minillm_loss(student, teacher, world.tokens, world.lengths, length_norm=False)
     same(gradient(world, (world.probability(mix) * ratios.prod(1) * losses).sum()), whole, 1e-12)
 
 
 def test_a_prefix_is_weighed_by_the_tokens_before_it(world: World) -> None:
-    said, taught = (world.said(logits).detach() for logits in world.logits())
+    student_logprobs, teacher_logprobs = (world.label_logprobs(logits).detach() for logits in world.logits())
     settings = MiniLLMConfig(importance="per_decision", length_norm=False)
-    table = credit_table(said, taught, world.lengths, settings, teacher_mix=0.2, width=3)
-    ratio = importance(said, taught, world.lengths, teacher_mix=0.2)
+    table = credit_table(student_logprobs, teacher_logprobs, world.lengths, settings, teacher_mix=0.2, width=3)
+    ratio = importance(student_logprobs, teacher_logprobs, world.lengths, teacher_mix=0.2)
     same(table.reach_BT, torch.stack([torch.ones(15).double(), ratio[:, 0], ratio[:, 0] * ratio[:, 1]], 1), 1e-15)
     assert (table.weight_BT == 1).all()
 
 
 def test_prefix_products_are_exact_for_the_single_step_alone(world: World) -> None:
     student, teacher = world.logits()
-    said, taught = world.said(student), world.said(teacher)
-    trail = importance(said.detach(), taught, world.lengths, teacher_mix=0.2).cumprod(1)
+    student_logprobs, teacher_logprobs = world.label_logprobs(student), world.label_logprobs(teacher)
+    trail = importance(student_logprobs.detach(), teacher_logprobs, world.lengths, teacher_mix=0.2).cumprod(1)
     per_token = reverse_kl(*(torch.log_softmax(logits, -1).flatten(0, 1) for logits in (student, teacher))).view(15, 3)
     weights = (world.probability(0.2)[:, None] * trail * world.mask).detach()
     same(gradient(world, (weights * per_token).sum()), expected(world, long_term=False), 1e-12)
     student, teacher = world.logits()
-    said = world.said(student)
+    student_logprobs = world.label_logprobs(student)
     earned = returns(
-        rewards(said.detach(), taught, world.lengths, scale=1.0, clip=None),
+        rewards(student_logprobs.detach(), teacher_logprobs, world.lengths, scale=1.0, clip=None),
         world.lengths,
         gamma=1.0,
         credit="next",
         length_norm=False,
     )
-    found, long = gradient(world, -(weights * earned * said).sum()), expected(world, single_step=False, length_norm=False)
+    found, long = (
+        gradient(world, -(weights * earned * student_logprobs).sum()),
+        expected(world, single_step=False, length_norm=False),
+    )
     assert ((found - long).norm() / long.norm()).item() == pytest.approx(0.458, abs=5e-3)
 
 
@@ -333,7 +336,9 @@ def test_a_weight_on_the_single_step_only_adds_noise(world: World, mix: float, f
     probability, found = world.probability(mix), []
     for weighted in (False, True):
         student, teacher = world.logits()
-        ratio = importance(world.said(student).detach(), world.said(teacher), world.lengths, teacher_mix=mix)
+        ratio = importance(
+            world.label_logprobs(student).detach(), world.label_logprobs(teacher), world.lengths, teacher_mix=mix
+        )
         per_token = reverse_kl(*(torch.log_softmax(logits, -1).flatten(0, 1) for logits in (student, teacher))).view(15, 3)
         losses = (per_token * world.mask * (ratio if weighted else 1)).sum(1)
         found.append(spread_of(world, losses, probability))
@@ -348,24 +353,26 @@ def test_at_the_first_step_a_clip_changes_nothing_on_own_samples(world: World) -
     same(expected(world, clip=0.2), expected(world), 1e-15)
 
 
-def test_where_the_clip_holds_the_gradient_back() -> None:
-    said = torch.tensor([-1.0]).double()
+def test_the_clip_stops_the_gradient_beyond_its_bounds() -> None:
+    student_logprobs = torch.tensor([-1.0]).double()
     for liked in (0.1, 1 / 6 - 1e-3, 1 / 6 + 1e-3, 1.0, 2.25 - 1e-2, 2.25 + 1e-2, 9.0):
         for advantage in (1.0, -1.0):
-            logprob = said.clone().requires_grad_()
-            weight = importance(said[:, None], (said + np.log(liked))[:, None], torch.tensor([1]), teacher_mix=0.2)[0]
-            loss = surrogate(logprob, said, torch.tensor([advantage]).double(), weight, clip=0.2)
+            logprob = student_logprobs.clone().requires_grad_()
+            weight = importance(
+                student_logprobs[:, None], (student_logprobs + np.log(liked))[:, None], torch.tensor([1]), teacher_mix=0.2
+            )[0]
+            loss = surrogate(logprob, student_logprobs, torch.tensor([advantage]).double(), weight, clip=0.2)
             slope = torch.autograd.grad(loss.sum(), logprob)[0].item()
             held = (advantage > 0 and liked < 1 / 6) or (advantage < 0 and liked > 2.25)
             assert (slope == 0) == held, (liked, advantage)
 
 
-def test_ratios_are_to_the_old_student(world: World) -> None:
+def test_ratios_are_relative_to_the_old_student(world: World) -> None:
     student, teacher = world.logits()
-    old = world.said(student).detach() - 0.3 * world.mask.double()
+    old = world.label_logprobs(student).detach() - 0.3 * world.mask.double()
     found = minillm_loss(student, teacher, world.tokens, world.lengths, old_logprobs_BT=old, single_step=False)
     earned = returns(
-        rewards(old, world.said(teacher), world.lengths, scale=1.0, clip=None),
+        rewards(old, world.label_logprobs(teacher), world.lengths, scale=1.0, clip=None),
         world.lengths,
         gamma=1.0,
         credit="next",
@@ -377,7 +384,7 @@ def test_ratios_are_to_the_old_student(world: World) -> None:
 # Whitening
 
 
-def test_whitened_over_tokens_or_over_the_table() -> None:
+def test_whitening_is_over_tokens_or_over_the_padded_table() -> None:
     lengths, values = torch.tensor([3, 1]), torch.tensor([[1.0, 2.0, 6.0, 99.0], [3.0, 99.0, 99.0, 99.0]]).double()
     mask = torch.arange(4) < lengths[:, None]
     masked = whiten(values, lengths, how="masked", width=4)[mask]
@@ -392,8 +399,8 @@ def test_whitened_over_tokens_or_over_the_table() -> None:
 
 
 @pytest.mark.parametrize("whitening", ["masked", "padded"])
-def test_whitening_forgets_the_scale_of_the_rewards(world: World, whitening: Any) -> None:
-    student, teacher = (world.said(logits).detach() for logits in world.logits())
+def test_whitening_removes_the_scale_of_the_rewards(world: World, whitening: Any) -> None:
+    student, teacher = (world.label_logprobs(logits).detach() for logits in world.logits())
 
     def advantage(scale: float) -> Tensor:
         settings = MiniLLMConfig(whitening=whitening, reward_scale=scale)
@@ -402,9 +409,9 @@ def test_whitening_forgets_the_scale_of_the_rewards(world: World, whitening: Any
     same(advantage(0.5)[world.mask], advantage(1.0)[world.mask], 1e-6)
 
 
-def test_rewards_are_cut() -> None:
-    said, taught = torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[-9.0, -2.0, -0.5]])
-    assert rewards(said, taught, torch.tensor([3]), scale=0.5, clip=10.0).tolist() == [[-10.0, -2.0, 1.0]]
+def test_rewards_are_scaled_and_clamped() -> None:
+    student_logprobs, teacher_logprobs = torch.tensor([[-1.0, -1.0, -1.0]]), torch.tensor([[-9.0, -2.0, -0.5]])
+    assert rewards(student_logprobs, teacher_logprobs, torch.tensor([3]), scale=0.5, clip=10.0).tolist() == [[-10.0, -2.0, 1.0]]
 
 
 # The whole
@@ -434,7 +441,7 @@ def test_samples_give_the_expectation_within_their_error(world: World) -> None:
     assert ((rows.mean(0) - expected(world, mix=0.2)).abs() < 3 * error).all()
 
 
-def test_float32_and_half_logits(world: World) -> None:
+def test_half_logits_are_computed_in_float32(world: World) -> None:
     student, teacher = (logits.detach() for logits in world.logits())
     exact = minillm_loss(student, teacher, world.tokens, world.lengths)
     same(minillm_loss(student.float(), teacher.float(), world.tokens, world.lengths).double(), exact, 1e-5)
@@ -457,7 +464,7 @@ def test_float32_and_half_logits(world: World) -> None:
         ({"clip": 1.5}, "clip"),
     ],
 )
-def test_what_cannot_be_is_refused(world: World, changes: dict[str, Any], part: str) -> None:
+def test_unusable_arguments_are_refused(world: World, changes: dict[str, Any], part: str) -> None:
     student, teacher = world.logits()
     given: dict[str, Any] = {"student_logits_BTV": student, "teacher_logits_BTV": teacher}
     given |= {"tokens_BT": world.tokens, "lengths_B": world.lengths}

@@ -54,9 +54,9 @@ def whole(model: PreTrainedModel, teacher: PreTrainedModel, stream: Stream, opti
     for row in stream.rows:
         own = (row_logits(model, row) / objective.temperature).log_softmax(-1)
         with torch.no_grad():
-            theirs = (row_logits(teacher, row) / objective.temperature).log_softmax(-1)
+            teacher_table = (row_logits(teacher, row) / objective.temperature).log_softmax(-1)
         group = torch.arange(len(row.labels)) // (objective.group_tokens or 1)
-        total = total + objective(own, TokenTargets(torch.as_tensor(row.labels), theirs, group_N=group)).sum()
+        total = total + objective(own, TokenTargets(torch.as_tensor(row.labels), teacher_table, group_N=group)).sum()
     return total / stream.loss_tokens
 
 
@@ -134,18 +134,18 @@ def test_transport_is_weighted_and_paired_with_a_divergence() -> None:
 def test_kd_softens_the_divergence_only() -> None:
     """Cross-entropy at temperature 1; the divergence at t, its gradient in the logits near (z - z') / V times t^2 / t^2."""
     generator = torch.Generator().manual_seed(0)
-    own, theirs = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64)
+    own, teacher_table = torch.randn(2, 4, 5, generator=generator, dtype=torch.float64)
     own.requires_grad_()
     labels = torch.tensor([0, 3, 2, 2])
 
     def loss(ratio: float, heat: float) -> Tensor:
-        tables = TokenTargets(labels, (theirs / heat).log_softmax(-1))
+        tables = TokenTargets(labels, (teacher_table / heat).log_softmax(-1))
         return KD(ratio, heat)((own / heat).log_softmax(-1), tables)
 
     plain = -own.log_softmax(-1)[range(4), labels]
     assert torch.allclose(loss(0.0, 3.0), plain), "no share of the divergence: cross-entropy at 1"
     assert torch.allclose(loss(0.25, 3.0), 0.75 * plain + 0.25 * loss(1.0, 3.0))
     slope = torch.autograd.grad(loss(1.0, 1e4).sum(), own)[0]
-    centred = [(table - table.mean(-1, keepdim=True)) for table in (own.detach(), theirs)]
+    centred = [(table - table.mean(-1, keepdim=True)) for table in (own.detach(), teacher_table)]
     assert torch.allclose(slope, (centred[0] - centred[1]) / 5, atol=1e-3), "a hot divergence matches logits"
     assert loss(1.0, 1e4).isfinite().all()

@@ -25,7 +25,7 @@ def expected(world: World, divergence: Divergence, weights: Tensor) -> Tensor:
 
 def answers(world: World) -> tuple[Tensor, Tensor]:
     """Log-probabilities of whole answers under student and teacher."""
-    student, teacher = (world.said(logits).sum(1) for logits in world.logits())
+    student, teacher = (world.label_logprobs(logits).sum(1) for logits in world.logits())
     return student, teacher
 
 
@@ -33,11 +33,11 @@ def test_step_by_step_kl_is_that_of_the_answers() -> None:
     """f-DISTILL's decompositions: exact for both KLs, each on the text of the one it expects over."""
     world = golden()
     student, teacher = answers(world)
-    own, theirs = world.probability(0.0), world.probability(1.0)
+    own, teacher_text = world.probability(0.0), world.probability(1.0)
     assert expected(world, reverse_kl, own).item() == pytest.approx(
         (student.exp() * (student - teacher)).sum().item(), rel=1e-12
     )
-    assert expected(world, forward_kl, theirs).item() == pytest.approx(
+    assert expected(world, forward_kl, teacher_text).item() == pytest.approx(
         (teacher.exp() * (teacher - student)).sum().item(), rel=1e-12
     )
 
@@ -52,7 +52,7 @@ def test_step_by_step_total_variation_bounds_that_of_the_answers() -> None:
     assert sum(halves) / 2 >= of_answers > 0
 
 
-def test_the_terms_of_the_jensen_shannon_method() -> None:
+def test_both_skew_kls_at_one_half_are_the_jensen_shannon_divergence() -> None:
     """Half of both skew KLs at alpha 0.5 is the divergence to the half-and-half mixture, at one token: at most log 2."""
     student, teacher = tables(golden())
     mixture = torch.logaddexp(student, teacher) - math.log(2)
@@ -70,15 +70,15 @@ def test_sampled_tokens_have_the_gradient_of_the_reverse_kl(name: str) -> None:
     (wanted,) = torch.autograd.grad(expected(world, reverse_kl, own), world.parameters)
     student, teacher = tables(world)
     labels = world.tokens[world.mask]
-    said, taught = (table.detach().gather(-1, labels[:, None])[:, 0] for table in (student, teacher))
-    ones = torch.ones_like(said)
-    credit = TokenCredit(said, taught - said, ones, ones)
-    loss = make_objective(name)(student, TokenTargets(labels, teacher_logprob_N=taught, credit=credit))
+    student_logprobs, teacher_logprobs = (table.detach().gather(-1, labels[:, None])[:, 0] for table in (student, teacher))
+    ones = torch.ones_like(student_logprobs)
+    credit = TokenCredit(student_logprobs, teacher_logprobs - student_logprobs, ones, ones)
+    loss = make_objective(name)(student, TokenTargets(labels, teacher_logprob_N=teacher_logprobs, credit=credit))
     (found,) = torch.autograd.grad((loss * own[:, None].expand(-1, 3)[world.mask]).sum(), world.parameters)
     assert torch.allclose(found, wanted, rtol=1e-10)
 
 
-def test_what_k1_and_k3_would_teach() -> None:
+def test_k1_and_k3_have_other_expected_gradients() -> None:
     """Why they are refused: an expected gradient of zero, and that of the forward KL."""
     student, teacher = (table[:1] for table in tables(golden()))
     logits = student.detach().clone().requires_grad_()

@@ -47,9 +47,9 @@ def listed(teacher: Tensor, count: int) -> tuple[Tensor, Tensor]:
 def test_both_tables_are_distributions_over_the_same_classes(count: int) -> None:
     student, teacher = tables()
     ids, values = listed(teacher, count)
-    ours, theirs = top_k_and_tail(student.log_softmax(-1), ids, values)
-    assert ours.shape == theirs.shape == (N, count + (count < V))
-    for table, source in ((ours, student.softmax(-1)), (theirs, teacher.exp())):
+    student_table, teacher_table = top_k_and_tail(student.log_softmax(-1), ids, values)
+    assert student_table.shape == teacher_table.shape == (N, count + (count < V))
+    for table, source in ((student_table, student.softmax(-1)), (teacher_table, teacher.exp())):
         assert torch.allclose(table.exp().sum(-1), torch.ones(N, dtype=torch.float64))
         assert torch.allclose(table.exp()[:, :count], source.gather(-1, ids))
 
@@ -113,7 +113,7 @@ def test_an_entropy_gate_opens_less_often_over_a_list() -> None:
 
 
 @pytest.mark.parametrize("support", ["teacher", "union"])
-def test_a_student_that_excludes_all_the_rest(support: Support) -> None:
+def test_a_student_without_mass_in_the_tail_stays_finite_on_every_support(support: Support) -> None:
     logits = torch.tensor([[0.0, -math.inf, -math.inf], [1.0, 0.0, 2.0]], requires_grad=True)
     teacher = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log()
     value = forward_kl(*on_support(logits.log_softmax(-1), teacher, support, 1))
@@ -126,9 +126,9 @@ def test_student_mass_outside_the_list_costs() -> None:
     """Renormalised to what is listed, the two would agree, and the student could say anything else for nothing."""
     teacher = torch.tensor([[0.6, 0.3, 0.1, 0.0]], dtype=torch.float64).log()
     student = torch.tensor([[0.2, 0.1, 0.0, 0.7]], dtype=torch.float64).log()
-    ours, theirs = top_k_and_tail(student, torch.tensor([[0, 1]]), teacher[:, :2])
-    assert forward_kl(ours, theirs).item() == pytest.approx(0.9 * math.log(3) + 0.1 * math.log(0.1 / 0.7))
-    assert reverse_kl(ours, theirs).item() == pytest.approx(0.3 * math.log(1 / 3) + 0.7 * math.log(0.7 / 0.1))
+    student_table, teacher_table = top_k_and_tail(student, torch.tensor([[0, 1]]), teacher[:, :2])
+    assert forward_kl(student_table, teacher_table).item() == pytest.approx(0.9 * math.log(3) + 0.1 * math.log(0.1 / 0.7))
+    assert reverse_kl(student_table, teacher_table).item() == pytest.approx(0.3 * math.log(1 / 3) + 0.7 * math.log(0.7 / 0.1))
 
 
 @BOTH
@@ -137,9 +137,9 @@ def test_student_mass_outside_the_list_costs() -> None:
 def test_a_tail_of_no_mass_stays_finite(divergence: Divergence, excess: float, dtype: torch.dtype) -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0, 3.0, -300.0]], dtype=dtype, requires_grad=True)
     values = (torch.tensor([[0.75, 0.25]], dtype=dtype) * (1 + excess)).log()
-    ours, theirs = top_k_and_tail(logits.log_softmax(-1), torch.tensor([[0, 2]]), values)
-    assert theirs[0, -1].item() == pytest.approx(math.log(TAIL_FLOOR), abs=0.2)
-    value = divergence(ours, theirs)
+    student_table, teacher_table = top_k_and_tail(logits.log_softmax(-1), torch.tensor([[0, 2]]), values)
+    assert teacher_table[0, -1].item() == pytest.approx(math.log(TAIL_FLOOR), abs=0.2)
+    value = divergence(student_table, teacher_table)
     assert torch.isfinite(value).all() and torch.isfinite(grad(value.sum(), logits)[0]).all()
 
 
@@ -147,19 +147,21 @@ def test_a_tail_of_no_mass_stays_finite(divergence: Divergence, excess: float, d
 def test_a_student_without_a_tail_stays_finite(divergence: Divergence) -> None:
     """1 - sum would be exactly zero here, and its logarithm would have no slope."""
     logits = torch.tensor([[40.0, 39.0, -60.0, -70.0]], requires_grad=True)
-    ours, theirs = top_k_and_tail(logits.log_softmax(-1), torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.4]]).log())
-    assert ours[0, -1].item() == pytest.approx(-60 - 40 - math.log1p(math.exp(-1)), abs=1e-3)
-    value = divergence(ours, theirs)
+    student_table, teacher_table = top_k_and_tail(
+        logits.log_softmax(-1), torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.4]]).log()
+    )
+    assert student_table[0, -1].item() == pytest.approx(-60 - 40 - math.log1p(math.exp(-1)), abs=1e-3)
+    value = divergence(student_table, teacher_table)
     assert torch.isfinite(value).all() and torch.isfinite(grad(value.sum(), logits)[0]).all()
 
 
 def test_the_tail_of_float32_scores_is_right_far_above_the_floor() -> None:
     teacher = torch.tensor([[0.9, 0.0999, 0.00009, 0.00001]], dtype=torch.float64).log()
-    _, theirs = top_k_and_tail(teacher.float(), torch.tensor([[0, 1]]), teacher[:, :2].float())
-    assert theirs[0, -1].item() == pytest.approx(math.log(1e-4), abs=2e-3)
+    _, teacher_table = top_k_and_tail(teacher.float(), torch.tensor([[0, 1]]), teacher[:, :2].float())
+    assert teacher_table[0, -1].item() == pytest.approx(math.log(1e-4), abs=2e-3)
 
 
-def test_no_temperature_but_one_for_a_listed_few() -> None:
+def test_listed_tokens_are_matched_at_temperature_one_only() -> None:
     _, teacher = tables()
     ids, values = listed(teacher, 3)
     with pytest.raises(AssertionError, match="at temperature 1 only"):
@@ -199,19 +201,19 @@ def test_a_support_never_raises_an_f_divergence(name: str, support: Support) -> 
 
 
 @pytest.mark.parametrize("support", ["teacher", "student", "union"])
-def test_what_a_support_lists(support: Support) -> None:
+def test_a_support_lists_the_likeliest_tokens_of_its_models(support: Support) -> None:
     student, teacher = tables()
     own = student.detach().log_softmax(-1)
-    ours, theirs = on_support(own, teacher, support, 3)
+    student_table, teacher_table = on_support(own, teacher, support, 3)
     lists = {"teacher": [teacher], "student": [own], "union": [teacher, own]}[support]
     for row in range(20):
         tokens = sorted({int(token) for table in lists for token in table[row].topk(3).indices})
-        for got, source in ((ours, own), (theirs, teacher)):
+        for got, source in ((student_table, own), (teacher_table, teacher)):
             values = got[row].exp()
             kept = values[:-1][values[:-1] > 0]
             assert sorted(kept.tolist()) == pytest.approx(sorted(source[row, tokens].exp().tolist()))
             assert float(values[-1]) == pytest.approx(1 - float(source[row, tokens].exp().sum()), abs=1e-12)
-    assert torch.allclose(ours.exp().sum(-1), torch.ones(N, dtype=torch.float64))
+    assert torch.allclose(student_table.exp().sum(-1), torch.ones(N, dtype=torch.float64))
 
 
 def test_a_listed_support_of_a_payload_is_that_of_the_full_table() -> None:
@@ -225,7 +227,7 @@ def test_a_listed_support_of_a_payload_is_that_of_the_full_table() -> None:
     )
 
 
-def test_more_classes_than_there_are() -> None:
+def test_a_list_longer_than_the_vocabulary_is_refused() -> None:
     student, teacher = tables()
     with pytest.raises(ValueError, match=r"top_k is 10, and the vocabulary has 9 tokens; lower top_k, or set support=full"):
         on_support(student.log_softmax(-1), teacher, "union", V + 1)

@@ -129,11 +129,11 @@ def test_the_comparison_of_the_package_is_valid() -> None:
 
 @pytest.mark.parametrize("given", [ZipfConfig(), MixtureConfig()])
 def test_forward_kl_fits_the_head_first_and_reverse_kl_the_tail(given: Any) -> None:
-    taught = teacher(given)
+    teacher_C = teacher(given)
     start = torch.stack([torch.randn(50, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in range(5)])
     halves, ends = {}, {}
     for name in ("forward_kl", "reverse_kl"):
-        errors = fit(getattr(losses, name), taught, start, lr=1.0, epochs=1500)
+        errors = fit(getattr(losses, name), teacher_C, start, lr=1.0, epochs=1500)
         halves[name] = [float(np.mean([int((row < row[0] / 2).nonzero()[0]) for row in part])) for part in errors]
         ends[name] = max(float(part[:, -1].max()) for part in errors)
     assert halves["forward_kl"][0] < halves["forward_kl"][1]  # head, tail
@@ -143,8 +143,8 @@ def test_forward_kl_fits_the_head_first_and_reverse_kl_the_tail(given: Any) -> N
 
 
 def test_teachers_and_their_heads() -> None:
-    taught = torch.tensor([0.1, 0.3, 0.2, 0.4], dtype=torch.float64)
-    assert head_of(taught).tolist() == [False, True, False, True]
+    teacher_C = torch.tensor([0.1, 0.3, 0.2, 0.4], dtype=torch.float64)
+    assert head_of(teacher_C).tolist() == [False, True, False, True]
     assert head_of(torch.tensor([0.5, 0.25, 0.25])).tolist() == [True, False, False]
     assert teacher(ZipfConfig(classes=3)).tolist() == pytest.approx([6 / 11, 3 / 11, 2 / 11])
     bells = teacher(MixtureConfig(classes=40, weights=[3, 1], width=2))
@@ -152,8 +152,8 @@ def test_teachers_and_their_heads() -> None:
 
 
 def test_one_step_of_the_fit_is_gradient_descent() -> None:
-    taught, start = torch.tensor([0.7, 0.3], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
-    head, tail = fit(losses.forward_kl, taught, start, lr=0.5, epochs=1)
+    teacher_C, start = torch.tensor([0.7, 0.3], dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    head, tail = fit(losses.forward_kl, teacher_C, start, lr=0.5, epochs=1)
     after = 1 / (1 + np.exp(-2 * 0.5 * 0.2))  # logits 0.5 * (p - q) = +-0.1
     assert head[0].tolist() == pytest.approx([0.2, 0.7 - after]) and tail[0].tolist() == pytest.approx([0.2, 0.7 - after])
 
