@@ -18,7 +18,7 @@ from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
 
 RENDERER = tiny_renderer()
 EOS = RENDERER.eos
-DRAWS = 20_000
+DRAWS = 5_000
 PROMPT = random_rollouts([(4, 1)])[0].prompt
 FIVE = {"vocabulary": 5}  # the first five ids, the end of the sequence among them: 85 sequences of at most three tokens
 
@@ -42,7 +42,7 @@ def mixed(
 
 
 def draws(pair: tuple[PreTrainedModel, PreTrainedModel], **options: Any) -> list[Rollout]:
-    return mixed(pair, [PROMPT], samples=DRAWS, max_new_tokens=3, **(FIVE | options))
+    return mixed(pair, [PROMPT], **(FIVE | {"samples": DRAWS, "max_new_tokens": 3} | options))
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.9}, {"alpha": 1.0}, {"alpha": 0.0}])
@@ -60,7 +60,7 @@ def test_the_p_value_tells_the_mixture_from_similar_distributions(
     teacher, student = draws(pair, alpha=1.0), draws(pair, alpha=0.0, seed=1)
     heads = np.random.default_rng(0).random(DRAWS) < 0.3
     assert p_value(expected, [teacher[i] if heads[i] else student[i] for i in range(DRAWS)]) < 1e-9
-    assert p_value(expected, draws(pair, alpha=0.27)) < 1e-3
+    assert p_value(expected, draws(pair, alpha=0.27, samples=4 * DRAWS)) < 1e-3
 
     def interpolated(q: torch.Tensor, p: torch.Tensor, alpha: float, uniforms: torch.Tensor) -> Any:
         both = torch.log_softmax(alpha * p + (1 - alpha) * q, -1)
