@@ -4,30 +4,15 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from minidist.types import Array, RankGroup
 
 
-class Group(Protocol):
-    """Process `rank` of the `size` processes that share one model. All of them must make the same calls in the same order."""
-
-    rank: int
-    size: int
-
-    def total(self, values: Array) -> Array:
-        """Sum over ranks, element by element, in float64."""
-        ...
-
-    def largest(self, values: Sequence[int]) -> list[int]:
-        """Largest value of any rank at each index; ranks may pass lists of different lengths."""
-        ...
-
-
 class OneProcess:
-    """A model that no other process shares: sums and largest values are those of this process."""
+    """A model that no other process shares: process 0 of 1, and sums and largest values are those of this process."""
 
     rank, size = 0, 1
 
@@ -41,7 +26,8 @@ class OneProcess:
 
 
 class ProcessGroup:
-    """One rank of a torch.distributed process group, which it joins; the numbers travel over gloo, on the CPU.
+    """Process `rank` of the `size` processes of a torch.distributed group, which it joins. All of them must make the same calls
+    in the same order; the numbers travel over gloo, on the CPU.
 
     `device`: type of the ranks' devices, `cuda` or `cpu`.
     """
@@ -61,7 +47,7 @@ class ProcessGroup:
         return numbers.numpy()
 
     def largest(self, values: Sequence[int]) -> list[int]:
-        """Largest value of any rank at each index."""
+        """Largest value of any rank at each index; ranks may pass lists of different lengths."""
         return self._largest(list(values) + [0] * (self._largest([len(values)])[0] - len(values)))
 
     def _largest(self, values: list[int]) -> list[int]:
@@ -70,6 +56,10 @@ class ProcessGroup:
         numbers = torch.tensor(values, dtype=torch.int64)
         torch.distributed.all_reduce(numbers, op=torch.distributed.ReduceOp.MAX, group=self._gloo)
         return numbers.tolist()
+
+
+Group = OneProcess | ProcessGroup
+"""The processes that share one model."""
 
 
 def _join(group: RankGroup, device: str) -> Any:

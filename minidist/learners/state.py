@@ -3,7 +3,7 @@
 They lie in the directory `training/`, since vLLM takes every safetensors file beside a model for a part of the model.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -18,45 +18,37 @@ _DIRECTORY = "training"
 _STEPS = "optimizer_steps"
 
 
-def save_state(path: Path, steps: int, state: Iterable[tuple[str, Mapping[str, Tensor]]], *, write: bool) -> None:
-    """Write the tensors of each parameter after `steps` optimizer steps. All ranks read `state`, since each may hold a part of
-    every tensor; one has `write` set."""
-    writer = StateWriter(path, steps) if write else None
+def save_state(path: Path, steps: int, state: Iterable[tuple[str, Mapping[str, Tensor]]], *, write: bool = True) -> None:
+    """Write the tensors of each parameter after `steps` optimizer steps into training/00001.safetensors and so on.
+
+    All ranks read `state`, since each may hold a part of every tensor; the first of them has `write` set. At most one file is
+    held in memory.
+    """
+    if not write:
+        for _ in state:
+            pass
+        return
+    (path / _DIRECTORY).mkdir(exist_ok=True)
+    for number, tensors in enumerate(_files(steps, state), 1):
+        save_file(tensors, path / _DIRECTORY / f"{number:05d}.safetensors")
+
+
+def _files(steps: int, state: Iterable[tuple[str, Mapping[str, Tensor]]]) -> Iterator[dict[str, Tensor]]:
+    """The tensors of each file, copied."""
+    held, size = {_STEPS: torch.tensor([steps])}, 0
     for parameter, tensors in state:
-        if writer is not None:
-            writer.add(parameter, tensors)
-    if writer is not None:
-        writer.flush()
-
-
-class StateWriter:
-    """Collects tensors and writes training/00001.safetensors and so on, so that at most one file is held in memory."""
-
-    def __init__(self, path: Path, steps: int) -> None:
-        self._path = path / _DIRECTORY
-        self._files = 0
-        self._bytes = 0
-        self._held: dict[str, Tensor] = {_STEPS: torch.tensor([steps])}
-        self._path.mkdir(exist_ok=True)
-
-    def add(self, parameter: str, tensors: Mapping[str, Tensor]) -> None:
-        """`weight`, and the optimizer's moments by their names."""
         for name, tensor in tensors.items():
-            self._held[f"{parameter}|{name}"] = tensor.detach().cpu().contiguous().clone()
-            self._bytes += tensor.numel() * tensor.element_size()
-        if self._bytes >= _FILE_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the collected tensors."""
-        if self._held:
-            self._files += 1
-            save_file(self._held, self._path / f"{self._files:05d}.safetensors")
-            self._held, self._bytes = {}, 0
+            held[f"{parameter}|{name}"] = tensor.detach().cpu().contiguous().clone()
+            size += tensor.nbytes
+        if size >= _FILE_BYTES:
+            yield held
+            held, size = {}, 0
+    if held:
+        yield held
 
 
 class StateReader:
-    """Reads the files of `StateWriter`, tensor by tensor. Raises RunDirectoryError if `path` holds none."""
+    """Reads the files of `save_state`, tensor by tensor. Raises RunDirectoryError if `path` holds none."""
 
     def __init__(self, path: Path) -> None:
         self._files: dict[str, Path] = {}

@@ -99,13 +99,14 @@ def chunked_loss(
         chunks: call the student's head at least so often, the last times on no tokens: the ranks of a sharded head must call
             it equally often, forward and backward.
     """
-    work, head, hidden_ND = _TeacherAndObjective(objective, teacher, targets), student.head, student.hidden_ND
+    head, hidden_ND = student.head, student.hidden_ND
     # Without loss tokens the sum of the teacher's log-probabilities is 0, not unknown.
     has_teacher = not len(student) or teacher is not None or targets.has_teacher
     parts = list(_parts(len(student), chunk_tokens, targets.group_N, chunks))
+    work = _TeacherAndObjective(objective, teacher, targets, parts)
     if isinstance(head, LinearHead) and torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight.requires_grad):
         sums: Tensor
-        loss, sums = _EagerGradient.apply(work, parts, head, hidden_ND, head.weight, head.bias)
+        loss, sums = _EagerGradient.apply(work, head, hidden_ND, head.weight, head.bias)
         return _terms(loss, sums, len(student), has_teacher)
 
     def one_chunk(hidden_ND: Tensor, part: slice) -> tuple[Tensor, Tensor]:
@@ -152,6 +153,8 @@ class _TeacherAndObjective:
     objective: Objective
     teacher: LazyLogits | None
     targets: TokenTargets
+    parts: Sequence[slice]
+    """The chunks."""
 
     @torch.no_grad()
     def teacher_logits(self, part: slice) -> Tensor | None:
@@ -180,19 +183,13 @@ class _EagerGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        work: _TeacherAndObjective,
-        parts: Sequence[slice],
-        head: LinearHead,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        bias_V: Tensor | None,
+        ctx: Any, work: _TeacherAndObjective, head: LinearHead, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[3:]
+        wanted = ctx.needs_input_grad[2:]
         # Summed over the chunks in float32, whatever the precision of the head.
         gradients = [torch.empty_like(hidden_ND) if wanted[0] else None, *_zeros_like((weight_VD, bias_V), wanted[1:])]
         loss, sums = hidden_ND.new_zeros((), dtype=torch.float32), None
-        for part in parts:
+        for part in work.parts:
             table_NV = head.raw(hidden_ND[part])  # the head's products, then, block by block, their gradient
             teacher_NV = work.teacher_logits(part)
             for block in _blocks(part, table_NV, work.targets.group_N):
@@ -217,7 +214,7 @@ class _EagerGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, outer: Tensor, _: Tensor) -> tuple[Any, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # scaled in place: they are as large as the head
-        return (None, None, None, *(each if each is None else each.mul_(outer.to(each)) for each in gradients))
+        return (None, None, *(each if each is None else each.mul_(outer.to(each)) for each in gradients))
 
 
 def _zeros_like(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> Iterator[Tensor | None]:

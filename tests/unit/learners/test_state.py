@@ -15,7 +15,7 @@ from minidist.config.models import LoraConfig
 from minidist.data.batching import collate
 from minidist.errors import RunDirectoryError
 from minidist.learners.learner import LocalLearner
-from minidist.learners.state import StateReader, StateWriter
+from minidist.learners.state import StateReader, save_state
 from minidist.losses.objectives import Supervised
 from minidist.models.lora import inject
 from minidist.types import Batch
@@ -147,11 +147,8 @@ def tensors(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("limit", "files"), [(1 << 30, 1), (145, 2), (144, 4), (1, 4)])
 def test_state_in_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, files: int) -> None:
     monkeypatch.setattr(state_module, "_FILE_BYTES", limit)
-    writer = StateWriter(tmp_path, 7)
     states = {"model.layers.0.weight": tensors(0), "lm_head": tensors(1), "odd|name": tensors(2), "norm": tensors(3)}
-    for name, parts in states.items():
-        writer.add(name, parts)
-    writer.flush()
+    save_state(tmp_path, 7, states.items())
     assert file_names(tmp_path) == ["training"], "vLLM would take another safetensors file for a part of the model"
     assert file_names(tmp_path / "training") == [f"{number:05d}.safetensors" for number in range(1, files + 1)]
     reader = StateReader(tmp_path)
@@ -164,11 +161,13 @@ def test_state_in_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest.Monk
 def test_state_keeps_precision_and_is_a_copy(tmp_path: Path) -> None:
     state = tensors(0, torch.bfloat16)
     held = {name: tensor.clone() for name, tensor in state.items()}
-    writer = StateWriter(tmp_path, 0)
-    writer.add("layer", state | {"weight": state["weight"].T})
-    for tensor in state.values():
-        tensor.zero_()
-    writer.flush()
+
+    def disturbed() -> Iterator[tuple[str, dict[str, Tensor]]]:
+        yield "layer", state | {"weight": state["weight"].T}
+        for tensor in state.values():
+            tensor.zero_()
+
+    save_state(tmp_path, 0, disturbed())
     found = StateReader(tmp_path).tensors("layer")
     assert found["weight"].dtype == torch.bfloat16 and torch.equal(found["weight"], held["weight"].T)
     assert torch.equal(found["exp_avg"], held["exp_avg"])
@@ -180,9 +179,21 @@ def test_a_checkpoint_without_training_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_parameter_that_was_not_trained_is_named(tmp_path: Path) -> None:
-    writer = StateWriter(tmp_path, 0)
-    writer.add("layer.weight", tensors(0))
-    writer.flush()
+    save_state(tmp_path, 0, [("layer.weight", tensors(0))])
     for name in ("layer", "weight", "layer.weight2"):
         with pytest.raises(KeyError, match=name):
             StateReader(tmp_path).tensors(name)
+
+
+def test_a_rank_that_does_not_write_reads_the_whole_state(tmp_path: Path) -> None:
+    """Each rank may hold a part of every tensor, so all of them must read all tensors."""
+    read: list[str] = []
+
+    def state() -> Iterator[tuple[str, dict[str, Tensor]]]:
+        for name in ("first", "second"):
+            read.append(name)
+            yield name, tensors(0)
+
+    save_state(tmp_path, 0, state(), write=False)
+    assert read == ["first", "second"]
+    assert not (tmp_path / "training").exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minidist.errors import RunDirectoryError
-from minidist.learners.state import StateReader, StateWriter
+from minidist.learners.state import StateReader, save_state
 from minidist.run.checkpoint import Checkpoint, Checkpoints
 
 
@@ -41,9 +41,7 @@ class FileLearner:
         self._fail("save")
 
     async def save_state(self, path: Path) -> None:
-        writer = StateWriter(path, self.step)
-        writer.add("layer", {"weight": torch.full((3,), float(self.step))})
-        writer.flush()
+        save_state(path, self.step, [("layer", {"weight": torch.full((3,), float(self.step))})])
         self._fail("save_state")
 
     def _fail(self, verb: str) -> None:
