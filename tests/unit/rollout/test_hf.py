@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_samples_in_any_batch(monkeypatch: pytest.M
     together = written(model, prompts, samples=2)
     assert [rollout.tokens.tolist() for rollout in written(model, prompts, samples=2)] == [r.tokens.tolist() for r in together]
     alone = [rollout for prompt in prompts[::-1] for rollout in written(model, [prompt], samples=2)[::-1]][::-1]
-    monkeypatch.setattr(module, "_ROWS", 3)
+    monkeypatch.setattr(module, "ROWS", 3)
     for other in (alone, written(model, prompts, samples=2)):
         for left, right in zip(together, other, strict=True):
             assert (left.prompt.row, left.sample) == (right.prompt.row, right.sample)
