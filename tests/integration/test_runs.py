@@ -206,6 +206,7 @@ def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: Sta
         "teacher": {"model": str(models / "teacher" / "final")},
         "data": {"test": {"path": "task:sort", "split": "test", "rows": 100}, "max_prompt_tokens": 16},
         "rollout": {"max_new_tokens": 10},
+        "cluster": {"roles": "local"},
     }
     done = run("evaluate", write(models / "evaluate.yaml", config))
     assert done.returncode == 0, done.stderr
@@ -302,14 +303,16 @@ def numbers(directory: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not k.startswith(("time/", "speed/"))} for line in metrics(directory)]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_leaves_nothing_behind_and_goes_on_as_if_undisturbed(
-    models: Path, undisturbed: list[dict[str, float]], nothing_left: Started, how: signal.Signals
+@pytest.mark.parametrize(
+    ("how", "roles", "ranks"), [(signal.SIGINT, "ray", 2), (signal.SIGTERM, "local", 1), (signal.SIGKILL, "ray", 1)]
+)
+def test_an_interrupted_run_leaves_nothing_behind_and_resumes_as_if_undisturbed(
+    models: Path, undisturbed: list[dict[str, float]], nothing_left: Started, how: signal.Signals, roles: str, ranks: int
 ) -> None:
-    """Interrupted in Ray actors at some step, gone on with in one process. Ctrl-C meets a learner of two ranks."""
-    name = f"stopped-{how.name}"
-    directory, ranks = models / name, 2 if how is signal.SIGINT else 1
-    command = start("distill", deterministic(models, name, learner={"ranks": ranks}), fresh=how is signal.SIGINT)
+    """Interrupted at some step, in Ray actors or in one process, and resumed in one process."""
+    name = f"stopped-{how.name}-{roles}"
+    directory = models / name
+    command = start("distill", deterministic(models, name, roles=roles, learner={"ranks": ranks}), fresh=roles == "ray")
     try:
         wait_for_steps(directory, command, 5 + time.time_ns() % 20)
         command.process.send_signal(how)
@@ -356,7 +359,7 @@ def test_a_run_stopped_while_it_starts_leaves_nothing_behind(models: Path, nothi
 
 def test_a_role_that_dies_ends_the_run_with_a_sentence(models: Path, nothing_left: Started) -> None:
     directory = models / "bereaved"
-    command = start("distill", write(models / "bereaved.yaml", distill(models, directory.name, 5000)))
+    command = start("distill", write(models / "bereaved.yaml", distill(models, directory.name, 5000)), fresh=True)
     try:
         wait_for_steps(directory, command)
         hosts = [process for process in nothing_left.processes() if "ray::Host" in " ".join(process.cmdline())]

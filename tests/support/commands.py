@@ -1,6 +1,7 @@
 """`minidist …` as a process of its own, forked from one that has imported everything or, with `fresh`, started by Python.
 
-Forked, a command does what it does from a shell, without the seconds that its imports take.
+Forked, a command does what it does from a shell, without the seconds that its imports take. Ray does not start in a forked
+process, so commands that start it are `fresh`.
 """
 
 import multiprocessing
