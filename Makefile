@@ -15,6 +15,8 @@ COMPILED := accelerate aiohttp datasets deepspeed fastapi huggingface_hub mpmath
     ray scipy sympy torch transformers vllm
 NOT_COMPILED := /tests?/|/testing/|/models/(?!auto|llama|gpt2|qwen|opt|mistral|gemma|phi|__init__)
 SEED ?= 0
+# Processes among which the unit tests are dealt.
+WORKERS ?= 2
 
 .PHONY: quickstart test check soak bench setup clean
 
@@ -22,13 +24,14 @@ quickstart: $(READY)
 	launch/quickstart.sh $(SEED)
 
 test: $(READY_DEV)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest tests/unit --numprocesses $(WORKERS)
+	$(VENV)/bin/python -m pytest tests/integration
 
 check: $(READY_DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
-	$(VENV)/bin/python -m pytest tests/unit
+	$(VENV)/bin/python -m pytest tests/unit --numprocesses $(WORKERS)
 
 soak: $(READY_DEV)
 	$(VENV)/bin/python -m pytest tests/soak

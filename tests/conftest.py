@@ -1,8 +1,9 @@
-"""What all tests share: quiet, offline, and threads that sleep when they wait."""
+"""What all tests share: quiet, offline, one thread, which sleeps when it waits."""
 
 import os
 
 os.environ.update(
+    OMP_NUM_THREADS="1",  # models are tiny, and a second thread waits for a core that another process has
     OMP_WAIT_POLICY="PASSIVE",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",

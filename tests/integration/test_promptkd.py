@@ -18,7 +18,8 @@ from minidist.types import Batch, Rollout
 from tests.integration.conftest import Stack, learner_arguments
 from tests.integration.test_equalities import written
 from tests.integration.test_ranks import UNEVEN, assert_same, one_row, weights_of
-from tests.integration.test_runs import metrics, run, write
+from tests.integration.test_runs import metrics, write
+from tests.support.commands import run
 from tests.support.config import teacher_config
 
 PROMPT_FIGURES = ("prompt/kl_to_student_nats", "prompt/kl_to_base_nats", "prompt/grad_norm", "prompt/regulariser")

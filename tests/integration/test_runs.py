@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,8 +16,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.integration.conftest import SHAPE, Stack
-
-LIMIT = 240  # seconds for one command on a busy machine
+from tests.integration.live_server import Live
+from tests.support.commands import LIMIT, Command, run, start
 
 
 def write(path: Path, config: dict[str, Any]) -> Path:
@@ -60,14 +58,6 @@ def distill(root: Path, name: str, steps: int) -> dict[str, Any]:
         "learner": {"optimizer": {"lr": 2e-3, "warmup_steps": 5}},
         "evaluation": {"every": 20},
     }
-
-
-def command(verb: str, config: Path) -> list[str]:
-    return [sys.executable, "-m", "minidist.cli", verb, str(config)]
-
-
-def run(verb: str, config: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(verb, config), capture_output=True, text=True, timeout=LIMIT)
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +124,10 @@ MARK = "MINIDIST_TEST_STARTED"
 
 
 @pytest.fixture
-def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[Started]:
+def nothing_left(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, starting: Live | None) -> Iterator[Started]:
     """Fails the test when a process, a temporary file or shared memory outlives the commands that the test started."""
+    if starting is not None:
+        request.getfixturevalue("server")  # while it starts, it makes semaphores of its own
     folder = Path(tempfile.mkdtemp(prefix="m-", dir="/tmp"))  # short: the paths of sockets lie in it
     started = Started(folder, folder.name)
     monkeypatch.setenv(MARK, folder.name)
@@ -155,7 +147,7 @@ def metrics(directory: Path) -> list[dict[str, float]]:
 
 
 def test_distillation_brings_the_student_closer_and_leaves_its_files(models: Path, nothing_left: Started) -> None:
-    done = run("distill", write(models / "distill.yaml", distill(models, "distill", 40)))
+    done = run("distill", write(models / "distill.yaml", distill(models, "distill", 40)), fresh=True)
     assert done.returncode == 0, done.stderr
     directory = models / "distill"
     summary = json.loads((directory / "summary.json").read_text())
@@ -182,7 +174,7 @@ def test_distillation_brings_the_student_closer_and_leaves_its_files(models: Pat
     assert rollout["prompt"] and "".join(rollout["pieces"]).startswith(rollout["answer"])
     assert rollout["student_logprobs"] == pytest.approx(rollout["logprobs"], abs=1e-3)  # sampled at temperature 1
     assert len(rollout["teacher_logprobs"]) == len(rollout["tokens"])
-    shown = subprocess.run([*command("sample", directory), "--rows", "2"], capture_output=True, text=True, timeout=LIMIT)
+    shown = run("sample", directory, "--rows", "2")
     assert shown.returncode == 0 and "mean difference" in shown.stdout, shown.stderr
     assert list((directory / "tensorboard").glob("events*")) and (directory / "log.txt").stat().st_size
 
@@ -205,7 +197,7 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(models: Path) -> N
     again = run("sft", config)
     assert again.returncode == 0 and "finished already" in again.stderr
     assert (models / "student" / "final" / "model.safetensors").stat().st_mtime_ns == before
-    other = subprocess.run([*command("sft", config), "run.steps=41"], capture_output=True, text=True, timeout=LIMIT)
+    other = run("sft", config, "run.steps=41")
     assert other.returncode == 2 and "run.steps was 40 and is now 41" in other.stderr
 
 
@@ -217,6 +209,7 @@ def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: Sta
         "teacher": {"model": str(models / "teacher" / "final")},
         "data": {"test": {"path": "task:sort", "split": "test", "rows": 100}, "max_prompt_tokens": 16},
         "rollout": {"max_new_tokens": 10},
+        "cluster": {"roles": "local"},
     }
     done = run("evaluate", write(models / "evaluate.yaml", config))
     assert done.returncode == 0, done.stderr
@@ -313,23 +306,25 @@ def numbers(directory: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not k.startswith(("time/", "speed/"))} for line in metrics(directory)]
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_leaves_nothing_behind_and_goes_on_as_if_undisturbed(
-    models: Path, undisturbed: list[dict[str, float]], nothing_left: Started, how: signal.Signals
+@pytest.mark.parametrize(
+    ("how", "roles", "ranks"), [(signal.SIGINT, "ray", 2), (signal.SIGTERM, "local", 1), (signal.SIGKILL, "ray", 1)]
+)
+def test_an_interrupted_run_leaves_nothing_behind_and_resumes_as_if_undisturbed(
+    models: Path, undisturbed: list[dict[str, float]], nothing_left: Started, how: signal.Signals, roles: str, ranks: int
 ) -> None:
-    """Interrupted in Ray actors at some step, gone on with in one process. Ctrl-C meets a learner of two ranks."""
-    name = f"stopped-{how.name}"
-    directory, ranks = models / name, 2 if how is signal.SIGINT else 1
-    process = start(deterministic(models, name, learner={"ranks": ranks}))
+    """Interrupted at some step, in Ray actors or in one process, and resumed in one process."""
+    name = f"stopped-{how.name}-{roles}"
+    directory = models / name
+    command = start("distill", deterministic(models, name, roles=roles, learner={"ranks": ranks}), fresh=roles == "ray")
     try:
-        wait_for_steps(directory, process, 5 + time.time_ns() % 20)
-        process.send_signal(how)
-        _, errors = process.communicate(timeout=60)
+        wait_for_steps(directory, command, 5 + time.time_ns() % 20)
+        command.process.send_signal(how)
+        errors = command.wait(60).stderr
     finally:
-        process.kill()
+        command.process.kill()
     assert not (directory / "final").exists(), "it was over before it could be interrupted"
     if how is not signal.SIGKILL:  # after which nobody is left to say a word
-        assert process.returncode == 128 + how
+        assert command.returncode == 128 + how
         assert f"stopped by {how.name}" in errors and "Traceback" not in errors
         assert "the same command resumes from it" in errors
     again = run("distill", deterministic(models, name, roles="local"))
@@ -350,45 +345,41 @@ def test_an_interrupted_run_leaves_nothing_behind_and_goes_on_as_if_undisturbed(
 
 
 def test_a_run_stopped_while_it_starts_leaves_nothing_behind(models: Path, nothing_left: Started) -> None:
-    process = start(write(models / "early.yaml", distill(models, "early", 5000)))
+    command = start("distill", write(models / "early.yaml", distill(models, "early", 5000)), fresh=True)
     try:
         for _ in range(LIMIT * 4):
             if any(nothing_left.folder.glob("minidist-*")):
                 break
             time.sleep(0.25)
         time.sleep(1.5)  # Ray is starting
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=90)
+        command.process.send_signal(signal.SIGTERM)
+        errors = command.wait(90).stderr
     finally:
-        process.kill()
-    assert process.returncode == 128 + signal.SIGTERM
+        command.process.kill()
+    assert command.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM" in errors and "Traceback" not in errors
 
 
 def test_a_role_that_dies_ends_the_run_with_a_sentence(models: Path, nothing_left: Started) -> None:
     directory = models / "bereaved"
-    process = start(write(models / "bereaved.yaml", distill(models, directory.name, 5000)))
+    command = start("distill", write(models / "bereaved.yaml", distill(models, directory.name, 5000)), fresh=True)
     try:
-        wait_for_steps(directory, process)
+        wait_for_steps(directory, command)
         hosts = [process for process in nothing_left.processes() if "ray::Host" in " ".join(process.cmdline())]
         assert len(hosts) == 3
         hosts[0].kill()
-        _, errors = process.communicate(timeout=60)
+        errors = command.wait(60).stderr
     finally:
-        process.kill()
-    assert process.returncode == 1
+        command.process.kill()
+    assert command.returncode == 1
     assert "minidist: the " in errors and " died in " in errors and "Traceback" not in errors
     assert list((directory / "logs").iterdir())
 
 
-def start(config: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(command("distill", config), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_steps(directory: Path, process: subprocess.Popen[str], count: int = 3) -> None:
+def wait_for_steps(directory: Path, command: Command, count: int = 3) -> None:
     for _ in range(LIMIT * 10):
-        if process.poll() is not None:
-            raise AssertionError(f"ended too early: {process.communicate()[1]}")
+        if command.returncode is not None:
+            raise AssertionError(f"ended too early: {command.stderr}")
         if (directory / "metrics.jsonl").exists() and (directory / "metrics.jsonl").read_text().count("\n") >= count:
             return
         time.sleep(0.1)

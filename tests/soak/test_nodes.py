@@ -12,7 +12,8 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
 from tests.integration.conftest import SHAPE
-from tests.integration.test_runs import distill, run, sft, write
+from tests.integration.test_runs import distill, sft, write
+from tests.support.commands import run
 
 LIMIT = 900  # seconds: nine actors start on two cores
 
