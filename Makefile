@@ -1,7 +1,7 @@
 # make quickstart   set up .venv and run the whole example on this machine
 # make test         set up .venv and run every test
 # make check        lint, types, fast tests
-# make soak         slow tests: two Ray nodes on this machine
+# make soak         slow tests: two Ray nodes on this machine, SIGTERM to Ray actors, every row of Dolly
 # make bench        measurements: memory against what minidist check says, mixed sampling by turns against in step, losses in chunks
 #                   against the plain ones and TRL's
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -45,7 +45,7 @@ bench: $(READY_DEV)
 setup: $(READY_DEV)
 
 $(READY): requirements/torch.txt requirements/cpu.txt pyproject.toml
-	@echo "setting up $(VENV): about 2 minutes"
+	@echo "setting up $(VENV): about 3 minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements/torch.txt
 	$(PIP) --no-deps -r requirements/cpu.txt
