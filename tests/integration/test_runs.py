@@ -291,7 +291,7 @@ def deterministic(models: Path, name: str, **cluster: Any) -> Path:
     """A run whose numbers are the same to the last bit each time, whatever happens to it in between."""
     config = distill(models, name, STEPS)
     config["run"] |= {"deterministic": True, "checkpoint_every": 4}
-    return write(models / f"{name}.yaml", config | {"cluster": cluster})
+    return write(models / f"{name}.yaml", config | {"cluster": {"threads": 1} | cluster})
 
 
 @pytest.fixture(scope="module")
