@@ -111,7 +111,8 @@ class Rollout:
     tokens [T] int32, with the end-of-sequence token if the answer ended with it. logprobs [T] float32, nats, under the sampled
     distribution (temperature and truncation applied); None if the text was not sampled. versions [T] int32, the published
     weights that each token came from, -1 for text of a data set. coins [T] bool, in teacher-mixed sampling: whether the teacher
-    chose the token; `logprobs` are then the student's, and NaN at the teacher's tokens.
+    chose the token; `logprobs` are then the student's, and NaN at the teacher's tokens. labelled [T] bool: which tokens of
+    given text are trained on; None: all.
 
     Prompt "1+2=" answered "3<eos>" by the student's weights of version 7: tokens [3, eos], logprobs [-0.1, -0.02],
     versions [7, 7], finish STOP.
@@ -126,6 +127,7 @@ class Rollout:
     text: str = ""
     writer: Writer = Writer.STUDENT
     coins: Array | None = None
+    labelled: Array | None = None
 
     @classmethod
     def written(

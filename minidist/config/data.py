@@ -1,6 +1,6 @@
 """`data`: sources of prompts, answers and plain text, and how they become tokens."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -8,17 +8,28 @@ from minidist.config.base import Section
 
 
 class SourceConfig(Section):
-    """A set of rows: a Hugging Face data set, a local JSONL or Parquet file (also .gz), a directory, or a generated task."""
+    """A set of rows: a local file (.jsonl, .json, .csv, .tsv, .parquet, .txt, also compressed), a directory, a data set on the
+    hub, or a generated task. Values keep the text that they have in the file."""
 
     path: str
     """A data set name on the hub, a file, a directory of files, or `task:NAME` for a generated task. Environment variables are
     expanded: ${MINIDIST_DATA}/dolly/train.jsonl.gz."""
     split: str = "train"
-    """Split of a hub data set; of a task: train, valid or test, which have no prompt in common."""
+    """Split of a data set or of a directory; of a task: train, valid or test, which have no prompt in common."""
+    subset: str | None = None
+    """Configuration of a data set on the hub, or folder of a directory. None: the only one."""
     prompt: str = "{{ prompt }}"
-    """Jinja template of the prompt, over the columns of a row."""
+    """Jinja template of the prompt, over the columns of a row. `{{ COLUMN }}` of a column of messages is a conversation."""
     answer: str | None = None
-    """Jinja template of the gold answer. None: the rows are prompts only."""
+    """Jinja template of the gold answer, or `{{ COLUMN }}` of a column of messages. None: the rows are prompts only."""
+    messages: str | None = None
+    """Column with a conversation: a list of messages with role and content, as Hugging Face chat data sets have it, in place of
+    prompt and answer. A rollout answers its last message; a trailing turn of the assistant is the gold answer."""
+    tools: str | None = None
+    """Column with the tools that the chat template describes to the model, a list of JSON schemas."""
+    labels: Literal["assistant", "last"] = "assistant"
+    """Turns of a conversation that are trained on: all of the assistant's, or the last. Turns of users, tools and the system
+    never are."""
     references: str | None = None
     """Column with a list of gold answers for evaluation, in place of answer; an answer is measured against the closest."""
     text: str | None = None
@@ -35,6 +46,8 @@ class SourceConfig(Section):
     def _one_use(self) -> "SourceConfig":
         if self.text is not None and self.answer is not None:
             raise ValueError("set answer (train on answers) or text (train on plain text) of a data source, not both")
+        if self.messages is not None and (self.answer is not None or self.text is not None):
+            raise ValueError("messages of a data source is used in place of answer and of text; set only one of the three")
         if self.references is not None and (self.answer is not None or self.text is not None):
             raise ValueError("references of a data source is used in place of answer and of text; set only one of the three")
         return self
@@ -42,7 +55,7 @@ class SourceConfig(Section):
     @property
     def gold(self) -> bool:
         """Whether the rows have gold answers."""
-        return self.answer is not None or self.task is not None
+        return self.answer is not None or self.messages is not None or self.task is not None
 
     @property
     def has_labels(self) -> bool:
@@ -79,10 +92,19 @@ class RenderConfig(Section):
 
     chat_template: Literal["auto", "on", "off"] = "auto"
     """Wrap prompts in the tokenizer's chat template: if it has one (auto), always (on), or never (off)."""
+    template_options: dict[str, Any] = Field(default={})
+    """Variables of the chat template, such as enable_thinking: false."""
     system: str | None = None
-    """System message of the chat template. None: no system message."""
+    """System message of conversations that have none. None: no system message."""
+    special_tokens: Literal["control", "text", "refuse"] = "control"
+    """Special tokens that a row writes out, such as <|im_end|>: read as the tokenizer reads them (control), kept as plain text
+    (text), or the row is a bad row (refuse). `minidist check` counts them."""
     max_prompt_tokens: int = Field(default=512, ge=1)
     """Most tokens of a prompt; rows with longer prompts are bad rows."""
+    truncate: Literal["refuse", "left", "right"] = "refuse"
+    """Rows that are too long are bad rows (refuse), or the text of the prompt loses its beginning (left) or its end (right).
+    An answer that is too long beside its prompt loses its end with right, and then has no end token; with left the prompt
+    loses more."""
 
 
 class SftDataConfig(RenderConfig):

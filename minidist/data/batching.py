@@ -41,10 +41,12 @@ def collate(
 
 def _row(rollout: Rollout, scores: TeacherScores | None) -> Row:
     tokens_S, start = np.concatenate([rollout.prompt.tokens, rollout.tokens]), len(rollout.prompt.tokens)
-    labels_L = tokens_S[start:]
+    labels_L, outputs_L = tokens_S[start:].astype(np.int64), np.arange(start - 1, len(tokens_S) - 1, dtype=np.int64)
     for values in _arrays(scores).values() if scores else ():
         assert len(values) == len(labels_L), "per-token arrays must have one entry a generated token"
-    return Row(tokens_S, np.arange(start - 1, len(tokens_S) - 1, dtype=np.int64), labels_L.astype(np.int64), scores)
+    if (labelled := rollout.labelled) is not None:
+        labels_L, outputs_L, scores = labels_L[labelled], outputs_L[labelled], _at(scores, labelled)
+    return Row(tokens_S, outputs_L, labels_L, scores)
 
 
 def _loss_tokens(rows: Sequence[Row]) -> int:
@@ -72,11 +74,12 @@ def share_out(lengths: Sequence[int], ranks: int) -> list[list[int]]:
 
 def unlabelled(row: Row) -> Row:
     """The row's first token without labels: a forward and backward pass over it runs every layer and adds no loss."""
-    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], _emptied(row.scores), _emptied(row.credit))
+    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], _at(row.scores, slice(0)), _at(row.credit, slice(0)))
 
 
-def _emptied(record: PerToken | None) -> PerToken | None:
-    return None if record is None else replace(record, **{name: values[:0] for name, values in _arrays(record).items()})
+def _at(record: PerToken | None, tokens: Array | slice) -> PerToken | None:
+    """The record of some of its tokens."""
+    return None if record is None else replace(record, **{name: values[tokens] for name, values in _arrays(record).items()})
 
 
 def in_minibatches(stream: Stream, minibatches: int, passes: int, *, seed: Sequence[int]) -> list[Stream]:

@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 
 from minidist.config.data import QuestionsConfig
-from minidist.data.rendering import Renderer, Template
-from minidist.data.sources import Example, is_text_list, read_rows, too_long, usable_rows
+from minidist.data.examples import Example
+from minidist.data.exchanges import Record
+from minidist.data.rendering import Renderer
+from minidist.data.sources import check_prompt_length, is_text_list, read_rows, usable_rows
+from minidist.data.templates import BadRow, Template
 
 
 @dataclass(frozen=True)
@@ -22,34 +25,37 @@ def read_questions(
     source: QuestionsConfig, renderer: Renderer, *, max_prompt_tokens: int, max_tokens: int
 ) -> tuple[list[Question], int]:
     """The questions of a source, and the number of rows skipped."""
-    prompt, answer = Template(source.prompt, "prompt"), Template(source.answer or "{{ answer }}", "answer")
+    prompt = Template(source.prompt, "prompt", renderer.guard)
+    answer = Template(source.answer or "{{ answer }}", "answer", renderer.guard)
 
-    def read(_: int, row: dict[str, Any]) -> Question | str:
-        choices = row[source.choices] if isinstance(source.choices, str) else source.choices
+    def read(_: int, row: Record) -> Question:
+        choices = row.get(source.choices) if isinstance(source.choices, str) else source.choices
         text, right = prompt.fill(row), answer.fill(row)
-        question = _question(text, choices, right, renderer) if text.strip() else "the prompt is empty"
-        if isinstance(question, str):
-            return question
+        if not text.strip():
+            raise BadRow("the prompt is empty")
+        question = _question(text, choices, right, renderer)
         first = question.choices[0]
-        if reason := too_long(first.tokens[: first.start], max_prompt_tokens):
-            return reason
+        check_prompt_length(first.tokens[: first.start], max_prompt_tokens)
         if (longest := max(len(choice.tokens) for choice in question.choices)) > max_tokens:
-            return f"it has {longest} tokens with its longest choice, more than the {max_tokens} that the models hold"
+            raise BadRow(f"it has {longest} tokens with its longest choice, more than the {max_tokens} that the models hold")
         return question
 
     return usable_rows(source, read_rows(source), read)
 
 
-def _question(text: str, choices: Any, answer: str, renderer: Renderer) -> Question | str:
-    """The question, or the reason why the row cannot be used."""
+def _question(text: str, choices: Any, answer: str, renderer: Renderer) -> Question:
     if not is_text_list(choices) or len(choices) < 2:
-        return f"its choices are {choices!r}, not a list of two texts or more"
-    prompt_P, choices_T = renderer.prompt(text), [renderer.answer(choice)[:-1] for choice in choices]
-    if not all(map(len, choices_T)):
-        return f"one of its choices {choices!r} is empty"
+        raise BadRow(f"its choices are {choices!r}, not a list of two texts or more")
+    if not all(choices):
+        raise BadRow(f"one of its choices {choices!r} is empty")
     if (right := _right(choices, answer.strip())) is None:
-        return f"its answer {answer!r} is neither one of its choices {choices!r} nor the number of a choice"
-    return Question(tuple(Example(np.concatenate([prompt_P, choice_T]), len(prompt_P)) for choice_T in choices_T), right)
+        raise BadRow(f"its answer {answer!r} is neither one of its choices {choices!r} nor the number of a choice")
+    return Question(tuple(_choice(renderer.example(text, choice)) for choice in choices), right)
+
+
+def _choice(example: Example) -> Example:
+    """Without the end of the answer, which is the same after every choice."""
+    return Example(np.concatenate([example.tokens[: example.start], example.answer[:-1]]), example.start)
 
 
 def _right(choices: list[str], answer: str) -> int | None:

@@ -1,81 +1,125 @@
-"""Text to tokens and back. No other module tokenizes text."""
+"""Text to tokens and back, as the model's own tokenizer and chat template do it. No other module tokenizes text."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined, TemplateSyntaxError, UndefinedError, meta
 
 from minidist.config.data import RenderConfig
-from minidist.errors import ConfigError, DataError, ModelError
+from minidist.data.chat import Chat
+from minidist.data.conversations import Message
+from minidist.data.examples import Example
+from minidist.data.templates import BadRow
+from minidist.errors import ModelError
 from minidist.types import Array
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Asking = str | Sequence[Message]
+"""A prompt: the text of a user, or a conversation up to the assistant's turn."""
+
 _INCOMPLETE = "\ufffd"  # what tokenizers decode the first bytes of an incomplete character to
-_JINJA = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
-
-
-class Template:
-    """A Jinja template over the columns of a row. `where` is the setting that holds the template, for error messages."""
-
-    def __init__(self, source: str, where: str) -> None:
-        try:
-            self.columns = meta.find_undeclared_variables(_JINJA.parse(source))
-            self._template = _JINJA.from_string(source)
-        except TemplateSyntaxError as error:
-            raise ConfigError(f"{where} is not a valid Jinja template: {error.message} in {source!r}") from None
-        self.where = where
-
-    def check(self, columns: list[str], path: str) -> None:
-        """Raise DataError unless the data at `path` has every column that the template uses."""
-        missing = sorted(self.columns - set(columns))
-        if missing:
-            known = ", ".join(columns)
-            raise DataError(f"{path} has no column {missing[0]!r}, which {self.where} uses; its columns are {known}")
-
-    def fill(self, row: dict[str, Any]) -> str:
-        """The template filled with a row's values; null is filled in as empty text."""
-        try:
-            return self._template.render({key: "" if value is None else value for key, value in row.items()})
-        except UndefinedError as error:
-            raise DataError(f"{self.where} cannot be filled from a row: {error.message}") from None
+_CUT = "\ufdd0"  # no character of any text: cuts a special token that stands in user text in two, so that it stays text
+_ANCHORS = ("\n", "a")  # begin a text whose continuation is tokenized, so that no blank is added before the continuation
 
 
 class Renderer:
-    """Prompts, answers and plain text to token ids, with one tokenizer and one chat template."""
+    """Prompts, answers and plain text to token ids, with one tokenizer and one chat template.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: RenderConfig) -> None:
+    Args:
+        tokenizer: of the student.
+        config: how text becomes tokens.
+        stops: ids at which the model's generation_config or config ends an answer, beside the tokenizer's and the template's.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", config: RenderConfig, stops: Iterable[int] = ()) -> None:
         if tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no end-of-sequence token, so answers would never end; set eos_token")
         if config.chat_template == "on" and tokenizer.chat_template is None:
             raise ModelError("data.chat_template is on, but the tokenizer has no chat template; set data.chat_template=off")
-        self.tokenizer, self.eos = tokenizer, int(str(tokenizer.eos_token_id))
-        self._chat = config.chat_template != "off" and tokenizer.chat_template is not None
-        self._system = config.system
+        self.tokenizer = tokenizer
+        self.eos = int(str(tokenizer.eos_token_id))
+        self.counts: Counter[str] = Counter()
+        """Texts that needed more than tokenizing: rejoined, special, truncated."""
+        self.chat = Chat(tokenizer, config) if config.chat_template != "off" and tokenizer.chat_template is not None else None
+        self._mode = config.special_tokens
+        self.truncate = config.truncate
+        self._specials = _special_tokens(tokenizer)
+        self._written_out = re.compile("|".join(map(re.escape, sorted(self._specials, key=len, reverse=True))) or r"(?!)")
+        self._before = _begin(tokenizer)
+        tail = self._bare(self.chat.after) if self.chat else []
+        ends = [index for index, token in enumerate(tail) if token in self._specials.values()]
+        self._tail, self._ends_turn = tail, ends[0] if ends else None
+        self.end = tail[ends[0]] if ends else self.eos
+        """The id that ends an answer: what the chat template writes after it, or the end-of-sequence token."""
+        self.stops = tuple(sorted({self.eos, self.end, *stops}))
+        """Ids that end an answer, in every engine alike."""
 
-    def prompt(self, text: str) -> Array:
+    def prompt(self, asking: Asking, tools: Any = None) -> Array:
         """Token ids of a prompt, up to the first token of the answer."""
-        if not self._chat:
-            return self._ids(text)
-        messages = [{"role": "system", "content": self._system}] if self._system else []
-        messages.append({"role": "user", "content": text})
-        rendered = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self._ids(str(rendered))
+        return _array(self._prompt(asking, tools)[0])
 
-    def answer(self, text: str) -> Array:
-        """Token ids of an answer with its end-of-sequence token."""
-        return np.append(self._ids(text), np.int32(self.eos))
+    def example(self, asking: Asking, answer: str | Message, tools: Any = None) -> Example:
+        """A prompt with its answer; the labels are the answer and its end.
+
+        The answer's ids are the rest of the joined encoding where that begins with the prompt's ids. Elsewhere they are ids
+        with which the decoded whole is the same text; `counts["rejoined"]` counts such answers. Raises BadRow where there are
+        none.
+        """
+        prompt, text = self._prompt(asking, tools)
+        if self.chat is None:
+            assert isinstance(answer, str)
+            ids = self._continued(prompt, text, answer)
+            return Example(_array([*prompt, *ids, *([] if ids[-1:] == [self.eos] else [self.eos])]), len(prompt))
+        message = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
+        written = self.chat.answer(_messages(asking), message, text, tools)
+        ids, labels = self._ended(self._continued(prompt, text, written))
+        return _example([*prompt, *ids], [(len(prompt), len(prompt) + labels)])
+
+    def conversation(self, messages: Sequence[Message], tools: Any = None) -> Example:
+        """A conversation; the labels are all of the assistant's turns with their ends. Raises BadRow where there are none."""
+        assert self.chat is not None
+        text, turns = self.chat.turns(messages, tools)
+        ids: list[int] = []
+        labels, done = [], 0
+        for start, end in turns:
+            ids += self._continued(ids, text[:done], text[done:start])
+            turn, labelled = self._ended(self._continued(ids, text[:start], text[start:end]))
+            labels.append((len(ids), len(ids) + labelled))
+            ids, done = ids + turn, end
+        if not labels:
+            raise BadRow("the conversation has no turn of the assistant")
+        return _example(ids + self._continued(ids, text[:done], text[done:]), labels)
 
     def text(self, text: str) -> Array:
-        """Token ids of plain text with an end-of-sequence token."""
-        return self.answer(text)
+        """Token ids of plain text between the tokens that the tokenizer adds at the beginning and the end-of-sequence token."""
+        ids = self._begun(self._bare(text))
+        return _array([*ids, *([] if ids[-1:] == [self.eos] else [self.eos])])
+
+    def cut(self, text: str, tokens: int, side: str) -> str:
+        """The text without `tokens` tokens at its left or right side."""
+        self.counts["truncated"] += 1
+        ids = self._bare(text)
+        kept = self._decode(ids[tokens:] if side == "left" else ids[: max(0, len(ids) - tokens)])
+        return kept.lstrip(_INCOMPLETE) if side == "left" else kept.rstrip(_INCOMPLETE)
+
+    def guard(self, text: str) -> str:
+        """Text of a user as `data.special_tokens` has it: special tokens in it stay, become plain text, or are refused."""
+        found = self._written_out.search(text)
+        if found is None:
+            return text
+        if self._mode == "refuse":
+            raise BadRow(f"it holds the special token {found[0]!r} written out; set data.special_tokens to text or to control")
+        self.counts["special"] += 1
+        return self._written_out.sub(lambda match: match[0][0] + _CUT + match[0][1:], text) if self._mode == "text" else text
 
     def decode(self, tokens: Array) -> str:
-        """Text of an answer, without its end-of-sequence token."""
+        """Text of an answer, without the id that ended it."""
         ids = tokens.tolist()
-        return self._text(ids[:-1] if ids and ids[-1] == self.eos else ids)
+        return self._decode(ids[:-1] if ids and ids[-1] in self.stops else ids)
 
     def pieces(self, tokens: Array) -> list[str]:
         """The part of the decoded text that belongs to each token; joined, the pieces are the whole text.
@@ -88,18 +132,131 @@ class Renderer:
         # strip a blank at the start of a text, so a token decoded alone would lose its leading blank.
         context, border, shown = 0, 0, ""
         for end in range(1, len(ids) + 1):
-            text = self._text(ids[context:end])[len(self._text(ids[context:border])) :]
+            text = self._decode(ids[context:end])[len(self._decode(ids[context:border])) :]
             cut = text.endswith(_INCOMPLETE)
             piece = text.removeprefix(shown if text.startswith(shown) else shown.rstrip(_INCOMPLETE))
             pieces.append(piece or (_INCOMPLETE if cut else ""))
             context, border, shown = (context, border, text) if cut else (border, end, "")
         return pieces
 
-    def _text(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+    def _prompt(self, asking: Asking, tools: Any) -> tuple[list[int], str]:
+        """Token ids and text of a prompt."""
+        if self.chat is not None:
+            text = self.chat.prompt(_messages(asking), tools)
+            return self._bare(text), text
+        if not isinstance(asking, str):
+            raise ModelError(
+                "the rows are conversations, and the tokenizer has no chat template, or data.chat_template is off; use a "
+                "tokenizer with a template, or write the prompt as a template over the columns"
+            )
+        return self._begun(self._bare(asking)), asking
 
-    def _ids(self, text: str) -> Array:
-        return np.asarray(self.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int32)
+    def _ended(self, ids: list[int]) -> tuple[list[int], int]:
+        """The ids of an assistant's turn, and how many of them are labels: those up to the token that ends the turn."""
+        size = len(self._tail)
+        if self._ends_turn is None:  # the template writes no token at which generation could stop
+            whole = [*(ids[: len(ids) - size] if size and ids[-size:] == self._tail else ids), self.eos]
+            return whole, len(whole)
+        if ids[-size:] == self._tail:
+            return ids, len(ids) - size + self._ends_turn + 1
+        last = next((index for index in range(len(ids), 0, -1) if ids[index - 1] == self.end), None)
+        return (ids, last) if last is not None else ([*ids, self.end], len(ids) + 1)
+
+    def _continued(self, prompt: list[int], text: str, more: str) -> list[int]:
+        """Ids of `more` after the ids `prompt` of `text`."""
+        if not more:
+            return []
+        joined = self._bare(text + more)
+        joined = self._begun(joined) if self.chat is None else joined
+        if joined[: len(prompt)] == prompt:
+            return joined[len(prompt) :]
+        self.counts["rejoined"] += 1
+        whole = self._decode(joined)
+        for ids in self._continuations(more):
+            if self._decode(prompt + ids) == whole:
+                return ids
+        raise BadRow("the tokenizer cannot write the answer after the prompt: no tokens of the answer give the joined text")
+
+    def _continuations(self, more: str) -> Iterator[list[int]]:
+        """Ways to write a text that continues another: alone, and after a beginning that is then cut off."""
+        alone = self._bare(more)
+        yield alone
+        for anchor in _ANCHORS:
+            begun, beginning = self._bare(anchor + more), self._bare(anchor)
+            if begun[: len(beginning)] == beginning:
+                yield begun[len(beginning) :]
+        yield alone[1:]
+        if (subwords := self._subwords(more)) is not None:
+            yield subwords
+
+    def _subwords(self, more: str) -> list[int] | None:
+        """WordPiece alone: the longest pieces that continue a word, then the other words."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        prefix = getattr(backend and backend.model, "continuing_subword_prefix", None)
+        if backend is None or not prefix:
+            return None
+        written = backend.normalizer.normalize_str(more) if backend.normalizer else more
+        word, ids = re.split(r"\W", written, maxsplit=1)[0], []
+        rest = self._bare(written[len(word) :])
+        while word:
+            ends = (end for end in range(len(word), 0, -1) if backend.token_to_id(prefix + word[:end]) is not None)
+            if (end := next(ends, None)) is None:
+                return None
+            ids, word = [*ids, backend.token_to_id(prefix + word[:end])], word[end:]
+        return ids + rest
+
+    def _begun(self, ids: list[int]) -> list[int]:
+        """The ids after those that the tokenizer adds at the beginning of a text, once."""
+        return ids if ids[: len(self._before)] == self._before else self._before + ids
+
+    def _bare(self, text: str) -> list[int]:
+        """Ids of a text, without those that the tokenizer adds."""
+        first, *parts = text.split(_CUT)
+        ids = list(self.tokenizer(first, add_special_tokens=False)["input_ids"])
+        for part in parts:
+            before = self._decode(ids)
+            written = (each for each in self._continuations(part) if self._decode(ids + each) == before + part)
+            ids += next(written, None) or next(self._continuations(part))
+        return ids
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def visible(text: str) -> str:
+    """A text for people, without the marks of `Renderer.guard`."""
+    return text.replace(_CUT, "")
+
+
+def _messages(asking: Asking) -> Sequence[Message]:
+    return [{"role": "user", "content": asking}] if isinstance(asking, str) else asking
+
+
+def _array(ids: Sequence[int]) -> Array:
+    return np.asarray(ids, dtype=np.int32)
+
+
+def _example(ids: list[int], labels: Sequence[tuple[int, int]]) -> Example:
+    """The ids with the labels of some ranges; None in place of a mask where all tokens from the first label on are labels."""
+    labelled = np.zeros(len(ids), dtype=bool)
+    for start, end in labels:
+        labelled[start:end] = True
+    first = labels[0][0]
+    return Example(_array(ids), first, None if labelled[first:].all() else labelled[first:])
+
+
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    """The special tokens of a tokenizer, and their ids."""
+    added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=False)
+    return added | {str(token): int(str(index)) for token, index in named if index is not None}
+
+
+def _begin(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids that the tokenizer adds before a text."""
+    bare, whole = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (False, True))
+    starts = (start for start in range(len(whole) - len(bare) + 1) if whole[start : start + len(bare)] == bare)
+    return whole[: next(starts, 0)]
 
 
 def character_tokenizer(alphabet: str) -> "PreTrainedTokenizerBase":

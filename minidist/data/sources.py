@@ -1,96 +1,95 @@
-"""Rows of text from a task, a file, a directory or the Hugging Face hub, turned into prompts and training rows.
+"""Rows of a task, a file, a directory or a data set on the hub, turned into prompts and training rows.
 
 Rows that cannot be used are refused (the error counts them and names the first) or skipped and counted, by `bad_rows`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from itertools import chain, islice
 from typing import Any, TypeVar
-
-import numpy as np
 
 from minidist.config.data import SourceConfig
 from minidist.data import tasks
-from minidist.data.rendering import Renderer, Template
+from minidist.data.examples import Example, gold_rollout
+from minidist.data.exchanges import Exchange, ExchangeReader, Record
+from minidist.data.files import read_source
+from minidist.data.progress import counted
+from minidist.data.rendering import Renderer
+from minidist.data.templates import BadRow, Template
 from minidist.errors import DataError
-from minidist.types import Array, Prompt, Rollout, Writer
+from minidist.types import Array, Prompt
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
-
+__all__ = ["Example", "check_source", "gold_rollout", "read_examples", "read_prompts", "read_rows", "usable_rows"]
 
 Item = TypeVar("Item")
 
+_PEEKED = 100  # rows whose columns are known before any row is used
+_CUTS = 8  # tries until a text that is cut fits: a text cut in a word may have more tokens
+
 
 def usable_rows(
-    source: SourceConfig, rows: Iterable[dict[str, Any]], read: Callable[[int, dict[str, Any]], Item | str | None]
+    source: SourceConfig, rows: Iterable[Record], read: Callable[[int, Record], Item | None]
 ) -> tuple[list[Item], int]:
     """What `read(index, row)` makes of each row, up to `source.rows` items, and the number of bad rows that were skipped.
 
-    `read` returns an item, or the reason why the row cannot be used, or None for a row that only separates others. Raises
-    DataError when `source.bad_rows` refuses bad rows, and when all rows are bad.
+    `read` raises BadRow where the row cannot be used, and returns None for a row that only separates others. Raises DataError
+    when `source.bad_rows` refuses bad rows, and when all rows are bad.
     """
     items: list[Item] = []
-    reasons: list[tuple[int, str]] = []
-    for index, row in enumerate(rows):
+    bad: list[tuple[int, str]] = []
+    for index, row in enumerate(counted(rows, source.path)):
+        try:
+            if (item := read(index, row)) is not None:
+                items.append(item)
+        except BadRow as error:
+            bad.append((index, str(error)))
         if source.rows is not None and len(items) == source.rows:
             break
-        item = read(index, row)
-        if isinstance(item, str):
-            reasons.append((index, item))
-        elif item is not None:
-            items.append(item)
-    if reasons:
-        index, reason = reasons[0]
-        seen = len(items) + len(reasons)
-        count = f"{len(reasons)} of {seen} rows of {source.path} cannot be used; the first is row {index}: {reason}"
+    if bad:
+        index, reason = bad[0]
+        count = (
+            f"{len(bad)} of {len(items) + len(bad)} rows of {source.path} cannot be used; the first is row {index}: {reason}"
+        )
         if source.bad_rows == "refuse":
             raise DataError(f"{count}. Correct them, or skip them with bad_rows: skip")
         if not items:
             raise DataError(f"{count}. No usable row is left")
-    return items, len(reasons)
+    return items, len(bad)
 
 
-def too_long(prompt: Array, limit: int) -> str | None:
-    """The reason why a row with this prompt cannot be used, if the prompt has more than `limit` tokens."""
-    if len(prompt) <= limit:
-        return None
-    return f"the prompt has {len(prompt)} tokens, more than data.max_prompt_tokens = {limit}"
+def check_prompt_length(prompt: Array, limit: int) -> None:
+    """Raise BadRow if a prompt has more than `limit` tokens."""
+    if len(prompt) > limit:
+        raise BadRow(f"the prompt has {len(prompt)} tokens, more than data.max_prompt_tokens = {limit}")
 
 
-def read_rows(source: SourceConfig) -> list[dict[str, Any]]:
-    """All rows of a source as dictionaries, every configured column checked."""
+def read_rows(source: SourceConfig) -> Iterator[Record]:
+    """The rows of a source, one after another, every configured column checked."""
     if source.task is not None:
-        rows = tasks.generate(source.task, split=source.split, rows=source.rows or 1000, seed=source.seed)
-        _check_columns(source, list(rows[0]))
-        return list(rows)
-    return _open(source).to_list()
+        rows: Iterator[Record] = iter(
+            tasks.generate(source.task, split=source.split, rows=source.rows or 1000, seed=source.seed)
+        )
+    else:
+        rows = read_source(source)
+    first = list(islice(rows, _PEEKED))
+    if not first:
+        raise DataError(f"{source.path} has no rows")
+    _check_columns(source, list(dict.fromkeys(name for row in first for name in row)))
+    return chain(first, rows)
 
 
 def check_source(source: SourceConfig) -> None:
     """Raise DataError unless the data can be opened and has every configured column. No text becomes tokens, and no torch is
     imported."""
-    if source.task is None:
-        _open(source)
-    else:
-        _check_columns(source, list(tasks.generate(source.task, split=source.split, rows=1, seed=source.seed)[0]))
-
-
-def _open(source: SourceConfig) -> Any:
-    """The data set of a source that is not a task, every configured column checked."""
-    data = _load_dataset(source)
-    if not data.column_names or not len(data):
-        raise DataError(f"{source.path} has no rows")
-    _check_columns(source, list(data.column_names))
-    return data
+    read_rows(source if source.task is None else source.model_copy(update={"rows": 1}))
 
 
 def _check_columns(source: SourceConfig, columns: list[str]) -> None:
     for name in ("prompt", "answer", "text"):
         written = getattr(source, name)
-        if written is not None and not (name == "prompt" and source.text is not None):
+        if written is not None and not (name == "prompt" and (source.text or source.messages)):
             Template(written, name).check(columns, source.path)
-    for where in ("references", "choices"):
+    for where in ("references", "choices", "messages", "tools"):
         name = getattr(source, where, None)
         if isinstance(name, str) and name not in columns:
             raise DataError(f"{source.path} has no column {name!r}, which {where} names; its columns are {', '.join(columns)}")
@@ -108,79 +107,111 @@ def read_prompts(
 
     `gold`: the run trains on the gold answers, so they are tokenized, and a row without one cannot be used.
     """
-    answer_from = source.answer or ("{{ answer }}" if source.task is not None else None)
-    prompt, answer = Template(source.prompt, "prompt"), Template(answer_from, "answer") if answer_from else None
+    reader = ExchangeReader(source, renderer)
 
-    def read(index: int, row: dict[str, Any]) -> Prompt | str:
-        text = prompt.fill(row)
-        tokens = renderer.prompt(text)
-        if not text.strip():
-            return "the prompt is empty"
-        if reason := too_long(tokens, max_prompt_tokens):
-            return reason
-        references = row[source.references] if source.references is not None else []
+    def read(index: int, row: Record) -> Prompt:
+        exchange = reader.read(row)
+        references: Any = [] if source.references is None else row.get(source.references)
         if source.references is not None and not is_text_list(references):
-            return f"its {source.references} is {references!r}, not a list of texts"
-        gold_text = answer.fill(row) if answer else next(iter(references), None)
-        if gold and not (gold_text or "").strip():
-            return "the answer is empty"
-        gold_tokens = renderer.answer(gold_text or "") if gold else None
-        return Prompt(index, tokens, text, gold_text, gold_tokens, tuple(references))
+            raise BadRow(f"its {source.references} is {references!r}, not a list of texts")
+        if exchange.answer is None:
+            exchange = replace(exchange, answer=next(iter(references), None))
+        answer = exchange.answer_text
+        if gold and not (answer or "").strip():
+            raise BadRow("the answer is empty")
+        prompt, gold_tokens = _fitting_prompt(exchange, renderer, max_prompt_tokens, gold=gold)
+        return Prompt(index, prompt, exchange.text, answer, gold_tokens, tuple(references))
 
     return usable_rows(source, read_rows(source), read)
 
 
-@dataclass(frozen=True)
-class Example:
-    """Given text to train on: the first `start` of `tokens` are the prompt, the rest are labels."""
-
-    tokens: Array
-    start: int
-
-    def as_rollout(self) -> Rollout:
-        """The example as a rollout that nobody sampled, for `collate` and for a teacher to score."""
-        prompt = Prompt(0, self.tokens[: self.start], "")
-        return Rollout.written(prompt, self.tokens[self.start :], None, version=-1, stopped=True, writer=Writer.DATASET)
-
-
-def gold_rollout(prompt: Prompt, max_new_tokens: int | None = None) -> Rollout:
-    """The gold answer of a prompt as a rollout that nobody sampled, cut at `max_new_tokens`; None: the whole answer."""
-    assert prompt.gold is not None, "the prompt was read with gold=True"
-    tokens, stopped = prompt.gold[:max_new_tokens], max_new_tokens is None or len(prompt.gold) <= max_new_tokens
-    text = prompt.answer or ""
-    return Rollout.written(prompt, tokens, None, version=-1, stopped=stopped, text=text, writer=Writer.DATASET)
+def _fitting_prompt(exchange: Exchange, renderer: Renderer, limit: int, *, gold: bool) -> tuple[Array, Array | None]:
+    """Tokens of a prompt of at most `limit` tokens, cut where `data.truncate` cuts, and of its answer."""
+    for _ in range(_CUTS):
+        if gold and exchange.answer is not None:
+            example = renderer.example(exchange.asking, exchange.answer, exchange.tools)
+            prompt, answer = example.tokens[: example.start], example.answer
+        else:
+            prompt, answer = renderer.prompt(exchange.asking, exchange.tools), None
+        if len(prompt) <= limit or renderer.truncate == "refuse":
+            break
+        exchange = exchange.cut(renderer, len(prompt) - limit, renderer.truncate)
+    check_prompt_length(prompt, limit)
+    return prompt, answer
 
 
 def read_examples(
     source: SourceConfig, renderer: Renderer, *, max_prompt_tokens: int, max_tokens: int
 ) -> tuple[list[Example], int]:
-    """Training rows of a source, on answers or on plain text, and the number of rows skipped."""
+    """Training rows of a source, on answers, conversations or plain text, and the number of rows skipped."""
     if source.text is not None:
         return _text_examples(source, renderer, max_tokens)
-    prompt, answer = Template(source.prompt, "prompt"), Template(source.answer or "{{ answer }}", "answer")
+    if source.answer is None and source.messages is None:
+        source = source.model_copy(update={"answer": "{{ answer }}"})
+    reader = ExchangeReader(source, renderer)
 
-    def read(_: int, row: dict[str, Any]) -> Example | str:
-        prompt_text, answer_text = prompt.fill(row), answer.fill(row)
-        prompt_P, answer_T = renderer.prompt(prompt_text), renderer.answer(answer_text)
-        if not prompt_text.strip() or not answer_text.strip():
-            return "the answer is empty" if prompt_text.strip() else "the prompt is empty"
-        if reason := too_long(prompt_P, max_prompt_tokens):
-            return reason
-        if (length := len(prompt_P) + len(answer_T)) > max_tokens:
-            return f"it has {length} tokens, more than data.max_tokens = {max_tokens}"
-        return Example(np.concatenate([prompt_P, answer_T]), len(prompt_P))
+    def read(_: int, row: Record) -> Example:
+        exchange = reader.read(row)
+        if exchange.answer is None and not any(message["role"] == "assistant" for message in exchange.messages):
+            raise BadRow("the answer is empty")
+        if isinstance(exchange.answer, str) and not exchange.answer.strip():
+            raise BadRow("the answer is empty")
+        if exchange.messages and source.labels == "assistant":
+            return _fitting_conversation(exchange, renderer, max_tokens)
+        return _fitting_example(exchange, renderer, max_prompt_tokens, max_tokens)
 
     return usable_rows(source, read_rows(source), read)
 
 
+def _fitting_conversation(exchange: Exchange, renderer: Renderer, limit: int) -> Example:
+    example = renderer.conversation(exchange.messages, exchange.tools)
+    return _within(example, limit, renderer)
+
+
+def _fitting_example(exchange: Exchange, renderer: Renderer, prompt_limit: int, limit: int) -> Example:
+    """A prompt with its answer, cut where `data.truncate` cuts."""
+    side = renderer.truncate
+    for _ in range(_CUTS):
+        example = renderer.example(exchange.asking, exchange.answer or "", exchange.tools)
+        excess = example.start - prompt_limit
+        if side == "left":
+            excess = max(excess, example.start + _last_label(example) - limit)
+        if excess <= 0 or side == "refuse":
+            break
+        exchange = exchange.cut(renderer, excess, side)
+    check_prompt_length(example.tokens[: example.start], prompt_limit)
+    return _within(example, limit, renderer)
+
+
+def _last_label(example: Example) -> int:
+    """Number of tokens from the first label to the last."""
+    labelled = example.labelled
+    return len(example.tokens) - example.start if labelled is None else int(labelled.nonzero()[0][-1]) + 1
+
+
+def _within(example: Example, limit: int, renderer: Renderer) -> Example:
+    """The example without the tokens after `limit`: those that are no labels, or, with truncate=right, labels too."""
+    end = example.start + _last_label(example)
+    if end > limit and not (renderer.truncate == "right" and example.start < limit):
+        raise BadRow(f"it has {len(example.tokens)} tokens, more than data.max_tokens = {limit}")
+    if end > limit:
+        renderer.counts["truncated"] += 1
+    if len(example.tokens) <= limit:
+        return example
+    labelled = example.labelled if example.labelled is None else example.labelled[: limit - example.start]
+    return Example(example.tokens[:limit], example.start, labelled)
+
+
 def _text_examples(source: SourceConfig, renderer: Renderer, max_tokens: int) -> tuple[list[Example], int]:
     """Plain text, each document cut into pieces of at most `max_tokens`; all tokens but the first of a document are labels."""
-    template = Template(source.text or "", "text")
-    empty = None if source.path.endswith(".txt") else "the text is empty"  # blank lines of a text file separate its rows
+    template = Template(source.text or "", "text", renderer.guard)
+    separates = source.path.endswith((".txt", ".txt.gz", ".txt.xz"))  # blank lines of a text file separate its rows
 
-    def read(_: int, row: dict[str, Any]) -> list[Example] | str | None:
+    def read(_: int, row: Record) -> list[Example] | None:
         text = template.fill(row)
-        return [Example(piece, 1) for piece in _pieces(renderer.text(text), max_tokens)] if text.strip() else empty
+        if not text.strip() and not separates:
+            raise BadRow("the text is empty")
+        return [Example(piece, 1) for piece in _pieces(renderer.text(text), max_tokens)] if text.strip() else None
 
     documents, skipped = usable_rows(source, read_rows(source), read)
     return [piece for pieces in documents for piece in pieces], skipped
@@ -190,34 +221,3 @@ def _pieces(tokens: Array, size: int) -> Iterator[Array]:
     for start in range(0, len(tokens) - 1, size - 1):  # pieces overlap by one token, since a piece's first is no label
         if len(piece := tokens[start : start + size]) > 1:
             yield piece
-
-
-def _load_dataset(source: SourceConfig) -> Any:
-    """Through `datasets`: a local file or directory by its ending, else a name on the hub."""
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-
-    datasets.disable_progress_bars()
-    path = Path(source.path).expanduser()
-    try:
-        if path.is_file():
-            return datasets.load_dataset(_builder(path), data_files=str(path), split="train")
-        if path.is_dir():
-            return datasets.load_dataset(str(path), split=source.split)
-        if source.path.startswith((".", "/", "~")) or source.path.count("/") > 1 or path.suffix in (*_BUILDERS, ".gz"):
-            raise DataError(f"no data file or directory at {source.path}")
-        return datasets.load_dataset(source.path, split=source.split)
-    except StopIteration:
-        raise DataError(f"{source.path} has no rows") from None
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise DataError(f"cannot read the data {source.path!r} (split {source.split!r}): {reason}") from None
-
-
-def _builder(path: Path) -> str:
-    endings = [ending for ending in path.suffixes if ending not in (".gz", ".zst", ".xz")]
-    if not endings or endings[-1] not in _BUILDERS:
-        raise DataError(f"{path} has an unknown ending; expected {', '.join(_BUILDERS)}, compressed with .gz or not")
-    return _BUILDERS[endings[-1]]

@@ -26,6 +26,7 @@ from minidist.types import Batch, Rollout, Sampling, Weights
 from tests.integration.conftest import OBJECTIVES, SHAPE, Stack, save_model, settings
 from tests.support.config import make_objective, teacher_config
 from tests.support.learners import local_learner
+from tests.support.tiny import answer_of
 
 SAMPLING = Sampling(max_new_tokens=16, seed=3)
 GREEDY = replace(SAMPLING, temperature=0.0)
@@ -44,7 +45,7 @@ def written(stack: Stack, count: int = 24, **changes: Any) -> list[Rollout]:
 def on_policy_batch(stack: Stack, rollouts: list[Rollout]) -> Batch:
     scores = stack.run(stack.teacher.score(rollouts))
     rows = generate("sort", split="train", rows=7, seed=9)
-    answers = [stack.renderer.answer(row["answer"]) for row in rows]
+    answers = [answer_of(stack.renderer, row["answer"]) for row in rows]
     prompts = [stack.renderer.prompt(row["prompt"]) for row in rows]
     examples = [Example(np.concatenate([p, a]), len(p)) for p, a in zip(prompts, answers, strict=True)]
     given = [example.as_rollout() for example in examples]

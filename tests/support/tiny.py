@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from minidist.config.data import RenderConfig
 from minidist.data.rendering import Renderer, character_tokenizer
-from minidist.types import Finish, Payload, Prompt, Rollout, Row, TeacherScores
+from minidist.types import Array, Finish, Payload, Prompt, Rollout, Row, TeacherScores
 
 VOCABULARY = 13  # of the ten digits, "=", <eos> and <unk>
 
@@ -25,6 +25,11 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, vocabulary: int = VOCABULA
     ids = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = AutoConfig.for_model(kind, **(shape | ids | {"initializer_range": 0.2} | fields))
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def answer_of(renderer: Renderer, text: str) -> Array:
+    """Token ids of an answer with its end."""
+    return renderer.example("1", text).answer
 
 
 def tiny_renderer() -> Renderer:

@@ -11,7 +11,7 @@ from minidist.data import batching
 from minidist.data.batching import collate, in_minibatches, in_order, pack, share_out, unlabelled
 from minidist.data.sources import Example
 from minidist.types import Finish, Payload, Prompt, Rollout, Row, Stream, TeacherScores
-from tests.support.tiny import random_rollouts, row_logits, tiny_model, tiny_renderer
+from tests.support.tiny import answer_of, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LAYOUTS = pytest.mark.parametrize("padded", [False, True], ids=["packed", "buckets"])
 
@@ -37,7 +37,7 @@ def test_first_generated_token_is_predicted_from_the_last_prompt_token() -> None
 
 def test_end_of_sequence_is_a_label() -> None:
     renderer = tiny_renderer()
-    given, answer = renderer.prompt("21="), renderer.answer("12")
+    given, answer = renderer.prompt("21="), answer_of(renderer, "12")
     stream = collate("gold", [Example(np.concatenate([given, answer]), len(given)).as_rollout()])
     assert stream.rows[0].labels.tolist() == answer.tolist()
     assert stream.rows[0].labels[-1] == renderer.eos

@@ -7,8 +7,10 @@ from transformers import PreTrainedTokenizerBase
 
 from minidist.config.data import RenderConfig
 from minidist.data import tasks
-from minidist.data.rendering import Renderer, Template, character_tokenizer
+from minidist.data.rendering import Renderer, character_tokenizer
+from minidist.data.templates import Template
 from minidist.errors import ConfigError, DataError, ModelError
+from tests.support.tiny import answer_of
 
 CHAT = "{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}|{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 
@@ -48,17 +50,17 @@ def test_tokenizer_without_end_is_refused() -> None:
 
 def test_answer_and_text_end_with_eos_and_prompts_do_not() -> None:
     renderer = Renderer(character_tokenizer("12="), RenderConfig())
-    assert renderer.answer("12").tolist() == [2, 3, renderer.eos]
+    assert answer_of(renderer, "12").tolist() == [2, 3, renderer.eos]
     assert renderer.text("12").tolist() == [2, 3, renderer.eos]
     assert renderer.prompt("12=").tolist() == [2, 3, 4]
-    assert renderer.answer("").tolist() == [renderer.eos]
+    assert answer_of(renderer, "").tolist() == [renderer.eos]
 
 
 def test_decode_leaves_the_last_eos_away_and_only_that() -> None:
     renderer = Renderer(character_tokenizer("12="), RenderConfig())
-    assert renderer.decode(renderer.answer("121")) == "121"
+    assert renderer.decode(answer_of(renderer, "121")) == "121"
     assert renderer.decode(renderer.prompt("121")) == "121"
-    assert renderer.decode(renderer.answer("")) == ""
+    assert renderer.decode(answer_of(renderer, "")) == ""
     assert renderer.decode(renderer.prompt("")) == ""
 
 
@@ -72,7 +74,7 @@ def test_character_tokenizer_round_trip(alphabet: str) -> None:
     for text in (alphabet, alphabet[::-1], alphabet[0] * 3, alphabet[-1] + alphabet[0]):
         ids = renderer.prompt(text).tolist()
         assert ids == [2 + alphabet.index(character) for character in text]
-        assert renderer.decode(renderer.answer(text)) == text
+        assert renderer.decode(answer_of(renderer, text)) == text
 
 
 def test_character_outside_the_alphabet_is_unknown() -> None:

@@ -14,7 +14,7 @@ from minidist.config.data import SourceConfig
 from minidist.data.sources import Example, gold_rollout, read_examples, read_prompts, read_rows
 from minidist.errors import DataError
 from minidist.types import Finish, Prompt, Writer
-from tests.support.tiny import tiny_renderer
+from tests.support.tiny import answer_of, tiny_renderer
 
 ROWS = [{"q": "31=", "a": "13"}, {"q": "20=", "a": "02"}, {"q": "9=", "a": "9"}]
 COLUMNS = {"prompt": "{{ q }}", "answer": "{{ a }}"}
@@ -72,14 +72,14 @@ def test_a_directory_is_a_source_with_splits(tmp_path: Path) -> None:
     jsonl(tmp_path / "data" / "test.jsonl", ROWS[:1])
     assert len(prompts(tmp_path / "data", **COLUMNS)[0]) == 3
     assert len(prompts(tmp_path / "data", split="test", **COLUMNS)[0]) == 1
-    with pytest.raises(DataError, match=r"cannot read the data .*split 'dev'"):
+    with pytest.raises(DataError, match=r"has the splits train, test, not 'dev'; set split"):
         prompts(tmp_path / "data", split="dev", **COLUMNS)
 
 
 def test_task_is_a_source_with_answers() -> None:
     found, _ = prompts("task:sort", rows=5, split="test")
     assert [prompt.answer for prompt in found] == ["".join(sorted(prompt.text[:-1])) for prompt in found]
-    assert len(read_rows(SourceConfig(path="task:sort"))) == 1000
+    assert len(list(read_rows(SourceConfig(path="task:sort")))) == 1000
 
 
 def test_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_unknown_ending_and_broken_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"unknown ending; expected .jsonl"):
         prompts(tmp_path / "a.xml")
     (tmp_path / "b.jsonl").write_text("{not json\n")
-    with pytest.raises(DataError, match="cannot read the data"):
+    with pytest.raises(DataError, match=r"b.jsonl, row 0: the row cannot be read"):
         prompts(tmp_path / "b.jsonl")
 
 
@@ -170,7 +170,7 @@ def test_example_is_prompt_then_answer_then_eos(tmp_path: Path) -> None:
     learned, _ = examples(jsonl(tmp_path / "r.jsonl"), **COLUMNS)
     first = learned[0]
     assert first.start == 3
-    assert first.tokens.tolist() == [*renderer.prompt("31=").tolist(), *renderer.answer("13").tolist()]
+    assert first.tokens.tolist() == [*renderer.prompt("31=").tolist(), *answer_of(renderer, "13").tolist()]
     assert first.tokens[-1] == renderer.eos
 
 
@@ -221,7 +221,7 @@ def test_a_row_without_references_cannot_be_used(tmp_path: Path, cell: object) -
 
 @pytest.mark.parametrize(("limit", "tokens", "finish"), [(None, 3, Finish.STOP), (3, 3, Finish.STOP), (2, 2, Finish.LENGTH)])
 def test_a_gold_rollout_is_cut_at_the_limit(limit: int | None, tokens: int, finish: Finish) -> None:
-    gold = tiny_renderer().answer("13")
+    gold = answer_of(tiny_renderer(), "13")
     rollout = gold_rollout(Prompt(0, tiny_renderer().prompt("31="), "31=", "13", gold), limit)
     assert rollout.tokens.tolist() == gold[:tokens].tolist()
     assert (rollout.finish, rollout.writer, rollout.text, rollout.logprobs) == (finish, Writer.DATASET, "13", None)

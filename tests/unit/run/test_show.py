@@ -14,6 +14,7 @@ from minidist.config.data import RenderConfig
 from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.errors import DataError
 from minidist.run.show import DIFFERENCE, SURPRISE, read_samples, show
+from tests.support.tiny import answer_of
 
 ROW: dict[str, Any] = {
     "prompt": "ask",
@@ -61,7 +62,7 @@ def word_renderer() -> Renderer:
 
 def test_pieces_join_to_the_text() -> None:
     renderer = Renderer(character_tokenizer("12 ="), RenderConfig())
-    assert renderer.pieces(renderer.answer("1 2=")) == ["1", " ", "2", "=", "<eos>"]
+    assert renderer.pieces(answer_of(renderer, "1 2=")) == ["1", " ", "2", "=", "<eos>"]
     assert renderer.pieces(renderer.prompt("")) == []
 
 

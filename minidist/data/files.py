@@ -1,0 +1,184 @@
+"""Rows of data files, read one after another as the file writes them: a file of which 8 rows are used costs 8 rows."""
+
+import csv
+import gzip
+import json
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from minidist.config.data import SourceConfig
+from minidist.data.values import read_json
+from minidist.errors import DataError
+
+Record = dict[str, Any]
+
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+
+
+def read_source(source: SourceConfig) -> Iterator[Record]:
+    """Rows of a file, of a directory or of a data set on the hub. Raises DataError where they cannot be read."""
+    path = Path(source.path).expanduser()
+    if path.is_file():
+        return read_file(path)
+    if path.is_dir():
+        return _read_directory(path, source)
+    compressed = path.suffixes[-1:] and path.suffixes[-1] in (*_READERS, *_OPENERS)
+    if source.path.startswith((".", "/", "~")) or source.path.count("/") > 1 or compressed:
+        raise DataError(f"no data file or directory at {source.path}")
+    return _read_dataset(source)
+
+
+def read_file(path: Path) -> Iterator[Record]:
+    """Rows of one file, by its ending."""
+    endings = [ending.lower() for ending in path.suffixes if ending.lower() not in _OPENERS]
+    if not endings or endings[-1] not in _READERS:
+        raise DataError(f"{path} has an unknown ending; expected {', '.join(_READERS)}, compressed with .gz or .xz or not")
+    return _told_from(path, _READERS[endings[-1]](path))
+
+
+def _told_from(path: Path, rows: Iterator[Record]) -> Iterator[Record]:
+    """The rows; what goes wrong names the file and the row."""
+    count = 0
+    try:
+        for row in rows:
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, row {count}: expected an object with columns, found {type(row).__name__}")
+            yield row
+            count += 1
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, row {count}: the file is not UTF-8 ({error.reason}); convert it to UTF-8") from None
+    except _DAMAGE as error:
+        raise DataError(f"{path} is damaged or cut short after row {count} ({error}); copy it again") from None
+    except RecursionError:
+        raise DataError(f"{path}, row {count}: the row is nested too deeply to be read") from None
+    except (ValueError, csv.Error, OSError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}, row {count}: the row cannot be read ({reason})") from None
+
+
+def _text(path: Path) -> IO[str]:
+    opener = _OPENERS.get(path.suffix.lower(), open)
+    return opener(path, "rt", encoding="utf-8-sig", newline="")
+
+
+def _json_lines(path: Path) -> Iterator[Record]:
+    with _text(path) as file:
+        for line in file:
+            if line.strip():
+                yield read_json(line)
+
+
+def _json(path: Path) -> Iterator[Record]:
+    """A list of objects; or objects one after another, as in .jsonl."""
+    with _text(path) as file:
+        start = file.read(1)
+        while start.isspace():
+            start = file.read(1)
+        if start != "[":
+            file.seek(0)
+            yield from (read_json(line) for line in file if line.strip())
+            return
+        file.seek(0)
+        yield from read_json(file.read())
+
+
+def _separated(path: Path) -> Iterator[Record]:
+    """CSV or TSV; every cell is text."""
+    csv.field_size_limit(sys.maxsize)
+    with _text(path) as file:
+        rows = csv.DictReader(file, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
+        for row in rows:
+            if None in row:
+                raise DataError(f"{path}, line {rows.line_num}: the line has more cells than the header")
+            yield row
+
+
+def _lines(path: Path) -> Iterator[Record]:
+    with _text(path) as file:
+        for line in file:
+            yield {"text": line.rstrip("\r\n")}
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise ValueError(str(error)) from None
+
+
+_READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".csv": _separated,
+    ".tsv": _separated,
+    ".parquet": _parquet,
+    ".txt": _lines,
+}
+
+
+def _read_directory(path: Path, source: SourceConfig) -> Iterator[Record]:
+    """A directory of `datasets.save_to_disk`, or of files whose names or folders say their splits."""
+    from datasets.data_files import EmptyDatasetError, get_data_patterns, resolve_pattern
+
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return _read_saved(path, source)
+    folder = path / source.subset if source.subset is not None else path
+    if not folder.is_dir():
+        raise DataError(f"{path} has no folder {source.subset!r}, which subset names")
+    try:
+        patterns = get_data_patterns(str(folder.absolute()))
+    except EmptyDatasetError:
+        raise DataError(f"{folder} has no data files; expected {', '.join(_READERS)}") from None
+    if source.split not in patterns:
+        raise DataError(f"{folder} has the splits {', '.join(map(str, patterns))}, not {source.split!r}; set split")
+    found: set[Path] = set()
+    for pattern in patterns[source.split]:
+        with suppress(FileNotFoundError):  # most of the names under which a split is looked for are not there
+            found |= {Path(name) for name in resolve_pattern(pattern, str(folder.absolute()))}
+    return (row for file in sorted(filter(_is_data, found)) for row in read_file(file))
+
+
+def _is_data(path: Path) -> bool:
+    return any(ending.lower() in _READERS for ending in path.suffixes)
+
+
+def _read_saved(path: Path, source: SourceConfig) -> Iterator[Record]:
+    import datasets
+
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a saved data set: {' '.join(str(error).split())[:200]}") from None
+    if isinstance(saved, datasets.DatasetDict):
+        if source.split not in saved:
+            raise DataError(f"{path} has the splits {', '.join(map(str, saved))}, not {source.split!r}; set split")
+        saved = saved[source.split]
+    return iter(saved)  # type: ignore[return-value]
+
+
+def _read_dataset(source: SourceConfig) -> Iterator[Record]:
+    """A data set on the hub; streamed where only its first rows are used."""
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    datasets.disable_progress_bars()
+    try:
+        rows: Iterable[Any] = datasets.load_dataset(
+            source.path, source.subset, split=source.split, streaming=source.rows is not None
+        )
+        yield from rows
+    except (OSError, ValueError, DatasetGenerationError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        raise DataError(f"cannot read the data {source.path!r} (split {source.split!r}): {reason}") from None

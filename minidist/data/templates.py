@@ -1,0 +1,89 @@
+"""Jinja templates over the columns of a row, in jinja2's sandbox: a configuration runs no code."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from minidist.data.values import as_text, to_json
+from minidist.errors import ConfigError, DataError
+
+_LONGEST = 50_000_000  # characters of a filled template
+
+
+class BadRow(DataError):
+    """A row that cannot be used, and why. `SourceConfig.bad_rows` says whether it ends the run or is left out."""
+
+
+class Template:
+    """A Jinja template over the columns of a row. `where` is the setting that holds the template, for error messages.
+
+    `guard` changes every value of a column before it is filled in.
+    """
+
+    def __init__(self, source: str, where: str, guard: Callable[[str], str] = str) -> None:
+        environment = _environment(self._value)
+        try:
+            tree = environment.parse(source)
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"{where} is not a valid Jinja template: {error.message} in {source!r}") from None
+        self.columns, self.where, self._source, self._guard = meta.find_undeclared_variables(tree), where, source, guard
+        self.column = _bare_column(tree)
+        """The column, where the template is `{{ COLUMN }}` and nothing else."""
+
+    def check(self, columns: list[str], path: str) -> None:
+        """Raise DataError unless the data at `path` has every column that the template uses."""
+        missing = sorted(self.columns - set(columns))
+        if missing:
+            known = ", ".join(columns)
+            raise DataError(f"{path} has no column {missing[0]!r}, which {self.where} uses; its columns are {known}")
+
+    def fill(self, row: Mapping[str, Any]) -> str:
+        """The template filled with a row's values; null, and a column that the row lacks, are empty text. Raises BadRow."""
+        values = {name: row.get(name) for name in self.columns} | dict(row)
+        try:
+            text = "".join(self._pieces({name: "" if value is None else value for name, value in values.items()}))
+            text.encode()  # JSON may hold half a character, which no tokenizer takes
+        except BadRow:
+            raise
+        except UnicodeEncodeError:
+            raise BadRow(f"{self.where} holds half of a character (a lone surrogate); correct the text") from None
+        except Exception as error:  # noqa: BLE001 - a template may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise BadRow(f"{self.where} {self._source!r} cannot be filled from it: {reason}") from None
+        return text
+
+    def _pieces(self, values: dict[str, Any]) -> Any:
+        length = 0
+        for piece in self._template.generate(values):
+            length += len(piece)
+            if length > _LONGEST:
+                raise BadRow(f"{self.where} writes more than {_LONGEST:,} characters")
+            yield piece
+
+    def _value(self, value: Any) -> str:
+        text = str(value) if isinstance(value, Undefined) else as_text(value)  # the text of an undefined value raises
+        if text is None:
+            found = {"dict": "a mapping", "list": "a list", "bytes": "bytes"}.get(type(value).__name__, type(value).__name__)
+            raise BadRow(
+                f"{self.where} {self._source!r} writes {found}, and needs text; write {{{{ COLUMN | tojson }}}} for JSON, or "
+                "set messages to a column of messages"
+            )
+        return self._guard(text)
+
+
+def _environment(value: Callable[[Any], str]) -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=value
+    )
+    environment.filters["tojson"] = to_json
+    return environment
+
+
+def _bare_column(tree: nodes.Template) -> str | None:
+    match tree.body:
+        case [nodes.Output(nodes=[nodes.Name(name=name)])]:
+            return name
+    return None
