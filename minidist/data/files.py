@@ -6,6 +6,7 @@ import json
 import lzma
 import sys
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -39,10 +40,10 @@ def read_file(path: Path) -> Iterator[Record]:
     endings = [ending.lower() for ending in path.suffixes if ending.lower() not in _OPENERS]
     if not endings or endings[-1] not in _READERS:
         raise DataError(f"{path} has an unknown ending; expected {', '.join(_READERS)}, compressed with .gz or .xz or not")
-    return _told_from(path, _READERS[endings[-1]](path))
+    return _located(path, _READERS[endings[-1]](path))
 
 
-def _told_from(path: Path, rows: Iterator[Record]) -> Iterator[Record]:
+def _located(path: Path, rows: Iterator[Record]) -> Iterator[Record]:
     """The rows; what goes wrong names the file and the row."""
     count = 0
     try:
@@ -69,11 +70,15 @@ def _text(path: Path) -> IO[str]:
     return opener(path, "rt", encoding="utf-8-sig", newline="")
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """Lines one by one, so that one that is not UTF-8 is known by its row."""
+    with _OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
+        for number, line in enumerate(file):
+            yield (line.removeprefix(BOM_UTF8) if number == 0 else line).decode()
+
+
 def _json_lines(path: Path) -> Iterator[Record]:
-    with _text(path) as file:
-        for line in file:
-            if line.strip():
-                yield read_json(line)
+    return (read_json(line) for line in _lines(path) if line.strip())
 
 
 def _json(path: Path) -> Iterator[Record]:
@@ -82,12 +87,8 @@ def _json(path: Path) -> Iterator[Record]:
         start = file.read(1)
         while start.isspace():
             start = file.read(1)
-        if start != "[":
-            file.seek(0)
-            yield from (read_json(line) for line in file if line.strip())
-            return
-        file.seek(0)
-        yield from read_json(file.read())
+        rows = read_json(start + file.read()) if start == "[" else None
+    yield from _json_lines(path) if rows is None else rows
 
 
 def _separated(path: Path) -> Iterator[Record]:
@@ -101,10 +102,8 @@ def _separated(path: Path) -> Iterator[Record]:
             yield row
 
 
-def _lines(path: Path) -> Iterator[Record]:
-    with _text(path) as file:
-        for line in file:
-            yield {"text": line.rstrip("\r\n")}
+def _plain_text(path: Path) -> Iterator[Record]:
+    return ({"text": line.rstrip("\r\n")} for line in _lines(path))
 
 
 def _parquet(path: Path) -> Iterator[Record]:
@@ -124,7 +123,7 @@ _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".csv": _separated,
     ".tsv": _separated,
     ".parquet": _parquet,
-    ".txt": _lines,
+    ".txt": _plain_text,
 }
 
 

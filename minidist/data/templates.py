@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minidist.data.values import as_text, to_json
+from minidist.data.values import as_text, for_template, to_json
 from minidist.errors import ConfigError, DataError
 
 _LONGEST = 50_000_000  # characters of a filled template
@@ -42,9 +42,8 @@ class Template:
 
     def fill(self, row: Mapping[str, Any]) -> str:
         """The template filled with a row's values; null, and a column that the row lacks, are empty text. Raises BadRow."""
-        values = {name: row.get(name) for name in self.columns} | dict(row)
         try:
-            text = "".join(self._pieces({name: "" if value is None else value for name, value in values.items()}))
+            text = "".join(self._pieces({name: for_template(row.get(name)) for name in self.columns}))
             text.encode()  # JSON may hold half a character, which no tokenizer takes
         except BadRow:
             raise

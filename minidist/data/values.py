@@ -26,6 +26,19 @@ class Number(float):
     __repr__ = __str__
 
 
+class Null(str):
+    """null in a template: the empty text, which filters read as text, and null in JSON."""
+
+
+def for_template(value: Any) -> Any:
+    """A value of a row as a template reads it."""
+    if isinstance(value, dict):
+        return {key: for_template(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [for_template(each) for each in value]
+    return Null() if value is None else value
+
+
 def read_json(text: str) -> Any:
     """A JSON value whose numbers keep their digits. Raises ValueError (also RecursionError) where `text` is no JSON."""
     return _DECODER.decode(text)
@@ -66,8 +79,8 @@ def to_json(value: Any, indent: int | None = None, depth: int = 0) -> str:
     >>> to_json({"a": [Number("1.50"), None, True, "é"]})
     '{"a": [1.50, null, true, "é"]}'
     """
-    if isinstance(value, Number):
-        return str(value)
+    if isinstance(value, Number | Null):
+        return str(value) or "null"
     if isinstance(value, dict):
         ends, parts = "{}", [f"{to_json(str(key))}: {to_json(each, indent, depth + 1)}" for key, each in value.items()]
     elif isinstance(value, list | tuple):

@@ -54,7 +54,7 @@ def data_directory() -> Path:
 
 
 def shared_tokenizer(name: str, *, adds: str = "none", template: str | None = None) -> PreTrainedTokenizerBase:
-    """A tokenizer of the shared data. `adds`: what its post-processor adds: none, bos, eos or both; `template`: a style, or None."""
+    """A tokenizer of the shared data. `adds`: none, bos, eos or both, by its post-processor; `template`: a style, or None."""
     tokenizer = _load(data_directory() / "tokenizers" / name)
     if tokenizer.eos_token is None:
         tokenizer.add_special_tokens({"eos_token": "[SEP]" if name.startswith("bert") else "</s>"})
@@ -67,9 +67,7 @@ def shared_tokenizer(name: str, *, adds: str = "none", template: str | None = No
     bos, eos = str(tokenizer.bos_token), str(tokenizer.eos_token)
     single = {"none": "$A", "bos": f"{bos} $A", "eos": f"$A {eos}", "both": f"{bos} $A {eos}"}[adds]
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (bos, eos)}
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=single, special_tokens=[(token, index) for token, index in ids.items()]
-    )
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=list(ids.items()))
     return tokenizer
 
 

@@ -1,0 +1,133 @@
+"""Rows of data files of every kind, as the file writes them; what cannot be read is one sentence."""
+
+import gzip
+import json
+import lzma
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from datasets import Dataset, DatasetDict
+from pyarrow import parquet
+
+from minidist.config.data import SourceConfig
+from minidist.data.files import read_file, read_source
+from minidist.data.sources import check_source
+from minidist.data.templates import Template
+from minidist.errors import DataError
+
+CELLS = ['"1987-03-02"', '"007"', "1.50", "12345678901234567890123", "true", "null", '"x"', "[1.50, null]", '{"a": 1.10}']
+
+
+def shown(rows: Any, template: str = "{{ c }}") -> list[str]:
+    return [Template(template, "prompt").fill(row) for row in rows]
+
+
+def test_json_cells_keep_their_text_in_a_column_of_mixed_types(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text("".join(f'{{"c": {cell}}}\n' for cell in CELLS))
+    (tmp_path / "r.json").write_text(" [" + ", ".join(f'{{"c": {cell}}}' for cell in CELLS) + "]")
+    for name in ("r.jsonl", "r.json"):
+        assert shown(read_file(tmp_path / name), "{{ c | tojson }}") == CELLS
+        plain = shown(list(read_file(tmp_path / name))[:7])
+        assert plain == ["1987-03-02", "007", "1.50", "12345678901234567890123", "true", "", "x"]
+
+
+def test_csv_cells_are_text(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text('c,d\n007,1.50\n1987-03-02,"a, b\nc"\n,TRUE\n', encoding="utf-8-sig")
+    assert [(row["c"], row["d"]) for row in read_file(tmp_path / "r.csv")] == [
+        ("007", "1.50"),
+        ("1987-03-02", "a, b\nc"),
+        ("", "TRUE"),
+    ]
+    (tmp_path / "r.tsv").write_text("c\td\n007\t1.50\n")
+    assert list(read_file(tmp_path / "r.tsv")) == [{"c": "007", "d": "1.50"}]
+
+
+def test_parquet_cells_are_shown_as_their_text(tmp_path: Path) -> None:
+    table = pyarrow.table(
+        {"s": ["007"], "d": [date(1987, 3, 2)], "t": [datetime(1987, 3, 2, 4, 5)], "n": [{"a": [None, 1]}], "i": [2**62]}
+    )
+    parquet.write_table(table, tmp_path / "r.parquet")
+    template = "{{ s }} {{ d }} {{ t }} {{ n | tojson }} {{ i }}"
+    assert shown(read_file(tmp_path / "r.parquet"), template) == [
+        '007 1987-03-02 1987-03-02 04:05:00 {"a": [null, 1]} 4611686018427387904'
+    ]
+
+
+@pytest.mark.parametrize(("ending", "opener"), [(".gz", gzip.open), (".xz", lzma.open)])
+def test_compressed_files_are_read(tmp_path: Path, ending: str, opener: Callable[..., Any]) -> None:
+    with opener(tmp_path / f"r.jsonl{ending}", "wt") as file:
+        file.write('{"c": "é"}\n\n{"c": 2}\n')
+    assert shown(read_file(tmp_path / f"r.jsonl{ending}")) == ["é", "2"]
+
+
+def broken(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(DataError) as error:
+        for _ in read_file(path):
+            pass
+    return str(error.value)
+
+
+def test_files_that_cannot_be_read_name_the_file_and_the_row(tmp_path: Path) -> None:
+    whole = gzip.compress("".join(f'{{"c": "{number}"}}\n' for number in range(20000)).encode())
+    assert "is damaged or cut short after row" in broken(tmp_path / "a.jsonl.gz", whole[: len(whole) // 2])
+    assert "damaged" in broken(tmp_path / "b.jsonl.gz", whole[:2000] + b"\0" * 50 + whole[2050:])
+    assert "damaged" in broken(tmp_path / "c.jsonl.gz", b"no gzip")
+    assert "row 1: the file is not UTF-8" in broken(tmp_path / "d.jsonl", b'{"c": "a"}\n{"c": "\xe9"}\n')
+    assert "row 1: the row cannot be read" in broken(tmp_path / "e.jsonl", b'{"c": 1}\n{"c": \n')
+    assert "row 0: expected an object with columns, found list" in broken(tmp_path / "f.jsonl", b"[1]\n")
+    assert "nested too deeply" in broken(tmp_path / "g.jsonl", b"[" * 100_000 + b"\n")
+    assert "row 0: the row cannot be read" in broken(tmp_path / "h.parquet", b"no parquet")
+    assert "more cells than the header" in broken(tmp_path / "i.csv", b"a\n1,2\n")
+    assert "unknown ending; expected .jsonl" in broken(tmp_path / "j.xml", b"<a/>")
+
+
+def test_rows_of_nulls_alone_are_rows(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"c": null}\n' * 3)
+    assert list(read_file(tmp_path / "r.jsonl")) == [{"c": None}] * 3
+
+
+def test_a_saved_data_set_is_a_source(tmp_path: Path) -> None:
+    parts = {"train": Dataset.from_list([{"c": "1"}]), "test": Dataset.from_list([{"c": "2"}])}
+    DatasetDict(parts).save_to_disk(tmp_path / "both")
+    parts["test"].save_to_disk(tmp_path / "one")
+    assert list(read_source(SourceConfig(path=str(tmp_path / "both"), split="test"))) == [{"c": "2"}]
+    assert list(read_source(SourceConfig(path=str(tmp_path / "one")))) == [{"c": "2"}]
+    with pytest.raises(DataError, match="has the splits train, test, not 'dev'"):
+        list(read_source(SourceConfig(path=str(tmp_path / "both"), split="dev")))
+
+
+def test_a_folder_of_a_directory_is_a_subset(tmp_path: Path) -> None:
+    for subset, text in (("a", "1"), ("b", "2")):
+        (tmp_path / subset).mkdir()
+        (tmp_path / subset / "train-0.jsonl").write_text(json.dumps({"c": text}))
+    assert list(read_source(SourceConfig(path=str(tmp_path), subset="b"))) == [{"c": "2"}]
+    with pytest.raises(DataError, match="no folder 'c', which subset names"):
+        read_source(SourceConfig(path=str(tmp_path), subset="c"))
+    with pytest.raises(DataError, match="no data files"):
+        (tmp_path / "d").mkdir()
+        list(read_source(SourceConfig(path=str(tmp_path), subset="d")))
+
+
+def test_eight_rows_of_a_large_file_cost_eight_rows(tmp_path: Path) -> None:
+    """Peak memory of a process that reads the first rows of a file of 300,000 rows, against one of a file of 8."""
+    row = json.dumps({"prompt": "word " * 40, "answer": "x"}) + "\n"
+    (tmp_path / "few.jsonl").write_text(row * 8)
+    (tmp_path / "many.jsonl").write_text(row * 300_000)
+    script = (
+        "import resource, sys\nfrom itertools import islice\nfrom pathlib import Path\n"
+        "from minidist.data.files import read_file\nassert len(list(islice(read_file(Path(sys.argv[1])), 8))) == 8\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", script, tmp_path / name], capture_output=True, check=True).stdout)
+        for name in ("few.jsonl", "many.jsonl")
+    ]
+    assert peaks[1] < peaks[0] + 2048  # KiB
+    check_source(SourceConfig(path=str(tmp_path / "many.jsonl")))
