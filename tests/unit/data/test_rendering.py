@@ -1,14 +1,17 @@
 """Where text becomes tokens: templates, chat templates, and the character tokenizer."""
 
+import re
 import string
 
+import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from minidist.config.data import RenderConfig
 from minidist.data import tasks
 from minidist.data.rendering import Renderer, character_tokenizer
-from minidist.data.templates import Template
+from minidist.data.templates import BadRow, Template
 from minidist.errors import ConfigError, DataError, ModelError
 from tests.support.tiny import answer_of
 
@@ -90,6 +93,36 @@ def test_template_fills_columns() -> None:
     assert template.fill({"a": "<&>", "b": "x"}) == "<&> and x\n"
 
 
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{{ cycler.__init__.__globals__.os }}", "SecurityError"),
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ a + 1 }}", "TypeError"),
+        ("{% include 'x' %}", "TypeError: no loader"),
+        ("{{ a | truncate(-1) }}", "AssertionError"),
+        ("{{ a.b.c }}", "UndefinedError"),
+        ("{% for x in range(10 ** 9) %}{{ x }}{% endfor %}", "OverflowError"),
+    ],
+)
+def test_whatever_a_template_raises_names_template_and_reason(source: str, reason: str) -> None:
+    """Templates run in a sandbox: a configuration that somebody else wrote runs no code."""
+    with pytest.raises(BadRow, match=rf"prompt {re.escape(repr(source))} cannot be filled from it: {reason}"):
+        Template(source, "prompt").fill({"a": "x"})
+
+
+def test_null_is_empty_text_for_filters_and_null_in_json() -> None:
+    assert Template("[{{ a }}{{ a | trim }}{{ a | upper }}] {{ a | tojson }} {{ {'b': a} | tojson }}", "prompt").fill({}) == (
+        '[] null {"b": null}'
+    )
+
+
+def test_half_a_character_is_refused() -> None:
+    with pytest.raises(BadRow, match="lone surrogate"):
+        Template("{{ a }}", "prompt").fill({"a": "\ud800"})
+
+
 def test_template_refusals() -> None:
     with pytest.raises(ConfigError, match="prompt is not a valid Jinja template"):
         Template("{{ a", "prompt")
@@ -97,3 +130,24 @@ def test_template_refusals() -> None:
         Template("{{ a | nope }}", "answer")
     with pytest.raises(DataError, match=r"file has no column 'b', which prompt uses; its columns are a, c"):
         Template("{{ a }}{{ b }}", "prompt").check(["a", "c"], "file")
+
+
+def test_the_beginning_that_a_text_brings_along_is_not_doubled() -> None:
+    tokenizer = character_tokenizer("12=")
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A <eos>", special_tokens=[("<s>", tokenizer.bos_token_id), ("<eos>", tokenizer.eos_token_id)]
+    )
+    renderer = Renderer(tokenizer, RenderConfig())
+    begun = [tokenizer.bos_token_id, 2, 3]
+    assert renderer.prompt("12").tolist() == renderer.prompt("<s>12").tolist() == begun
+    assert renderer.example("12", "1").tokens.tolist() == [*begun, 2, renderer.eos]
+    assert renderer.example("12", "1<eos>").tokens.tolist() == [*begun, 2, renderer.eos]
+    assert renderer.text("12").tolist() == [*begun, renderer.eos]
+    assert (renderer.chat, renderer.stops) == (None, (renderer.eos,))
+
+
+def test_ids_that_the_model_lists_end_an_answer_too() -> None:
+    renderer = Renderer(character_tokenizer("12="), RenderConfig(), stops=[3])
+    assert renderer.stops == (0, 3)
+    assert renderer.decode(np.array([2, 3])) == "1" and renderer.decode(np.array([2, 3, 0])) == "12"

@@ -232,3 +232,22 @@ def test_an_example_is_a_rollout_of_its_labels() -> None:
     rollout = Example(np.arange(5, dtype=np.int32), 2).as_rollout()
     assert (rollout.prompt.tokens.tolist(), rollout.tokens.tolist()) == ([0, 1], [2, 3, 4])
     assert (rollout.finish, rollout.writer, rollout.logprobs) == (Finish.STOP, Writer.DATASET, None)
+
+
+def cut(rows: list[dict[str, str]], path: Path, **settings: Any) -> list[tuple[str, str]]:
+    """Prompts and labels of rows that are cut."""
+    renderer = tiny_renderer(**settings)
+    source = SourceConfig(path=str(jsonl(path / "r.jsonl", rows)), **COLUMNS)
+    found, _ = read_examples(source, renderer, max_prompt_tokens=4, max_tokens=6)
+    return [(renderer.decode(each.tokens[: each.start]), renderer.tokenizer.decode(each.answer)) for each in found]
+
+
+def test_long_rows_are_cut_where_the_configuration_says(tmp_path: Path) -> None:
+    rows = [{"q": "1234567=", "a": "1"}, {"q": "12=", "a": "12"}, {"q": "12=", "a": "1234567"}]
+    with pytest.raises(DataError, match=r"2 of 3 rows .* the prompt has 8 tokens"):
+        cut(rows, tmp_path)
+    assert cut(rows[:2], tmp_path, truncate="left") == [("567=", "1<eos>"), ("12=", "12<eos>")]
+    assert cut(rows, tmp_path, truncate="right") == [("1234", "1<eos>"), ("12=", "12<eos>"), ("12=", "123")]
+    with pytest.raises(DataError, match="row 2: the prompt is too long even without all of its last text"):
+        cut(rows, tmp_path, truncate="left")
+    assert cut([{"q": "123=", "a": "1234"}], tmp_path, truncate="left") == [("=", "1234<eos>")]
