@@ -2,11 +2,11 @@
 
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from minidist.config.sentence import sentence
 
-FREE = "may change when a run resumes"
+FREE: Any = Field(json_schema_extra={"free": True})
 """Mark of a field, as in Annotated[int, FREE], whose value changes no number of a run beyond rounding."""
 
 

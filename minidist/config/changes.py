@@ -16,7 +16,7 @@ def free_settings(kind: type[Section], prefix: str = "") -> set[str]:
     names = set()
     for name, field in kind.model_fields.items():
         section = section_of(field.annotation)
-        if FREE in field.metadata:
+        if field.json_schema_extra == FREE.json_schema_extra:
             names.add(prefix + name)
         elif section is not None and issubclass(section, Section):
             names |= free_settings(section, f"{prefix}{name}.")
