@@ -1,8 +1,9 @@
 """Base of all sections: unknown keys are refused, and values do not change after they are read."""
 
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from minidist.config.sentence import sentence
 
@@ -22,3 +23,16 @@ class Section(BaseModel):
             return cls(**options)
         except ValidationError as error:
             raise ValueError(sentence(error, cls)) from None
+
+
+class StageSection(Section):
+    """The configuration of a stage, whose sections must agree with each other."""
+
+    conflicts: ClassVar[Callable[[Any], Iterator[str]]]
+    """The rules between the sections, which yield one sentence for each combination of settings that is refused."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        for conflict in type(self).conflicts(self):
+            raise ValueError(conflict)
+        return self

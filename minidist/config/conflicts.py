@@ -1,6 +1,6 @@
 """Rules between sections: each function yields one sentence for every combination of settings that is refused."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from minidist.types import MAIN
@@ -11,12 +11,6 @@ if TYPE_CHECKING:
     from minidist.config.objective import ObjectiveSection
     from minidist.config.score import ScoreConfig
     from minidist.config.sft import SftConfig
-
-
-def refuse(conflicts: Iterable[str]) -> None:
-    """Raise ValueError with the first conflict."""
-    for sentence in conflicts:
-        raise ValueError(sentence)
 
 
 def learner(c: "SftConfig | DistillConfig") -> Iterator[str]:

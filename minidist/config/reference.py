@@ -47,10 +47,9 @@ class _Page:
         self._keys = {config.__name__: ["stage"] for config in CONFIGS.values()}
         for config in CONFIGS.values():
             self._collect(config.__name__, "")
-        shared = Counter(first for first, *_ in self._keys.values())
-        titles = {name: f"`{first}`" for name, (first, *_) in self._keys.items()}
+        shared = Counter(keys[0] for keys in self._keys.values())
         self._titles = {
-            name: title + f": {self._label(name)}" * (shared[title.strip("`")] > 1) for name, title in titles.items()
+            name: f"`{keys[0]}`" + f": {self._label(name)}" * (shared[keys[0]] > 1) for name, keys in self._keys.items()
         }
 
     def text(self) -> str:

@@ -1,7 +1,7 @@
 """`teacher`: the model that scores tokens, one class a backend; each class declares what its backend can do."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -67,8 +67,10 @@ class TeacherConfig(ModelConfig):
     """Whether parts of the teacher are trained; such a teacher lives in every process of the learner."""
     cuts_padding: ClassVar[bool] = True
     """Whether padded token ids are cut off before the softmax."""
+    hosted: ClassVar[bool] = False
+    """Whether this program's actors hold the weights, and need memory for them."""
     remote_name: ClassVar[str | None] = None
-    """What names the weights where this machine does not hold them."""
+    """What names the weights where a server holds them."""
 
     model: str
     """A directory, or a name on the Hugging Face hub. Every backend reads the tokenizer and the shape from here."""
@@ -96,6 +98,7 @@ class LocalTeacherConfig(TeacherConfig):
     """Fields of a teacher that this program runs itself."""
 
     takes_turns: ClassVar[bool] = True
+    hosted: ClassVar[bool] = True
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens of one forward pass; bounds its memory."""
     kv_cache_gib: float = Field(default=0.25, gt=0)
@@ -171,15 +174,6 @@ class PromptedTeacherConfig(LocalTeacherConfig):
     """The soft prompt; {} is the published setting."""
 
 
-_KINDS: dict[str, type[TeacherConfig]] = {
-    "hf": HFTeacherConfig,
-    "vllm": VLLMTeacherConfig,
-    "server": ServerTeacherConfig,
-    "cache": CacheTeacherConfig,
-    "prompted": PromptedTeacherConfig,
-}
-
-
 def _kind(section: Any) -> str:
     """The key of `_KINDS` that a teacher section selects."""
     if isinstance(section, dict):
@@ -208,13 +202,14 @@ def _fields_of_kind(section: Any) -> Any:
     return kept
 
 
-AnyTeacherConfig = Annotated[
+_Kinds = (
     Annotated[HFTeacherConfig, Tag("hf")]
     | Annotated[VLLMTeacherConfig, Tag("vllm")]
     | Annotated[ServerTeacherConfig, Tag("server")]
     | Annotated[CacheTeacherConfig, Tag("cache")]
-    | Annotated[PromptedTeacherConfig, Tag("prompted")],
-    Discriminator(_kind),
-    BeforeValidator(_fields_of_kind),
-]
+    | Annotated[PromptedTeacherConfig, Tag("prompted")]
+)
+_KINDS: dict[str, type[TeacherConfig]] = {tag.tag: kind for kind, tag in map(get_args, get_args(_Kinds))}
+
+AnyTeacherConfig = Annotated[_Kinds, Discriminator(_kind), BeforeValidator(_fields_of_kind)]
 """The section `teacher` of a configuration; backend hf where none is given."""
