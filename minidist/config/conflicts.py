@@ -58,7 +58,7 @@ def own_samples(c: "DistillConfig") -> Iterator[str]:
     name = f"objective.type {c.objective.type}"
     if c.prefix.student < 1 or c.prefix.replay is not None:
         yield f"{name} learns from samples of the current student; set prefix.student=1, without replay"
-    if c.rollout.top_p != 1:
+    if c.rollout.truncated:
         yield f"{name} needs samples of the full distribution, and rollout.top_p is below 1; set rollout.top_p=1"
     if c.rollout.temperature != c.objective.temperature:
         temperatures = f"rollout.temperature {c.rollout.temperature:g} and objective.temperature {c.objective.temperature:g}"
@@ -187,7 +187,7 @@ def evaluate(c: "EvaluateConfig") -> Iterator[str]:
         yield "evaluate trains nothing: set teacher.placement=actor, and leave teacher.prompt out"
     if not c.teacher.live:
         yield "evaluate needs a live teacher to score new text; set teacher.backend=hf"
-    if c.rollout.temperature != 1 or c.rollout.top_p != 1:
+    if c.rollout.temperature != 1 or c.rollout.truncated:
         yield "evaluate measures divergences on samples at rollout.temperature=1 and rollout.top_p=1"
     if len(set(c.seeds or [])) < len(c.seeds or []):
         yield f"seeds are {c.seeds}: a repeated seed gives the same answers; give different ones"

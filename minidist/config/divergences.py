@@ -210,6 +210,7 @@ class SinkhornConfig(TransportConfig, ObjectiveSection):
     """
 
     type: Literal["sinkhorn"] = "sinkhorn"
+    presets: ClassVar = {"released": {"temperature": 2.0, "scale": 0.001}}
     preset: Literal["released"] | None = None
     """released: temperature 2 and scale 0.001 as defaults, as in the authors' code. None: the defaults below."""
     paired: Literal["forward_kl", "reverse_kl", "none"] = "forward_kl"
@@ -220,13 +221,6 @@ class SinkhornConfig(TransportConfig, ObjectiveSection):
     """Most consecutive tokens of one answer in a group. Cost grows with the square of the group size."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides both models' logits; 2 in the authors' code. Other than 1 needs the full vocabulary."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, tree: Any) -> Any:
-        """Add the preset's values as defaults."""
-        released = isinstance(tree, dict) and tree.get("preset") == "released"
-        return {"temperature": 2.0, "scale": 0.001} | tree if released else tree
 
     @property
     def needs(self) -> Payload:

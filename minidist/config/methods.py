@@ -28,9 +28,7 @@ def with_method(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _under(defaults: Any, tree: Any) -> Any:
     """`tree` with `defaults` for missing keys. A section of another `type` takes no defaults."""
-    if not (isinstance(defaults, dict) and isinstance(tree, dict)):
+    sections = isinstance(defaults, dict) and isinstance(tree, dict)
+    if not sections or tree.get("type", defaults.get("type")) != defaults.get("type"):
         return tree
-    if tree.get("type", defaults.get("type")) != defaults.get("type"):
-        return tree
-    merged = {key: _under(value, tree[key]) if key in tree else value for key, value in defaults.items()}
-    return merged | {key: value for key, value in tree.items() if key not in defaults}
+    return defaults | {key: _under(defaults.get(key), value) for key, value in tree.items()}
