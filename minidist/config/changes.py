@@ -37,7 +37,7 @@ def difference(recorded: dict[str, Any], config: Command) -> tuple[str, Any, Any
 def _first(recorded: Any, new: Any, free: set[str], key: str = "") -> tuple[str, Any, Any] | None:
     if not (isinstance(recorded, dict) and isinstance(new, dict)):
         return None if recorded == new else (key, recorded, new)
-    for name in [*new, *(name for name in recorded if name not in new)]:
+    for name in new | recorded:
         path = f"{key}.{name}".lstrip(".")
         if path not in free and (found := _first(recorded.get(name), new.get(name), free, path)):
             return found

@@ -14,15 +14,11 @@ from minidist.config.run import PlaceConfig
 from minidist.config.sentence import sentence
 
 _WHOLE = ("method", "objective", "prefix", "streams")
+_STUDENT = ("model", "dtype", "tokenizer", "trust_remote_code")
+_ENGINE = ("engine", "kv_cache_gib", "gpu_memory_utilization", "max_sequences")
 # Settings of the engines, the teacher and the prompts, which all cells share.
-_SHARED = (
-    *(f"student.{key}" for key in ("model", "dtype", "tokenizer", "trust_remote_code")),
-    "teacher",
-    "data",
-    *(f"rollout.{key}" for key in ("engine", "kv_cache_gib", "gpu_memory_utilization", "max_sequences")),
-    "run.deterministic",
-    "cluster",
-)
+_SHARED = [*(f"student.{key}" for key in _STUDENT), "teacher", "data"]
+_SHARED += [*(f"rollout.{key}" for key in _ENGINE), "run.deterministic", "cluster"]
 
 
 class CellTestConfig(Section):
@@ -84,9 +80,15 @@ class CompareConfig(Section):
 
     def cell(self, name: str, seed: int) -> DistillConfig:
         """The distillation of a cell with a seed. Raises ValueError with one sentence."""
-        tree = self._tree(name)
+        tree = merged(self.base, self.cells[name])
+        run = tree.get("run") or {}
+        for key, instead in (("directory", "run.directory"), ("seed", "seeds")):
+            if key in run:
+                raise ValueError(f"cells.{name}: run.{key} is set by {instead}; leave run.{key} out of base and of the cell")
+        if "stage" in tree:
+            raise ValueError(f"cells.{name}: every cell is a distillation; leave stage out of base and of the cell")
         own = {"directory": self.run.directory / "cells" / f"{name}-seed{seed}", "seed": seed}
-        run = (tree.get("run") or {}) | own | ({"overwrite": True} if self.run.overwrite else {})
+        run = run | own | ({"overwrite": True} if self.run.overwrite else {})
         try:
             return DistillConfig.model_validate(tree | {"stage": "distill", "run": run})
         except ValidationError as error:
@@ -100,16 +102,6 @@ class CompareConfig(Section):
     @property
     def cluster(self) -> ClusterConfig:
         return self.first.cluster
-
-    def _tree(self, name: str) -> dict[str, Any]:
-        """The configuration tree of a cell: base with the changes."""
-        tree = merged(self.base, self.cells[name])
-        for key, instead in (("directory", "run.directory"), ("seed", "seeds")):
-            if key in (tree.get("run") or {}):
-                raise ValueError(f"cells.{name}: run.{key} is set by {instead}; leave run.{key} out of base and of the cell")
-        if "stage" in tree:
-            raise ValueError(f"cells.{name}: every cell is a distillation; leave stage out of base and of the cell")
-        return tree
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

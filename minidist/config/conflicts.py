@@ -3,14 +3,11 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from minidist.config.objective import ObjectiveSection
 from minidist.types import MAIN
 
 if TYPE_CHECKING:
-    from minidist.config.distill import DistillConfig
-    from minidist.config.evaluate import EvaluateConfig
-    from minidist.config.objective import ObjectiveSection
-    from minidist.config.score import ScoreConfig
-    from minidist.config.sft import SftConfig
+    from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 
 
 def learner(c: "SftConfig | DistillConfig") -> Iterator[str]:
@@ -36,7 +33,7 @@ def teacher_role(c: "DistillConfig | ScoreConfig") -> Iterator[str]:
         yield f"cluster.teacher.actors is {c.cluster.teacher.actors}, and teacher.backend cache starts no actors; leave it out"
 
 
-def objective(c: "DistillConfig", key: str, section: "ObjectiveSection") -> Iterator[str]:
+def objective(c: "DistillConfig", key: str, section: ObjectiveSection) -> Iterator[str]:
     """Between one objective, at a dotted key, and the teacher."""
     listed = c.teacher.payload != "hidden"
     if section.needs is not None and not c.teacher.payload.serves(section.needs):

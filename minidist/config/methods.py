@@ -1,10 +1,11 @@
 """`method`: a published method by its name, as defaults of the sections it sets; one YAML file each in minidist/methods."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from minidist.config.sentence import did_you_mean
 
 _FOLDER = Path(__file__).parents[1] / "methods"
 
@@ -20,9 +21,7 @@ def with_method(tree: dict[str, Any]) -> dict[str, Any]:
     if name is None:
         return tree
     if name not in names():
-        close = difflib.get_close_matches(str(name), names(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"method is {name!r}; expected one of {', '.join(names())}{hint}")
+        raise ValueError(f"method is {name!r}; expected one of {', '.join(names())}{did_you_mean(str(name), names())}")
     return _under(yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")), tree)
 
 

@@ -177,17 +177,9 @@ def _not_k1_or_k3(tree: Any) -> Any:
     return tree
 
 
+_OtherObjectives = (
+    SinkhornConfig | K2Config | KDConfig | MiniLLMConfig | PolicyGradientConfig | RankingConfig | SupervisedConfig
+)
 ObjectiveConfig = Annotated[
-    Annotated[
-        Divergences
-        | SinkhornConfig
-        | K2Config
-        | KDConfig
-        | MiniLLMConfig
-        | PolicyGradientConfig
-        | RankingConfig
-        | SupervisedConfig,
-        Field(discriminator="type"),
-    ],
-    BeforeValidator(_not_k1_or_k3),
+    Annotated[Divergences | _OtherObjectives, Field(discriminator="type")], BeforeValidator(_not_k1_or_k3)
 ]
