@@ -51,8 +51,6 @@ class SoftPromptConfig(Section):
 class TeacherConfig(ModelConfig):
     """The model that scores tokens. Fields of all backends, and the declarations that each backend overrides."""
 
-    chosen_by: ClassVar[str]
-    """The setting that selects this class, for error messages."""
     payloads: ClassVar[tuple[Payload, ...]]
     """Payloads that the backend can give."""
     live: ClassVar[bool] = True
@@ -88,7 +86,7 @@ class TeacherConfig(ModelConfig):
     def _gives_payload(self) -> "TeacherConfig":
         if self.payload not in self.payloads:
             raise ValueError(
-                f"teacher.{self.chosen_by} does not give payload {self.payload}; set teacher.payload to "
+                f"teacher.{_kind(self)} does not give payload {self.payload}; set teacher.payload to "
                 f"{' or '.join(self.payloads)} (a frozen teacher of backend=hf gives all three)"
             )
         return self
@@ -113,7 +111,6 @@ class LocalTeacherConfig(TeacherConfig):
 class HFTeacherConfig(LocalTeacherConfig):
     """A frozen teacher in transformers, in actors of its own."""
 
-    chosen_by: ClassVar[str] = "backend=hf"
     payloads: ClassVar = tuple(Payload)
     splits_by: ClassVar = "shards"
     backend: Literal["hf"] = "hf"
@@ -125,7 +122,6 @@ class HFTeacherConfig(LocalTeacherConfig):
 class VLLMTeacherConfig(LocalTeacherConfig):
     """A frozen teacher in vLLM, in actors of its own."""
 
-    chosen_by: ClassVar[str] = "backend=vllm"
     payloads: ClassVar = (Payload.SAMPLED, Payload.TOP_K)
     splits_by: ClassVar = "tensor_parallel"
     in_vllm: ClassVar[bool] = True
@@ -136,7 +132,6 @@ class VLLMTeacherConfig(LocalTeacherConfig):
 class ServerTeacherConfig(TeacherConfig):
     """A frozen teacher behind HTTP."""
 
-    chosen_by: ClassVar[str] = "backend=server"
     payloads: ClassVar = (Payload.SAMPLED, Payload.TOP_K)
     cuts_padding: ClassVar[bool] = False
     backend: Literal["server"] = "server"
@@ -151,7 +146,6 @@ class ServerTeacherConfig(TeacherConfig):
 class CacheTeacherConfig(TeacherConfig):
     """Scores of given text, computed earlier by minidist score."""
 
-    chosen_by: ClassVar[str] = "backend=cache"
     payloads: ClassVar = tuple(Payload)
     live: ClassVar[bool] = False
     backend: Literal["cache"] = "cache"
@@ -163,7 +157,6 @@ class PromptedTeacherConfig(LocalTeacherConfig):
     """A teacher in transformers whose soft prompt is trained beside the student. Evaluations measure the distance to the
     teacher without its prompt, in actors."""
 
-    chosen_by: ClassVar[str] = "placement=learner"
     payloads: ClassVar = (Payload.HIDDEN,)
     splits_by: ClassVar = "shards"
     learns: ClassVar[bool] = True
@@ -175,41 +168,45 @@ class PromptedTeacherConfig(LocalTeacherConfig):
 
 
 def _kind(section: Any) -> str:
-    """The key of `_KINDS` that a teacher section selects."""
+    """The setting that selects the class of a teacher section."""
     if isinstance(section, dict):
-        return "prompted" if section.get("placement") == "learner" else str(section.get("backend", "hf"))
+        return "placement=learner" if section.get("placement") == "learner" else f"backend={section.get('backend', 'hf')}"
     return next(name for name, kind in _KINDS.items() if type(section) is kind)
 
 
 def _fields_of_kind(section: Any) -> Any:
     """Refuse missing fields, and fields of another backend unless they hold null or their default, as in old records."""
-    if not isinstance(section, dict):
+    if isinstance(section, TeacherConfig):
         return section
-    if (kind := _KINDS.get(_kind(section))) is None:
+    if not isinstance(section, dict):
+        raise ValueError(f"teacher is {section!r}; expected a section with model, and with backend unless it is hf")
+    chosen = _kind(section)
+    if (kind := _KINDS.get(chosen)) is None:
         backends = dict.fromkeys(each.model_fields["backend"].default for each in _KINDS.values())
         raise ValueError(f"teacher.backend is {section['backend']!r}; expected one of {', '.join(backends)}")
     for key, field in kind.model_fields.items():
         if field.is_required() and section.get(key) is None:
-            raise ValueError(f"teacher.{key} is missing, and teacher.{kind.chosen_by} needs it: {field.description}")
+            raise ValueError(f"teacher.{key} is missing, and teacher.{chosen} needs it: {field.description}")
     kept = dict(section)
-    for other in _KINDS.values():
+    for selecting, other in _KINDS.items():
         for key in sorted(kept.keys() & (other.model_fields.keys() - kind.model_fields.keys())):
             if kept.pop(key) not in (None, other.model_fields[key].default):
                 raise ValueError(
-                    f"teacher.{key} belongs to teacher.{other.chosen_by}, and this teacher is of {kind.chosen_by}; leave out "
-                    f"teacher.{key}, or set teacher.{other.chosen_by}"
+                    f"teacher.{key} belongs to teacher.{selecting}, and this teacher is of {chosen}; leave out teacher.{key}, "
+                    f"or set teacher.{selecting}"
                 )
     return kept
 
 
 _Kinds = (
-    Annotated[HFTeacherConfig, Tag("hf")]
-    | Annotated[VLLMTeacherConfig, Tag("vllm")]
-    | Annotated[ServerTeacherConfig, Tag("server")]
-    | Annotated[CacheTeacherConfig, Tag("cache")]
-    | Annotated[PromptedTeacherConfig, Tag("prompted")]
+    Annotated[HFTeacherConfig, Tag("backend=hf")]
+    | Annotated[VLLMTeacherConfig, Tag("backend=vllm")]
+    | Annotated[ServerTeacherConfig, Tag("backend=server")]
+    | Annotated[CacheTeacherConfig, Tag("backend=cache")]
+    | Annotated[PromptedTeacherConfig, Tag("placement=learner")]
 )
 _KINDS: dict[str, type[TeacherConfig]] = {tag.tag: kind for kind, tag in map(get_args, get_args(_Kinds))}
+"""The class of a teacher section, by the setting that selects it."""
 
 AnyTeacherConfig = Annotated[_Kinds, Discriminator(_kind), BeforeValidator(_fields_of_kind)]
 """The section `teacher` of a configuration; backend hf where none is given."""

@@ -102,10 +102,7 @@ class MixedText(Text):
 
 
 def make_sources(
-    config: DistillConfig,
-    examples: Mapping[str, Sequence[Example]],
-    engine: RolloutEngine | None,
-    teacher: Teacher | None,
+    config: DistillConfig, examples: Mapping[str, Sequence[Example]], engine: RolloutEngine | None, teacher: Teacher | None
 ) -> list[Source]:
     """The main stream, then the streams that answer the step's prompts, then the streams with `examples` of their own.
 
