@@ -42,10 +42,8 @@ def objective(c: "DistillConfig", key: str, section: ObjectiveSection) -> Iterat
     if section.needs is not None and listed and section.temperature != 1:
         yield f"{key}.temperature {section.temperature:g} needs the teacher's whole distribution; set teacher.payload=hidden"
     if listed and (section.listed or 0) > c.teacher.top_k:
-        yield (
-            f"{key}.top_k is {section.listed}, and the teacher lists {c.teacher.top_k} classes; lower it, or set "
-            f"teacher.top_k={section.listed}"
-        )
+        longer = f"{key}.top_k is {section.listed}, and the teacher lists {c.teacher.top_k} classes"
+        yield f"{longer}; lower it, or set teacher.top_k={section.listed}"
     if key != "objective" and section.learns_from == "own_samples":
         yield f"{key}.type {section.type} learns on the student's own samples, not on given text"
 
@@ -63,10 +61,8 @@ def own_samples(c: "DistillConfig") -> Iterator[str]:
     if c.rollout.samples_per_prompt < c.objective.samples:
         yield f"{name} compares answers to one prompt; set rollout.samples_per_prompt=4"
     if c.objective.parts > c.answers_per_step:
-        yield (
-            f"objective.minibatches {c.objective.parts} is more than the {c.answers_per_step} rollouts of a step; lower it, or "
-            "raise rollout.prompts_per_step"
-        )
+        many = f"objective.minibatches {c.objective.parts} is more than the {c.answers_per_step} rollouts of a step"
+        yield f"{many}; lower it, or raise rollout.prompts_per_step"
 
 
 def teacher_mix(c: "DistillConfig") -> Iterator[str]:
@@ -80,10 +76,8 @@ def teacher_mix(c: "DistillConfig") -> Iterator[str]:
     if not c.teacher.takes_turns:
         yield "rollout.teacher_mix needs the teacher token by token; set teacher.backend=hf or vllm, or rollout.teacher_mix=0"
     if c.rollout.engine == "vllm" and c.cluster.teacher.shards > 1:
-        yield (
-            "rollout.teacher_mix takes turns with a teacher in vLLM, and cluster.teacher.shards splits one in transformers; "
-            "set teacher.backend=vllm with cluster.teacher.tensor_parallel, or rollout.teacher_mix=0"
-        )
+        split = "rollout.teacher_mix takes turns with a teacher in vLLM, and cluster.teacher.shards splits one in transformers"
+        yield f"{split}; set teacher.backend=vllm with cluster.teacher.tensor_parallel, or rollout.teacher_mix=0"
 
 
 def score_cache(c: "DistillConfig") -> Iterator[str]:
@@ -103,15 +97,11 @@ def replay(c: "DistillConfig") -> Iterator[str]:
     if c.prefix.replay is None:
         return
     if c.prefix.replay.capacity < c.answers_per_step:
-        yield (
-            f"prefix.replay.capacity {c.prefix.replay.capacity} is less than the {c.answers_per_step} texts of a step; "
-            "raise it, or lower rollout.prompts_per_step"
-        )
+        small = f"prefix.replay.capacity {c.prefix.replay.capacity} is less than the {c.answers_per_step} texts of a step"
+        yield f"{small}; raise it, or lower rollout.prompts_per_step"
     if c.prefix.replay.growth > 0 and not (c.evaluation.every and c.data.validation and c.data.validation.gold):
-        yield (
-            "prefix.replay follows the loss on validation answers: set evaluation.every, and data.validation with answer; or "
-            "prefix.replay.growth=0 with a fixed prefix.student"
-        )
+        needed = "prefix.replay follows the loss on validation answers: set evaluation.every, and data.validation with answer"
+        yield f"{needed}; or prefix.replay.growth=0 with a fixed prefix.student"
 
 
 def text(c: "DistillConfig") -> Iterator[str]:
@@ -147,15 +137,11 @@ def distill(c: "DistillConfig") -> Iterator[str]:
     yield from text(c)
     yield from replay(c)
     if c.learner.kernel == "liger" and not any(section.fused for section in c.objectives.values()):
-        yield (
-            f"learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm), and objective.type is "
-            f"{c.objective.type}; set learner.kernel=torch"
-        )
+        fused = "learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm)"
+        yield f"{fused}, and objective.type is {c.objective.type}; set learner.kernel=torch"
     if c.teacher.learns and not c.objective.matches_teacher:
-        yield (
-            f"objective.type {c.objective.type} is no divergence from the teacher, as a teacher that learns needs; set "
-            "objective.type=reverse_kl, or teacher.placement=actor"
-        )
+        other = f"objective.type {c.objective.type} is no divergence from the teacher, as a teacher that learns needs"
+        yield f"{other}; set objective.type=reverse_kl, or teacher.placement=actor"
     if c.evaluation.patience is not None:
         yield "evaluation.patience belongs to sft; distillation runs for run.steps"
     if c.evaluation.every and c.data.validation is None:

@@ -89,11 +89,6 @@ class DistillConfig(StageSection):
         return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
 
     @property
-    def updates(self) -> int:
-        """Optimizer steps on one collection."""
-        return self.objective.updates
-
-    @property
     def objectives(self) -> Mapping[str, ObjectiveSection]:
         """All objectives, by their dotted keys."""
         return {"objective": self.objective} | {f"streams.{name}.objective": s.objective for name, s in self.streams.items()}

@@ -124,7 +124,7 @@ def make_sources(
         else:
             # The seed depends on the name, so that two streams on equally many examples draw different rows.
             own_seed = seed ^ zlib.crc32(name.encode())
-            text = GivenText(Shuffled(examples[name], stream.rows * config.updates, own_seed))
+            text = GivenText(Shuffled(examples[name], stream.rows * config.objective.updates, own_seed))
         sources.append(Source(name, text, stream.weight, scored=stream.objective.needs is not None))
     return sources
 
