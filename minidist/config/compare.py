@@ -65,17 +65,13 @@ class CompareConfig(Section):
         first = next(iter(configs))
         for name, config in configs.items():
             if not config.teacher.live or config.teacher.payload != "hidden":
-                raise ValueError(
-                    f"cells.{name}: the students are evaluated by exact divergences; set base.teacher.backend=hf and "
-                    "base.teacher.payload=hidden"
-                )
+                exact = f"cells.{name}: the students are evaluated by exact divergences"
+                raise ValueError(f"{exact}; set base.teacher.backend=hf and base.teacher.payload=hidden")
             for key in _SHARED:
                 value, shared = (reduce(getitem, key.split("."), tree) for tree in (trees[name], trees[first]))
                 if value != shared:
-                    raise ValueError(
-                        f"cells.{name}: {key} is {value!r}, and {shared!r} in cells.{first}; all cells share processes and "
-                        f"data: set {key} in base only"
-                    )
+                    differs = f"cells.{name}: {key} is {value!r}, and {shared!r} in cells.{first}"
+                    raise ValueError(f"{differs}; all cells share processes and data: set {key} in base only")
         return self
 
     def cell(self, name: str, seed: int) -> DistillConfig:

@@ -61,8 +61,8 @@ def own_samples(c: "DistillConfig") -> Iterator[str]:
     if c.rollout.samples_per_prompt < c.objective.samples:
         yield f"{name} compares answers to one prompt; set rollout.samples_per_prompt=4"
     if c.objective.parts > c.answers_per_step:
-        many = f"objective.minibatches {c.objective.parts} is more than the {c.answers_per_step} rollouts of a step"
-        yield f"{many}; lower it, or raise rollout.prompts_per_step"
+        excess = f"objective.minibatches {c.objective.parts} is more than the {c.answers_per_step} rollouts of a step"
+        yield f"{excess}; lower it, or raise rollout.prompts_per_step"
 
 
 def teacher_mix(c: "DistillConfig") -> Iterator[str]:
@@ -84,10 +84,9 @@ def score_cache(c: "DistillConfig") -> Iterator[str]:
     """Of a teacher that is a cache of scores of given text."""
     teacher_writes = any(stream.writer == "teacher" for stream in c.streams.values())
     if c.prefix.dataset < 1 or c.prefix.replay is not None or teacher_writes:
-        yield (
-            "teacher.backend cache holds scores of given text, and prefix or a stream uses text written during training; set "
-            "prefix.student=0 and prefix.dataset=1 without replay, and no stream of writer teacher; or set teacher.backend=hf"
-        )
+        written = "teacher.backend cache holds scores of given text, and prefix or a stream uses text written during training"
+        given = "set prefix.student=0 and prefix.dataset=1 without replay, and no stream of writer teacher"
+        yield f"{written}; {given}; or set teacher.backend=hf"
     if c.evaluation.every:
         yield "evaluation.every needs a live teacher, and teacher.backend is cache; leave it out, and run minidist evaluate"
 
@@ -140,8 +139,8 @@ def distill(c: "DistillConfig") -> Iterator[str]:
         fused = "learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm)"
         yield f"{fused}, and objective.type is {c.objective.type}; set learner.kernel=torch"
     if c.teacher.learns and not c.objective.matches_teacher:
-        other = f"objective.type {c.objective.type} is no divergence from the teacher, as a teacher that learns needs"
-        yield f"{other}; set objective.type=reverse_kl, or teacher.placement=actor"
+        mismatch = f"objective.type {c.objective.type} is no divergence from the teacher, as a teacher that learns needs"
+        yield f"{mismatch}; set objective.type=reverse_kl, or teacher.placement=actor"
     if c.evaluation.patience is not None:
         yield "evaluation.patience belongs to sft; distillation runs for run.steps"
     if c.evaluation.every and c.data.validation is None:

@@ -83,10 +83,9 @@ class JSDConfig(Matching):
     @model_validator(mode="after")
     def _beta_in_range(self) -> "JSDConfig":
         if not (0 < self.beta < 1 or (self.endpoint == "kl" and self.beta in (0, 1))):
-            raise ValueError(
-                f"beta of jsd is {self.beta:g}; set a value between 0 and 1. At 0 and 1 the divergence is 0: for a KL there, "
-                "set type=jsd_normalised (no jump) or endpoint=kl (a jump, as in other libraries)"
-            )
+            outside = f"beta of jsd is {self.beta:g}; set a value between 0 and 1. At 0 and 1 the divergence is 0"
+            remedy = "for a KL there, set type=jsd_normalised (no jump) or endpoint=kl (a jump, as in other libraries)"
+            raise ValueError(f"{outside}: {remedy}")
         return self
 
 
@@ -141,11 +140,9 @@ class AlphaBetaConfig(Matching):
 
     @model_validator(mode="after")
     def _sum_in_range(self) -> "AlphaBetaConfig":
-        if self.alpha + self.beta < 0:
-            raise ValueError(
-                f"alpha + beta of alpha_beta is {self.alpha + self.beta:g}; a sum below 0 overflows where a probability is "
-                "small: raise alpha or beta (0.2 and 0.7 are published)"
-            )
+        if (total := self.alpha + self.beta) < 0:
+            below = f"alpha + beta of alpha_beta is {total:g}; a sum below 0 overflows where a probability is small"
+            raise ValueError(f"{below}: raise alpha or beta (0.2 and 0.7 are published)")
         return self
 
 

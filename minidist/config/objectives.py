@@ -86,10 +86,8 @@ class PolicyConfig(ObjectiveSection):
         if not (self.single_step or self.long_term):
             raise ValueError("objective.single_step and objective.long_term are both false: nothing to learn; set one of them")
         if self.inner_epochs > 1 and self.clip is None and self.importance == "none":
-            raise ValueError(
-                f"objective.inner_epochs {self.inner_epochs} trains on text of an earlier student: set objective.clip=0.2, or "
-                "objective.importance=one_step"
-            )
+            old = f"objective.inner_epochs {self.inner_epochs} trains on text of an earlier student"
+            raise ValueError(f"{old}: set objective.clip=0.2, or objective.importance=one_step")
         return self
 
     @property

@@ -23,14 +23,8 @@ introduces the sections by example.
 """
 _HEADER = "| key | type | default | meaning |\n|---|---|---|---|\n"
 _PLAIN = {"boolean": "true or false", "integer": "integer", "number": "number", "string": "text", "null": "null"}
-_BOUNDS = {
-    "minimum": " ≥ {:g}",
-    "exclusiveMinimum": " > {:g}",
-    "maximum": " ≤ {:g}",
-    "exclusiveMaximum": " < {:g}",
-    **dict.fromkeys(("minLength", "minItems", "minProperties"), ", length ≥ {}"),
-    "pattern": " matching `{}`",
-}
+_BOUNDS = {"minimum": " ≥ {:g}", "exclusiveMinimum": " > {:g}", "maximum": " ≤ {:g}", "exclusiveMaximum": " < {:g}"}
+_BOUNDS |= dict.fromkeys(("minLength", "minItems", "minProperties"), ", length ≥ {}") | {"pattern": " matching `{}`"}
 
 
 def reference() -> str:

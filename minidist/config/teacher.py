@@ -85,10 +85,8 @@ class TeacherConfig(ModelConfig):
     @model_validator(mode="after")
     def _gives_payload(self) -> "TeacherConfig":
         if self.payload not in self.payloads:
-            raise ValueError(
-                f"teacher.{_kind(self)} does not give payload {self.payload}; set teacher.payload to "
-                f"{' or '.join(self.payloads)} (a frozen teacher of backend=hf gives all three)"
-            )
+            given = f"{' or '.join(self.payloads)} (a frozen teacher of backend=hf gives all three)"
+            raise ValueError(f"teacher.{_kind(self)} does not give payload {self.payload}; set teacher.payload to {given}")
         return self
 
 
@@ -191,10 +189,8 @@ def _fields_of_kind(section: Any) -> Any:
     for selecting, other in _KINDS.items():
         for key in sorted(kept.keys() & (other.model_fields.keys() - kind.model_fields.keys())):
             if kept.pop(key) not in (None, other.model_fields[key].default):
-                raise ValueError(
-                    f"teacher.{key} belongs to teacher.{selecting}, and this teacher is of {chosen}; leave out teacher.{key}, "
-                    f"or set teacher.{selecting}"
-                )
+                foreign = f"teacher.{key} belongs to teacher.{selecting}, and this teacher is of {chosen}"
+                raise ValueError(f"{foreign}; leave out teacher.{key}, or set teacher.{selecting}")
     return kept
 
 
