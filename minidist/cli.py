@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,15 +23,14 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configu
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Replace single values.")]
 
 
-def _command(verb: str) -> Callable[..., None]:
+def _add(verb: str, help: str) -> None:
+    @app.command(verb, help=help)
     def command(config: ConfigPath, overrides: Overrides = None) -> None:
         _run(verb, config, overrides)
 
-    return command
-
 
 for _verb, _help in verbs().items():
-    app.command(_verb, help=_help)(_command(_verb))
+    _add(_verb, _help)
 
 
 @app.command()

@@ -22,7 +22,6 @@ class Watch(Protocol):
 
     async def stopped(self, step: int) -> None:
         """The run was cancelled between two steps; `step` is the next step."""
-        ...
 
 
 @dataclass

@@ -99,6 +99,11 @@ class Sampling:
     seed: int = 0
     no_repeat_ngram_size: int | None = None
 
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens outside the nucleus of top_p are never sampled."""
+        return self.top_p < 1
+
     def jobs(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, int]]:
         """Prompt and sample number of each rollout of a call, in the order in which the call returns them."""
         return [(prompt, number) for prompt in prompts for number in range(self.samples)]

@@ -10,17 +10,5 @@ from minidist.config.sft import SftConfig
 from minidist.config.stages import CONFIGS, Command, Config
 from minidist.config.toy import ToyConfig
 
-__all__ = [
-    "CONFIGS",
-    "Command",
-    "CompareConfig",
-    "Config",
-    "DistillConfig",
-    "EvaluateConfig",
-    "ScoreConfig",
-    "SftConfig",
-    "ToyConfig",
-    "difference",
-    "dump",
-    "load",
-]
+__all__ = ["CompareConfig", "DistillConfig", "EvaluateConfig", "ScoreConfig", "SftConfig", "ToyConfig"]
+__all__ += ["CONFIGS", "Command", "Config", "difference", "dump", "load"]

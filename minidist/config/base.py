@@ -1,12 +1,13 @@
 """Base of all sections: unknown keys are refused, and values do not change after they are read."""
 
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from minidist.config.sentence import sentence
 
-FREE = "may change when a run resumes"
+FREE: Any = Field(json_schema_extra={"free": True})
 """Mark of a field, as in Annotated[int, FREE], whose value changes no number of a run beyond rounding."""
 
 
@@ -22,3 +23,16 @@ class Section(BaseModel):
             return cls(**options)
         except ValidationError as error:
             raise ValueError(sentence(error, cls)) from None
+
+
+class StageSection(Section):
+    """The configuration of a stage, whose sections must agree with each other."""
+
+    conflicts: ClassVar[Callable[[Any], Iterator[str]]]
+    """The rules between the sections, which yield one sentence for each combination of settings that is refused."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        for conflict in type(self).conflicts(self):
+            raise ValueError(conflict)
+        return self

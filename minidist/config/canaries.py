@@ -73,11 +73,11 @@ class CanaryConfig(Section):
 
     def logprob_tolerance(self, *dtypes: str) -> float:
         """logprob_tolerance_nats, or its default for the coarsest of the precisions in use."""
-        return _tolerance(self.logprob_tolerance_nats, dtypes, float32=1e-3, sixteen_bits=0.05)
+        return self.logprob_tolerance_nats or (0.05 if _any_of_16_bits(dtypes) else 1e-3)
 
     def sync_tolerance(self, *dtypes: str) -> float:
         """sync_tolerance_nats, or its default for the coarsest of the precisions in use."""
-        return _tolerance(self.sync_tolerance_nats, dtypes, float32=5e-3, sixteen_bits=0.5)
+        return self.sync_tolerance_nats or (0.5 if _any_of_16_bits(dtypes) else 5e-3)
 
     @model_validator(mode="after")
     def _stops_on_alarms_with_a_limit(self) -> "CanaryConfig":
@@ -85,10 +85,8 @@ class CanaryConfig(Section):
             if name not in ALARMS:
                 raise ValueError(f"canaries.stop_on names {name!r}; the alarms are {', '.join(ALARMS)}")
             if self.limit(name) is None:
-                raise ValueError(
-                    f"canaries.stop_on names {name}, and canaries.alarm_{name} is null: set canaries.alarm_{name}, or take the "
-                    "name out"
-                )
+                off = f"canaries.stop_on names {name}, and canaries.alarm_{name} is null"
+                raise ValueError(f"{off}: set canaries.alarm_{name}, or take the name out")
         return self
 
     def limit(self, name: str) -> float | None:
@@ -105,7 +103,5 @@ ALARMS: dict[str, Alarm] = {
 """All alarms, by the end of their field's name."""
 
 
-def _tolerance(configured: float | None, dtypes: tuple[str, ...], *, float32: float, sixteen_bits: float) -> float:
-    if configured is not None:
-        return configured
-    return sixteen_bits if any(dtype in ("bfloat16", "float16") for dtype in dtypes) else float32
+def _any_of_16_bits(dtypes: tuple[str, ...]) -> bool:
+    return not {"bfloat16", "float16"}.isdisjoint(dtypes)

@@ -16,7 +16,7 @@ def free_settings(kind: type[Section], prefix: str = "") -> set[str]:
     names = set()
     for name, field in kind.model_fields.items():
         section = section_of(field.annotation)
-        if FREE in field.metadata:
+        if field.json_schema_extra == FREE.json_schema_extra:
             names.add(prefix + name)
         elif section is not None and issubclass(section, Section):
             names |= free_settings(section, f"{prefix}{name}.")
@@ -37,7 +37,7 @@ def difference(recorded: dict[str, Any], config: Command) -> tuple[str, Any, Any
 def _first(recorded: Any, new: Any, free: set[str], key: str = "") -> tuple[str, Any, Any] | None:
     if not (isinstance(recorded, dict) and isinstance(new, dict)):
         return None if recorded == new else (key, recorded, new)
-    for name in [*new, *(name for name in recorded if name not in new)]:
+    for name in new | recorded:
         path = f"{key}.{name}".lstrip(".")
         if path not in free and (found := _first(recorded.get(name), new.get(name), free, path)):
             return found

@@ -22,13 +22,13 @@ class RoleConfig(Section):
 
     @property
     def processes(self) -> int:
-        """Total number of processes of the role."""
-        return 1
+        """Processes of the role: actors x shards, or ranks."""
+        return math.prod(getattr(self, field, 1) for field in ("actors", "shards", "ranks"))
 
     @property
     def devices(self) -> int:
         """Whole devices that one actor needs, if it has GPUs."""
-        return 1
+        return getattr(self, "tensor_parallel", 1)
 
 
 class RolloutRoleConfig(RoleConfig):
@@ -38,14 +38,6 @@ class RolloutRoleConfig(RoleConfig):
     """Engines that write in parallel; prompt i of a step always goes to engine i modulo their number."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Devices (processes, on a CPU) over which vLLM splits each engine's model."""
-
-    @property
-    def processes(self) -> int:
-        return self.actors
-
-    @property
-    def devices(self) -> int:
-        return self.tensor_parallel
 
 
 class TeacherRoleConfig(RoleConfig):
@@ -58,24 +50,12 @@ class TeacherRoleConfig(RoleConfig):
     shards: int = Field(default=1, ge=1)
     """teacher.backend hf: processes, each on its own device, over which ZeRO-3 partitions the parameters of each teacher."""
 
-    @property
-    def processes(self) -> int:
-        return self.actors * self.shards
-
-    @property
-    def devices(self) -> int:
-        return self.tensor_parallel
-
 
 class LearnerRoleConfig(RoleConfig):
     """The learner's ranks."""
 
     ranks: int = Field(default=1, ge=1)
     """Data-parallel processes of the learner, each on its own device; learner.zero_stage sets what they partition."""
-
-    @property
-    def processes(self) -> int:
-        return self.ranks
 
 
 class ClusterConfig(Section):
@@ -108,7 +88,7 @@ class ClusterConfig(Section):
     def _roles_fit(self) -> "ClusterConfig":
         if self.roles == "local" and self.processes > 3:
             raise ValueError("cluster.roles local has one actor of each role; set cluster.roles=ray for more")
-        for name, role in (("rollout", self.rollout), ("teacher", self.teacher), ("learner", self.learner)):
+        for name, role in self._by_name.items():
             if role.gpus is not None and role.gpus > 1 and role.gpus != int(role.gpus):
                 raise ValueError(f"cluster.{name}.gpus is {role.gpus}: set a fraction below 1, or whole devices")
             if role.devices > 1 and role.gpus is not None and 0 < role.gpus < role.devices:
@@ -123,18 +103,21 @@ class ClusterConfig(Section):
     @property
     def processes(self) -> int:
         """Processes of all roles; each shard of a teacher counts."""
-        return self.rollout.processes + self.teacher.processes + self.learner.processes
+        return sum(role.processes for role in self._by_name.values())
+
+    @property
+    def _by_name(self) -> dict[Role, RoleConfig]:
+        return {"rollout": self.rollout, "teacher": self.teacher, "learner": self.learner}
 
     def role(self, name: Role) -> RoleConfig:
         """The section of a role."""
-        return getattr(self, name)
+        return self._by_name[name]
 
     def gpus_of(self, role: RoleConfig) -> float:
         """GPUs of an actor of `role`."""
         if role.gpus is not None or self.gpus == 0:
             return role.gpus or 0.0
-        roles: tuple[RoleConfig, ...] = (self.rollout, self.teacher, self.learner)
-        if sum(each.processes * each.devices for each in roles) <= self.gpus:
+        if sum(each.processes * each.devices for each in self._by_name.values()) <= self.gpus:
             return float(role.devices)
         # Rounded down, so that the fractions of one device add up to at most 1.
         return math.floor(100 / math.ceil(self.processes / self.gpus)) / 100

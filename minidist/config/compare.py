@@ -1,6 +1,7 @@
 """`compare`: distillations of one student that differ in their objectives, all else being equal."""
 
-from copy import deepcopy
+from functools import reduce
+from operator import getitem
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
@@ -13,15 +14,11 @@ from minidist.config.run import PlaceConfig
 from minidist.config.sentence import sentence
 
 _WHOLE = ("method", "objective", "prefix", "streams")
+_STUDENT = ("model", "dtype", "tokenizer", "trust_remote_code")
+_ENGINE = ("engine", "kv_cache_gib", "gpu_memory_utilization", "max_sequences")
 # Settings of the engines, the teacher and the prompts, which all cells share.
-_SHARED = (
-    *(f"student.{key}" for key in ("model", "dtype", "tokenizer", "trust_remote_code")),
-    "teacher",
-    "data",
-    *(f"rollout.{key}" for key in ("engine", "kv_cache_gib", "gpu_memory_utilization", "max_sequences")),
-    "run.deterministic",
-    "cluster",
-)
+_SHARED = [*(f"student.{key}" for key in _STUDENT), "teacher", "data"]
+_SHARED += [*(f"rollout.{key}" for key in _ENGINE), "run.deterministic", "cluster"]
 
 
 class CellTestConfig(Section):
@@ -64,30 +61,32 @@ class CompareConfig(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}: a repeated seed repeats the run; list each seed once")
         configs = {name: self.cell(name, self.seeds[0]) for name in self.cells}
+        trees: dict[str, Any] = {name: config.model_dump(mode="json") for name, config in configs.items()}
         first = next(iter(configs))
         for name, config in configs.items():
             if not config.teacher.live or config.teacher.payload != "hidden":
-                raise ValueError(
-                    f"cells.{name}: the students are evaluated by exact divergences; set base.teacher.backend=hf and "
-                    "base.teacher.payload=hidden"
-                )
+                exact = f"cells.{name}: the students are evaluated by exact divergences"
+                raise ValueError(f"{exact}; set base.teacher.backend=hf and base.teacher.payload=hidden")
             for key in _SHARED:
-                value, shared = _at(config, key), _at(configs[first], key)
+                value, shared = (reduce(getitem, key.split("."), tree) for tree in (trees[name], trees[first]))
                 if value != shared:
-                    raise ValueError(
-                        f"cells.{name}: {key} is {value!r}, and {shared!r} in cells.{first}; all cells share processes and "
-                        f"data: set {key} in base only"
-                    )
+                    differs = f"cells.{name}: {key} is {value!r}, and {shared!r} in cells.{first}"
+                    raise ValueError(f"{differs}; all cells share processes and data: set {key} in base only")
         return self
 
     def cell(self, name: str, seed: int) -> DistillConfig:
         """The distillation of a cell with a seed. Raises ValueError with one sentence."""
-        tree = self._tree(name)
-        tree["stage"] = "distill"
+        tree = merged(self.base, self.cells[name])
+        run = tree.get("run") or {}
+        for key, instead in (("directory", "run.directory"), ("seed", "seeds")):
+            if key in run:
+                raise ValueError(f"cells.{name}: run.{key} is set by {instead}; leave run.{key} out of base and of the cell")
+        if "stage" in tree:
+            raise ValueError(f"cells.{name}: every cell is a distillation; leave stage out of base and of the cell")
         own = {"directory": self.run.directory / "cells" / f"{name}-seed{seed}", "seed": seed}
-        tree["run"] = (tree.get("run") or {}) | own | ({"overwrite": True} if self.run.overwrite else {})
+        run = run | own | ({"overwrite": True} if self.run.overwrite else {})
         try:
-            return DistillConfig.model_validate(tree)
+            return DistillConfig.model_validate(tree | {"stage": "distill", "run": run})
         except ValidationError as error:
             raise ValueError(f"cells.{name}: {sentence(error, DistillConfig)}") from None
 
@@ -100,17 +99,6 @@ class CompareConfig(Section):
     def cluster(self) -> ClusterConfig:
         return self.first.cluster
 
-    def _tree(self, name: str) -> dict[str, Any]:
-        """The configuration tree of a cell: base with the changes."""
-        tree = merged(self.base, self.cells[name])
-        for key in ("directory", "seed"):
-            if key in (tree.get("run") or {}):
-                instead = {"directory": "run.directory", "seed": "seeds"}[key]
-                raise ValueError(f"cells.{name}: run.{key} is set by {instead}; leave run.{key} out of base and of the cell")
-        if "stage" in tree:
-            raise ValueError(f"cells.{name}: every cell is a distillation; leave stage out of base and of the cell")
-        return tree
-
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A new tree: `base` with the changes of a cell.
@@ -118,33 +106,18 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     >>> merged({"objective": {"type": "kd", "ratio": 1}, "run": {"steps": 5}}, {"objective": {"type": "k2"}, "run.steps": 2})
     {'objective': {'type': 'k2'}, 'run': {'steps': 2}}
     """
-    tree = deepcopy(base)
-    for key in _WHOLE[1:] if "method" in changes else _WHOLE[:1] if "objective" in changes else ():
-        tree.pop(key, None)
+    replaced = _WHOLE[1:] if "method" in changes else _WHOLE[:1] if "objective" in changes else ()
+    tree: Any = {key: value for key, value in base.items() if key not in replaced}
     for key, value in changes.items():
         if key in _WHOLE:
-            tree[key] = deepcopy(value)
+            tree[key] = value
         else:
-            *sections, last = key.split(".")
-            _set(tree, sections, last, deepcopy(value))
+            tree = _over(tree, reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value))
     return tree
 
 
-def _set(tree: dict[str, Any], sections: list[str], key: str, value: Any) -> None:
-    for section in sections:
-        if not isinstance(tree.get(section), dict):
-            tree[section] = {}
-        tree = tree[section]
-    if isinstance(value, dict) and isinstance(tree.get(key), dict):
-        for inner, changed in value.items():
-            _set(tree[key], [], inner, changed)
-    else:
-        tree[key] = value
-
-
-def _at(config: DistillConfig, key: str) -> Any:
-    """The value at a dotted key, as JSON would hold it."""
-    value: Any = config.model_dump(mode="json")
-    for part in key.split("."):
-        value = value[part]
-    return value
+def _over(base: Any, changes: Any) -> Any:
+    """`base` with single values changed: a section changes the keys that it holds, any other value replaces."""
+    if not (isinstance(base, dict) and isinstance(changes, dict)):
+        return changes
+    return base | {key: _over(base.get(key), value) for key, value in changes.items()}

@@ -1,22 +1,13 @@
 """Rules between sections: each function yields one sentence for every combination of settings that is refused."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from minidist.config.objective import ObjectiveSection
 from minidist.types import MAIN
 
 if TYPE_CHECKING:
-    from minidist.config.distill import DistillConfig
-    from minidist.config.evaluate import EvaluateConfig
-    from minidist.config.objective import ObjectiveSection
-    from minidist.config.score import ScoreConfig
-    from minidist.config.sft import SftConfig
-
-
-def refuse(conflicts: Iterable[str]) -> None:
-    """Raise ValueError with the first conflict."""
-    for sentence in conflicts:
-        raise ValueError(sentence)
+    from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 
 
 def learner(c: "SftConfig | DistillConfig") -> Iterator[str]:
@@ -42,7 +33,7 @@ def teacher_role(c: "DistillConfig | ScoreConfig") -> Iterator[str]:
         yield f"cluster.teacher.actors is {c.cluster.teacher.actors}, and teacher.backend cache starts no actors; leave it out"
 
 
-def objective(c: "DistillConfig", key: str, section: "ObjectiveSection") -> Iterator[str]:
+def objective(c: "DistillConfig", key: str, section: ObjectiveSection) -> Iterator[str]:
     """Between one objective, at a dotted key, and the teacher."""
     listed = c.teacher.payload != "hidden"
     if section.needs is not None and not c.teacher.payload.serves(section.needs):
@@ -51,10 +42,8 @@ def objective(c: "DistillConfig", key: str, section: "ObjectiveSection") -> Iter
     if section.needs is not None and listed and section.temperature != 1:
         yield f"{key}.temperature {section.temperature:g} needs the teacher's whole distribution; set teacher.payload=hidden"
     if listed and (section.listed or 0) > c.teacher.top_k:
-        yield (
-            f"{key}.top_k is {section.listed}, and the teacher lists {c.teacher.top_k} classes; lower it, or set "
-            f"teacher.top_k={section.listed}"
-        )
+        longer = f"{key}.top_k is {section.listed}, and the teacher lists {c.teacher.top_k} classes"
+        yield f"{longer}; lower it, or set teacher.top_k={section.listed}"
     if key != "objective" and section.learns_from == "own_samples":
         yield f"{key}.type {section.type} learns on the student's own samples, not on given text"
 
@@ -64,7 +53,7 @@ def own_samples(c: "DistillConfig") -> Iterator[str]:
     name = f"objective.type {c.objective.type}"
     if c.prefix.student < 1 or c.prefix.replay is not None:
         yield f"{name} learns from samples of the current student; set prefix.student=1, without replay"
-    if c.rollout.top_p != 1:
+    if c.rollout.truncated:
         yield f"{name} needs samples of the full distribution, and rollout.top_p is below 1; set rollout.top_p=1"
     if c.rollout.temperature != c.objective.temperature:
         temperatures = f"rollout.temperature {c.rollout.temperature:g} and objective.temperature {c.objective.temperature:g}"
@@ -72,10 +61,8 @@ def own_samples(c: "DistillConfig") -> Iterator[str]:
     if c.rollout.samples_per_prompt < c.objective.samples:
         yield f"{name} compares answers to one prompt; set rollout.samples_per_prompt=4"
     if c.objective.parts > c.answers_per_step:
-        yield (
-            f"objective.minibatches {c.objective.parts} is more than the {c.answers_per_step} rollouts of a step; lower it, or "
-            "raise rollout.prompts_per_step"
-        )
+        excess = f"objective.minibatches {c.objective.parts} is more than the {c.answers_per_step} rollouts of a step"
+        yield f"{excess}; lower it, or raise rollout.prompts_per_step"
 
 
 def teacher_mix(c: "DistillConfig") -> Iterator[str]:
@@ -89,20 +76,17 @@ def teacher_mix(c: "DistillConfig") -> Iterator[str]:
     if not c.teacher.takes_turns:
         yield "rollout.teacher_mix needs the teacher token by token; set teacher.backend=hf or vllm, or rollout.teacher_mix=0"
     if c.rollout.engine == "vllm" and c.cluster.teacher.shards > 1:
-        yield (
-            "rollout.teacher_mix takes turns with a teacher in vLLM, and cluster.teacher.shards splits one in transformers; "
-            "set teacher.backend=vllm with cluster.teacher.tensor_parallel, or rollout.teacher_mix=0"
-        )
+        split = "rollout.teacher_mix takes turns with a teacher in vLLM, and cluster.teacher.shards splits one in transformers"
+        yield f"{split}; set teacher.backend=vllm with cluster.teacher.tensor_parallel, or rollout.teacher_mix=0"
 
 
 def score_cache(c: "DistillConfig") -> Iterator[str]:
     """Of a teacher that is a cache of scores of given text."""
     teacher_writes = any(stream.writer == "teacher" for stream in c.streams.values())
     if c.prefix.dataset < 1 or c.prefix.replay is not None or teacher_writes:
-        yield (
-            "teacher.backend cache holds scores of given text, and prefix or a stream uses text written during training; set "
-            "prefix.student=0 and prefix.dataset=1 without replay, and no stream of writer teacher; or set teacher.backend=hf"
-        )
+        written = "teacher.backend cache holds scores of given text, and prefix or a stream uses text written during training"
+        given = "set prefix.student=0 and prefix.dataset=1 without replay, and no stream of writer teacher"
+        yield f"{written}; {given}; or set teacher.backend=hf"
     if c.evaluation.every:
         yield "evaluation.every needs a live teacher, and teacher.backend is cache; leave it out, and run minidist evaluate"
 
@@ -112,15 +96,11 @@ def replay(c: "DistillConfig") -> Iterator[str]:
     if c.prefix.replay is None:
         return
     if c.prefix.replay.capacity < c.answers_per_step:
-        yield (
-            f"prefix.replay.capacity {c.prefix.replay.capacity} is less than the {c.answers_per_step} texts of a step; "
-            "raise it, or lower rollout.prompts_per_step"
-        )
+        small = f"prefix.replay.capacity {c.prefix.replay.capacity} is less than the {c.answers_per_step} texts of a step"
+        yield f"{small}; raise it, or lower rollout.prompts_per_step"
     if c.prefix.replay.growth > 0 and not (c.evaluation.every and c.data.validation and c.data.validation.gold):
-        yield (
-            "prefix.replay follows the loss on validation answers: set evaluation.every, and data.validation with answer; or "
-            "prefix.replay.growth=0 with a fixed prefix.student"
-        )
+        needed = "prefix.replay follows the loss on validation answers: set evaluation.every, and data.validation with answer"
+        yield f"{needed}; or prefix.replay.growth=0 with a fixed prefix.student"
 
 
 def text(c: "DistillConfig") -> Iterator[str]:
@@ -156,15 +136,11 @@ def distill(c: "DistillConfig") -> Iterator[str]:
     yield from text(c)
     yield from replay(c)
     if c.learner.kernel == "liger" and not any(section.fused for section in c.objectives.values()):
-        yield (
-            f"learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm), and objective.type is "
-            f"{c.objective.type}; set learner.kernel=torch"
-        )
+        fused = "learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm)"
+        yield f"{fused}, and objective.type is {c.objective.type}; set learner.kernel=torch"
     if c.teacher.learns and not c.objective.matches_teacher:
-        yield (
-            f"objective.type {c.objective.type} is no divergence from the teacher, as a teacher that learns needs; set "
-            "objective.type=reverse_kl, or teacher.placement=actor"
-        )
+        mismatch = f"objective.type {c.objective.type} is no divergence from the teacher, as a teacher that learns needs"
+        yield f"{mismatch}; set objective.type=reverse_kl, or teacher.placement=actor"
     if c.evaluation.patience is not None:
         yield "evaluation.patience belongs to sft; distillation runs for run.steps"
     if c.evaluation.every and c.data.validation is None:
@@ -193,7 +169,7 @@ def evaluate(c: "EvaluateConfig") -> Iterator[str]:
         yield "evaluate trains nothing: set teacher.placement=actor, and leave teacher.prompt out"
     if not c.teacher.live:
         yield "evaluate needs a live teacher to score new text; set teacher.backend=hf"
-    if c.rollout.temperature != 1 or c.rollout.top_p != 1:
+    if c.rollout.temperature != 1 or c.rollout.truncated:
         yield "evaluate measures divergences on samples at rollout.temperature=1 and rollout.top_p=1"
     if len(set(c.seeds or [])) < len(c.seeds or []):
         yield f"seeds are {c.seeds}: a repeated seed gives the same answers; give different ones"

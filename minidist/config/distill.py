@@ -1,15 +1,14 @@
 """`distill`: on-policy distillation."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from minidist.config import conflicts
-from minidist.config.base import FREE, Section
+from minidist.config.base import FREE, StageSection
 from minidist.config.canaries import CanaryConfig
 from minidist.config.cluster import ClusterConfig
-from minidist.config.conflicts import refuse
 from minidist.config.data import DistillDataConfig
 from minidist.config.evaluation import EvaluationConfig
 from minidist.config.learner import LearnerConfig
@@ -23,9 +22,10 @@ from minidist.config.teacher import AnyTeacherConfig
 from minidist.config.text import PrefixConfig, StreamConfig
 
 
-class DistillConfig(Section):
+class DistillConfig(StageSection):
     """On-policy distillation: the student writes, the teacher scores, the learner updates, the weights go back."""
 
+    conflicts: ClassVar = conflicts.distill
     stage: Literal["distill"]
     run: RunConfig
     method: str | None = None
@@ -50,11 +50,6 @@ class DistillConfig(Section):
     @classmethod
     def _method(cls, tree: Any) -> Any:
         return with_method(tree) if isinstance(tree, dict) else tree
-
-    @model_validator(mode="after")
-    def _sections_agree(self) -> "DistillConfig":
-        refuse(conflicts.distill(self))
-        return self
 
     @property
     def teacher_mix(self) -> float:
@@ -92,11 +87,6 @@ class DistillConfig(Section):
     def answers_per_step(self) -> int:
         """Texts of the main stream in one step."""
         return self.rollout.prompts_per_step * self.rollout.samples_per_prompt
-
-    @property
-    def updates(self) -> int:
-        """Optimizer steps on one collection."""
-        return self.objective.updates
 
     @property
     def objectives(self) -> Mapping[str, ObjectiveSection]:

@@ -83,10 +83,9 @@ class JSDConfig(Matching):
     @model_validator(mode="after")
     def _beta_in_range(self) -> "JSDConfig":
         if not (0 < self.beta < 1 or (self.endpoint == "kl" and self.beta in (0, 1))):
-            raise ValueError(
-                f"beta of jsd is {self.beta:g}; set a value between 0 and 1. At 0 and 1 the divergence is 0: for a KL there, "
-                "set type=jsd_normalised (no jump) or endpoint=kl (a jump, as in other libraries)"
-            )
+            outside = f"beta of jsd is {self.beta:g}; set a value between 0 and 1. At 0 and 1 the divergence is 0"
+            remedy = "for a KL there, set type=jsd_normalised (no jump) or endpoint=kl (a jump, as in other libraries)"
+            raise ValueError(f"{outside}: {remedy}")
         return self
 
 
@@ -141,11 +140,9 @@ class AlphaBetaConfig(Matching):
 
     @model_validator(mode="after")
     def _sum_in_range(self) -> "AlphaBetaConfig":
-        if self.alpha + self.beta < 0:
-            raise ValueError(
-                f"alpha + beta of alpha_beta is {self.alpha + self.beta:g}; a sum below 0 overflows where a probability is "
-                "small: raise alpha or beta (0.2 and 0.7 are published)"
-            )
+        if (total := self.alpha + self.beta) < 0:
+            below = f"alpha + beta of alpha_beta is {total:g}; a sum below 0 overflows where a probability is small"
+            raise ValueError(f"{below}: raise alpha or beta (0.2 and 0.7 are published)")
         return self
 
 
@@ -210,6 +207,7 @@ class SinkhornConfig(TransportConfig, ObjectiveSection):
     """
 
     type: Literal["sinkhorn"] = "sinkhorn"
+    presets: ClassVar = {"released": {"temperature": 2.0, "scale": 0.001}}
     preset: Literal["released"] | None = None
     """released: temperature 2 and scale 0.001 as defaults, as in the authors' code. None: the defaults below."""
     paired: Literal["forward_kl", "reverse_kl", "none"] = "forward_kl"
@@ -220,13 +218,6 @@ class SinkhornConfig(TransportConfig, ObjectiveSection):
     """Most consecutive tokens of one answer in a group. Cost grows with the square of the group size."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides both models' logits; 2 in the authors' code. Other than 1 needs the full vocabulary."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, tree: Any) -> Any:
-        """Add the preset's values as defaults."""
-        released = isinstance(tree, dict) and tree.get("preset") == "released"
-        return {"temperature": 2.0, "scale": 0.001} | tree if released else tree
 
     @property
     def needs(self) -> Payload:

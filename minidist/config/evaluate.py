@@ -1,14 +1,13 @@
 """`evaluate`: measure a list of models against one teacher."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt
 
 from minidist.config import conflicts
-from minidist.config.base import FREE, Section
+from minidist.config.base import FREE, StageSection
 from minidist.config.canaries import CanaryConfig
 from minidist.config.cluster import ClusterConfig
-from minidist.config.conflicts import refuse
 from minidist.config.data import EvaluateDataConfig
 from minidist.config.learner import MeasureConfig
 from minidist.config.models import DType
@@ -17,10 +16,11 @@ from minidist.config.run import RunConfig
 from minidist.config.teacher import AnyTeacherConfig
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(StageSection):
     """Measures accuracy, ROUGE-L, divergences from the teacher, exposure bias, calibration, length, truncation, repetition and
     diversity of a list of models."""
 
+    conflicts: ClassVar = conflicts.evaluate
     stage: Literal["evaluate"]
     run: RunConfig
     models: dict[str, str] = Field(min_length=1)
@@ -37,8 +37,3 @@ class EvaluateConfig(Section):
     learner: MeasureConfig = MeasureConfig()
     cluster: Annotated[ClusterConfig, FREE] = ClusterConfig()
     canaries: CanaryConfig = CanaryConfig()
-
-    @model_validator(mode="after")
-    def _sections_agree(self) -> "EvaluateConfig":
-        refuse(conflicts.evaluate(self))
-        return self

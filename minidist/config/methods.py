@@ -1,10 +1,11 @@
 """`method`: a published method by its name, as defaults of the sections it sets; one YAML file each in minidist/methods."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from minidist.config.sentence import did_you_mean
 
 _FOLDER = Path(__file__).parents[1] / "methods"
 
@@ -20,17 +21,13 @@ def with_method(tree: dict[str, Any]) -> dict[str, Any]:
     if name is None:
         return tree
     if name not in names():
-        close = difflib.get_close_matches(str(name), names(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"method is {name!r}; expected one of {', '.join(names())}{hint}")
+        raise ValueError(f"method is {name!r}; expected one of {', '.join(names())}{did_you_mean(str(name), names())}")
     return _under(yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")), tree)
 
 
 def _under(defaults: Any, tree: Any) -> Any:
     """`tree` with `defaults` for missing keys. A section of another `type` takes no defaults."""
-    if not (isinstance(defaults, dict) and isinstance(tree, dict)):
+    sections = isinstance(defaults, dict) and isinstance(tree, dict)
+    if not sections or tree.get("type", defaults.get("type")) != defaults.get("type"):
         return tree
-    if tree.get("type", defaults.get("type")) != defaults.get("type"):
-        return tree
-    merged = {key: _under(value, tree[key]) if key in tree else value for key, value in defaults.items()}
-    return merged | {key: value for key, value in tree.items() if key not in defaults}
+    return defaults | {key: _under(defaults.get(key), value) for key, value in tree.items()}

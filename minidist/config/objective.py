@@ -1,6 +1,8 @@
 """What every objective declares about itself: callers read the declaration and never ask which objective it is."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
 
 from minidist.config.base import Section
 from minidist.types import Payload
@@ -34,6 +36,16 @@ class ObjectiveSection(Section):
     """Classes that the objective lists of each model (its top_k), where it runs over a list."""
     fused: ClassVar[bool] = False
     """Whether learner.kernel=liger forms any part of the loss."""
+    credited_by: ClassVar[Literal["policy", "ranking"] | None] = None
+    """Credit method that fixes what each sampled token earns before the optimizer steps; None: the loss needs no credit."""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Defaults of other fields, by the value of the field `preset`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, tree: Any) -> Any:
+        """Add the preset's values as defaults."""
+        return cls.presets.get(str(tree.get("preset")), {}) | tree if isinstance(tree, dict) else tree
 
     def demand(self, key: str) -> str:
         """The setting that decides `needs`, for error messages; `key` is the dotted name of this section."""

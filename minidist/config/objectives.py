@@ -49,6 +49,7 @@ class PolicyConfig(ObjectiveSection):
     minus its fixed advantage times the probability ratio of the trained student to the sampled distribution."""
 
     learns_from: ClassVar = "own_samples"
+    credited_by: ClassVar = "policy"
     single_step: bool = True
     """Include KL(student || teacher) of every token, with its gradient through the full vocabulary."""
     long_term: bool = True
@@ -85,10 +86,8 @@ class PolicyConfig(ObjectiveSection):
         if not (self.single_step or self.long_term):
             raise ValueError("objective.single_step and objective.long_term are both false: nothing to learn; set one of them")
         if self.inner_epochs > 1 and self.clip is None and self.importance == "none":
-            raise ValueError(
-                f"objective.inner_epochs {self.inner_epochs} trains on text of an earlier student: set objective.clip=0.2, or "
-                "objective.importance=one_step"
-            )
+            old = f"objective.inner_epochs {self.inner_epochs} trains on text of an earlier student"
+            raise ValueError(f"{old}: set objective.clip=0.2, or objective.importance=one_step")
         return self
 
     @property
@@ -112,38 +111,20 @@ class PolicyConfig(ObjectiveSection):
         return self.single_step
 
 
-_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "lmops": {
-        "credit": "own",
-        "gamma": 0.95,
-        "whitening": "padded",
-        "clip": 0.2,
-        "reward_scale": 0.5,
-        "reward_clip": 100.0,
-        "inner_epochs": 4,
-    },
-}
-
-
 class MiniLLMConfig(PolicyConfig):
     """MiniLLM (Gu et al., arXiv:2306.08543): the gradient of the sequence-level reverse KL as an exact single step plus a
     policy gradient for the long term, on the student's own or teacher-mixed samples."""
 
     type: Literal["minillm"] = "minillm"
     teacher_mix: ClassVar[float] = 0.2
+    presets: ClassVar = {
+        "lmops": {"credit": "own", "gamma": 0.95, "whitening": "padded", "inner_epochs": 4}
+        | {"clip": 0.2, "reward_scale": 0.5, "reward_clip": 100.0}
+    }
     preset: Literal["paper", "lmops"] = "paper"
     """Defaults of the other fields: the paper's equations (paper), or the original code microsoft/LMOps (lmops). Both sample
     with rollout.teacher_mix=0.2; the original code also trains on plain text, here a further stream of objective kd (ratio
     0.5)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, tree: Any) -> Any:
-        """Add the preset's values as defaults."""
-        if not isinstance(tree, dict):
-            return tree
-        return _PRESETS.get(str(tree.get("preset", "paper")), {}) | tree
 
 
 class PolicyGradientConfig(PolicyConfig):
@@ -169,6 +150,7 @@ class RankingConfig(ObjectiveSection):
     type: Literal["ranking"] = "ranking"
     needs: ClassVar[Payload] = Payload.SAMPLED
     learns_from: ClassVar = "own_samples"
+    credited_by: ClassVar = "ranking"
     samples: ClassVar[int] = 2
     f: Literal["reverse_kl", "forward_kl", "jsd", "alpha"] = "reverse_kl"
     """Divergence whose derivative is compared: log u, -1 / u, log(2 u / (1 + u)) or (1 - u^-alpha) / alpha, with u the
@@ -193,17 +175,9 @@ def _not_k1_or_k3(tree: Any) -> Any:
     return tree
 
 
+_OtherObjectives = (
+    SinkhornConfig | K2Config | KDConfig | MiniLLMConfig | PolicyGradientConfig | RankingConfig | SupervisedConfig
+)
 ObjectiveConfig = Annotated[
-    Annotated[
-        Divergences
-        | SinkhornConfig
-        | K2Config
-        | KDConfig
-        | MiniLLMConfig
-        | PolicyGradientConfig
-        | RankingConfig
-        | SupervisedConfig,
-        Field(discriminator="type"),
-    ],
-    BeforeValidator(_not_k1_or_k3),
+    Annotated[Divergences | _OtherObjectives, Field(discriminator="type")], BeforeValidator(_not_k1_or_k3)
 ]

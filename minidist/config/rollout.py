@@ -37,3 +37,8 @@ class RolloutConfig(Section):
     """Share of a GPU's memory that vLLM may use."""
     max_sequences: int = Field(default=256, ge=1)
     """Most sequences decoded at one time."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether tokens outside the nucleus of top_p are never sampled."""
+        return self.top_p < 1

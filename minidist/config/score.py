@@ -1,24 +1,24 @@
 """`score`: compute a teacher's scores of given text once, to train without the teacher later."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from minidist.config import conflicts
-from minidist.config.base import FREE, Section
+from minidist.config.base import FREE, StageSection
 from minidist.config.canaries import CanaryConfig
 from minidist.config.cluster import ClusterConfig
-from minidist.config.conflicts import refuse
 from minidist.config.data import ScoreDataConfig
 from minidist.config.models import StudentConfig
 from minidist.config.run import RunConfig
 from minidist.config.teacher import AnyTeacherConfig
 
 
-class ScoreConfig(Section):
+class ScoreConfig(StageSection):
     """Writes the teacher's scores of each token of given text to a cache, which distill reads with teacher.backend=cache."""
 
+    conflicts: ClassVar = conflicts.score
     stage: Literal["score"]
     run: RunConfig
     student: StudentConfig
@@ -37,8 +37,3 @@ class ScoreConfig(Section):
     """Rows of a file: the most that wait in memory, and that are scored again after the process was killed."""
     cluster: Annotated[ClusterConfig, FREE] = ClusterConfig()
     canaries: CanaryConfig = CanaryConfig()
-
-    @model_validator(mode="after")
-    def _sections_agree(self) -> "ScoreConfig":
-        refuse(conflicts.score(self))
-        return self

@@ -1,6 +1,7 @@
 """Validation errors of pydantic as one sentence."""
 
 import difflib
+from collections.abc import Iterable
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
@@ -10,14 +11,16 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem as a sentence, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    where = _key(first["loc"], model) or "configuration"
+    keys, section = _walk(first["loc"][:-1], model)
+    last = [str(key) for key in first["loc"][-1:]]
+    where = ".".join([*keys, *last]) or "configuration"
     if first["type"] == "extra_forbidden":
-        text = f"unknown key {where}{_suggestion(first['loc'], model)}"
+        text = f"unknown key {where}{did_you_mean(last[0], section.model_fields)}"
     elif first["type"] == "union_tag_invalid":
         context = first.get("ctx", {})
         expected = str(context["expected_tags"]).replace("'", "")
-        close = difflib.get_close_matches(str(context["tag"]), expected.split(", "), n=1)
-        text = f"{where}.type is {context['tag']!r}; expected one of {expected}" + _did_you_mean(close)
+        text = f"{where}.type is {context['tag']!r}; expected one of {expected}"
+        text += did_you_mean(str(context["tag"]), expected.split(", "))
     elif first["type"] == "missing":
         text = f"{where} is missing"
     elif first["type"] == "value_error":
@@ -28,16 +31,10 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 
-def _suggestion(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """The closest field name of the section that holds the unknown key."""
-    _, section = _walk(location[:-1], model)
-    return _did_you_mean(difflib.get_close_matches(str(location[-1]), list(section.model_fields), n=1))
-
-
-def _key(location: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    """The dotted key as the user wrote it."""
-    parts, _ = _walk(location[:-1], model)
-    return ".".join([*parts, *map(str, location[-1:])])
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence that refuses `word`: the known word closest to it, if any is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
@@ -73,7 +70,3 @@ def _tagged(annotation: Any, tag: str) -> type[BaseModel] | None:
     if any(isinstance(part, Tag) and part.tag == tag for part in parts):
         return parts[0]
     return next((found for part in parts if (found := _tagged(part, tag))), None)
-
-
-def _did_you_mean(close: list[str]) -> str:
-    return f"; did you mean {close[0]}?" if close else ""

@@ -1,14 +1,13 @@
 """`sft`: supervised fine-tuning."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from minidist.config import conflicts
-from minidist.config.base import FREE, Section
+from minidist.config.base import FREE, StageSection
 from minidist.config.canaries import CanaryConfig
 from minidist.config.cluster import ClusterConfig
-from minidist.config.conflicts import refuse
 from minidist.config.data import SftDataConfig
 from minidist.config.evaluation import EvaluationConfig
 from minidist.config.learner import LearnerConfig
@@ -16,9 +15,10 @@ from minidist.config.models import StudentConfig
 from minidist.config.run import RunConfig
 
 
-class SftConfig(Section):
+class SftConfig(StageSection):
     """Supervised fine-tuning from a checkpoint or from scratch, on answers or on plain text."""
 
+    conflicts: ClassVar = conflicts.sft
     stage: Literal["sft"]
     run: RunConfig
     student: StudentConfig
@@ -29,8 +29,3 @@ class SftConfig(Section):
     canaries: CanaryConfig = CanaryConfig()
     batch_rows: int = Field(default=32, ge=1)
     """Rows of one optimizer step."""
-
-    @model_validator(mode="after")
-    def _sections_agree(self) -> "SftConfig":
-        refuse(conflicts.sft(self))
-        return self

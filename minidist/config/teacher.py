@@ -1,7 +1,7 @@
 """`teacher`: the model that scores tokens, one class a backend; each class declares what its backend can do."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -51,8 +51,6 @@ class SoftPromptConfig(Section):
 class TeacherConfig(ModelConfig):
     """The model that scores tokens. Fields of all backends, and the declarations that each backend overrides."""
 
-    chosen_by: ClassVar[str]
-    """The setting that selects this class, for error messages."""
     payloads: ClassVar[tuple[Payload, ...]]
     """Payloads that the backend can give."""
     live: ClassVar[bool] = True
@@ -67,8 +65,10 @@ class TeacherConfig(ModelConfig):
     """Whether parts of the teacher are trained; such a teacher lives in every process of the learner."""
     cuts_padding: ClassVar[bool] = True
     """Whether padded token ids are cut off before the softmax."""
+    hosted: ClassVar[bool] = False
+    """Whether this program's actors hold the weights, and need memory for them."""
     remote_name: ClassVar[str | None] = None
-    """What names the weights where this machine does not hold them."""
+    """What names the weights where a server holds them."""
 
     model: str
     """A directory, or a name on the Hugging Face hub. Every backend reads the tokenizer and the shape from here."""
@@ -85,10 +85,8 @@ class TeacherConfig(ModelConfig):
     @model_validator(mode="after")
     def _gives_payload(self) -> "TeacherConfig":
         if self.payload not in self.payloads:
-            raise ValueError(
-                f"teacher.{self.chosen_by} does not give payload {self.payload}; set teacher.payload to "
-                f"{' or '.join(self.payloads)} (a frozen teacher of backend=hf gives all three)"
-            )
+            given = f"{' or '.join(self.payloads)} (a frozen teacher of backend=hf gives all three)"
+            raise ValueError(f"teacher.{_kind(self)} does not give payload {self.payload}; set teacher.payload to {given}")
         return self
 
 
@@ -96,6 +94,7 @@ class LocalTeacherConfig(TeacherConfig):
     """Fields of a teacher that this program runs itself."""
 
     takes_turns: ClassVar[bool] = True
+    hosted: ClassVar[bool] = True
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens of one forward pass; bounds its memory."""
     kv_cache_gib: float = Field(default=0.25, gt=0)
@@ -110,7 +109,6 @@ class LocalTeacherConfig(TeacherConfig):
 class HFTeacherConfig(LocalTeacherConfig):
     """A frozen teacher in transformers, in actors of its own."""
 
-    chosen_by: ClassVar[str] = "backend=hf"
     payloads: ClassVar = tuple(Payload)
     splits_by: ClassVar = "shards"
     backend: Literal["hf"] = "hf"
@@ -122,7 +120,6 @@ class HFTeacherConfig(LocalTeacherConfig):
 class VLLMTeacherConfig(LocalTeacherConfig):
     """A frozen teacher in vLLM, in actors of its own."""
 
-    chosen_by: ClassVar[str] = "backend=vllm"
     payloads: ClassVar = (Payload.SAMPLED, Payload.TOP_K)
     splits_by: ClassVar = "tensor_parallel"
     in_vllm: ClassVar[bool] = True
@@ -133,7 +130,6 @@ class VLLMTeacherConfig(LocalTeacherConfig):
 class ServerTeacherConfig(TeacherConfig):
     """A frozen teacher behind HTTP."""
 
-    chosen_by: ClassVar[str] = "backend=server"
     payloads: ClassVar = (Payload.SAMPLED, Payload.TOP_K)
     cuts_padding: ClassVar[bool] = False
     backend: Literal["server"] = "server"
@@ -148,7 +144,6 @@ class ServerTeacherConfig(TeacherConfig):
 class CacheTeacherConfig(TeacherConfig):
     """Scores of given text, computed earlier by minidist score."""
 
-    chosen_by: ClassVar[str] = "backend=cache"
     payloads: ClassVar = tuple(Payload)
     live: ClassVar[bool] = False
     backend: Literal["cache"] = "cache"
@@ -160,7 +155,6 @@ class PromptedTeacherConfig(LocalTeacherConfig):
     """A teacher in transformers whose soft prompt is trained beside the student. Evaluations measure the distance to the
     teacher without its prompt, in actors."""
 
-    chosen_by: ClassVar[str] = "placement=learner"
     payloads: ClassVar = (Payload.HIDDEN,)
     splits_by: ClassVar = "shards"
     learns: ClassVar[bool] = True
@@ -171,50 +165,44 @@ class PromptedTeacherConfig(LocalTeacherConfig):
     """The soft prompt; {} is the published setting."""
 
 
-_KINDS: dict[str, type[TeacherConfig]] = {
-    "hf": HFTeacherConfig,
-    "vllm": VLLMTeacherConfig,
-    "server": ServerTeacherConfig,
-    "cache": CacheTeacherConfig,
-    "prompted": PromptedTeacherConfig,
-}
-
-
 def _kind(section: Any) -> str:
-    """The key of `_KINDS` that a teacher section selects."""
+    """The setting that selects the class of a teacher section."""
     if isinstance(section, dict):
-        return "prompted" if section.get("placement") == "learner" else str(section.get("backend", "hf"))
+        return "placement=learner" if section.get("placement") == "learner" else f"backend={section.get('backend', 'hf')}"
     return next(name for name, kind in _KINDS.items() if type(section) is kind)
 
 
 def _fields_of_kind(section: Any) -> Any:
     """Refuse missing fields, and fields of another backend unless they hold null or their default, as in old records."""
-    if not isinstance(section, dict):
+    if isinstance(section, TeacherConfig):
         return section
-    if (kind := _KINDS.get(_kind(section))) is None:
+    if not isinstance(section, dict):
+        raise ValueError(f"teacher is {section!r}; expected a section with model, and with backend unless it is hf")
+    chosen = _kind(section)
+    if (kind := _KINDS.get(chosen)) is None:
         backends = dict.fromkeys(each.model_fields["backend"].default for each in _KINDS.values())
         raise ValueError(f"teacher.backend is {section['backend']!r}; expected one of {', '.join(backends)}")
     for key, field in kind.model_fields.items():
         if field.is_required() and section.get(key) is None:
-            raise ValueError(f"teacher.{key} is missing, and teacher.{kind.chosen_by} needs it: {field.description}")
+            raise ValueError(f"teacher.{key} is missing, and teacher.{chosen} needs it: {field.description}")
     kept = dict(section)
-    for other in _KINDS.values():
+    for selecting, other in _KINDS.items():
         for key in sorted(kept.keys() & (other.model_fields.keys() - kind.model_fields.keys())):
             if kept.pop(key) not in (None, other.model_fields[key].default):
-                raise ValueError(
-                    f"teacher.{key} belongs to teacher.{other.chosen_by}, and this teacher is of {kind.chosen_by}; leave out "
-                    f"teacher.{key}, or set teacher.{other.chosen_by}"
-                )
+                foreign = f"teacher.{key} belongs to teacher.{selecting}, and this teacher is of {chosen}"
+                raise ValueError(f"{foreign}; leave out teacher.{key}, or set teacher.{selecting}")
     return kept
 
 
-AnyTeacherConfig = Annotated[
-    Annotated[HFTeacherConfig, Tag("hf")]
-    | Annotated[VLLMTeacherConfig, Tag("vllm")]
-    | Annotated[ServerTeacherConfig, Tag("server")]
-    | Annotated[CacheTeacherConfig, Tag("cache")]
-    | Annotated[PromptedTeacherConfig, Tag("prompted")],
-    Discriminator(_kind),
-    BeforeValidator(_fields_of_kind),
-]
+_Kinds = (
+    Annotated[HFTeacherConfig, Tag("backend=hf")]
+    | Annotated[VLLMTeacherConfig, Tag("backend=vllm")]
+    | Annotated[ServerTeacherConfig, Tag("backend=server")]
+    | Annotated[CacheTeacherConfig, Tag("backend=cache")]
+    | Annotated[PromptedTeacherConfig, Tag("placement=learner")]
+)
+_KINDS: dict[str, type[TeacherConfig]] = {tag.tag: kind for kind, tag in map(get_args, get_args(_Kinds))}
+"""The class of a teacher section, by the setting that selects it."""
+
+AnyTeacherConfig = Annotated[_Kinds, Discriminator(_kind), BeforeValidator(_fields_of_kind)]
 """The section `teacher` of a configuration; backend hf where none is given."""

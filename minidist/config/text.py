@@ -49,10 +49,8 @@ class PrefixConfig(Section):
         if abs(total - 1) > 1e-6:
             raise ValueError(f"prefix.student + prefix.teacher + prefix.dataset is {total:g}; the shares must add up to 1")
         if self.replay is not None and (self.teacher > 0 or self.per != "step"):
-            raise ValueError(
-                "prefix.replay chooses between the student's text and gold answers at each step; set prefix.teacher=0 and "
-                "prefix.per=step"
-            )
+            chooses = "prefix.replay chooses between the student's text and gold answers at each step"
+            raise ValueError(f"{chooses}; set prefix.teacher=0 and prefix.per=step")
         return self
 
     @property

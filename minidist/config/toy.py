@@ -58,9 +58,7 @@ class ToyConfig(Section):
     def _type_is_the_name(cls, divergences: Any) -> Any:
         if not isinstance(divergences, dict):
             return divergences
-        return {
-            name: {"type": name} | options if isinstance(options, dict) else options for name, options in divergences.items()
-        }
+        return {name: {"type": name} | each if isinstance(each, dict) else each for name, each in divergences.items()}
 
     @property
     def cluster(self) -> ClusterConfig:
@@ -73,9 +71,8 @@ class ToyConfig(Section):
         for name, section in divergences.items():
             for key in ("temperature", "support", "top_k"):
                 if getattr(section, key) != Matching.model_fields[key].default:
-                    raise ValueError(
-                        f"divergences.{name}.{key} has no effect: the fit is over all classes at temperature 1; leave it out"
-                    )
+                    idle = f"divergences.{name}.{key} has no effect"
+                    raise ValueError(f"{idle}: the fit is over all classes at temperature 1; leave it out")
         return divergences
 
     @model_validator(mode="after")

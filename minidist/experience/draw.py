@@ -33,11 +33,8 @@ def draw_rows(count: int, size: int, *, step: int, seed: int) -> list[int]:
     >>> [draw_rows(3, 2, step=step, seed=0) for step in range(3)]  # two passes in three steps
     [[2, 0], [1, 2], [0, 1]]
     """
-    indices: list[int] = []
-    for position in range(step * size, (step + 1) * size):
-        epoch, offset = divmod(position, count)
-        indices.append(int(_order(count, seed, epoch)[offset]))
-    return indices
+    positions = range(step * size, (step + 1) * size)
+    return [int(_order(count, seed, position // count)[position % count]) for position in positions]
 
 
 @lru_cache(maxsize=4)

@@ -1,6 +1,7 @@
 """Where batches come from: collections of text, scored and credited, for distillation; given text for SFT."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from minidist.data.batching import collate, in_minibatches, in_order
@@ -9,13 +10,12 @@ from minidist.evaluation.text import describe_text
 from minidist.experience.draw import Shuffled
 from minidist.experience.streams import Source
 from minidist.methods.credit import CreditMethod
-from minidist.protocols import ExperienceSource, Teacher
+from minidist.protocols import ExperienceSource, Teacher, Text
 from minidist.run.tracking import Clock
 from minidist.types import Batch, Prompt, Rollout, Stream
 
-Drafts = Sequence[tuple[Source, list[Rollout]]]
 
-
+@dataclass(frozen=True)
 class Collector(ExperienceSource):
     """One collection a step: the sources draw text, and the teacher scores it in one call.
 
@@ -27,34 +27,29 @@ class Collector(ExperienceSource):
         clock: measures the seconds of drawing, scoring and credit.
     """
 
-    def __init__(
-        self,
-        prompts: Shuffled[Prompt],
-        sources: Sequence[Source],
-        teacher: Teacher | None,
-        credit: CreditMethod | None,
-        clock: Clock,
-    ) -> None:
-        self._prompts = prompts
-        self._sources = sources
-        self._main = sources[0].text
-        self._teacher = teacher
-        self._credit = credit
-        self._clock = clock
+    prompts: Shuffled[Prompt]
+    sources: Sequence[Source]
+    teacher: Teacher | None
+    credit: CreditMethod | None
+    clock: Clock
+
+    @property
+    def _main(self) -> Text:
+        return self.sources[0].text
 
     async def next(self, step: int) -> Batch:
         """The collection of step `step`."""
-        prompts = self._prompts.at(step)
-        with self._clock.span("generate"):
-            drafts = [(source, await source.text.draw(step, prompts)) for source in self._sources]
-        with self._clock.span("score"):
+        prompts = self.prompts.at(step)
+        with self.clock.span("generate"):
+            drafts = [(source, await source.text.draw(step, prompts)) for source in self.sources]
+        with self.clock.span("score"):
             main, *others = await self._streams(drafts)
         rollouts = tuple(drafts[0][1])
         metrics = {f"rollout/{name}": value for name, value in describe_text(rollouts).items()} | await self._main.figures()
-        if self._credit is None:
+        if self.credit is None:
             return Batch(step, ((main, *others),), rollouts, metrics, main)
-        with self._clock.span("credit"):
-            main, measures, figures = await self._credit.credit(main)
+        with self.clock.span("credit"):
+            main, measures, figures = await self.credit.credit(main)
         return Batch(step, self._steps(step, main, others), rollouts, metrics | figures, main, measures)
 
     def observe(self, evaluation: dict[str, float]) -> None:
@@ -66,13 +61,13 @@ class Collector(ExperienceSource):
         return self._main.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._main.load_state_dict(state, self._prompts.items)
+        self._main.load_state_dict(state, self.prompts.items)
 
-    async def _streams(self, drafts: Drafts) -> list[Stream]:
+    async def _streams(self, drafts: Sequence[tuple[Source, list[Rollout]]]) -> list[Stream]:
         """The streams of the drafts, with the scores of all texts from one call."""
         texts = [rollout for source, rollouts in drafts if source.scored for rollout in rollouts]
-        assert self._teacher is not None or not texts, "a source that is scored needs a teacher"
-        all_scores = await self._teacher.score(texts) if self._teacher is not None and texts else []
+        assert self.teacher is not None or not texts, "a source that is scored needs a teacher"
+        all_scores = await self.teacher.score(texts) if self.teacher is not None and texts else []
         by_text = dict(zip(map(id, texts), all_scores, strict=True))
         streams = []
         for source, rollouts in drafts:
@@ -82,13 +77,13 @@ class Collector(ExperienceSource):
 
     def _steps(self, step: int, main: Stream, others: Sequence[Stream]) -> tuple[tuple[Stream, ...], ...]:
         """The streams of each optimizer step: a minibatch of the main stream, and rows of the other streams."""
-        assert self._credit is not None
-        objective = self._credit.config.objective
+        assert self.credit is not None
+        objective = self.credit.config.objective
         passes = objective.updates // objective.parts
-        minibatches = in_minibatches(main, objective.parts, passes, seed=(self._prompts.seed, step))
+        minibatches = in_minibatches(main, objective.parts, passes, seed=(self.prompts.seed, step))
         beside = [
             in_order(stream, len(minibatches)) if source.text.rows_per_update else [stream] * len(minibatches)
-            for source, stream in zip(self._sources[1:], others, strict=True)
+            for source, stream in zip(self.sources[1:], others, strict=True)
         ]
         return tuple(zip(minibatches, *beside, strict=True))
 

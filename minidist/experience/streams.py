@@ -102,10 +102,7 @@ class MixedText(Text):
 
 
 def make_sources(
-    config: DistillConfig,
-    examples: Mapping[str, Sequence[Example]],
-    engine: RolloutEngine | None,
-    teacher: Teacher | None,
+    config: DistillConfig, examples: Mapping[str, Sequence[Example]], engine: RolloutEngine | None, teacher: Teacher | None
 ) -> list[Source]:
     """The main stream, then the streams that answer the step's prompts, then the streams with `examples` of their own.
 
@@ -127,7 +124,7 @@ def make_sources(
         else:
             # The seed depends on the name, so that two streams on equally many examples draw different rows.
             own_seed = seed ^ zlib.crc32(name.encode())
-            text = GivenText(Shuffled(examples[name], stream.rows * config.updates, own_seed))
+            text = GivenText(Shuffled(examples[name], stream.rows * config.objective.updates, own_seed))
         sources.append(Source(name, text, stream.weight, scored=stream.objective.needs is not None))
     return sources
 

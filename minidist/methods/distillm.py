@@ -96,12 +96,8 @@ class AdaptiveReplay(Text):
 
     def state_dict(self) -> dict[str, Any]:
         step, pending = self._pending
-        return {
-            "share": self.share,
-            "highest": self._highest,
-            "kept": [_to_row(rollout) for rollout in self._buffer],
-            "written": [step, [_to_row(rollout) for rollout in pending]],
-        }
+        kept, written = ([_to_row(rollout) for rollout in rollouts] for rollouts in (self._buffer, pending))
+        return {"share": self.share, "highest": self._highest, "kept": kept, "written": [step, written]}
 
     def load_state_dict(self, state: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
         """Restore `state_dict()`; `prompts` are the prompts of the run, which the state refers to by row."""

@@ -100,7 +100,7 @@ class Roles:
             vocabulary=self.plan.vocabulary,
             max_tokens=self.plan.max_tokens,
             seed=config.run.seed,
-            steps=config.run.steps * (config.updates if isinstance(config, DistillConfig) else 1),
+            steps=config.run.steps * (config.objective.updates if isinstance(config, DistillConfig) else 1),
             deterministic=config.run.deterministic,
             on_gpu=config.cluster.gpus_of(role) > 0,
             tensor_parallel=role.devices,

@@ -166,7 +166,7 @@ def warp(logits_BV: Tensor, sampling: Sampling, vocabulary: int | None = None) -
     """Log-probabilities [B, V] of the sampled distribution: temperature first, then top-p."""
     logits_BV = logits_BV[:, :vocabulary]
     logprobs_BV = torch.log_softmax(logits_BV / sampling.temperature if sampling.temperature > 0 else logits_BV, -1)
-    if sampling.top_p < 1:
+    if sampling.truncated:
         ordered, order = logprobs_BV.sort(-1, descending=True)
         beyond = ordered.exp().cumsum(-1) - ordered.exp() >= sampling.top_p  # mass before this token already reaches top_p
         drop = torch.zeros_like(beyond).scatter(-1, order, beyond)

@@ -124,7 +124,7 @@ class DistillWatch:
             self._check(batch, self._measured)
 
     def _check(self, batch: Batch, measures: Measures) -> None:
-        sampled = self._config.rollout.temperature == 1 and self._config.rollout.top_p == 1
+        sampled = self._config.rollout.temperature == 1 and not self._config.rollout.truncated
         if sampled and any(rollout.writer is Writer.STUDENT for rollout in batch.rollouts):
             difference = check_engine(measures, batch.rollouts, self._tolerance)
             if difference is not None:

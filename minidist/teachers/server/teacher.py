@@ -108,7 +108,7 @@ class ServerTeacher:
                 "needs a vLLM server that supports return_token_ids"
             ) from None
         # A server reports log-probabilities before temperature and truncation, unless it was started otherwise.
-        plain = sampling.top_p == 1 and sampling.temperature in (0, 1) and self._allowed is None
+        plain = not sampling.truncated and sampling.temperature in (0, 1) and self._allowed is None
         text = self._renderer.decode(tokens)
         return Rollout.written(
             prompt, tokens, logprobs if plain else None, version=0, stopped=stopped, sample=number, text=text

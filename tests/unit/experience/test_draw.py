@@ -97,6 +97,12 @@ def test_a_collections_sampling_is_that_of_rollout_with_a_seed_of_run_and_step()
     assert seed == 3964924996, "a resumed run of an earlier release samples alike"
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_rollout_and_sampling_agree_on_truncation(top_p: float) -> None:
+    config = RolloutConfig(top_p=top_p)
+    assert config.truncated == collection_sampling(config, 0, seed=0).truncated == (top_p < 1)
+
+
 def test_docstring_examples() -> None:
     done = doctest.testmod(draw)
     assert done.attempted and done.failed == 0

@@ -1,7 +1,7 @@
 """Published methods by name: what each presets, what a configuration says against it, and what is refused."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -9,8 +9,11 @@ import yaml
 from minidist.config import DistillConfig, dump, load
 from minidist.config.divergences import SinkhornConfig
 from minidist.config.methods import names
+from minidist.config.objective import ObjectiveSection
+from minidist.config.objectives import ObjectiveConfig
 from minidist.errors import ConfigError
-from minidist.losses.objectives import make_objective
+from minidist.losses.objectives import PolicyGradient, make_objective
+from minidist.methods import CREDIT_METHODS
 from minidist.preflight.checks import check_classes, check_kernel
 
 BASE: dict[str, Any] = {
@@ -54,6 +57,12 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[float, float, float], str, floa
     "minillm": ({"type": "minillm", "preset": "paper", "clip": None}, (1, 0, 0), "row", 0.2),
     "minillm_lmops": ({"type": "minillm", "preset": "lmops", "clip": 0.2, "inner_epochs": 4}, (1, 0, 0), "row", 0.2),
 }
+
+
+@pytest.mark.parametrize("kind", get_args(get_args(ObjectiveConfig)[0]), ids=lambda kind: kind.__name__)
+def test_objectives_whose_loss_reads_credit_declare_a_credit_method(kind: type[ObjectiveSection]) -> None:
+    reads_credit = isinstance(make_objective(kind.model_validate({})), PolicyGradient)
+    assert kind.credited_by in ({*CREDIT_METHODS} if reads_credit else {None})
 
 
 def test_every_method_has_its_published_values_here() -> None:

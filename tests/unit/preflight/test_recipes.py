@@ -75,7 +75,7 @@ def test_recipe_is_checked_without_weights(given: Path, name: str) -> None:
     data = [f"data.{part}.path={given}/dolly/{file}.jsonl" for part, file in (("prompts", "train"), ("validation", "valid"))]
     config = load(RECIPES / f"{name}.yaml", [f"student.model={student}", f"teacher.model={teacher}", *data])
     assert isinstance(config, DistillConfig)
-    assert config.teacher_mix == 0.2 and config.run.steps * config.updates == 5008
+    assert config.teacher_mix == 0.2 and config.run.steps * config.objective.updates == 5008
     settings: Any = config.objective
     wanted = {"clip": 0.2, "gamma": 0.95, "reward_scale": 0.5, "reward_clip": 100.0, "whitening": "padded", "inner_epochs": 4}
     assert {key: getattr(settings, key) for key in wanted} == wanted
