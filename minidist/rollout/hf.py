@@ -19,7 +19,7 @@ from minidist.models.arrays import to_tensor
 from minidist.models.hub import load_model
 from minidist.rollout.ngrams import completions
 from minidist.rollout.seeds import sample_seed
-from minidist.types import Array, Prompt, Rollout, Sampling, Weights
+from minidist.types import Prompt, Rollout, Sampling, Weights
 
 Job = tuple[Prompt, int]
 """A prompt and the number of its sample."""
@@ -99,13 +99,11 @@ def sample(
     return by_length(sampling.jobs(prompts), ROWS, decode)
 
 
-def answered(
-    job: Job, renderer: Renderer, tokens: ArrayLike, logprobs: ArrayLike, *, version: int, coins: Array | None = None
-) -> Rollout:
-    """The rollout of a job that decoded `tokens`; an end-of-sequence token is the last."""
+def answered(job: Job, renderer: Renderer, tokens: ArrayLike, logprobs: ArrayLike, **fields: Any) -> Rollout:
+    """The rollout of a job that decoded `tokens`, an end-of-sequence token last; `fields`: version, and others by name."""
     (prompt, number), ids = job, np.asarray(tokens)
-    fields = {"sample": number, "text": renderer.decode(ids), "coins": coins}
-    return Rollout.written(prompt, ids, logprobs, version=version, stopped=bool(ids[-1] == renderer.eos), **fields)
+    stopped, text = bool(ids[-1] == renderer.eos), renderer.decode(ids)
+    return Rollout.written(prompt, ids, logprobs, stopped=stopped, sample=number, text=text, **fields)
 
 
 def by_length(jobs: Sequence[Job], rows: int, decode: Callable[[list[Job]], list[Rollout]]) -> list[Rollout]:
@@ -186,9 +184,7 @@ def warp(logits_BV: Tensor, sampling: Sampling, vocabulary: int | None = None) -
 
 
 def _draw(logprobs_V: Tensor, temperature: float, generator: torch.Generator) -> int:
-    if temperature == 0:
-        return int(logprobs_V.argmax())
-    return int(torch.multinomial(logprobs_V.exp(), 1, generator=generator))
+    return int(torch.multinomial(logprobs_V.exp(), 1, generator=generator) if temperature > 0 else logprobs_V.argmax())
 
 
 @torch.inference_mode()

@@ -94,12 +94,12 @@ class VLLMCore:
 
         The engine blocks n-grams only if it was started with `VLLMSettings.ngrams`.
         """
-        blocks = sampling.no_repeat_ngram_size is not None
-        assert self._blocks_ngrams or not blocks, "only an engine started with ngrams=True blocks n-grams"
+        assert self._blocks_ngrams or sampling.no_repeat_ngram_size is None, (
+            "only an engine started with ngrams=True blocks n-grams"
+        )
         jobs = sampling.jobs(prompts)
-        seeds = [sample_seed(sampling.seed, prompt.row, number) for prompt, number in jobs]
         asked = partial(sampling_params, sampling, self._renderer.eos, self._allowed, logprobs=0)
-        parameters = [asked(seed=seed) for seed in seeds]
+        parameters = [asked(seed=sample_seed(sampling.seed, prompt.row, number)) for prompt, number in jobs]
         outputs = await self._run([prompt.tokens.tolist() for prompt, _ in jobs], parameters)
         rollouts = [self._rollout(*job, output, version) for job, output in zip(jobs, outputs, strict=True)]
         self.tokens_written += sum(len(rollout.tokens) for rollout in rollouts)
@@ -136,12 +136,9 @@ class VLLMCore:
     def facts(self) -> dict[str, object]:
         """Engine class, architecture, processes: for the run's summary."""
         config = self._engine.vllm_config
-        return {
-            "class": f"vllm {type(self._engine).__name__}",
-            "architecture": config.model_config.architectures[0],
-            "tensor_parallel": config.parallel_config.tensor_parallel_size,
-            "sequences_held": len(self.sessions),
-        }
+        split, held = config.parallel_config.tensor_parallel_size, len(self.sessions)
+        facts = {"class": f"vllm {type(self._engine).__name__}", "architecture": config.model_config.architectures[0]}
+        return facts | {"tensor_parallel": split, "sequences_held": held}
 
     async def close(self) -> None:
         show_shared_memory(self._shared)
@@ -223,20 +220,7 @@ def _make_engine(settings: VLLMSettings) -> Any:
 
 def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
     """The arguments of vLLM's engine."""
-    if settings.on_gpu:
-        limits: dict[str, Any] = {"gpu_memory_utilization": settings.gpu_memory_utilization}
-        limits |= {"max_num_batched_tokens": settings.batch_tokens}
-    else:
-        limits = {
-            "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
-            # A prompt that is prefilled in two parts draws one token too many. vLLM undoes the draw by rewinding the request's
-            # generator, which a CPU generator cannot do, so prompts are never split.
-            "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(settings.max_tokens, settings.batch_tokens or 4096),
-        }
-    if settings.tensor_parallel > 1:
-        limits |= {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
-    return limits | {
+    arguments: dict[str, Any] = {
         "model": str(settings.model),
         "tokenizer": str(settings.model),
         "dtype": settings.dtype,
@@ -252,4 +236,16 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "generation_config": "vllm",
         "disable_log_stats": True,
         "logits_processors": ["minidist.rollout.vllm.ngrams:NoRepeatNgram"] if settings.ngrams else None,
+    }
+    if settings.tensor_parallel > 1:
+        arguments |= {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
+    if settings.on_gpu:
+        memory = settings.gpu_memory_utilization
+        return arguments | {"gpu_memory_utilization": memory, "max_num_batched_tokens": settings.batch_tokens}
+    return arguments | {
+        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+        # A prompt that is prefilled in two parts draws one token too many. vLLM undoes the draw by rewinding the request's
+        # generator, which a CPU generator cannot do, so prompts are never split.
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(settings.max_tokens, settings.batch_tokens or 4096),
     }

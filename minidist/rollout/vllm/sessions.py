@@ -108,7 +108,7 @@ class Sessions:
         for turn in request.turns:
             if (session := call.sessions.get(turn.index)) is None:
                 template = template or self._template(request)
-                session = self._open(request.call, turn, template)
+                session = self._open(call, f"{request.call}/{turn.index}", turn, template)
             resumed = _copied(session.request)
             resumed.prompt_token_ids = [*session.tokens[-1:], *turn.unread]
             resumed.sampling_params.max_tokens = turn.count
@@ -156,13 +156,12 @@ class Sessions:
         if indices is None:
             del self._calls[name]
 
-    def _open(self, name: str, turn: Turn, template: Any) -> _Session:
+    def _open(self, call: _Call, name: str, turn: Turn, template: Any) -> _Session:
         request = _copied(template)
-        request.request_id = f"{name}/{turn.index}"
+        request.request_id = name
         request.sampling_params.seed = turn.seed
-        call = self._calls[name]
         session = _Session(call, turn.index, request)
-        call.sessions[turn.index] = self._by_name[request.request_id] = session
+        call.sessions[turn.index] = self._by_name[name] = session
         return session
 
     def _template(self, request: TurnRequest) -> Any:

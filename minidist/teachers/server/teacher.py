@@ -41,13 +41,10 @@ class ServerTeacher:
         self._classes = classes_asked(config, width, vocabulary)
         self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < width else None
         self._slots = asyncio.Semaphore(self._server.requests)
-        self._client = httpx.AsyncClient(
-            base_url=self._address,
-            headers=protocol.headers(self._server),
-            timeout=self._server.timeout_s,
-            # Requests wait for a slot, never for a connection, since that wait would count towards their timeout.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self._server.requests),
-        )
+        # Requests wait for a slot, never for a connection, since that wait would count towards their timeout.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._server.requests)
+        key, timeout = protocol.headers(self._server), self._server.timeout_s
+        self._client = httpx.AsyncClient(base_url=self._address, headers=key, timeout=timeout, limits=limits)
         self._model = self._server.model
         self._answers = 0
         self._retries = 0
