@@ -27,7 +27,7 @@ async def score(run: StageRun[ScoreConfig, ScorePlan], roles: Roles) -> dict[str
     described: dict[str, object] = {}
     started = time.perf_counter()
     try:
-        waiting = [text for text in plan.texts if writer.existing is None or text not in writer.existing]
+        waiting = [text for text in plan.texts if text not in writer.existing]
         log.info("%d of %d rows are already in %s", len(plan.texts) - len(waiting), len(plan.texts), config.cache)
         if waiting:
             teachers = await roles.teachers(config.teacher)
