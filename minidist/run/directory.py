@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,17 @@ class RunDirectory:
     def _take(self) -> None:
         self.check()
         self._lock = lock(self.path, use="running in", setting="run.directory")
+        self._started = time.time()
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, which marks a finished run, then unlock the directory."""
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Write summary.json, which marks a finished run, unlock the directory, and return the summary.
+
+        The summary is `result` with the stage, and the seconds since the directory was locked.
+        """
+        summary = {"stage": self._config.stage, "seconds": round(time.time() - self._started, 1), **result}
         write_json(self.path / "summary.json", summary)
         self._lock.close()
+        return summary
 
 
 def _truncate(metrics: Path, checkpoint: Checkpoint) -> None:
