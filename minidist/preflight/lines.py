@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from minidist.config import DistillConfig, SftConfig
 from minidist.config.models import LoraConfig
 from minidist.data.sources import Example
+from minidist.preflight.facts import PairFacts
 
 if TYPE_CHECKING:
     from minidist.models.shape import Shape
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 def model_line(name: str, shape: "Shape") -> str:
     """Family, size and vocabulary of a model, without its adapters."""
     return f"{name}: {shape.family}, {shape.checkpoint_parameters / 1e6:,.2f} M parameters, vocabulary {shape.vocabulary:,}"
+
+
+def teacher_lines(models: PairFacts) -> list[str]:
+    """The teacher, and the vocabulary that student and teacher share."""
+    return [model_line("teacher", models.teacher.shape), f"vocabulary {models.vocabulary:,} in common"]
 
 
 def student_lines(shape: "Shape", lora: LoraConfig | None) -> list[str]:

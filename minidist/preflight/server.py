@@ -8,7 +8,8 @@ from minidist.config.teacher import ServerConfig, ServerTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import ConfigError, ModelError, RoleError
 from minidist.teachers.payload import classes_asked
-from minidist.teachers.server.protocol import COMPLETIONS, address, error_text, headers, read_scores, refusal, scoring
+from minidist.teachers.server import protocol
+from minidist.teachers.server.protocol import address, refusal
 from minidist.types import Prompt
 
 _TEXT = "It's 12.5% <b>naïve</b>:\n\tdef f(x): return x\n\n東京 🙂"  # where tokenizers differ
@@ -29,7 +30,9 @@ def check_server(
         vocabulary: tokens that student and teacher share.
     """
     try:
-        with httpx.Client(base_url=address(config.server), headers=headers(config.server), timeout=_TIMEOUT_S) as client:
+        with httpx.Client(
+            base_url=address(config.server), headers=protocol.headers(config.server), timeout=_TIMEOUT_S
+        ) as client:
             card = _model_card(client, config)
             _check_context(card, config.server, tokens)
             compared = _compare_tokens(client, str(card["id"]), renderer, prompt.text + _TEXT)
@@ -46,14 +49,14 @@ def check_server(
 
 def _model_card(client: httpx.Client, config: ServerTeacherConfig) -> dict[str, Any]:
     """The server's entry for the teacher's model."""
-    answer = client.get("/v1/models")
+    answer = client.get(protocol.MODELS)
     if answer.status_code in (401, 403):
         raise ConfigError(refusal(config, answer, 0))
     try:
-        cards = {str(card["id"]): card for card in answer.raise_for_status().json()["data"]}
+        cards = protocol.read_models(answer.raise_for_status().json())
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
-        where, got = address(config.server), error_text(answer)
-        raise ConfigError(f"teacher.server.url: {where} is no OpenAI-style server; /v1/models gives {got}") from None
+        where, got = address(config.server), protocol.error_text(answer)
+        raise ConfigError(f"teacher.server.url: {where} is no OpenAI-style server; {protocol.MODELS} gives {got}") from None
     served, name = ", ".join(cards), config.server.model
     if name is None and len(cards) != 1:
         raise ConfigError(f"the server at {address(config.server)} serves {served}; set teacher.server.model to one of them")
@@ -74,13 +77,13 @@ def _check_context(card: dict[str, Any], server: ServerConfig, tokens: int) -> N
 
 def _compare_tokens(client: httpx.Client, model: str, renderer: Renderer, text: str) -> list[str]:
     """Raise ModelError unless the server and the student's tokenizer make the same tokens of a text."""
-    answer = client.post("/tokenize", json={"model": model, "prompt": text, "add_special_tokens": False})
+    answer = client.post(protocol.TOKENIZE, json=protocol.tokenizing(model, text))
     try:
-        server_ids = answer.raise_for_status().json()["tokens"]
+        server_ids = protocol.read_tokens(answer.raise_for_status().json())
     except (httpx.HTTPStatusError, ValueError, KeyError, TypeError):
-        return [f"the server offers no /tokenize ({answer.status_code}): its tokenizer was not compared"]
-    student_ids = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if list(server_ids) != list(student_ids):
+        return [f"the server offers no {protocol.TOKENIZE} ({answer.status_code}): its tokenizer was not compared"]
+    student_ids = list(renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
+    if server_ids != student_ids:
         shorter = min(len(student_ids), len(server_ids))
         at = next((index for index in range(shorter) if student_ids[index] != server_ids[index]), shorter)
         raise ModelError(
@@ -94,7 +97,7 @@ def _compare_tokens(client: httpx.Client, model: str, renderer: Renderer, text: 
 def _check_scores(client: httpx.Client, model: str, config: ServerTeacherConfig, prompt: Prompt, classes: int) -> None:
     """Score two tokens as the run will: a server that cannot, or allows too few classes, is refused."""
     pair = [int(token) for token in (*prompt.tokens[:1], *prompt.tokens[-1:])]
-    answer = client.post(COMPLETIONS, json=scoring(model, pair, classes))
+    answer = client.post(protocol.COMPLETIONS, json=protocol.scoring(model, pair, classes))
     if not answer.is_success:
         raise ConfigError(refusal(config, answer, classes))
-    read_scores(answer.json(), pair, classes)
+    protocol.read_scores(answer.json(), pair, classes)

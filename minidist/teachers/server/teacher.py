@@ -18,6 +18,7 @@ from minidist.models.heads import vocabulary_size
 from minidist.models.hub import load_config
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.payload import classes_asked, to_scores
+from minidist.teachers.server import protocol
 from minidist.teachers.server.protocol import COMPLETIONS, address, error_text, headers, read_scores, refusal, scoring
 from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
@@ -79,8 +80,7 @@ class ServerTeacher:
     async def _name(self) -> str:
         """The name under which the server serves the teacher."""
         if self._model is None:
-            served = await self._ask("GET", "/v1/models")
-            self._model = str(served["data"][0]["id"])
+            self._model, *_ = protocol.read_models(await self._ask("GET", protocol.MODELS))
         return self._model
 
     async def _score(self, model: str, rollout: Rollout) -> TeacherScores:
