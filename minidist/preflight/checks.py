@@ -6,7 +6,6 @@ compared in run/canaries. The checks of a stage that need no tokenizer come firs
 
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from minidist.cluster.actors import cpu_share
 from minidist.cluster.machine import cores
@@ -18,12 +17,8 @@ from minidist.data.rendering import Renderer
 from minidist.data.sources import check_source
 from minidist.errors import ConfigError, ModelError, RunDirectoryError
 from minidist.models.files import resolve, whole_model
+from minidist.preflight.facts import ModelFacts, PairFacts
 from minidist.run.directory import RunDirectory
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from minidist.preflight.facts import ModelFacts, PairFacts
 
 # Head sizes that vLLM 0.32's attention on a CPU has kernels for.
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -83,7 +78,7 @@ def check_model_directory(name: str | None, where: str) -> None:
         raise ModelError(f"{where}: {path} holds no usable config.json; set {where} to the directory of a model")
 
 
-def check_distillation(config: DistillConfig, models: "PairFacts") -> None:
+def check_distillation(config: DistillConfig, models: PairFacts) -> None:
     """All checks of a distillation that need model shapes and no rows."""
     check_classes(config, models.vocabulary)
     check_kernel(config)
@@ -100,14 +95,14 @@ def check_distillation(config: DistillConfig, models: "PairFacts") -> None:
         check_head_size(models.teacher, config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
 
 
-def check_teacher_engine(config: DistillConfig | ScoreConfig, teacher: "ModelFacts") -> None:
+def check_teacher_engine(config: DistillConfig | ScoreConfig, teacher: ModelFacts) -> None:
     """vLLM can serve the teacher, where the teacher is in vLLM."""
     if config.teacher.in_vllm:
         check_head_size(teacher, config.cluster.gpus, "teacher.backend=hf")
         check_split(teacher, config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
 
 
-def check_head_size(model: "ModelFacts", gpus: int, cure: str) -> None:
+def check_head_size(model: ModelFacts, gpus: int, cure: str) -> None:
     """vLLM has attention kernels for the model. vLLM would refuse the model too, but only after it has loaded the weights."""
     size = model.shape.head_size
     if not gpus and size not in _CPU_HEAD_SIZES:
@@ -115,7 +110,7 @@ def check_head_size(model: "ModelFacts", gpus: int, cure: str) -> None:
         raise ConfigError(f"{model.where} has attention heads of size {size}; vLLM on a CPU has {sizes}; set {cure}")
 
 
-def check_split(model: "ModelFacts", parts: int, key: str) -> None:
+def check_split(model: ModelFacts, parts: int, key: str) -> None:
     """Tensor parallelism gives every device whole attention heads."""
     heads, kv_heads = model.shape.heads, model.shape.kv_heads
     if heads % parts or (kv_heads % parts and parts % kv_heads):
@@ -191,36 +186,3 @@ def check_test_length(tokens: int, max_tokens: int) -> None:
             f"data.max_prompt_tokens + evaluation.max_new_tokens is {tokens}, more than the {max_tokens} tokens of the "
             "cells; lower evaluation.max_new_tokens"
         )
-
-
-def shared_vocabulary(
-    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", student_rows: int, teacher_rows: int
-) -> int:
-    """Width of the softmax that both models share. Raises ModelError, and shows the difference, where their tokenizers differ.
-
-    `student_rows` and `teacher_rows` count the rows of the embeddings, which padding may have widened: ids beyond the narrower
-    embedding are padding, and are sliced off before the softmax.
-    """
-    student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
-    if student_ids != teacher_ids:
-        tokens = student_ids.keys() | teacher_ids.keys()
-        token = min((token for token in tokens if student_ids.get(token) != teacher_ids.get(token)), key=str)
-        raise ModelError(
-            f"student and teacher have different tokenizers: {len(student_ids)} and {len(teacher_ids)} tokens, and {token!r} "
-            f"is id {student_ids.get(token)} in one and {teacher_ids.get(token)} in the other; distillation token by token "
-            "needs the same one"
-        )
-    for name in ("eos_token_id", "chat_template"):
-        left, right = getattr(student, name), getattr(teacher, name)
-        if left != right:
-            shown = f"{left!r} and {right!r}" if name == "eos_token_id" else "not the same text"
-            raise ModelError(
-                f"student and teacher tokenizers have different {name}: {shown}; copy one's tokenizer to the other"
-            )
-    rows = min(student_rows, teacher_rows)
-    if rows < len(student_ids):
-        raise ModelError(
-            f"a model has {rows} rows of embedding for a tokenizer of {len(student_ids)} tokens; the checkpoint and its "
-            "tokenizer do not belong together"
-        )
-    return rows

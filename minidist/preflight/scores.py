@@ -20,10 +20,8 @@ _KEY_BYTES = 40  # of a row: its key, and the index of its first token
 
 def longest_row(config: ScoreDataConfig) -> int:
     """Most tokens that a row can have, prompt and answer together."""
-    return max(
-        source.max_tokens if source.max_new_tokens is None else config.max_prompt_tokens + source.max_new_tokens
-        for source in config.sources.values()
-    )
+    limit, sources = config.max_prompt_tokens, config.sources.values()
+    return max(each.max_tokens if each.max_new_tokens is None else limit + each.max_new_tokens for each in sources)
 
 
 def read_texts(config: ScoreDataConfig, reader: RowReader) -> tuple[list[Rollout], list[str]]:

@@ -112,17 +112,11 @@ class Recorder:
 
         `coins`, in teacher-mixed sampling: 1 where the teacher chose the token; `logprobs` are then the student's.
         """
-        row: dict[str, object] = {
-            "prompt": rollout.prompt.text,
-            "answer": rollout.text,
-            "finish": rollout.finish.value,
-            "tokens": rollout.tokens.tolist(),
-            "logprobs": _rounded(rollout.logprobs),
-            "student_logprobs": _rounded(student_logprobs),
-            "teacher_logprobs": _rounded(teacher_logprobs),
-            "writer": rollout.writer.value,
-            "version": int(rollout.versions[0]) if len(rollout.versions) else None,
-        }
+        row: dict[str, object] = {"prompt": rollout.prompt.text, "answer": rollout.text, "finish": rollout.finish.value}
+        row |= {"tokens": rollout.tokens.tolist(), "logprobs": _rounded(rollout.logprobs)}
+        row |= {"student_logprobs": _rounded(student_logprobs), "teacher_logprobs": _rounded(teacher_logprobs)}
+        version = int(rollout.versions[0]) if len(rollout.versions) else None
+        row |= {"writer": rollout.writer.value, "version": version}
         if rollout.coins is not None:
             row["coins"] = rollout.coins.astype(int).tolist()
         return row if self._pieces is None else row | {"pieces": self._pieces(rollout.tokens)}

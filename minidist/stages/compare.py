@@ -140,9 +140,8 @@ class Cells:
     async def _measuring(self) -> tuple[Engines, Examiner]:
         """The warm engines, and the examiner with the warm teachers."""
         first = self._first
-        engines, teachers = await both(
-            self.roles.warm_engines(first.student, first.rollout), self.roles.teachers(first.teacher)
-        )
+        starting = self.roles.warm_engines(first.student, first.rollout)
+        engines, teachers = await both(starting, self.roles.teachers(first.teacher))
         if self._examiner is None:
             evaluation, sampling = self._config.evaluation, Sampling(max_new_tokens=self._plan.max_new_tokens)
             held_out, seeds = HeldOut(self._plan.test, evaluation.test.task is not None), evaluation.seeds

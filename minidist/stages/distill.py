@@ -46,15 +46,10 @@ async def distill(run: DistillRun, roles: Roles) -> dict[str, Any]:
             watch.load_state_dict(checkpoint.state)
         steps = await train(Run(config.run.steps, source, learner, clock, watch, members, transfer, run.start))
         await learner.save(final)
-    return {
-        "steps": steps,
-        "model": str(final),
-        **({"engine": await engines.describe()} if engines else {}),
-        "learner": await learner.describe(),
-        **({"teacher": await hosted.teachers.describe()} if hosted.teachers else {}),
-        "syncs_proved": transfer.proved,
-        **watch.summary(),
-    }
+    summary: dict[str, Any] = {"steps": steps, "model": str(final)}
+    for role, actors in (("engine", engines), ("learner", learner), ("teacher", hosted.teachers)):
+        summary |= {role: await actors.describe()} if actors else {}
+    return summary | {"syncs_proved": transfer.proved} | watch.summary()
 
 
 def _source(run: DistillRun, hosted: HostedRoles, clock: Clock) -> Collector:
@@ -149,14 +144,9 @@ class DistillWatch(CheckpointWatch):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of a resumed run beside the learner's."""
-        return {
-            "source": self._source.state_dict(),
-            "evaluations": self._evaluations,
-            "worst": self._worst,
-            "alarms": self._alarms.state_dict(),
-            "syncs_proved": self._transfer.proved,
-            "metrics_bytes": self._recorder.position(),
-        }
+        state = {"source": self._source.state_dict(), "evaluations": self._evaluations, "worst": self._worst}
+        state |= {"alarms": self._alarms.state_dict(), "syncs_proved": self._transfer.proved}
+        return state | {"metrics_bytes": self._recorder.position()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._source.load_state_dict(state["source"])
@@ -165,10 +155,8 @@ class DistillWatch(CheckpointWatch):
         self._alarms.load_state_dict(state["alarms"])
 
     def summary(self) -> dict[str, Any]:
-        return {
-            "canaries": {"engine_learner_nats_mean_worst": self._worst, "alarms": self._alarms.raised},
-            "evaluations": [{"step": step, **figures} for step, figures in self._evaluations],
-        }
+        canaries = {"engine_learner_nats_mean_worst": self._worst, "alarms": self._alarms.raised}
+        return {"canaries": canaries, "evaluations": [{"step": step, **figures} for step, figures in self._evaluations]}
 
 
 def _examiner(config: DistillConfig, plan: DistillPlan, teachers: Teachers | None, tolerance_nats: float) -> Examiner | None:

@@ -70,9 +70,8 @@ class Models:
         config, model = self._config, as_model(self._config, str(path))
         student = StudentConfig(**model.model_dump())
         learner = LearnerConfig(backend="single", **config.learner.model_dump())
-        return await both(
-            self._roles.engines(model, config.rollout), self._roles.learner(student, learner, {}, teacher=config.teacher)
-        )
+        engines = self._roles.engines(model, config.rollout)
+        return await both(engines, self._roles.learner(student, learner, {}, teacher=config.teacher))
 
 
 def _training_facts(path: Path) -> dict[str, Any]:

@@ -36,10 +36,8 @@ async def score(run: StageRun[ScoreConfig, ScorePlan], roles: Roles) -> dict[str
     cache = ScoreCache(config.cache)  # read back and verified before the run counts as finished
     tokens = sum(len(text.tokens) for text in plan.texts)
     written = {"rows_scored": len(waiting), "rows": len(cache), "tokens": tokens, "bytes": cache.bytes}
-    speed = len(waiting) / (time.perf_counter() - started)
-    log.info(
-        "%d rows scored, %.4g rows/s; %s holds %d rows, %d bytes", len(waiting), speed, config.cache, len(cache), cache.bytes
-    )
+    speed, text = len(waiting) / (time.perf_counter() - started), "%d rows scored, %.4g rows/s; %s holds %d rows, %d bytes"
+    log.info(text, len(waiting), speed, config.cache, len(cache), cache.bytes)
     return {"cache": str(config.cache), **written, **described}
 
 

@@ -78,12 +78,9 @@ class SftWatch(CheckpointWatch):
             return {}
         step, loss = min(self._losses, key=lambda entry: entry[1])
         final = step if self._config.evaluation.patience else self._losses[-1][0]
-        return {
-            "validation": [{"step": at, "loss_nats_per_token": value} for at, value in self._losses],
-            "best": {"step": step, "loss_nats_per_token": loss},
-            "final_step": final,
-            "stopped_improving": self.patience_lost(),
-        }
+        validation = [{"step": at, "loss_nats_per_token": value} for at, value in self._losses]
+        best = {"step": step, "loss_nats_per_token": loss}
+        return {"validation": validation, "best": best, "final_step": final, "stopped_improving": self.patience_lost()}
 
     async def _judge(self) -> bool:
         """Keep the weights of a new best; stop after `patience` evaluations without one."""
