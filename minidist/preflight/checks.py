@@ -47,10 +47,8 @@ def check_cores(config: ClusterConfig) -> None:
     if asked > cores():
         raise ConfigError(f"the cpus under cluster add up to {asked:g}, and this machine has {cores()}; lower them")
     if cpu_share(config) < 0.01:
-        raise ConfigError(
-            f"this machine has {cores()} CPUs, and {cores() - asked:g} of them are left for the actors whose cpus are not set "
-            "under cluster; lower the cpus, or the number of actors"
-        )
+        left = f"{cores() - asked:g} of them are left for the actors whose cpus are not set under cluster"
+        raise ConfigError(f"this machine has {cores()} CPUs, and {left}; lower the cpus, or the number of actors")
 
 
 def check_gpus(config: ClusterConfig) -> None:
@@ -60,10 +58,8 @@ def check_gpus(config: ClusterConfig) -> None:
     import torch
 
     if (found := torch.cuda.device_count()) < config.gpus:
-        raise ConfigError(
-            f"cluster.gpus is {config.gpus}, and this machine has {found}; set cluster.gpus={found}, or cluster.address "
-            "to a cluster that has them"
-        )
+        remedy = f"set cluster.gpus={found}, or cluster.address to a cluster that has them"
+        raise ConfigError(f"cluster.gpus is {config.gpus}, and this machine has {found}; {remedy}")
 
 
 def check_model_directory(name: str | None, where: str) -> None:
@@ -114,10 +110,8 @@ def check_split(model: ModelFacts, parts: int, key: str) -> None:
     """Tensor parallelism gives every device whole attention heads."""
     heads, kv_heads = model.shape.heads, model.shape.kv_heads
     if heads % parts or (kv_heads % parts and parts % kv_heads):
-        raise ConfigError(
-            f"{key} is {parts}, and {model.where} has {heads} attention heads ({kv_heads} for keys and values), which cannot "
-            "be divided evenly; set it to a number that divides them"
-        )
+        found = f"{model.where} has {heads} attention heads ({kv_heads} for keys and values), which cannot be divided evenly"
+        raise ConfigError(f"{key} is {parts}, and {found}; set it to a number that divides them")
 
 
 def check_context(context: int, tokens: int, name: str) -> None:
@@ -129,10 +123,8 @@ def check_context(context: int, tokens: int, name: str) -> None:
 def check_kernel(config: DistillConfig) -> None:
     """The kernel's package is installed."""
     if config.learner.kernel == "liger" and find_spec("liger_kernel") is None:
-        raise ConfigError(
-            "learner.kernel is liger, and liger-kernel is not installed; pip install --no-deps liger-kernel, or set "
-            "learner.kernel=torch"
-        )
+        remedy = "pip install --no-deps liger-kernel, or set learner.kernel=torch"
+        raise ConfigError(f"learner.kernel is liger, and liger-kernel is not installed; {remedy}")
 
 
 def check_classes(config: DistillConfig, vocabulary: int) -> None:
@@ -142,9 +134,8 @@ def check_classes(config: DistillConfig, vocabulary: int) -> None:
         asked["teacher.top_k"] = config.teacher.top_k
     for key, count in asked.items():
         if count > vocabulary:
-            raise ConfigError(
-                f"{key} is {count}, and student and teacher share {vocabulary} tokens; set it to {vocabulary} or less"
-            )
+            remedy = f"set it to {vocabulary} or less"
+            raise ConfigError(f"{key} is {count}, and student and teacher share {vocabulary} tokens; {remedy}")
 
 
 def check_soft_prompt(config: DistillConfig, prompt: SoftPromptConfig, renderer: Renderer, context: int) -> None:
@@ -153,19 +144,15 @@ def check_soft_prompt(config: DistillConfig, prompt: SoftPromptConfig, renderer:
         raise ConfigError(f"teacher.prompt.text {prompt.text!r} has no tokens to start from; write a few words")
     length = config.data.max_prompt_tokens + config.rollout.max_new_tokens + prompt.tokens
     if length > context:
-        raise ConfigError(
-            f"data.max_prompt_tokens + rollout.max_new_tokens + teacher.prompt.tokens is {length}, more than the teacher's "
-            f"context of {context} tokens; lower one of them"
-        )
+        asked = f"data.max_prompt_tokens + rollout.max_new_tokens + teacher.prompt.tokens is {length}"
+        raise ConfigError(f"{asked}, more than the teacher's context of {context} tokens; lower one of them")
 
 
 def check_prompt_count(config: DistillConfig, prompts: int) -> None:
     """A step has no prompt twice."""
-    if config.rollout.prompts_per_step > prompts:
-        raise ConfigError(
-            f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, and {config.data.prompts.path} has "
-            f"{prompts} prompts; lower it, or raise rollout.samples_per_prompt"
-        )
+    if (asked := config.rollout.prompts_per_step) > prompts:
+        found = f"{config.data.prompts.path} has {prompts} prompts"
+        raise ConfigError(f"rollout.prompts_per_step is {asked}, and {found}; lower it, or raise rollout.samples_per_prompt")
 
 
 def check_cell_directories(config: CompareConfig, name: str) -> None:
@@ -174,15 +161,12 @@ def check_cell_directories(config: CompareConfig, name: str) -> None:
         for seed in config.seeds:
             RunDirectory(config.cell(name, seed)).check()
     except RunDirectoryError as error:
-        raise RunDirectoryError(
-            f"cells.{name} has changed: {error}. To run this cell again, add cells.{name}.run.overwrite=true to the command"
-        ) from None
+        remedy = f"To run this cell again, add cells.{name}.run.overwrite=true to the command"
+        raise RunDirectoryError(f"cells.{name} has changed: {error}. {remedy}") from None
 
 
 def check_test_length(tokens: int, max_tokens: int) -> None:
     """Test prompts with their answers fit the engines, which are made for the longest sequence of any cell."""
     if tokens > max_tokens:
-        raise ConfigError(
-            f"data.max_prompt_tokens + evaluation.max_new_tokens is {tokens}, more than the {max_tokens} tokens of the "
-            "cells; lower evaluation.max_new_tokens"
-        )
+        asked = f"data.max_prompt_tokens + evaluation.max_new_tokens is {tokens}"
+        raise ConfigError(f"{asked}, more than the {max_tokens} tokens of the cells; lower evaluation.max_new_tokens")

@@ -121,10 +121,8 @@ def _traffic(
     lines.append(f"a step moves up to {_amount(scores)} of scores to the learner{to_engines}")
     store, starts_ray = config.cluster.object_store_gib, config.cluster.roles == "ray" and config.cluster.address is None
     if starts_ray and scores + weights > store * GIB:
-        lines.append(
-            f"WARNING that is more than cluster.object_store_gib = {store:g}, and Ray would write the rest to disk; set "
-            f"cluster.object_store_gib={-(-(scores + weights) // GIB)}"
-        )
+        found = f"that is more than cluster.object_store_gib = {store:g}, and Ray would write the rest to disk"
+        lines.append(f"WARNING {found}; set cluster.object_store_gib={-(-(scores + weights) // GIB)}")
     return lines
 
 
@@ -150,10 +148,8 @@ def _warnings(config: SftConfig | DistillConfig, needs: list[Need], gpu: int | N
     ]
     shared = _shared(config.cluster, needs)
     if shared > gpu and not found:
-        found.append(
-            f"WARNING roles share GPUs and need {_gib(shared)} GiB of one that has {_gib(gpu)}; set cluster.gpus to "
-            f"{sum(need.devices for need in needs)}, or lower gpu_memory_utilization"
-        )
+        remedy = f"set cluster.gpus to {sum(need.devices for need in needs)}, or lower gpu_memory_utilization"
+        found.append(f"WARNING roles share GPUs and need {_gib(shared)} GiB of one that has {_gib(gpu)}; {remedy}")
     return found
 
 

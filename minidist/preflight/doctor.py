@@ -73,9 +73,9 @@ def examine(config: Config | None, roles_of: RolesOf) -> int:
 def findings(config: Config | None, roles_of: RolesOf) -> dict[str, list[Finding]]:
     """All findings by section. None: those of a distillation with default settings."""
     checked = config or DistillConfig.model_validate(_DEFAULTS)
-    machine = [each for check in _MACHINE for each in check(checked)]
+    of_machine = [each for check in _MACHINE for each in check(checked)]
     used = "used" if config else "used, unless a configuration says otherwise"
-    return {"installed": list(packages(checked)), "machine": machine, used: list(uses(checked, roles_of(checked)))}
+    return {"installed": list(packages(checked)), "machine": of_machine, used: list(uses(checked, roles_of(checked)))}
 
 
 def show(sections: dict[str, list[Finding]], console: Console) -> None:

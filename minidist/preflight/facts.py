@@ -85,24 +85,20 @@ def shared_vocabulary(
     if student_ids != teacher_ids:
         tokens = student_ids.keys() | teacher_ids.keys()
         token = min((token for token in tokens if student_ids.get(token) != teacher_ids.get(token)), key=str)
-        raise ModelError(
-            f"student and teacher have different tokenizers: {len(student_ids)} and {len(teacher_ids)} tokens, and {token!r} "
-            f"is id {student_ids.get(token)} in one and {teacher_ids.get(token)} in the other; distillation token by token "
-            "needs the same one"
-        )
+        counts = f"{len(student_ids)} and {len(teacher_ids)} tokens"
+        found = f"{token!r} is id {student_ids.get(token)} in one and {teacher_ids.get(token)} in the other"
+        need = "distillation token by token needs the same one"
+        raise ModelError(f"student and teacher have different tokenizers: {counts}, and {found}; {need}")
     for name in ("eos_token_id", "chat_template"):
         left, right = getattr(student, name), getattr(teacher, name)
         if left != right:
             shown = f"{left!r} and {right!r}" if name == "eos_token_id" else "not the same text"
-            raise ModelError(
-                f"student and teacher tokenizers have different {name}: {shown}; copy one's tokenizer to the other"
-            )
+            remedy = "copy one's tokenizer to the other"
+            raise ModelError(f"student and teacher tokenizers have different {name}: {shown}; {remedy}")
     rows = min(student_rows, teacher_rows)
     if rows < len(student_ids):
-        raise ModelError(
-            f"a model has {rows} rows of embedding for a tokenizer of {len(student_ids)} tokens; the checkpoint and its "
-            "tokenizer do not belong together"
-        )
+        found = f"a model has {rows} rows of embedding for a tokenizer of {len(student_ids)} tokens"
+        raise ModelError(f"{found}; the checkpoint and its tokenizer do not belong together")
     return rows
 
 

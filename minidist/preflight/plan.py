@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from minidist.teachers.cache.store import Origin, ScoreCache
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Plan:
     """What the roles of every stage are made from, and the lines that describe the run.
 
     Args:
         renderer: text to tokens.
         max_tokens: longest sequence of an engine or of the learner.
+        lines: the plan for people.
         vocabulary: width of the softmax that student and teacher share; None without a teacher.
         cache: scores that are read in place of asking a teacher, or None.
-        lines: the plan for people.
     """
 
     renderer: Renderer
     max_tokens: int
-    vocabulary: int | None
-    cache: "ScoreCache | None" = None
     lines: list[str]
+    vocabulary: int | None = field(kw_only=True)
+    cache: "ScoreCache | None" = field(default=None, kw_only=True)
 
     @property
     def longest(self) -> int:
@@ -97,14 +97,10 @@ def plan_sft(config: SftConfig) -> SftPlan:
         rows.append(reader.examples("validation", data.validation, max_tokens=data.max_tokens))
     examples, *validation = (each.found for each in rows)
     description = [*lines.student_lines(student.shape, config.student.lora), *(each.line for each in rows)]
-    description += [lines.training_line(config, examples)]
+    description += [lines.training_line(config, examples), *sft_memory_lines(config, student.shape, longest=data.max_tokens)]
+    held_out = validation[0] if validation else []
     return SftPlan(
-        renderer=reader.renderer,
-        vocabulary=None,
-        max_tokens=data.max_tokens,
-        examples=examples,
-        validation_examples=validation[0] if validation else [],
-        lines=description + sft_memory_lines(config, student.shape, longest=data.max_tokens),
+        reader.renderer, data.max_tokens, description, vocabulary=None, examples=examples, validation_examples=held_out
     )
 
 
@@ -130,14 +126,14 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
     description += [*lines.distillation_lines(config), *memory_lines(config, *shapes, longest=max_tokens)]
     return DistillPlan(
-        renderer=reader.renderer,
-        max_tokens=max_tokens,
+        reader.renderer,
+        max_tokens,
+        description,
         vocabulary=models.vocabulary,
         cache=cache,
         prompts=prompts.found,
         validation_prompts=validation.found if validation else [],
         streams=examples,
-        lines=description,
     )
 
 
@@ -153,14 +149,8 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     texts, text_lines = scores.read_texts(config.data, reader)
     teacher = TeacherFacts(config, models, reader.renderer, texts[0].prompt, max_tokens)
     of_teacher, origin = teacher_lines(teacher), scores.cache_origin(config, models)
-    return ScorePlan(
-        renderer=reader.renderer,
-        max_tokens=max_tokens,
-        vocabulary=vocabulary,
-        texts=texts,
-        origin=origin,
-        lines=[*lines.teacher_lines(models), *text_lines, *of_teacher, scores.size_line(config, texts, models)],
-    )
+    description = [*lines.teacher_lines(models), *text_lines, *of_teacher, scores.size_line(config, texts, models)]
+    return ScorePlan(reader.renderer, max_tokens, description, vocabulary=vocabulary, texts=texts, origin=origin)
 
 
 def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
@@ -183,14 +173,9 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
         name: reader.questions(f"questions.{name}", source, max_tokens=max_tokens) for name, source in data.questions.items()
     }
     described = [lines.model_line(name, model.shape) for name, model in models.items()]
-    return EvaluatePlan(
-        renderer=reader.renderer,
-        max_tokens=max_tokens,
-        vocabulary=vocabulary,
-        prompts=prompts.found,
-        questions={name: each.found for name, each in questions.items()},
-        lines=[*described, prompts.line, *(each.line for each in questions.values())],
-    )
+    described += [prompts.line, *(each.line for each in questions.values())]
+    found = {name: each.found for name, each in questions.items()}
+    return EvaluatePlan(reader.renderer, max_tokens, described, vocabulary=vocabulary, prompts=prompts.found, questions=found)
 
 
 def as_model(config: EvaluateConfig, path: str) -> ModelConfig:

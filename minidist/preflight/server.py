@@ -40,10 +40,8 @@ def check_server(
     except RoleError as error:
         raise ConfigError(str(error)) from None
     except httpx.TransportError as error:
-        raise ConfigError(
-            f"teacher.server.url: no server answers at {address(config.server)} ({type(error).__name__}: {error}); start it "
-            "first, or correct the url"
-        ) from None
+        found = f"no server answers at {address(config.server)} ({type(error).__name__}: {error})"
+        raise ConfigError(f"teacher.server.url: {found}; start it first, or correct the url") from None
     return [f"teacher served as {card['id']} at {address(config.server)}", *compared]
 
 
@@ -69,10 +67,9 @@ def _check_context(card: dict[str, Any], server: ServerConfig, tokens: int) -> N
     """To score a sequence, vLLM needs a context of one token more."""
     context = card.get("max_model_len")
     if context is not None and context < tokens + 1:
-        raise ConfigError(
-            f"the server at {address(server)} takes {context} tokens, a prompt with its answer needs {tokens} and one more; "
-            f"start it with --max-model-len {tokens + 1}, or lower data.max_prompt_tokens + rollout.max_new_tokens"
-        )
+        found = f"the server at {address(server)} takes {context} tokens, a prompt with its answer needs {tokens} and one more"
+        lower = "lower data.max_prompt_tokens + rollout.max_new_tokens"
+        raise ConfigError(f"{found}; start it with --max-model-len {tokens + 1}, or {lower}")
 
 
 def _compare_tokens(client: httpx.Client, model: str, renderer: Renderer, text: str) -> list[str]:
@@ -86,11 +83,10 @@ def _compare_tokens(client: httpx.Client, model: str, renderer: Renderer, text: 
     if server_ids != student_ids:
         shorter = min(len(student_ids), len(server_ids))
         at = next((index for index in range(shorter) if student_ids[index] != server_ids[index]), shorter)
-        raise ModelError(
-            f"student and server have different tokenizers: of {text[:30]!r}... they make {len(student_ids)} and "
-            f"{len(server_ids)} tokens, and at index {at} {student_ids[at : at + 1]} and {server_ids[at : at + 1]}; the server "
-            "must hold a model with the student's tokenizer"
-        )
+        made = f"{len(student_ids)} and {len(server_ids)} tokens, and at index {at} {student_ids[at : at + 1]}"
+        found = f"of {text[:30]!r}... they make {made} and {server_ids[at : at + 1]}"
+        need = "the server must hold a model with the student's tokenizer"
+        raise ModelError(f"student and server have different tokenizers: {found}; {need}")
     return []
 
 

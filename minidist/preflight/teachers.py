@@ -30,10 +30,8 @@ def teacher_lines(facts: TeacherFacts) -> list[str]:
     check = _CHECKS.get(type(teacher))
     found = [] if check is None else check(teacher, facts)
     if not teacher.cuts_padding and padded > 0:
-        found.append(
-            f"teacher's log-probabilities hold the share of {padded:,} padded ids, which vLLM cannot slice off "
-            "(teacher.backend=hf can)"
-        )
+        share = f"teacher's log-probabilities hold the share of {padded:,} padded ids"
+        found.append(f"{share}, which vLLM cannot slice off (teacher.backend=hf can)")
     return found
 
 
@@ -48,10 +46,8 @@ def _soft_prompt_lines(teacher: PromptedTeacherConfig, facts: TeacherFacts) -> l
     assert isinstance(run, DistillConfig), "scores are given by teachers that stay as they are"
     check_soft_prompt(run, prompt, facts.renderer, facts.models.teacher.context)
     without = "" if run.evaluation.every is None else "; evaluation measures the distance to the teacher without them"
-    return [
-        f"the teacher is trained too: {prompt.tokens} virtual tokens before every text; every learner rank holds a whole "
-        f"frozen copy of the teacher{without}"
-    ]
+    held = f"every learner rank holds a whole frozen copy of the teacher{without}"
+    return [f"the teacher is trained too: {prompt.tokens} virtual tokens before every text; {held}"]
 
 
 _CHECKS: dict[type[TeacherConfig], Callable[[Any, TeacherFacts], list[str]]] = {

@@ -49,10 +49,9 @@ class RunDirectory:
             return
         if found := difference(recorded, self._config):
             key, before, now = found
-            raise RunDirectoryError(
-                f"{self.path} holds a run of another configuration: {key} was {before!r} and is now {now!r}; set another "
-                "run.directory, or run.overwrite=true to delete that run"
-            )
+            changed = f"{key} was {before!r} and is now {now!r}"
+            remedy = "set another run.directory, or run.overwrite=true to delete that run"
+            raise RunDirectoryError(f"{self.path} holds a run of another configuration: {changed}; {remedy}")
 
     def _recorded(self) -> dict[str, Any] | None:
         """The configuration of the run in this directory, or None when no run wrote its files."""
@@ -120,7 +119,6 @@ def _truncate(metrics: Path, checkpoint: Checkpoint) -> None:
     """Delete the metrics of the steps after the checkpoint, which the resumed run takes again."""
     length = checkpoint.state["metrics_bytes"]
     if not metrics.is_file() or metrics.stat().st_size < length:
-        raise RunDirectoryError(
-            f"{metrics} is shorter than when {checkpoint.path.name} was written; set run.overwrite=true to start the run again"
-        )
+        remedy = "set run.overwrite=true to start the run again"
+        raise RunDirectoryError(f"{metrics} is shorter than when {checkpoint.path.name} was written; {remedy}")
     os.truncate(metrics, length)

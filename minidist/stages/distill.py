@@ -118,10 +118,8 @@ class DistillWatch(CheckpointWatch):
             await self.examine(step)
         if stopping:
             await self.stopped(step + 1)
-            raise AlarmError(
-                f"stopped by an alarm of canaries.stop_on: {'; '.join(stopping)}; to resume, change that limit or remove its "
-                "name from canaries.stop_on, and give the same command again"
-            )
+            remedy = "change that limit or remove its name from canaries.stop_on, and give the same command again"
+            raise AlarmError(f"stopped by an alarm of canaries.stop_on: {'; '.join(stopping)}; to resume, {remedy}")
         await self.checkpoint(step + 1)
         return False
 
