@@ -33,9 +33,8 @@ def check_files(config: Config, models: Mapping[str, str | None], sources: Itera
     check_cores(config.cluster)
     for where, name in models.items():
         check_model_directory(name, where)
-    for source in sources:
-        if source is not None:
-            check_source(source)
+    for source in filter(None, sources):
+        check_source(source)
     check_gpus(config.cluster)
 
 

@@ -83,9 +83,8 @@ def _teacher_needs(config: DistillConfig, shape: "Shape", longest: int, gpu: int
         return [memory.engine_need(model, teacher, longest=longest, gpu=gpu, scores=True)]
     tokens = max(teacher.batch_tokens, longest)
     scorer = memory.hf_need(model, tokens=tokens, logits=teacher.payload != "hidden")
-    if not config.takes_turns:
-        return [scorer]
-    return [memory.in_one_process(scorer, memory.engine_need(model, teacher, longest=longest, gpu=gpu))]
+    engine = memory.engine_need(model, teacher, longest=longest, gpu=gpu)
+    return [memory.in_one_process(scorer, engine) if config.takes_turns else scorer]
 
 
 def _host_lines(needs: list[Need]) -> list[str]:

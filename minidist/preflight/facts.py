@@ -48,11 +48,6 @@ class ModelFacts:
         """Rows of the embedding, padded ones included."""
         return int(self.config.get_text_config().vocab_size)
 
-    @property
-    def hidden(self) -> int:
-        """Width of the hidden states."""
-        return int(self.config.get_text_config().hidden_size)
-
 
 @dataclass(frozen=True)
 class PairFacts:

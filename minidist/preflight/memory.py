@@ -234,12 +234,9 @@ def hf_need(model: ServedModel, *, tokens: int, logits: bool) -> Need:
     """
     shape, size = model.shape, BYTES[model.dtype]
     layer = shape.hidden * (4 + 5 * size) + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size * size
-    parts = {
-        "weights": model.weights,
-        "activations": tokens * (layer + 3 * shape.intermediate * size),
-        "logits": tokens * shape.vocabulary * (size + 8) if logits else 0,
-        "buffers": PROCESS_BYTES + (min(shape.parameters, _GATHERED) * size if model.split > 1 else 0),
-    }
+    parts = {"weights": model.weights, "activations": tokens * (layer + 3 * shape.intermediate * size)}
+    parts["logits"] = tokens * shape.vocabulary * (size + 8) if logits else 0
+    parts["buffers"] = PROCESS_BYTES + (min(shape.parameters, _GATHERED) * size if model.split > 1 else 0)
     return Need(model.role, model.devices, parts)
 
 

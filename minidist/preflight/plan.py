@@ -116,13 +116,13 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     prompts = prompts or reader.prompts("prompts", data.prompts, gold=config.gold)
     checks.check_prompt_count(config, len(prompts.found))
     scored = [stream.max_tokens for stream in config.streams.values() if stream.objective.needs]
-    teacher = TeacherFacts(config, models, reader.renderer, prompts.found[0], max([max_tokens, *scored]))
-    of_teacher = teacher_lines(teacher)
+    facts = TeacherFacts(config, models, reader.renderer, prompts.found[0], max([max_tokens, *scored]))
+    of_teacher = teacher_lines(facts)
     validation, streams = _validation(config, reader), _streams(config, reader)
     examples = {name: rows.found for name, rows in streams.items()}
     cache, cache_lines = _cache(config, models, prompts.found, examples)
     shapes = (models.student.shape, models.teacher.shape)
-    description = [*lines.student_lines(shapes[0], config.student.lora), *lines.teacher_lines(models), prompts.line]
+    description = [*lines.student_lines(shapes[0], config.student.lora), *lines.pair_lines(models), prompts.line]
     description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
     description += [*lines.distillation_lines(config), *memory_lines(config, *shapes, longest=max_tokens)]
     return DistillPlan(
@@ -147,9 +147,9 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     checks.check_teacher_engine(config, models.teacher)
     reader = RowReader(Renderer(models.student.tokenizer, config.data), config.data)
     texts, text_lines = scores.read_texts(config.data, reader)
-    teacher = TeacherFacts(config, models, reader.renderer, texts[0].prompt, max_tokens)
-    of_teacher, origin = teacher_lines(teacher), scores.cache_origin(config, models)
-    description = [*lines.teacher_lines(models), *text_lines, *of_teacher, scores.size_line(config, texts, models)]
+    facts = TeacherFacts(config, models, reader.renderer, texts[0].prompt, max_tokens)
+    of_teacher, origin = teacher_lines(facts), scores.cache_origin(config, models)
+    description = [*lines.pair_lines(models), *text_lines, *of_teacher, scores.size_line(config, texts, models)]
     return ScorePlan(reader.renderer, max_tokens, description, vocabulary=vocabulary, texts=texts, origin=origin)
 
 

@@ -64,7 +64,7 @@ def size_line(config: ScoreConfig, texts: Sequence[Rollout], models: PairFacts) 
     """Rows, tokens and bytes to score, and the room on the disk of config.cache."""
     tokens = sum(len(text.tokens) for text in texts)
     scored = config.teacher.model_copy(update={"top_k": min(config.teacher.top_k, models.vocabulary)})
-    size = tokens * score_bytes_per_token(scored, models.teacher.hidden) + len(texts) * _KEY_BYTES
+    size = tokens * score_bytes_per_token(scored, models.teacher.shape.hidden) + len(texts) * _KEY_BYTES
     disk = next(path for path in (config.cache.absolute(), *config.cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(disk).free
     rows = f"{len(texts):,} rows with {tokens:,} tokens to score ({config.teacher.payload})"

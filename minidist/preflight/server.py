@@ -29,10 +29,9 @@ def check_server(
         width: rows of the teacher's softmax, padded ones included.
         vocabulary: tokens that student and teacher share.
     """
+    where = address(config.server)
     try:
-        with httpx.Client(
-            base_url=address(config.server), headers=protocol.headers(config.server), timeout=_TIMEOUT_S
-        ) as client:
+        with httpx.Client(base_url=where, headers=protocol.headers(config.server), timeout=_TIMEOUT_S) as client:
             card = _model_card(client, config)
             _check_context(card, config.server, tokens)
             compared = _compare_tokens(client, str(card["id"]), renderer, prompt.text + _TEXT)
@@ -40,9 +39,9 @@ def check_server(
     except RoleError as error:
         raise ConfigError(str(error)) from None
     except httpx.TransportError as error:
-        found = f"no server answers at {address(config.server)} ({type(error).__name__}: {error})"
+        found = f"no server answers at {where} ({type(error).__name__}: {error})"
         raise ConfigError(f"teacher.server.url: {found}; start it first, or correct the url") from None
-    return [f"teacher served as {card['id']} at {address(config.server)}", *compared]
+    return [f"teacher served as {card['id']} at {where}", *compared]
 
 
 def _model_card(client: httpx.Client, config: ServerTeacherConfig) -> dict[str, Any]:

@@ -42,12 +42,9 @@ class RunDirectory:
             raise RunDirectoryError(f"run.directory {self.path} is a file; set it to a directory")
         if all(entry.name == LOCK for entry in self.path.iterdir()):
             return
-        recorded = self._recorded()
-        if recorded is None:
+        if (recorded := self._recorded()) is None:
             raise RunDirectoryError(f"{self.path} holds files but no run; set run.directory to another directory")
-        if self._overwrite:
-            return
-        if found := difference(recorded, self._config):
+        if not self._overwrite and (found := difference(recorded, self._config)):
             key, before, now = found
             changed = f"{key} was {before!r} and is now {now!r}"
             remedy = "set another run.directory, or run.overwrite=true to delete that run"

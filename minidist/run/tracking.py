@@ -20,6 +20,8 @@ from minidist.types import MAIN, Array, Batch, Measures, Rollout, Update, Writer
 
 log = logging.getLogger("minidist")
 console = Console(stderr=True)
+Pieces = Callable[[Array], list[str]]
+"""Gives the text of each token."""
 
 
 class Clock:
@@ -48,22 +50,14 @@ class Recorder:
 
     Args:
         directory: of the run.
-        steps: total of the progress bar.
+        steps: those that the run still takes; a resumed run does not begin at 0.
         tensorboard: write metrics as TensorBoard events too.
         shown: labels of the metrics beside the progress bar.
         pieces: gives the text of each token of an answer; None leaves these texts out of the rollouts files.
-        start: first step of a resumed run.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        steps: int,
-        *,
-        tensorboard: bool,
-        shown: Mapping[str, str],
-        pieces: Callable[[Array], list[str]] | None = None,
-        start: int = 0,
+        self, directory: Path, steps: range, *, tensorboard: bool, shown: Mapping[str, str], pieces: Pieces | None = None
     ) -> None:
         self._directory = directory
         self._shown = shown
@@ -73,11 +67,11 @@ class Recorder:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start or None)
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps.start or None)
         clocks = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), *clocks)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task(directory.name, total=steps, completed=start, figures="")
+        self._task = self._bar.add_task(directory.name, total=steps.stop, completed=steps.start, figures="")
         self._bar.start()
 
     def step(self, step: int, metrics: dict[str, float]) -> None:

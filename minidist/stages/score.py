@@ -55,8 +55,8 @@ class _Scoring:
         """Score all texts and add them to the cache."""
         size = self._config.batch_rows
         batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-        shown = {"speed/rows_per_s": "rows/s", "cache/bytes": "bytes"}
-        with closing(Recorder(self._path, len(batches), tensorboard=self._config.run.tensorboard, shown=shown)) as recorder:
+        shown, tensorboard = {"speed/rows_per_s": "rows/s", "cache/bytes": "bytes"}, self._config.run.tensorboard
+        with closing(Recorder(self._path, range(len(batches)), tensorboard=tensorboard, shown=shown)) as recorder:
             try:
                 for number, batch in enumerate(batches):
                     started = time.perf_counter()

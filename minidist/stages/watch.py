@@ -1,21 +1,17 @@
 """The part of a training run that its stages share: figures as it goes, and checkpoints from which it resumes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from minidist.protocols import Learner
-from minidist.run.tracking import Recorder, log
+from minidist.run.tracking import Pieces, Recorder, log
 from minidist.stages import StageRun
-from minidist.types import Array
 
 
-def make_recorder(
-    run: StageRun[Any, Any], shown: Mapping[str, str], pieces: Callable[[Array], list[str]] | None = None
-) -> Recorder:
+def make_recorder(run: StageRun[Any, Any], shown: Mapping[str, str], pieces: Pieces | None = None) -> Recorder:
     """The recorder of a run, from its first step or from the checkpoint on."""
-    settings = run.config.run
-    options: dict[str, Any] = {"tensorboard": settings.tensorboard, "shown": shown, "pieces": pieces, "start": run.start}
-    return Recorder(run.directory.path, settings.steps, **options)
+    settings, steps = run.config.run, range(run.start, run.config.run.steps)
+    return Recorder(run.directory.path, steps, tensorboard=settings.tensorboard, shown=shown, pieces=pieces)
 
 
 class CheckpointWatch:
