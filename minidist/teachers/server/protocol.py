@@ -13,7 +13,7 @@ from minidist.config.teacher import ServerConfig, ServerTeacherConfig
 from minidist.errors import RoleError
 from minidist.types import Array, Sampling
 
-COMPLETIONS = "/v1/completions"
+MODELS, TOKENIZE, COMPLETIONS = "/v1/models", "/tokenize", "/v1/completions"
 
 
 def address(config: ServerConfig) -> str:
@@ -31,6 +31,21 @@ def headers(config: ServerConfig) -> dict[str, str]:
             "teacher runs; set it there"
         )
     return {"Authorization": f"Bearer {key}"}
+
+
+def read_models(answer: Any) -> dict[str, dict[str, Any]]:
+    """The answer to GET `MODELS`: the entry of each model, by its name. Raises KeyError or TypeError for another answer."""
+    return {str(card["id"]): card for card in answer["data"]}
+
+
+def tokenizing(model: str, text: str) -> dict[str, Any]:
+    """A request for the tokens of a text."""
+    return {"model": model, "prompt": text, "add_special_tokens": False}
+
+
+def read_tokens(answer: Any) -> list[int]:
+    """The answer to `tokenizing`. Raises KeyError or TypeError for another answer."""
+    return list(answer["tokens"])
 
 
 def scoring(model: str, sequence: Sequence[int], classes: int) -> dict[str, Any]:

@@ -71,8 +71,7 @@ class ServerTeacher:
     async def _name(self) -> str:
         """The name under which the server serves the teacher."""
         if self._model is None:
-            served = await self._ask("GET", "/v1/models")
-            self._model = str(served["data"][0]["id"])
+            self._model, *_ = protocol.read_models(await self._ask("GET", protocol.MODELS))
         return self._model
 
     async def _score(self, model: str, rollout: Rollout) -> TeacherScores:
