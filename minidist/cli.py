@@ -9,7 +9,7 @@ import typer
 
 from minidist import __version__
 from minidist.errors import ConfigError, MinidistError
-from minidist.stages import STAGES, code, run_stage, verbs
+from minidist.stages import STAGES, code, roles_of, run_stage, verbs
 
 app = typer.Typer(
     help="On-policy distillation of language models: the student writes, the teacher scores, the learner updates.",
@@ -50,7 +50,7 @@ def doctor(
 
     loaded = None if config is None else load(config, overrides or ())
     loaded = loaded.first if isinstance(loaded, CompareConfig) else loaded
-    faults = examine(None if isinstance(loaded, ToyConfig) else loaded)
+    faults = examine(None if isinstance(loaded, ToyConfig) else loaded, roles_of)
     raise typer.Exit(1 if faults else 0)
 
 

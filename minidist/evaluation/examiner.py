@@ -43,13 +43,7 @@ class Examiner:
     """
 
     def __init__(
-        self,
-        held_out: HeldOut,
-        teacher: Teacher,
-        sampling: Sampling,
-        *,
-        seeds: Sequence[int],
-        tolerance_nats: float,
+        self, held_out: HeldOut, teacher: Teacher, sampling: Sampling, *, seeds: Sequence[int], tolerance_nats: float
     ) -> None:
         self._held_out = held_out
         self._teacher = teacher

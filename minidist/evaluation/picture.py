@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from minidist.evaluation.records import BEFORE, TEACHER, Record, by_objective
 from minidist.types import Array
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 _PANELS = {
     "accuracy": "accuracy",
@@ -25,22 +24,14 @@ _PANELS = {
 _DOT, _MEAN, _GRID = "#7a9cc6", "#1f3b5c", "#d9d9d9"
 _WIDE = 30  # a panel whose largest divergence is so many times its smallest is logarithmic
 _LINES = {TEACHER: ("#2e7d4f", "-"), BEFORE: ("#b0582c", "--")}
-_STYLE: Any = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-}
+_STYLE: Any = {"font.size": 9, "axes.titlesize": 9} | {f"axes.spines.{side}": False for side in ("top", "right", "left")}
 
 
-def draw_comparison(records: Sequence[Record], order: Sequence[str], file: Path) -> "Figure":
+def draw_comparison(records: Sequence[Record], order: Sequence[str], file: Path) -> Figure:
     """One panel a figure, one row an objective of `order`: a dot for each run, the mean and the standard deviation of the runs.
 
     The teacher and the student before training are vertical lines, where they lie within a panel's range.
     """
-    from matplotlib import rc_context
-
     grouped = by_objective(records, order)
     names = [name for name in grouped if name not in _LINES]
     shown = [key for key in _PANELS if any(key in row for name in names for row in grouped[name])]
@@ -62,7 +53,7 @@ def draw_comparison(records: Sequence[Record], order: Sequence[str], file: Path)
     return figure
 
 
-def _panel(axis: "Axes", key: str, values: Sequence[Sequence[float]]) -> None:
+def _panel(axis: Axes, key: str, values: Sequence[Sequence[float]]) -> None:
     for row, runs in enumerate(values):
         if not runs:
             continue
@@ -82,7 +73,7 @@ def _panel(axis: "Axes", key: str, values: Sequence[Sequence[float]]) -> None:
         axis.set_xlim(left=0)
 
 
-def _references(axis: "Axes", values: Mapping[str, float]) -> None:
+def _references(axis: Axes, values: Mapping[str, float]) -> None:
     """Vertical lines of values within the panel's range, which stays as it is."""
     low, high = axis.get_xlim()
     for name, value in values.items():
@@ -92,7 +83,7 @@ def _references(axis: "Axes", values: Mapping[str, float]) -> None:
     axis.set_xlim(low, high)
 
 
-def draw_toy(curves: Mapping[str, Mapping[str, Mapping[str, Array]]], epochs: Sequence[int], file: Path) -> "Figure":
+def draw_toy(curves: Mapping[str, Mapping[str, Mapping[str, Array]]], epochs: Sequence[int], file: Path) -> Figure:
     """One panel for the head and one for the tail of each teacher.
 
     Each panel has one line a divergence: the mean over seeds, with the standard deviation as a band.
@@ -100,8 +91,6 @@ def draw_toy(curves: Mapping[str, Mapping[str, Mapping[str, Array]]], epochs: Se
     curves: by teacher, by divergence, by `head` and `tail`: errors as shares of the first error, [seeds, epochs].
     epochs: of the curves' columns.
     """
-    from matplotlib import colormaps, rc_context
-
     with rc_context(_STYLE):
         figure, axes = _grid(len(curves), 2, width=3.6, height=2.6 * len(curves) + 0.5, left=0.6)
         for (teacher, of_teacher), row in zip(curves.items(), axes, strict=True):
@@ -121,7 +110,7 @@ def draw_toy(curves: Mapping[str, Mapping[str, Mapping[str, Array]]], epochs: Se
     return figure
 
 
-def _curve(axis: "Axes", epochs: Sequence[int], errors_SE: Array, **style: Any) -> None:
+def _curve(axis: Axes, epochs: Sequence[int], errors_SE: Array, **style: Any) -> None:
     mean = errors_SE.mean(0)
     at = np.asarray(epochs, float) + 1  # epoch 0 on a logarithmic axis
     axis.plot(at, mean, linewidth=1.4, **style)
@@ -130,11 +119,7 @@ def _curve(axis: "Axes", epochs: Sequence[int], errors_SE: Array, **style: Any) 
         axis.fill_between(at, np.maximum(mean - spread, 1e-9), mean + spread, color=style["color"], alpha=0.1, linewidth=0)
 
 
-def _grid(rows: int, columns: int, *, width: float, height: float, left: float) -> tuple["Figure", Any]:
+def _grid(rows: int, columns: int, *, width: float, height: float, left: float) -> tuple[Figure, Any]:
     """A figure without a window; width and height of a panel, and `left`, the space for labels, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width * columns + left, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)

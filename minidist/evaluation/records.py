@@ -59,8 +59,5 @@ def _over_runs(runs: Sequence[Figures], *, errors: bool) -> Figures:
 
 def failures(records: Sequence[Record], order: Sequence[str]) -> list[str]:
     """One sentence for each run that failed."""
-    return [
-        f"{row['objective']}, seed {row['seed']}, failed: {row['failed']}"
-        for row in records
-        if "failed" in row and row["objective"] in order
-    ]
+    failed = [row for row in records if "failed" in row and row["objective"] in order]
+    return [f"{row['objective']}, seed {row['seed']}, failed: {row['failed']}" for row in failed]

@@ -6,7 +6,6 @@ compared in run/canaries. The checks of a stage that need no tokenizer come firs
 
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from minidist.cluster.actors import cpu_share
 from minidist.cluster.machine import cores
@@ -18,12 +17,8 @@ from minidist.data.rendering import Renderer
 from minidist.data.sources import check_source
 from minidist.errors import ConfigError, ModelError, RunDirectoryError
 from minidist.models.files import resolve, whole_model
+from minidist.preflight.facts import ModelFacts, PairFacts
 from minidist.run.directory import RunDirectory
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from minidist.preflight.facts import ModelFacts, PairFacts
 
 # Head sizes that vLLM 0.32's attention on a CPU has kernels for.
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -38,9 +33,8 @@ def check_files(config: Config, models: Mapping[str, str | None], sources: Itera
     check_cores(config.cluster)
     for where, name in models.items():
         check_model_directory(name, where)
-    for source in sources:
-        if source is not None:
-            check_source(source)
+    for source in filter(None, sources):
+        check_source(source)
     check_gpus(config.cluster)
 
 
@@ -52,10 +46,8 @@ def check_cores(config: ClusterConfig) -> None:
     if asked > cores():
         raise ConfigError(f"the cpus under cluster add up to {asked:g}, and this machine has {cores()}; lower them")
     if cpu_share(config) < 0.01:
-        raise ConfigError(
-            f"this machine has {cores()} CPUs, and {cores() - asked:g} of them are left for the actors whose cpus are not set "
-            "under cluster; lower the cpus, or the number of actors"
-        )
+        left = f"{cores() - asked:g} of them are left for the actors whose cpus are not set under cluster"
+        raise ConfigError(f"this machine has {cores()} CPUs, and {left}; lower the cpus, or the number of actors")
 
 
 def check_gpus(config: ClusterConfig) -> None:
@@ -65,10 +57,8 @@ def check_gpus(config: ClusterConfig) -> None:
     import torch
 
     if (found := torch.cuda.device_count()) < config.gpus:
-        raise ConfigError(
-            f"cluster.gpus is {config.gpus}, and this machine has {found}; set cluster.gpus={found}, or cluster.address "
-            "to a cluster that has them"
-        )
+        remedy = f"set cluster.gpus={found}, or cluster.address to a cluster that has them"
+        raise ConfigError(f"cluster.gpus is {config.gpus}, and this machine has {found}; {remedy}")
 
 
 def check_model_directory(name: str | None, where: str) -> None:
@@ -83,7 +73,7 @@ def check_model_directory(name: str | None, where: str) -> None:
         raise ModelError(f"{where}: {path} holds no usable config.json; set {where} to the directory of a model")
 
 
-def check_distillation(config: DistillConfig, models: "PairFacts") -> None:
+def check_distillation(config: DistillConfig, models: PairFacts) -> None:
     """All checks of a distillation that need model shapes and no rows."""
     check_classes(config, models.vocabulary)
     check_kernel(config)
@@ -100,14 +90,14 @@ def check_distillation(config: DistillConfig, models: "PairFacts") -> None:
         check_head_size(models.teacher, config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
 
 
-def check_teacher_engine(config: DistillConfig | ScoreConfig, teacher: "ModelFacts") -> None:
+def check_teacher_engine(config: DistillConfig | ScoreConfig, teacher: ModelFacts) -> None:
     """vLLM can serve the teacher, where the teacher is in vLLM."""
     if config.teacher.in_vllm:
         check_head_size(teacher, config.cluster.gpus, "teacher.backend=hf")
         check_split(teacher, config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
 
 
-def check_head_size(model: "ModelFacts", gpus: int, cure: str) -> None:
+def check_head_size(model: ModelFacts, gpus: int, cure: str) -> None:
     """vLLM has attention kernels for the model. vLLM would refuse the model too, but only after it has loaded the weights."""
     size = model.shape.head_size
     if not gpus and size not in _CPU_HEAD_SIZES:
@@ -115,14 +105,12 @@ def check_head_size(model: "ModelFacts", gpus: int, cure: str) -> None:
         raise ConfigError(f"{model.where} has attention heads of size {size}; vLLM on a CPU has {sizes}; set {cure}")
 
 
-def check_split(model: "ModelFacts", parts: int, key: str) -> None:
+def check_split(model: ModelFacts, parts: int, key: str) -> None:
     """Tensor parallelism gives every device whole attention heads."""
     heads, kv_heads = model.shape.heads, model.shape.kv_heads
     if heads % parts or (kv_heads % parts and parts % kv_heads):
-        raise ConfigError(
-            f"{key} is {parts}, and {model.where} has {heads} attention heads ({kv_heads} for keys and values), which cannot "
-            "be divided evenly; set it to a number that divides them"
-        )
+        found = f"{model.where} has {heads} attention heads ({kv_heads} for keys and values), which cannot be divided evenly"
+        raise ConfigError(f"{key} is {parts}, and {found}; set it to a number that divides them")
 
 
 def check_context(context: int, tokens: int, name: str) -> None:
@@ -134,10 +122,8 @@ def check_context(context: int, tokens: int, name: str) -> None:
 def check_kernel(config: DistillConfig) -> None:
     """The kernel's package is installed."""
     if config.learner.kernel == "liger" and find_spec("liger_kernel") is None:
-        raise ConfigError(
-            "learner.kernel is liger, and liger-kernel is not installed; pip install --no-deps liger-kernel, or set "
-            "learner.kernel=torch"
-        )
+        remedy = "pip install --no-deps liger-kernel, or set learner.kernel=torch"
+        raise ConfigError(f"learner.kernel is liger, and liger-kernel is not installed; {remedy}")
 
 
 def check_classes(config: DistillConfig, vocabulary: int) -> None:
@@ -147,9 +133,8 @@ def check_classes(config: DistillConfig, vocabulary: int) -> None:
         asked["teacher.top_k"] = config.teacher.top_k
     for key, count in asked.items():
         if count > vocabulary:
-            raise ConfigError(
-                f"{key} is {count}, and student and teacher share {vocabulary} tokens; set it to {vocabulary} or less"
-            )
+            remedy = f"set it to {vocabulary} or less"
+            raise ConfigError(f"{key} is {count}, and student and teacher share {vocabulary} tokens; {remedy}")
 
 
 def check_soft_prompt(config: DistillConfig, prompt: SoftPromptConfig, renderer: Renderer, context: int) -> None:
@@ -158,19 +143,15 @@ def check_soft_prompt(config: DistillConfig, prompt: SoftPromptConfig, renderer:
         raise ConfigError(f"teacher.prompt.text {prompt.text!r} has no tokens to start from; write a few words")
     length = config.data.max_prompt_tokens + config.rollout.max_new_tokens + prompt.tokens
     if length > context:
-        raise ConfigError(
-            f"data.max_prompt_tokens + rollout.max_new_tokens + teacher.prompt.tokens is {length}, more than the teacher's "
-            f"context of {context} tokens; lower one of them"
-        )
+        asked = f"data.max_prompt_tokens + rollout.max_new_tokens + teacher.prompt.tokens is {length}"
+        raise ConfigError(f"{asked}, more than the teacher's context of {context} tokens; lower one of them")
 
 
 def check_prompt_count(config: DistillConfig, prompts: int) -> None:
     """A step has no prompt twice."""
-    if config.rollout.prompts_per_step > prompts:
-        raise ConfigError(
-            f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, and {config.data.prompts.path} has "
-            f"{prompts} prompts; lower it, or raise rollout.samples_per_prompt"
-        )
+    if (asked := config.rollout.prompts_per_step) > prompts:
+        found = f"{config.data.prompts.path} has {prompts} prompts"
+        raise ConfigError(f"rollout.prompts_per_step is {asked}, and {found}; lower it, or raise rollout.samples_per_prompt")
 
 
 def check_cell_directories(config: CompareConfig, name: str) -> None:
@@ -179,48 +160,12 @@ def check_cell_directories(config: CompareConfig, name: str) -> None:
         for seed in config.seeds:
             RunDirectory(config.cell(name, seed)).check()
     except RunDirectoryError as error:
-        raise RunDirectoryError(
-            f"cells.{name} has changed: {error}. To run this cell again, add cells.{name}.run.overwrite=true to the command"
-        ) from None
+        remedy = f"To run this cell again, add cells.{name}.run.overwrite=true to the command"
+        raise RunDirectoryError(f"cells.{name} has changed: {error}. {remedy}") from None
 
 
 def check_test_length(tokens: int, max_tokens: int) -> None:
     """Test prompts with their answers fit the engines, which are made for the longest sequence of any cell."""
     if tokens > max_tokens:
-        raise ConfigError(
-            f"data.max_prompt_tokens + evaluation.max_new_tokens is {tokens}, more than the {max_tokens} tokens of the "
-            "cells; lower evaluation.max_new_tokens"
-        )
-
-
-def shared_vocabulary(
-    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", student_rows: int, teacher_rows: int
-) -> int:
-    """Width of the softmax that both models share. Raises ModelError, and shows the difference, where their tokenizers differ.
-
-    `student_rows` and `teacher_rows` count the rows of the embeddings, which padding may have widened: ids beyond the narrower
-    embedding are padding, and are sliced off before the softmax.
-    """
-    student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
-    if student_ids != teacher_ids:
-        tokens = student_ids.keys() | teacher_ids.keys()
-        token = min((token for token in tokens if student_ids.get(token) != teacher_ids.get(token)), key=str)
-        raise ModelError(
-            f"student and teacher have different tokenizers: {len(student_ids)} and {len(teacher_ids)} tokens, and {token!r} "
-            f"is id {student_ids.get(token)} in one and {teacher_ids.get(token)} in the other; distillation token by token "
-            "needs the same one"
-        )
-    for name in ("eos_token_id", "chat_template"):
-        left, right = getattr(student, name), getattr(teacher, name)
-        if left != right:
-            shown = f"{left!r} and {right!r}" if name == "eos_token_id" else "not the same text"
-            raise ModelError(
-                f"student and teacher tokenizers have different {name}: {shown}; copy one's tokenizer to the other"
-            )
-    rows = min(student_rows, teacher_rows)
-    if rows < len(student_ids):
-        raise ModelError(
-            f"a model has {rows} rows of embedding for a tokenizer of {len(student_ids)} tokens; the checkpoint and its "
-            "tokenizer do not belong together"
-        )
-    return rows
+        asked = f"data.max_prompt_tokens + evaluation.max_new_tokens is {tokens}"
+        raise ConfigError(f"{asked}, more than the {max_tokens} tokens of the cells; lower evaluation.max_new_tokens")

@@ -63,10 +63,7 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     test = RowReader(shared.renderer, data).prompts("test", config.evaluation.test)
     # Of all cells the first that mixes needs the most memory; lines of the others say what distinguishes them.
     fullest = next((name for name, cell in configs.items() if cell.takes_turns), first)
-    lines = [
-        *plans[fullest].lines,
-        test.line,
-        *(cell_line(name, cell) for name, cell in configs.items()),
-        f"{len(configs)} cells x {len(config.seeds)} seeds; engine, teacher and learner are started once and serve all cells",
-    ]
+    lines = [*plans[fullest].lines, test.line, *(cell_line(name, cell) for name, cell in configs.items())]
+    served = "engine, teacher and learner are started once and serve all cells"
+    lines.append(f"{len(configs)} cells x {len(config.seeds)} seeds; {served}")
     return ComparePlan(shared, plans, test.found, longest, lines)

@@ -8,20 +8,8 @@ from minidist.config import DistillConfig, SftConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.learner import LearnerConfig
 from minidist.config.teacher import LocalTeacherConfig
-from minidist.preflight.memory import (
-    BYTES,
-    GIB,
-    Need,
-    ServedModel,
-    TrainedModel,
-    engine_need,
-    hf_need,
-    in_one_process,
-    kv_bytes_per_token,
-    learner_need,
-    score_bytes_per_token,
-    with_prompted_teacher,
-)
+from minidist.preflight import memory
+from minidist.preflight.memory import BYTES, GIB, Need, ServedModel, TrainedModel
 
 if TYPE_CHECKING:
     from minidist.models.shape import Shape
@@ -30,7 +18,7 @@ if TYPE_CHECKING:
 def sft_memory_lines(config: SftConfig, student: "Shape", *, longest: int) -> list[str]:
     """Lines of the plan of supervised fine-tuning. `longest`: tokens of the longest sequence."""
     gpu = gpu_bytes(config.cluster)
-    needs = [learner_need(_trained(config, student, longest, gpu))]
+    needs = [memory.learner_need(_trained(config, student, longest, gpu))]
     return [*_table(needs, gpu), *_host_lines(needs), *_warnings(config, needs, gpu)]
 
 
@@ -54,10 +42,10 @@ def role_needs(config: DistillConfig, student: "Shape", teacher: "Shape", *, lon
     """The need of each role that the run has, on each of its devices: learner, engines, teachers."""
     longest_row = max([longest, *(stream.max_tokens for stream in config.streams.values())])
     head = teacher.vocabulary * teacher.hidden * BYTES[config.teacher.dtype] if config.teacher.payload == "hidden" else None
-    learner = learner_need(_trained(config, student, longest_row, gpu), teacher_head=head)
+    learner = memory.learner_need(_trained(config, student, longest_row, gpu), teacher_head=head)
     if config.teacher.learns:
         prompted = replace(_trained(config, student, longest, gpu), shape=teacher, dtype=config.teacher.dtype)
-        learner = with_prompted_teacher(learner, prompted)
+        learner = memory.with_prompted_teacher(learner, prompted)
     rollout = [_rollout_need(config, student, teacher, longest, gpu)] if config.asks_engines else []
     return [learner, *rollout, *_teacher_needs(config, teacher, longest, gpu)]
 
@@ -73,15 +61,15 @@ def _rollout_need(config: DistillConfig, student: "Shape", teacher: "Shape", lon
     devices = config.cluster.rollout.actors * split
     engine = ServedModel("rollout", student, config.student.dtype, devices, split)
     if config.rollout.engine == "vllm":
-        return engine_need(engine, config.rollout, longest=longest, gpu=gpu)
+        return memory.engine_need(engine, config.rollout, longest=longest, gpu=gpu)
     if not config.teacher_mix:
         from minidist.rollout.hf import ROWS
 
-        return hf_need(engine, tokens=ROWS * longest, logits=False)
+        return memory.hf_need(engine, tokens=ROWS * longest, logits=False)
     from minidist.rollout.mixed.lockstep import ROWS as PAIRS
 
     copy = ServedModel("rollout", teacher, config.teacher.dtype, devices, split)
-    return in_one_process(*(hf_need(model, tokens=PAIRS * longest, logits=False) for model in (engine, copy)))
+    return memory.in_one_process(*(memory.hf_need(model, tokens=PAIRS * longest, logits=False) for model in (engine, copy)))
 
 
 def _teacher_needs(config: DistillConfig, shape: "Shape", longest: int, gpu: int | None) -> list[Need]:
@@ -92,12 +80,11 @@ def _teacher_needs(config: DistillConfig, shape: "Shape", longest: int, gpu: int
     split = role.shards * role.tensor_parallel
     model = ServedModel("teacher", shape, teacher.dtype, role.actors * split, split)
     if teacher.in_vllm:
-        return [engine_need(model, teacher, longest=longest, gpu=gpu, scores_prompts=True)]
+        return [memory.engine_need(model, teacher, longest=longest, gpu=gpu, scores=True)]
     tokens = max(teacher.batch_tokens, longest)
-    scorer = hf_need(model, tokens=tokens, logits=teacher.payload != "hidden")
-    if not config.takes_turns:
-        return [scorer]
-    return [in_one_process(scorer, engine_need(model, teacher, longest=longest, gpu=gpu))]
+    scorer = memory.hf_need(model, tokens=tokens, logits=teacher.payload != "hidden")
+    engine = memory.engine_need(model, teacher, longest=longest, gpu=gpu)
+    return [memory.in_one_process(scorer, engine) if config.takes_turns else scorer]
 
 
 def _host_lines(needs: list[Need]) -> list[str]:
@@ -112,13 +99,9 @@ def _table(needs: list[Need], gpu: int | None) -> list[str]:
     for need in needs:
         rows.append([need.role, str(need.devices), *(_gib(need.parts.get(part, 0)) for part in used), _gib(need.total)])
     if gpu is not None:
-        for row, cell in zip(rows, ["of", *[_gib(gpu) if gpu else "?"] * len(needs)], strict=True):
-            row.append(cell)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+        rows = [[*row, "of" if row is rows[0] else _gib(gpu) if gpu else "?"] for row in rows]
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]) for row in rows]
 
 
 def _traffic(
@@ -127,7 +110,7 @@ def _traffic(
     """Room in the engines' caches, and the bytes that a step moves between the roles."""
     lines = []
     if config.rollout.engine == "vllm" and config.asks_engines:
-        each = kv_bytes_per_token(student, config.student.dtype, config.cluster.rollout.tensor_parallel)
+        each = memory.kv_bytes_per_token(student, config.student.dtype, config.cluster.rollout.tensor_parallel)
         room = next(need.parts["cache"] for need in needs if need.role == "rollout") // each
         if gpu != 0:
             text = f"each engine's cache: {each / 1024:,.1f} KiB a token, room for {room:,} tokens"
@@ -137,10 +120,8 @@ def _traffic(
     lines.append(f"a step moves up to {_amount(scores)} of scores to the learner{to_engines}")
     store, starts_ray = config.cluster.object_store_gib, config.cluster.roles == "ray" and config.cluster.address is None
     if starts_ray and scores + weights > store * GIB:
-        lines.append(
-            f"WARNING that is more than cluster.object_store_gib = {store:g}, and Ray would write the rest to disk; set "
-            f"cluster.object_store_gib={-(-(scores + weights) // GIB)}"
-        )
+        found = f"that is more than cluster.object_store_gib = {store:g}, and Ray would write the rest to disk"
+        lines.append(f"WARNING {found}; set cluster.object_store_gib={-(-(scores + weights) // GIB)}")
     return lines
 
 
@@ -150,7 +131,7 @@ def step_bytes(config: DistillConfig, student: "Shape", teacher: "Shape") -> tup
     if config.teacher.learns:
         return 0, weights
     answers = config.rollout.prompts_per_step * config.rollout.samples_per_prompt * config.rollout.max_new_tokens
-    return answers * score_bytes_per_token(config.teacher, teacher.hidden), weights
+    return answers * memory.score_bytes_per_token(config.teacher, teacher.hidden), weights
 
 
 def _warnings(config: SftConfig | DistillConfig, needs: list[Need], gpu: int | None) -> list[str]:
@@ -166,10 +147,8 @@ def _warnings(config: SftConfig | DistillConfig, needs: list[Need], gpu: int | N
     ]
     shared = _shared(config.cluster, needs)
     if shared > gpu and not found:
-        found.append(
-            f"WARNING roles share GPUs and need {_gib(shared)} GiB of one that has {_gib(gpu)}; set cluster.gpus to "
-            f"{sum(need.devices for need in needs)}, or lower gpu_memory_utilization"
-        )
+        remedy = f"set cluster.gpus to {sum(need.devices for need in needs)}, or lower gpu_memory_utilization"
+        found.append(f"WARNING roles share GPUs and need {_gib(shared)} GiB of one that has {_gib(gpu)}; {remedy}")
     return found
 
 
@@ -183,7 +162,7 @@ def _host_warnings(config: SftConfig | DistillConfig, needs: list[Need]) -> list
     """On CPUs all roles of this machine share its memory."""
     if config.cluster.address is not None:
         return []
-    memory = machine.host_memory()
+    host = machine.host_memory()
     total = sum(need.total * need.devices for need in needs)
     if config.cluster.roles == "ray":
         total += int(config.cluster.object_store_gib * GIB)
@@ -192,8 +171,8 @@ def _host_warnings(config: SftConfig | DistillConfig, needs: list[Need]) -> list
         for need in needs
         if need.parts.get("cache", 0) < need.least_cache
     ]
-    line = f"all roles and the object store: {_gib(total)} GiB of this machine's {memory.gib:.1f}"
-    if total <= memory.gib * GIB:
+    line = f"all roles and the object store: {_gib(total)} GiB of this machine's {host.gib:.1f}"
+    if total <= host.gib * GIB:
         return [*small, line]
     largest = max(needs, key=lambda need: need.total * need.devices)
     return [*small, f"WARNING {line}; the {largest.role} needs most: {_fix(config, largest)}"]

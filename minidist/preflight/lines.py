@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from minidist.config import DistillConfig, SftConfig
 from minidist.config.models import LoraConfig
 from minidist.data.sources import Example
+from minidist.preflight.facts import PairFacts
 
 if TYPE_CHECKING:
     from minidist.models.shape import Shape
@@ -15,16 +16,19 @@ def model_line(name: str, shape: "Shape") -> str:
     return f"{name}: {shape.family}, {shape.checkpoint_parameters / 1e6:,.2f} M parameters, vocabulary {shape.vocabulary:,}"
 
 
+def pair_lines(models: PairFacts) -> list[str]:
+    """The teacher, and the vocabulary that student and teacher share."""
+    return [model_line("teacher", models.teacher.shape), f"vocabulary {models.vocabulary:,} in common"]
+
+
 def student_lines(shape: "Shape", lora: LoraConfig | None) -> list[str]:
     """The student, and the adapters that are trained in it."""
     if lora is None:
         return [model_line("student", shape)]
     kinds = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in shape.adapted_layers))
-    return [
-        model_line("student", shape),
-        f"LoRA: rank {lora.rank} in {len(shape.adapted_layers)} layers ({kinds}), {shape.trainable:,} parameters are trained; "
-        f"final/ holds {'the adapters alone' if lora.save == 'adapter' else 'the whole model, merged'}",
-    ]
+    adapters = f"rank {lora.rank} in {len(shape.adapted_layers)} layers ({kinds}), {shape.trainable:,} parameters are trained"
+    held = "the adapters alone" if lora.save == "adapter" else "the whole model, merged"
+    return [model_line("student", shape), f"LoRA: {adapters}; final/ holds {held}"]
 
 
 def training_line(config: SftConfig, examples: list[Example]) -> str:
@@ -43,11 +47,9 @@ def distillation_lines(config: DistillConfig) -> list[str]:
     cluster, teacher = config.cluster, config.teacher
     writes = f"{cluster.rollout.actors} x {config.rollout.engine} writes, " if config.asks_engines else ""
     scores = f"{cluster.teacher.actors} x {teacher.backend} scores ({teacher.payload}), " if config.main_scored else ""
-    return [
-        f"{config.objective.type} on {texts} texts of up to {config.rollout.max_new_tokens} tokens a step "
-        f"({', '.join(writers)}), {config.run.steps} steps",
-        f"{writes}{scores}{cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}",
-    ]
+    step = f"{texts} texts of up to {config.rollout.max_new_tokens} tokens a step ({', '.join(writers)})"
+    roles = f"{writes}{scores}{cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}"
+    return [f"{config.objective.type} on {step}, {config.run.steps} steps", roles]
 
 
 def cell_line(name: str, config: DistillConfig) -> str:

@@ -85,8 +85,8 @@ class TrainedModel:
     @property
     def kept_activations(self) -> int:
         """Bytes of one micro-batch's activations."""
-        checkpointing = self.config.activation_checkpointing
-        return activations(self.shape, self.tokens, BYTES[self.dtype], checkpointing=checkpointing)
+        config = self.config
+        return activations(self.shape, self.tokens, BYTES[self.dtype], checkpointing=config.activation_checkpointing)
 
     def allocator(self, activation_bytes: int) -> int:
         """Bytes that the allocator keeps for the next micro-batch."""
@@ -151,9 +151,7 @@ def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Nee
 
 def _float32_gradients(elements: int, stage: int) -> int:
     """Bytes of a rank's gradients as the optimizer step reads them."""
-    if stage == 0:
-        return 0
-    return 4 * (min(elements, _GATHERED) if stage == 3 else elements)
+    return 0 if stage == 0 else 4 * (min(elements, _GATHERED) if stage == 3 else elements)
 
 
 def _zero_buffers(model: TrainedModel, stage: int) -> int:
@@ -202,12 +200,7 @@ def kv_bytes_per_token(shape: "Shape", dtype: str, split: int = 1) -> int:
 
 
 def engine_need(
-    model: ServedModel,
-    config: RolloutConfig | LocalTeacherConfig,
-    *,
-    longest: int,
-    gpu: int | None,
-    scores_prompts: bool = False,
+    model: ServedModel, config: RolloutConfig | LocalTeacherConfig, *, longest: int, gpu: int | None, scores: bool = False
 ) -> Need:
     """A vLLM engine. The key-value cache takes what weights and one forward pass leave of gpu_memory_utilization; on a CPU
     it is kv_cache_gib.
@@ -217,18 +210,14 @@ def engine_need(
         config: the engine's settings.
         longest: tokens of the longest sequence.
         gpu: bytes of a GPU; None on a CPU.
-        scores_prompts: whether the engine gives log-probabilities of prompts, and so logits at all of their tokens.
+        scores: whether the engine gives log-probabilities of prompts, and so logits at all of their tokens.
     """
     shape, size = model.shape, BYTES[model.dtype]
     tokens = _ENGINE_TOKENS if gpu is not None else max(longest, 4096)
     width = 4 * shape.hidden + (2 * shape.intermediate + 2 * shape.heads * shape.head_size) // model.split
-    rows = min(longest, tokens) if scores_prompts else config.max_sequences
-    parts = {
-        "weights": model.weights,
-        "activations": tokens * width * size,
-        "logits": rows * shape.vocabulary * (size + 8),
-        "buffers": PROCESS_BYTES,
-    }
+    rows = min(longest, tokens) if scores else config.max_sequences
+    parts = {"weights": model.weights, "activations": tokens * width * size}
+    parts |= {"logits": rows * shape.vocabulary * (size + 8), "buffers": PROCESS_BYTES}
     cache, allowance = int(config.kv_cache_gib * GIB), 1.0
     if gpu is not None:
         allowance = config.gpu_memory_utilization
@@ -245,12 +234,9 @@ def hf_need(model: ServedModel, *, tokens: int, logits: bool) -> Need:
     """
     shape, size = model.shape, BYTES[model.dtype]
     layer = shape.hidden * (4 + 5 * size) + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size * size
-    parts = {
-        "weights": model.weights,
-        "activations": tokens * (layer + 3 * shape.intermediate * size),
-        "logits": tokens * shape.vocabulary * (size + 8) if logits else 0,
-        "buffers": PROCESS_BYTES + (min(shape.parameters, _GATHERED) * size if model.split > 1 else 0),
-    }
+    parts = {"weights": model.weights, "activations": tokens * (layer + 3 * shape.intermediate * size)}
+    parts["logits"] = tokens * shape.vocabulary * (size + 8) if logits else 0
+    parts["buffers"] = PROCESS_BYTES + (min(shape.parameters, _GATHERED) * size if model.split > 1 else 0)
     return Need(model.role, model.devices, parts)
 
 

@@ -8,37 +8,36 @@ from typing import TYPE_CHECKING
 
 from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.models import ModelConfig
-from minidist.config.teacher import CacheTeacherConfig, PromptedTeacherConfig, ServerTeacherConfig
 from minidist.data.questions import Question
 from minidist.data.rendering import Renderer
 from minidist.data.sources import Example
 from minidist.preflight import checks, lines, scores
 from minidist.preflight.cost import memory_lines, sft_memory_lines
 from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student
-from minidist.preflight.server import check_server
+from minidist.preflight.teachers import TeacherFacts, teacher_lines
 from minidist.types import PROBE_TOKENS, Prompt, Rollout
 
 if TYPE_CHECKING:
     from minidist.teachers.cache.store import Origin, ScoreCache
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Plan:
     """What the roles of every stage are made from, and the lines that describe the run.
 
     Args:
         renderer: text to tokens.
         max_tokens: longest sequence of an engine or of the learner.
+        lines: the plan for people.
         vocabulary: width of the softmax that student and teacher share; None without a teacher.
         cache: scores that are read in place of asking a teacher, or None.
-        lines: the plan for people.
     """
 
     renderer: Renderer
     max_tokens: int
-    vocabulary: int | None
-    cache: "ScoreCache | None" = None
     lines: list[str]
+    vocabulary: int | None = field(kw_only=True)
+    cache: "ScoreCache | None" = field(default=None, kw_only=True)
 
     @property
     def longest(self) -> int:
@@ -97,18 +96,11 @@ def plan_sft(config: SftConfig) -> SftPlan:
     if data.validation is not None:
         rows.append(reader.examples("validation", data.validation, max_tokens=data.max_tokens))
     examples, *validation = (each.found for each in rows)
+    description = [*lines.student_lines(student.shape, config.student.lora), *(each.line for each in rows)]
+    description += [lines.training_line(config, examples), *sft_memory_lines(config, student.shape, longest=data.max_tokens)]
+    held_out = validation[0] if validation else []
     return SftPlan(
-        renderer=reader.renderer,
-        vocabulary=None,
-        max_tokens=data.max_tokens,
-        examples=examples,
-        validation_examples=validation[0] if validation else [],
-        lines=[
-            *lines.student_lines(student.shape, config.student.lora),
-            *(each.line for each in rows),
-            lines.training_line(config, examples),
-            *sft_memory_lines(config, student.shape, longest=data.max_tokens),
-        ],
+        reader.renderer, data.max_tokens, description, vocabulary=None, examples=examples, validation_examples=held_out
     )
 
 
@@ -124,31 +116,24 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     prompts = prompts or reader.prompts("prompts", data.prompts, gold=config.gold)
     checks.check_prompt_count(config, len(prompts.found))
     scored = [stream.max_tokens for stream in config.streams.values() if stream.objective.needs]
-    teacher_lines = _teacher_lines(config, models, reader.renderer, prompts.found[0], max([max_tokens, *scored]))
-    teacher_lines += _soft_prompt_lines(config, models, reader.renderer)
+    facts = TeacherFacts(config, models, reader.renderer, prompts.found[0], max([max_tokens, *scored]))
+    of_teacher = teacher_lines(facts)
     validation, streams = _validation(config, reader), _streams(config, reader)
     examples = {name: rows.found for name, rows in streams.items()}
     cache, cache_lines = _cache(config, models, prompts.found, examples)
-    description = [
-        *lines.student_lines(models.student.shape, config.student.lora),
-        lines.model_line("teacher", models.teacher.shape),
-        f"vocabulary {models.vocabulary:,} in common",
-        prompts.line,
-        *teacher_lines,
-        *(rows.line for rows in (*([validation] if validation else []), *streams.values())),
-        *cache_lines,
-        *lines.distillation_lines(config),
-        *memory_lines(config, models.student.shape, models.teacher.shape, longest=max_tokens),
-    ]
+    shapes = (models.student.shape, models.teacher.shape)
+    description = [*lines.student_lines(shapes[0], config.student.lora), *lines.pair_lines(models), prompts.line]
+    description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
+    description += [*lines.distillation_lines(config), *memory_lines(config, *shapes, longest=max_tokens)]
     return DistillPlan(
-        renderer=reader.renderer,
-        max_tokens=max_tokens,
+        reader.renderer,
+        max_tokens,
+        description,
         vocabulary=models.vocabulary,
         cache=cache,
         prompts=prompts.found,
         validation_prompts=validation.found if validation else [],
         streams=examples,
-        lines=description,
     )
 
 
@@ -162,22 +147,10 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     checks.check_teacher_engine(config, models.teacher)
     reader = RowReader(Renderer(models.student.tokenizer, config.data), config.data)
     texts, text_lines = scores.read_texts(config.data, reader)
-    teacher_lines = _teacher_lines(config, models, reader.renderer, texts[0].prompt, max_tokens)
-    origin = scores.cache_origin(config, models)
-    return ScorePlan(
-        renderer=reader.renderer,
-        max_tokens=max_tokens,
-        vocabulary=vocabulary,
-        texts=texts,
-        origin=origin,
-        lines=[
-            lines.model_line("teacher", models.teacher.shape),
-            f"vocabulary {vocabulary:,} in common",
-            *text_lines,
-            *teacher_lines,
-            scores.size_line(config, texts, models),
-        ],
-    )
+    facts = TeacherFacts(config, models, reader.renderer, texts[0].prompt, max_tokens)
+    of_teacher, origin = teacher_lines(facts), scores.cache_origin(config, models)
+    description = [*lines.pair_lines(models), *text_lines, *of_teacher, scores.size_line(config, texts, models)]
+    return ScorePlan(reader.renderer, max_tokens, description, vocabulary=vocabulary, texts=texts, origin=origin)
 
 
 def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
@@ -199,18 +172,10 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     questions = {
         name: reader.questions(f"questions.{name}", source, max_tokens=max_tokens) for name, source in data.questions.items()
     }
-    return EvaluatePlan(
-        renderer=reader.renderer,
-        max_tokens=max_tokens,
-        vocabulary=vocabulary,
-        prompts=prompts.found,
-        questions={name: each.found for name, each in questions.items()},
-        lines=[
-            *(lines.model_line(name, model.shape) for name, model in models.items()),
-            prompts.line,
-            *(each.line for each in questions.values()),
-        ],
-    )
+    described = [lines.model_line(name, model.shape) for name, model in models.items()]
+    described += [prompts.line, *(each.line for each in questions.values())]
+    found = {name: each.found for name, each in questions.items()}
+    return EvaluatePlan(reader.renderer, max_tokens, described, vocabulary=vocabulary, prompts=prompts.found, questions=found)
 
 
 def as_model(config: EvaluateConfig, path: str) -> ModelConfig:
@@ -225,22 +190,6 @@ def _student_names(config: SftConfig | DistillConfig | ScoreConfig) -> dict[str,
 def _with_probe(context: int, tokens: int) -> int:
     """Tokens that an engine holds: a prompt with its answer, or the probe of a weight sync."""
     return max(tokens, min(PROBE_TOKENS + 1, context))
-
-
-def _teacher_lines(
-    config: DistillConfig | ScoreConfig, models: PairFacts, renderer: Renderer, prompt: Prompt, tokens: int
-) -> list[str]:
-    """Lines about a teacher outside transformers. A server is asked. `prompt`: one of the run's; `tokens`: longest sequence."""
-    teacher, width, vocabulary = config.teacher, models.teacher.rows, models.vocabulary
-    found = []
-    if isinstance(teacher, ServerTeacherConfig):
-        found = check_server(teacher, renderer, prompt=prompt, tokens=tokens, width=width, vocabulary=vocabulary)
-    if not teacher.cuts_padding and (padded := width - vocabulary) > 0:
-        found.append(
-            f"teacher's log-probabilities hold the share of {padded:,} padded ids, which vLLM cannot slice off "
-            "(teacher.backend=hf can)"
-        )
-    return found
 
 
 def _validation(config: DistillConfig, reader: RowReader) -> Rows[Prompt] | None:
@@ -261,23 +210,11 @@ def _streams(config: DistillConfig, reader: RowReader) -> dict[str, Rows[Example
     }
 
 
-def _soft_prompt_lines(config: DistillConfig, models: PairFacts, renderer: Renderer) -> list[str]:
-    if not isinstance(config.teacher, PromptedTeacherConfig):
-        return []
-    prompt = config.teacher.prompt
-    checks.check_soft_prompt(config, prompt, renderer, models.teacher.context)
-    without = "" if config.evaluation.every is None else "; evaluation measures the distance to the teacher without them"
-    return [
-        f"the teacher learns along: {prompt.tokens} virtual tokens before every text; every learner rank holds a whole frozen "
-        f"copy of the teacher{without}"
-    ]
-
-
 def _cache(
     config: DistillConfig, models: PairFacts, prompts: list[Prompt], streams: dict[str, list[Example]]
 ) -> "tuple[ScoreCache | None, list[str]]":
     """The scores that stand in for a teacher, if any, and a line about them."""
-    if not isinstance(config.teacher, CacheTeacherConfig):
+    if config.teacher.live:
         return None, []
     cache = scores.open_cache(config, models.student, vocabulary=models.vocabulary, prompts=prompts, streams=streams)
-    return cache, [f"teacher's scores: {len(cache):,} rows in {config.teacher.cache}, no process"]
+    return cache, [f"teacher's scores: {len(cache):,} rows in {cache.path}, no process"]

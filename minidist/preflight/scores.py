@@ -20,10 +20,8 @@ _KEY_BYTES = 40  # of a row: its key, and the index of its first token
 
 def longest_row(config: ScoreDataConfig) -> int:
     """Most tokens that a row can have, prompt and answer together."""
-    return max(
-        source.max_tokens if source.max_new_tokens is None else config.max_prompt_tokens + source.max_new_tokens
-        for source in config.sources.values()
-    )
+    limit, sources = config.max_prompt_tokens, config.sources.values()
+    return max(each.max_tokens if each.max_new_tokens is None else limit + each.max_new_tokens for each in sources)
 
 
 def read_texts(config: ScoreDataConfig, reader: RowReader) -> tuple[list[Rollout], list[str]]:
@@ -66,7 +64,7 @@ def size_line(config: ScoreConfig, texts: Sequence[Rollout], models: PairFacts) 
     """Rows, tokens and bytes to score, and the room on the disk of config.cache."""
     tokens = sum(len(text.tokens) for text in texts)
     scored = config.teacher.model_copy(update={"top_k": min(config.teacher.top_k, models.vocabulary)})
-    size = tokens * score_bytes_per_token(scored, models.teacher.hidden) + len(texts) * _KEY_BYTES
+    size = tokens * score_bytes_per_token(scored, models.teacher.shape.hidden) + len(texts) * _KEY_BYTES
     disk = next(path for path in (config.cache.absolute(), *config.cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(disk).free
     rows = f"{len(texts):,} rows with {tokens:,} tokens to score ({config.teacher.payload})"

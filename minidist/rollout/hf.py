@@ -1,11 +1,15 @@
 """transformers as the reference sampler: slow, exact and easy to read."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from minidist.concurrency import Worker
@@ -37,10 +41,7 @@ class HFEngine:
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """`sampling.samples` rollouts a prompt, in order."""
-        rollouts = await self._worker.run(
-            sample, self._model, self._renderer, prompts, sampling, version=self._version, vocabulary=self._vocabulary
-        )
-        return self._counted(rollouts)
+        return await self._write(partial(sample, self._model), prompts, sampling)
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of every token after the first."""
@@ -56,7 +57,10 @@ class HFEngine:
         await self._worker.run(self._model.load_state_dict, state)
         self._version = weights.version
 
-    def _counted(self, rollouts: list[Rollout]) -> list[Rollout]:
+    async def _write(self, draw: Callable[..., list[Rollout]], prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """What `draw` samples, `sample` or `sample_mixed` of given models."""
+        options = {"version": self._version, "vocabulary": self._vocabulary}
+        rollouts = await self._worker.run(draw, self._renderer, prompts, sampling, **options)
         self._tokens += sum(len(rollout.tokens) for rollout in rollouts)
         return rollouts
 
@@ -89,21 +93,17 @@ def sample(
     """
 
     def decode(jobs: list[Job]) -> list[Rollout]:
-        decoded = _decode(model, jobs, sampling, renderer.eos, vocabulary)
-        return [
-            Rollout.written(
-                prompt,
-                tokens,
-                logprobs,
-                version=version,
-                stopped=tokens[-1] == renderer.eos,
-                sample=number,
-                text=renderer.decode(np.asarray(tokens)),
-            )
-            for (prompt, number), (tokens, logprobs) in zip(jobs, decoded, strict=True)
-        ]
+        rows = zip(jobs, _decode(model, jobs, sampling, renderer.eos, vocabulary), strict=True)
+        return [answered(job, renderer, *decoded, version=version) for job, decoded in rows]
 
     return by_length(sampling.jobs(prompts), ROWS, decode)
+
+
+def answered(job: Job, renderer: Renderer, tokens: ArrayLike, logprobs: ArrayLike, **fields: Any) -> Rollout:
+    """The rollout of a job that decoded `tokens`, an end-of-sequence token last; `fields`: version, and others by name."""
+    (prompt, number), ids = job, np.asarray(tokens)
+    stopped, text = bool(ids[-1] == renderer.eos), renderer.decode(ids)
+    return Rollout.written(prompt, ids, logprobs, stopped=stopped, sample=number, text=text, **fields)
 
 
 def by_length(jobs: Sequence[Job], rows: int, decode: Callable[[list[Job]], list[Rollout]]) -> list[Rollout]:
@@ -119,47 +119,56 @@ def by_length(jobs: Sequence[Job], rows: int, decode: Callable[[list[Job]], list
 def _decode(
     model: PreTrainedModel, jobs: list[Job], sampling: Sampling, eos: int, vocabulary: int | None
 ) -> list[tuple[list[int], list[float]]]:
-    """Tokens and log-probabilities of each job, token by token with a key-value cache.
-
-    Prompts are padded on the left, so all rows end at the same position.
-    """
-    ids, mask = (part.to(model.device) for part in flush_right([prompt for prompt, _ in jobs]))
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    """Tokens and log-probabilities of each job, token by token."""
+    decoding = Decoding(model, [prompt for prompt, _ in jobs])
     generators = [torch.Generator().manual_seed(sample_seed(sampling.seed, prompt.row, number)) for prompt, number in jobs]
     written: list[tuple[list[int], list[float]]] = [([], []) for _ in jobs]
-    live, cache = list(range(len(jobs))), None
+    live = list(range(len(jobs)))
     for _ in range(sampling.max_new_tokens):
-        output = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
-        logits = output.logits[:, -1].float().cpu()
+        logits_BV = decoding.logits()
         if sampling.no_repeat_ngram_size is not None:
             for row in live:
                 banned = completions([*jobs[row][0].tokens.tolist(), *written[row][0]], sampling.no_repeat_ngram_size)
-                logits[row, list(banned)] = float("-inf")
-        logprobs = warp(logits, sampling, vocabulary)
-        ids = torch.full((len(jobs), 1), eos, dtype=torch.long)
+                logits_BV[row, list(banned)] = float("-inf")
+        logprobs_BV = warp(logits_BV, sampling, vocabulary)
+        tokens_B = torch.full((len(jobs),), eos)
         for row in live:
-            token = _draw(logprobs[row], sampling.temperature, generators[row])
-            ids[row, 0] = token
+            tokens_B[row] = token = _draw(logprobs_BV[row], sampling.temperature, generators[row])
             written[row][0].append(token)
-            written[row][1].append(float(logprobs[row, token]))
+            written[row][1].append(float(logprobs_BV[row, token]))
         live = [row for row in live if written[row][0][-1] != eos]
         if not live:
             break
-        ids, positions = ids.to(model.device), positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(jobs), 1)], -1)
+        decoding.read(tokens_B)
     return written
 
 
-def flush_right(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    """Token ids [B, P] of prompts padded on the left to equal length, and the mask [B, P] of their real tokens."""
-    longest = max(len(prompt.tokens) for prompt in prompts)
-    ids_BP = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask_BP = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        ids_BP[row, longest - len(prompt.tokens) :] = torch.as_tensor(prompt.tokens.astype(np.int64))
-        mask_BP[row, longest - len(prompt.tokens) :] = 1
-    return ids_BP, mask_BP
+class Decoding:
+    """A model that continues prompts side by side, with its keys and values.
+
+    Prompts are padded on the left, so all rows end at the same position. `options` go to the model with every token.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Prompt], **options: Any) -> None:
+        rows = [torch.as_tensor(prompt.tokens.astype(np.int64), device=model.device) for prompt in prompts]
+        padded = partial(pad_sequence, batch_first=True, padding_side="left")
+        self._model = model
+        self._options = options
+        self._ids, self._mask = padded(rows), padded([torch.ones_like(row) for row in rows])
+        self._positions = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        self._cache: Any = None
+
+    def logits(self) -> Tensor:
+        """Logits of the next token [B, V], float32, on the CPU."""
+        inputs = {"input_ids": self._ids, "attention_mask": self._mask, "position_ids": self._positions}
+        output = self._model(**inputs, past_key_values=self._cache, use_cache=True, **self._options)
+        self._cache = output.past_key_values
+        return output.logits[:, -1].float().cpu()
+
+    def read(self, tokens_B: Tensor) -> None:
+        """Append the next tokens [B] to the input."""
+        self._ids, self._positions = tokens_B[:, None].to(self._model.device), self._positions[:, -1:] + 1
+        self._mask = torch.cat([self._mask, self._mask.new_ones(len(self._mask), 1)], -1)
 
 
 def warp(logits_BV: Tensor, sampling: Sampling, vocabulary: int | None = None) -> Tensor:
@@ -175,9 +184,7 @@ def warp(logits_BV: Tensor, sampling: Sampling, vocabulary: int | None = None) -
 
 
 def _draw(logprobs_V: Tensor, temperature: float, generator: torch.Generator) -> int:
-    if temperature == 0:
-        return int(logprobs_V.argmax())
-    return int(torch.multinomial(logprobs_V.exp(), 1, generator=generator))
+    return int(torch.multinomial(logprobs_V.exp(), 1, generator=generator) if temperature > 0 else logprobs_V.argmax())
 
 
 @torch.inference_mode()

@@ -23,10 +23,9 @@ def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats
     differences = np.abs(np.concatenate(engine_logprobs).astype(np.float64) - measures.student_logprob[chosen])
     mean, worst = float(differences.mean()), float(differences.max())
     if not mean <= tolerance_nats:
-        raise CanaryError(
-            f"engine and learner disagree: their log-probabilities of the same tokens differ by {mean:.3g} nats on average "
-            f"({worst:.3g} at most), more than {tolerance_nats:g}; check weights, precision and the shift of the labels"
-        )
+        found = f"their log-probabilities of the same tokens differ by {mean:.3g} nats on average ({worst:.3g} at most)"
+        remedy = "check weights, precision and the shift of the labels"
+        raise CanaryError(f"engine and learner disagree: {found}, more than {tolerance_nats:g}; {remedy}")
     return mean
 
 
@@ -51,8 +50,7 @@ def check_teacher(measures: Measures, vocabulary: int, margin: float) -> float |
     # have that mean too, but not with so little spread.
     noisy = float(measures.teacher_logprob.var()) / 2 > 2 * margin * abs(uniform)
     if abs(mean - uniform) <= margin * abs(uniform) and not noisy:
-        raise CanaryError(
-            f"the teacher's mean log-probability is {mean:.3f} nats, a uniform guess over {vocabulary} tokens is "
-            f"{uniform:.3f}: the teacher is untrained, or its weights or head were not loaded"
-        )
+        found = f"{mean:.3f} nats, a uniform guess over {vocabulary} tokens is {uniform:.3f}"
+        cause = "the teacher is untrained, or its weights or head were not loaded"
+        raise CanaryError(f"the teacher's mean log-probability is {found}: {cause}")
     return mean

@@ -66,9 +66,8 @@ class Checkpoints:
                 return Checkpoint(path, state["step"], state)
             log.warning("checkpoint %s is damaged (%s) and is skipped", path, fault)
         if paths:
-            raise RunDirectoryError(
-                f"every checkpoint under {self._directory} is damaged; set run.overwrite=true to start the run again"
-            )
+            remedy = "set run.overwrite=true to start the run again"
+            raise RunDirectoryError(f"every checkpoint under {self._directory} is damaged; {remedy}")
         return None
 
     def _paths(self) -> list[Path]:

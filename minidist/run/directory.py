@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,13 @@ class RunDirectory:
             raise RunDirectoryError(f"run.directory {self.path} is a file; set it to a directory")
         if all(entry.name == LOCK for entry in self.path.iterdir()):
             return
-        recorded = self._recorded()
-        if recorded is None:
+        if (recorded := self._recorded()) is None:
             raise RunDirectoryError(f"{self.path} holds files but no run; set run.directory to another directory")
-        if self._overwrite:
-            return
-        if found := difference(recorded, self._config):
+        if not self._overwrite and (found := difference(recorded, self._config)):
             key, before, now = found
-            raise RunDirectoryError(
-                f"{self.path} holds a run of another configuration: {key} was {before!r} and is now {now!r}; set another "
-                "run.directory, or run.overwrite=true to delete that run"
-            )
+            changed = f"{key} was {before!r} and is now {now!r}"
+            remedy = "set another run.directory, or run.overwrite=true to delete that run"
+            raise RunDirectoryError(f"{self.path} holds a run of another configuration: {changed}; {remedy}")
 
     def _recorded(self) -> dict[str, Any] | None:
         """The configuration of the run in this directory, or None when no run wrote its files."""
@@ -102,18 +99,23 @@ class RunDirectory:
     def _take(self) -> None:
         self.check()
         self._lock = lock(self.path, use="running in", setting="run.directory")
+        self._started = time.time()
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, which marks a finished run, then unlock the directory."""
+    def finish(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Write summary.json, which marks a finished run, unlock the directory, and return the summary.
+
+        The summary is `result` with the stage, and the seconds since the directory was locked.
+        """
+        summary = {"stage": self._config.stage, "seconds": round(time.time() - self._started, 1), **result}
         write_json(self.path / "summary.json", summary)
         self._lock.close()
+        return summary
 
 
 def _truncate(metrics: Path, checkpoint: Checkpoint) -> None:
     """Delete the metrics of the steps after the checkpoint, which the resumed run takes again."""
     length = checkpoint.state["metrics_bytes"]
     if not metrics.is_file() or metrics.stat().st_size < length:
-        raise RunDirectoryError(
-            f"{metrics} is shorter than when {checkpoint.path.name} was written; set run.overwrite=true to start the run again"
-        )
+        remedy = "set run.overwrite=true to start the run again"
+        raise RunDirectoryError(f"{metrics} is shorter than when {checkpoint.path.name} was written; {remedy}")
     os.truncate(metrics, length)

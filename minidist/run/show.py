@@ -46,6 +46,10 @@ class Scale:
         mixed = [round(grey + abs(share) * (full - grey)) for grey, full in zip(_GREY, end, strict=True)]
         return "#" + "".join(f"{part:02x}" for part in mixed)
 
+    def style(self, value: float) -> Style:
+        """Black on the colour of the value."""
+        return Style(color="#000000", bgcolor=self.colour(value))
+
 
 DIFFERENCE = Scale(
     "log q - log p of each token, student minus teacher, nats",
@@ -105,10 +109,10 @@ def read_samples(directory: Path, step: int | None = None) -> tuple[Path, list[S
     """The file of a step (None: the last step recorded) and its answers. Raises DataError if there are none."""
     if not directory.is_dir():
         raise DataError(f"no run directory at {directory}")
-    files = sorted((directory / "rollouts").glob("step_*.jsonl"))
-    if not files:
+    names = {file.stem.removeprefix("step_"): file for file in (directory / "rollouts").glob("step_*.jsonl")}
+    found = {int(name): file for name, file in names.items() if name.isdigit()}
+    if not found:
         raise DataError(f"{directory} holds no rollouts/step_*.jsonl; run.rollouts_every sets how often a run writes them")
-    found = {int(file.stem.removeprefix("step_")): file for file in files if file.stem.removeprefix("step_").isdigit()}
     if step is not None and step not in found:
         raise DataError(f"{directory} has no rollouts of step {step}; it has {', '.join(map(str, sorted(found)))}")
     file = found[max(found) if step is None else step]
@@ -118,9 +122,8 @@ def read_samples(directory: Path, step: int | None = None) -> tuple[Path, list[S
 def _sample(file: Path, line: str, number: int) -> Sample:
     try:
         row: dict[str, Any] = json.loads(line)
-        student = row.get("student_logprobs") or row.get("logprobs")
-        if student is not None:
-            student = [math.nan if value is None else value for value in student]
+        logprobs = row.get("student_logprobs") or row.get("logprobs")
+        student = None if logprobs is None else [math.nan if value is None else value for value in logprobs]
         teacher, coins = row.get("teacher_logprobs"), row.get("coins")
         sample = Sample(row["prompt"], row["answer"], row["finish"], row.get("pieces"), student, teacher, coins)
         columns = (row["tokens"], sample.pieces, sample.student, sample.teacher, sample.coins)
@@ -166,7 +169,7 @@ def _legend(scale: Scale, *, colours: bool) -> Text:
     legend = Text(f"{scale.title}\n{scale.ends[0]} ")
     for part in range(7):
         value = scale.low + part * (scale.full - scale.low) / 6
-        legend.append(f" {value:g} ", style=_style(scale, value))
+        legend.append(f" {value:g} ", style=scale.style(value))
     return legend.append(" " + scale.ends[1])
 
 
@@ -180,7 +183,7 @@ def _answer(sample: Sample, *, colours: bool) -> Text:
     for piece, value in zip(pieces, sample.values, strict=True):
         if colours:
             # A line break has no width to colour, so a sign is shown.
-            text.append(_readable(piece).replace("\n", "↵\n"), style=_style(scale, value))
+            text.append(_readable(piece).replace("\n", "↵\n"), style=scale.style(value))
         else:
             text.append(_readable(piece) + (f"[{value:+.1f}]" if abs(value) > scale.mark else ""))
     return text
@@ -207,10 +210,6 @@ def _mean(values: Sequence[float]) -> float:
     """Mean of the values that are not NaN; NaN without any."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def _style(scale: Scale, value: float) -> Style:
-    return Style(color="#000000", bgcolor=scale.colour(value))
 
 
 def _readable(text: str) -> str:

@@ -5,11 +5,11 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import numpy as np
 from rich.console import Console
@@ -18,11 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from minidist.types import MAIN, Array, Batch, Measures, Rollout, Update, Writer
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 log = logging.getLogger("minidist")
 console = Console(stderr=True)
+Pieces = Callable[[Array], list[str]]
+"""Gives the text of each token."""
 
 
 class Clock:
@@ -51,45 +50,34 @@ class Recorder:
 
     Args:
         directory: of the run.
-        steps: total of the progress bar.
+        steps: those that the run still takes; a resumed run does not begin at 0.
         tensorboard: write metrics as TensorBoard events too.
-        shown: metrics beside the progress bar, and their labels.
+        shown: labels of the metrics beside the progress bar.
         pieces: gives the text of each token of an answer; None leaves these texts out of the rollouts files.
-        start: first step of a resumed run.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        steps: int,
-        *,
-        tensorboard: bool,
-        shown: Sequence[tuple[str, str]],
-        pieces: Callable[[Array], list[str]] | None = None,
-        start: int = 0,
+        self, directory: Path, steps: range, *, tensorboard: bool, shown: Mapping[str, str], pieces: Pieces | None = None
     ) -> None:
         self._directory = directory
         self._shown = shown
         self._pieces = pieces
         self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board = _summary_writer(directory / "tensorboard", start) if tensorboard else None
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task(directory.name, total=steps, completed=start, figures="")
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps.start or None)
+        clocks = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), *clocks)
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task(directory.name, total=steps.stop, completed=steps.start, figures="")
         self._bar.start()
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics of a step and advance the progress bar."""
         self.write(step, metrics)
-        figures = "  ".join(f"{label} {metrics[name]:.4g}" for name, label in self._shown if name in metrics)
+        figures = "  ".join(f"{label} {metrics[name]:.4g}" for name, label in self._shown.items() if name in metrics)
         self._bar.update(self._task, completed=step + 1, figures=figures)
         if not console.is_terminal and (step + 1) % 20 == 0:
             log.info("step %d  %s", step + 1, figures)
@@ -107,10 +95,10 @@ class Recorder:
         folder = self._directory / "rollouts"
         folder.mkdir(exist_ok=True)
         borders = np.cumsum([len(rollout.tokens) for rollout in rollouts])[:-1]
-        student_logprobs = _split(measures and measures.student_logprob, borders)
-        teacher_logprobs = _split(measures and measures.teacher_logprob, borders)
+        measured = (measures.student_logprob, measures.teacher_logprob) if measures else (None, None)
+        logprobs = [repeat(None) if values is None else np.split(values, borders) for values in measured]
         with (folder / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as file:
-            for row in map(self._row, rollouts, student_logprobs, teacher_logprobs):
+            for row in map(self._row, rollouts, *logprobs):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def _row(self, rollout: Rollout, student_logprobs: Array | None, teacher_logprobs: Array | None) -> dict[str, object]:
@@ -118,17 +106,11 @@ class Recorder:
 
         `coins`, in teacher-mixed sampling: 1 where the teacher chose the token; `logprobs` are then the student's.
         """
-        row: dict[str, object] = {
-            "prompt": rollout.prompt.text,
-            "answer": rollout.text,
-            "finish": rollout.finish.value,
-            "tokens": rollout.tokens.tolist(),
-            "logprobs": _rounded(rollout.logprobs),
-            "student_logprobs": _rounded(student_logprobs),
-            "teacher_logprobs": _rounded(teacher_logprobs),
-            "writer": rollout.writer.value,
-            "version": int(rollout.versions[0]) if len(rollout.versions) else None,
-        }
+        row: dict[str, object] = {"prompt": rollout.prompt.text, "answer": rollout.text, "finish": rollout.finish.value}
+        row |= {"tokens": rollout.tokens.tolist(), "logprobs": _rounded(rollout.logprobs)}
+        row |= {"student_logprobs": _rounded(student_logprobs), "teacher_logprobs": _rounded(teacher_logprobs)}
+        version = int(rollout.versions[0]) if len(rollout.versions) else None
+        row |= {"writer": rollout.writer.value, "version": version}
         if rollout.coins is not None:
             row["coins"] = rollout.coins.astype(int).tolist()
         return row if self._pieces is None else row | {"pieces": self._pieces(rollout.tokens)}
@@ -172,25 +154,12 @@ def start_log(directory: Path | None) -> None:
         log.addHandler(_plain((directory / "log.txt").open("a", encoding="utf-8")))
 
 
-def _split(values: Array | None, borders: Array) -> Iterable[Array | None]:
-    """Values of all tokens, split by rollout; without values, None for every rollout."""
-    return repeat(None) if values is None else np.split(values, borders)
-
-
 def _rounded(logprobs: Array | None) -> list[float | None] | None:
     """Log-probabilities for JSON, which has no NaN: null for a token without one."""
-    if logprobs is None:
-        return None
-    return [None if math.isnan(value) else round(value, 4) for value in logprobs.tolist()]
+    return None if logprobs is None else [None if math.isnan(value) else round(value, 4) for value in logprobs.tolist()]
 
 
 def _plain(stream: TextIO) -> logging.Handler:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     return handler
-
-
-def _summary_writer(directory: Path, start: int) -> "SummaryWriter":
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(directory), purge_step=start or None)

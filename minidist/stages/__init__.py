@@ -1,7 +1,6 @@
 """The stages a user calls: one row each in STAGES, and the course of a run from its plan to its summary."""
 
 import importlib
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -48,14 +47,16 @@ class StageRun(Generic[C, P]):
     directory: "RunDirectory"
     checkpoint: "Checkpoint | None" = None
 
+    @property
+    def start(self) -> int:
+        """The first step to take."""
+        return 0 if self.checkpoint is None else self.checkpoint.step
+
 
 def _distill_roles(config: Any) -> "tuple[Role, ...]":
     """Teacher scores read from a cache need no actor."""
-    asked: dict[Role, bool] = {
-        "rollout": config.asks_engines,
-        "teacher": config.asks_actors and config.teacher.live,
-        "learner": True,
-    }
+    teacher = config.asks_actors and config.teacher.live
+    asked: dict[Role, bool] = {"rollout": config.asks_engines, "teacher": teacher, "learner": True}
     return tuple(role for role, wanted in asked.items() if wanted)
 
 
@@ -108,10 +109,7 @@ STAGES: dict[str, Stage] = {
 
 def verbs() -> dict[str, str]:
     """Each verb of the command line with its help; stages may share one."""
-    found: dict[str, str] = {}
-    for stage in STAGES.values():
-        found.setdefault(stage.verb, stage.help)
-    return found
+    return {name: stage.help for name, stage in STAGES.items() if name == stage.verb}
 
 
 def code(reference: str) -> Callable[..., Any]:
@@ -120,15 +118,19 @@ def code(reference: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
+def roles_of(config: "Command") -> "tuple[Role, ...]":
+    """The roles for which a configuration needs actors; none where its stage starts the roles itself."""
+    roles = STAGES[config.stage].roles
+    return () if roles is None else roles(config)
+
+
 async def run_stage(config: "Command") -> dict[str, Any]:
     """Run a stage from start to end and return its summary."""
     stage = STAGES[config.stage]
-    if stage.roles is None:
-        return await code(stage.run)(config)
-    return await _run_with_roles(stage, config, stage.roles(config))
+    return await (code(stage.run)(config) if stage.roles is None else _run_with_roles(stage, config))
 
 
-async def _run_with_roles(stage: Stage, config: Any, roles: "tuple[Role, ...]") -> dict[str, Any]:
+async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:
     from minidist.run.directory import RunDirectory
     from minidist.run.tracking import log, start_log
 
@@ -144,10 +146,8 @@ async def _run_with_roles(stage: Stage, config: Any, roles: "tuple[Role, ...]") 
     from minidist.cluster.cluster import Cluster
     from minidist.roles.host import Roles
 
-    run, started = code(stage.run), time.time()
-    async with Cluster(config.cluster, directory.path / "logs", roles) as cluster:
-        summary = await run(StageRun(config, plan, directory, checkpoint), Roles(cluster, config, plan))
-    summary = {"stage": config.stage, "seconds": round(time.time() - started, 1), **summary}
-    directory.finish(summary)
+    async with Cluster(config.cluster, directory.path / "logs", roles_of(config)) as cluster:
+        run = StageRun(config, plan, directory, checkpoint)
+        summary = directory.finish(await code(stage.run)(run, Roles(cluster, config, plan)))
     log.info("%s finished in %.0f s: %s", config.stage, summary["seconds"], directory.path)
     return summary

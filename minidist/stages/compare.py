@@ -1,7 +1,6 @@
 """One student trained with each of a list of objectives: processes stay, the learner in them is made anew for each cell."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,8 @@ from minidist.rollout.pool import Engines
 from minidist.run.directory import RunDirectory
 from minidist.run.tracking import log, start_log
 from minidist.stages import StageRun
-from minidist.stages.distill import distill
+from minidist.stages.distill import DistillRun, distill
 from minidist.types import MAIN, Sampling
-
-Cell = StageRun[DistillConfig, DistillPlan]
 
 
 async def compare(config: CompareConfig) -> dict[str, Any]:
@@ -42,7 +39,6 @@ async def compare(config: CompareConfig) -> dict[str, Any]:
     order = [TEACHER, BEFORE, *config.cells]
     waiting = [(name, seed) for seed in config.seeds for name in config.cells if not _recorded(config, records, name, seed)]
     log.info("%d of %d runs are left", len(waiting), len(config.cells) * len(config.seeds))
-    started = time.time()
     if waiting or records.find(BEFORE) is None:
         async with Cluster(config.cluster, directory.path / "logs") as cluster:
             cells = Cells(warm_roles(cluster, config, plan), config, plan)
@@ -50,10 +46,8 @@ async def compare(config: CompareConfig) -> dict[str, Any]:
                 records.add(record, order)
             for name, seed in waiting:
                 records.add(await cells.run(name, seed), order)
-    show_records(records, [*order], directory.path)
-    summary = {"stage": "compare", "runs": len(waiting), "seconds": round(time.time() - started, 1)}
-    directory.finish(summary)
-    return summary
+    show_records(records, order, directory.path)
+    return directory.finish({"runs": len(waiting)})
 
 
 def warm_roles(cluster: Cluster, config: CompareConfig, plan: ComparePlan) -> WarmRoles:
@@ -121,21 +115,21 @@ class Cells:
         done = {"steps": summary["steps"], "optimizer_steps": summary["learner"]["optimizer_steps"]}
         return record | to_record(figures) | {"seconds": _seconds(run.directory.path)} | done
 
-    async def _trained(self, run: Cell) -> Learner:
+    async def _trained(self, run: DistillRun) -> Learner:
         """A learner with the final weights of a cell that was stopped before it was measured."""
         learner, _ = await both(self._learner(run.config, run.plan), self._measuring())
         await learner.load(run.directory.final)
         return learner
 
-    async def _train(self, run: Cell) -> Learner:
+    async def _train(self, run: DistillRun) -> Learner:
         """Run the stage distill with warm roles."""
-        checkpoint, started = run.directory.start(), time.time()
+        checkpoint = run.directory.start()
         if checkpoint is not None:
             log.info("resuming from %s", checkpoint.path)
         summary = await distill(replace(run, checkpoint=checkpoint), self.roles.serve(run.config, run.plan))
         for counted in ("tokens_written", "requests_aborted"):  # since the engines started, over all cells
             summary.get("engine", {}).pop(counted, None)
-        run.directory.finish({"stage": run.config.stage, "seconds": round(time.time() - started, 1), **summary})
+        run.directory.finish(summary)
         return self.roles.warm_learner
 
     async def _learner(self, config: DistillConfig, plan: DistillPlan) -> Learner:
@@ -146,17 +140,12 @@ class Cells:
     async def _measuring(self) -> tuple[Engines, Examiner]:
         """The warm engines, and the examiner with the warm teachers."""
         first = self._first
-        engines, teachers = await both(
-            self.roles.warm_engines(first.student, first.rollout), self.roles.teachers(first.teacher)
-        )
+        starting = self.roles.warm_engines(first.student, first.rollout)
+        engines, teachers = await both(starting, self.roles.teachers(first.teacher))
         if self._examiner is None:
-            self._examiner = Examiner(
-                HeldOut(self._plan.test, self._config.evaluation.test.task is not None),
-                teachers,
-                Sampling(max_new_tokens=self._plan.max_new_tokens),
-                seeds=self._config.evaluation.seeds,
-                tolerance_nats=self._tolerance,
-            )
+            evaluation, sampling = self._config.evaluation, Sampling(max_new_tokens=self._plan.max_new_tokens)
+            held_out, seeds = HeldOut(self._plan.test, evaluation.test.task is not None), evaluation.seeds
+            self._examiner = Examiner(held_out, teachers, sampling, seeds=seeds, tolerance_nats=self._tolerance)
         return engines, self._examiner
 
     async def _examine(self, learner: Learner, engines: Engines, examiner: Examiner) -> Figures:

@@ -1,5 +1,6 @@
 """Distillation: host the roles, run the loop, and watch its numbers."""
 
+from contextlib import closing
 from typing import Any
 
 from minidist.config import DistillConfig
@@ -18,29 +19,23 @@ from minidist.run.alarms import Alarms
 from minidist.run.canaries import check_engine, check_teacher
 from minidist.run.tracking import Clock, Recorder, log, step_metrics
 from minidist.stages import StageRun
+from minidist.stages.watch import CheckpointWatch, make_recorder
 from minidist.teachers.pool import Teachers
 from minidist.types import Batch, Measures, Sampling, Update, Writer
 
+DistillRun = StageRun[DistillConfig, DistillPlan]
 
-async def distill(run: StageRun[DistillConfig, DistillPlan], roles: Roles) -> dict[str, Any]:
+
+async def distill(run: DistillRun, roles: Roles) -> dict[str, Any]:
     """Host the roles, prove the first weight sync, run the loop, write final/."""
-    config, directory, checkpoint = run.config, run.directory, run.checkpoint
+    config, checkpoint, final = run.config, run.checkpoint, run.directory.final
     hosted = await host_roles(config, roles)
     clock, engines, learner = Clock(), hosted.engines, hosted.learner
     transfer = ObjectStoreTransfer(config.canaries.sync_tolerance(config.student.dtype, config.teacher.dtype))
     source = _source(run, hosted, clock)
-    start = 0 if checkpoint is None else checkpoint.step
-    recorder = Recorder(
-        directory.path,
-        config.run.steps,
-        tensorboard=config.run.tensorboard,
-        shown=_shown(config),
-        pieces=run.plan.renderer.pieces,
-        start=start,
-    )
-    watch = DistillWatch(run, hosted, source, transfer, recorder)
     members = engines.members if engines else []
-    try:
+    with closing(make_recorder(run, _shown(config), run.plan.renderer.pieces)) as recorder:
+        watch = DistillWatch(run, hosted, source, transfer, recorder)
         if checkpoint is not None:
             await learner.resume(checkpoint.path)
         if members:
@@ -49,22 +44,15 @@ async def distill(run: StageRun[DistillConfig, DistillPlan], roles: Roles) -> di
             await watch.examine(-1)
         else:
             watch.load_state_dict(checkpoint.state)
-        steps = await train(Run(config.run.steps, source, learner, clock, watch, members, transfer, start))
-        await learner.save(directory.final)
-    finally:
-        recorder.close()
-    return {
-        "steps": steps,
-        "model": str(directory.final),
-        **({"engine": await engines.describe()} if engines else {}),
-        "learner": await learner.describe(),
-        **({"teacher": await hosted.teachers.describe()} if hosted.teachers else {}),
-        "syncs_proved": transfer.proved,
-        **watch.summary(),
-    }
+        steps = await train(Run(config.run.steps, source, learner, clock, watch, members, transfer, run.start))
+        await learner.save(final)
+    summary: dict[str, Any] = {"steps": steps, "model": str(final)}
+    for role, actors in (("engine", engines), ("learner", learner), ("teacher", hosted.teachers)):
+        summary |= {role: await actors.describe()} if actors else {}
+    return summary | {"syncs_proved": transfer.proved} | watch.summary()
 
 
-def _source(run: StageRun[DistillConfig, DistillPlan], hosted: HostedRoles, clock: Clock) -> Collector:
+def _source(run: DistillRun, hosted: HostedRoles, clock: Clock) -> Collector:
     config, plan, teachers = run.config, run.plan, hosted.teachers
     engine = student_engine(config, hosted.engines, teachers, plan.renderer) if hosted.engines else None
     prompts = Shuffled(plan.prompts, config.rollout.prompts_per_step, config.run.seed)
@@ -72,39 +60,25 @@ def _source(run: StageRun[DistillConfig, DistillPlan], hosted: HostedRoles, cloc
     return Collector(prompts, sources, teachers, make_credit(config, hosted.learner), clock)
 
 
-def _shown(config: DistillConfig) -> list[tuple[str, str]]:
+def _shown(config: DistillConfig) -> dict[str, str]:
     """Metrics of the progress line, and their names in it."""
-    return [
-        ("loss/nats_per_token", config.objective.type),
-        ("rollout/length_mean_tokens", "length"),
-        ("rollout/truncated_frac", "truncated"),
-        ("rollout/distinct_4", "distinct-4"),
-        ("policy/clip_frac", "clipped"),
-        ("policy/disliked_frac", "disliked"),
-        ("time/generate_s", "generate s"),
-        ("time/update_s", "update s"),
-    ]
+    shown = {"loss/nats_per_token": config.objective.type, "rollout/length_mean_tokens": "length"}
+    shown |= {"rollout/truncated_frac": "truncated", "rollout/distinct_4": "distinct-4", "policy/clip_frac": "clipped"}
+    return shown | {"policy/disliked_frac": "disliked", "time/generate_s": "generate s", "time/update_s": "update s"}
 
 
-class DistillWatch:
+class DistillWatch(CheckpointWatch):
     """Canaries and alarms, evaluations, checkpoints and recorded rollouts of a distillation."""
 
     def __init__(
-        self,
-        run: StageRun[DistillConfig, DistillPlan],
-        hosted: HostedRoles,
-        source: Collector,
-        transfer: ObjectStoreTransfer,
-        recorder: Recorder,
+        self, run: DistillRun, hosted: HostedRoles, source: Collector, transfer: ObjectStoreTransfer, recorder: Recorder
     ) -> None:
+        super().__init__(run, hosted.learner, recorder)
         self._config = run.config
         self._vocabulary = run.plan.vocabulary
-        self._checkpoints = run.directory.checkpoints
-        self._learner = hosted.learner
         self._engines = hosted.engines
         self._source = source
         self._transfer = transfer
-        self._recorder = recorder
         self._tolerance = run.config.canaries.logprob_tolerance(run.config.student.dtype, run.config.teacher.dtype)
         self._examiner = _examiner(run.config, run.plan, hosted.teachers, self._tolerance)
         self._alarms = Alarms(run.config.canaries)
@@ -144,22 +118,14 @@ class DistillWatch:
             await self.examine(step)
         if stopping:
             await self.stopped(step + 1)
-            raise AlarmError(
-                f"stopped by an alarm of canaries.stop_on: {'; '.join(stopping)}; to resume, change that limit or remove its "
-                "name from canaries.stop_on, and give the same command again"
-            )
-        if (often := self._config.run.checkpoint_every) and (step + 1) % often == 0:
-            await self._checkpoints.write(step + 1, self._learner, self.state_dict())
+            remedy = "change that limit or remove its name from canaries.stop_on, and give the same command again"
+            raise AlarmError(f"stopped by an alarm of canaries.stop_on: {'; '.join(stopping)}; to resume, {remedy}")
+        await self.checkpoint(step + 1)
         return False
 
     def _shows(self, step: int) -> bool:
         """Whether the step's rollouts are recorded."""
         return step == 0 or (step + 1) % self._config.run.rollouts_every == 0 or step + 1 == self._config.run.steps
-
-    async def stopped(self, step: int) -> None:
-        """Ctrl-C, SIGTERM or an alarm: write a checkpoint."""
-        await self._checkpoints.write(step, self._learner, self.state_dict())
-        log.info("checkpoint after %d steps written; the same command resumes from it", step)
 
     async def examine(self, step: int) -> None:
         """All figures on the held-out prompts; `step` -1 is before training."""
@@ -176,14 +142,9 @@ class DistillWatch:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of a resumed run beside the learner's."""
-        return {
-            "source": self._source.state_dict(),
-            "evaluations": self._evaluations,
-            "worst": self._worst,
-            "alarms": self._alarms.state_dict(),
-            "syncs_proved": self._transfer.proved,
-            "metrics_bytes": self._recorder.position(),
-        }
+        state = {"source": self._source.state_dict(), "evaluations": self._evaluations, "worst": self._worst}
+        state |= {"alarms": self._alarms.state_dict(), "syncs_proved": self._transfer.proved}
+        return state | {"metrics_bytes": self._recorder.position()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._source.load_state_dict(state["source"])
@@ -192,19 +153,13 @@ class DistillWatch:
         self._alarms.load_state_dict(state["alarms"])
 
     def summary(self) -> dict[str, Any]:
-        return {
-            "canaries": {"engine_learner_nats_mean_worst": self._worst, "alarms": self._alarms.raised},
-            "evaluations": [{"step": step, **figures} for step, figures in self._evaluations],
-        }
+        canaries = {"engine_learner_nats_mean_worst": self._worst, "alarms": self._alarms.raised}
+        return {"canaries": canaries, "evaluations": [{"step": step, **figures} for step, figures in self._evaluations]}
 
 
 def _examiner(config: DistillConfig, plan: DistillPlan, teachers: Teachers | None, tolerance_nats: float) -> Examiner | None:
     if config.evaluation.every is None or teachers is None:
         return None
-    return Examiner(
-        HeldOut(plan.validation_prompts, config.data.validation is not None and config.data.validation.task is not None),
-        teachers,
-        Sampling(max_new_tokens=config.rollout.max_new_tokens),
-        seeds=[config.run.seed],
-        tolerance_nats=tolerance_nats,
-    )
+    validation, sampling = config.data.validation, Sampling(max_new_tokens=config.rollout.max_new_tokens)
+    held_out = HeldOut(plan.validation_prompts, validation is not None and validation.task is not None)
+    return Examiner(held_out, teachers, sampling, seeds=[config.run.seed], tolerance_nats=tolerance_nats)

@@ -32,13 +32,11 @@ async def evaluate(run: StageRun[EvaluateConfig, EvaluatePlan], roles: Roles) ->
     models = Models(config, WarmRoles(roles))
     # The teacher and the first student start side by side: most of a start is imports.
     teacher, _ = await both(roles.teachers(config.teacher), models.load(students[0]) if students else nothing())
-    examiner = Examiner(
-        HeldOut(run.plan.prompts, config.data.test.task is not None, run.plan.questions),
-        teacher,
-        Sampling(max_new_tokens=config.rollout.max_new_tokens, no_repeat_ngram_size=config.rollout.no_repeat_ngram_size),
-        seeds=config.seeds or [config.run.seed],
-        tolerance_nats=config.canaries.logprob_tolerance(config.dtype),
-    )
+    held_out = HeldOut(run.plan.prompts, config.data.test.task is not None, run.plan.questions)
+    rollout, tolerance = config.rollout, config.canaries.logprob_tolerance(config.dtype)
+    sampling = Sampling(max_new_tokens=rollout.max_new_tokens, no_repeat_ngram_size=rollout.no_repeat_ngram_size)
+    seeds = config.seeds or [config.run.seed]
+    examiner = Examiner(held_out, teacher, sampling, seeds=seeds, tolerance_nats=tolerance)
     result: dict[str, Any] = {}
     for name, path in paths.items():
         if path == teacher_path:
@@ -72,9 +70,8 @@ class Models:
         config, model = self._config, as_model(self._config, str(path))
         student = StudentConfig(**model.model_dump())
         learner = LearnerConfig(backend="single", **config.learner.model_dump())
-        return await both(
-            self._roles.engines(model, config.rollout), self._roles.learner(student, learner, {}, teacher=config.teacher)
-        )
+        engines = self._roles.engines(model, config.rollout)
+        return await both(engines, self._roles.learner(student, learner, {}, teacher=config.teacher))
 
 
 def _training_facts(path: Path) -> dict[str, Any]:

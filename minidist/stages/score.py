@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -23,25 +24,20 @@ from minidist.types import Measures, Rollout, TeacherScores
 async def score(run: StageRun[ScoreConfig, ScorePlan], roles: Roles) -> dict[str, Any]:
     """Score the rows that the cache does not hold yet."""
     config, plan = run.config, run.plan
-    writer = ScoreWriter(config.cache, plan.origin, shard_rows=config.shard_rows)
     described: dict[str, object] = {}
     started = time.perf_counter()
-    try:
-        waiting = [text for text in plan.texts if writer.existing is None or text not in writer.existing]
+    with closing(ScoreWriter(config.cache, plan.origin, shard_rows=config.shard_rows)) as writer:
+        waiting = [text for text in plan.texts if text not in writer.existing]
         log.info("%d of %d rows are already in %s", len(plan.texts) - len(waiting), len(plan.texts), config.cache)
         if waiting:
             teachers = await roles.teachers(config.teacher)
             described = {"teacher": await teachers.describe()}
             await _Scoring(run, teachers, writer).run(waiting)
-    finally:
-        writer.close()
     cache = ScoreCache(config.cache)  # read back and verified before the run counts as finished
     tokens = sum(len(text.tokens) for text in plan.texts)
     written = {"rows_scored": len(waiting), "rows": len(cache), "tokens": tokens, "bytes": cache.bytes}
-    speed = len(waiting) / (time.perf_counter() - started)
-    log.info(
-        "%d rows scored, %.4g rows/s; %s holds %d rows, %d bytes", len(waiting), speed, config.cache, len(cache), cache.bytes
-    )
+    speed, text = len(waiting) / (time.perf_counter() - started), "%d rows scored, %.4g rows/s; %s holds %d rows, %d bytes"
+    log.info(text, len(waiting), speed, config.cache, len(cache), cache.bytes)
     return {"cache": str(config.cache), **written, **described}
 
 
@@ -59,22 +55,19 @@ class _Scoring:
         """Score all texts and add them to the cache."""
         size = self._config.batch_rows
         batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-        shown = [("speed/rows_per_s", "rows/s"), ("cache/bytes", "bytes")]
-        recorder = Recorder(self._path, len(batches), tensorboard=self._config.run.tensorboard, shown=shown)
-        done = 0
-        try:
-            for number, batch in enumerate(batches):
-                started = time.perf_counter()
-                await whole(self._add(batch, number))
-                done += len(batch)
-                seconds = time.perf_counter() - started
-                figures = {"cache/rows": float(done), "cache/bytes": float(self._writer.bytes), "time/score_s": seconds}
-                recorder.step(number, figures | {"speed/rows_per_s": len(batch) / seconds})
-        except asyncio.CancelledError:
-            log.info("stopped; the rows scored so far are kept, and the same command scores the rest")
-            raise
-        finally:
-            recorder.close()
+        shown, tensorboard = {"speed/rows_per_s": "rows/s", "cache/bytes": "bytes"}, self._config.run.tensorboard
+        with closing(Recorder(self._path, range(len(batches)), tensorboard=tensorboard, shown=shown)) as recorder:
+            try:
+                for number, batch in enumerate(batches):
+                    started = time.perf_counter()
+                    await whole(self._add(batch, number))
+                    seconds = time.perf_counter() - started
+                    rows = float(min((number + 1) * size, len(texts)))
+                    figures = {"cache/rows": rows, "cache/bytes": float(self._writer.bytes), "time/score_s": seconds}
+                    recorder.step(number, figures | {"speed/rows_per_s": len(batch) / seconds})
+            except asyncio.CancelledError:
+                log.info("stopped; the rows scored so far are kept, and the same command scores the rest")
+                raise
 
     async def _add(self, batch: Sequence[Rollout], number: int) -> None:
         scores = await self._teacher.score(batch)

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: a fixed text through the same loop; the validation loss decides which weights are final."""
 
 import shutil
+from contextlib import closing
 from typing import Any
 
 from minidist.config import SftConfig
@@ -12,62 +13,51 @@ from minidist.loop import Run, train
 from minidist.preflight.plan import SftPlan
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
-from minidist.run.tracking import Clock, Recorder, log
+from minidist.run.tracking import Clock, Recorder
 from minidist.stages import StageRun
+from minidist.stages.watch import CheckpointWatch, make_recorder
 from minidist.types import Batch, Update
 
 
 async def sft(run: StageRun[SftConfig, SftPlan], roles: Roles) -> dict[str, Any]:
     """Train, watch the validation loss, write final/."""
-    config, directory, checkpoint = run.config, run.directory, run.checkpoint
+    config, checkpoint, final = run.config, run.checkpoint, run.directory.final
     learner = await roles.learner(config.student, config.learner, {"supervised": SupervisedConfig()}, teacher=None)
-    shown = [("loss/nats_per_token", "loss"), ("validation/loss_nats_per_token", "validation"), ("time/update_s", "update s")]
-    start = 0 if checkpoint is None else checkpoint.step
-    recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=shown, start=start)
-    watch = SftWatch(run, learner, recorder)
+    shown = {"loss/nats_per_token": "loss", "validation/loss_nats_per_token": "validation", "time/update_s": "update s"}
     source = SupervisedBatches(Shuffled(run.plan.examples, config.batch_rows, config.run.seed))
-    loop = Run(config.run.steps, source, learner, Clock(), watch, step=start)
-    try:
+    with closing(make_recorder(run, shown)) as recorder:
+        watch = SftWatch(run, learner, recorder)
+        loop = Run(config.run.steps, source, learner, Clock(), watch, step=run.start)
         if checkpoint is not None:
             await learner.resume(checkpoint.path)
             watch.load_state_dict(checkpoint.state)
             loop.done = watch.patience_lost()
         steps = await train(loop)
         await watch.save_final()
-    finally:
-        recorder.close()
-    return {"steps": steps, "model": str(directory.final), "learner": await learner.describe(), **watch.summary()}
+    return {"steps": steps, "model": str(final), "learner": await learner.describe(), **watch.summary()}
 
 
-class SftWatch:
+class SftWatch(CheckpointWatch):
     """Validation loss while training: when it has not fallen for `patience` evaluations, the best weights are final."""
 
     def __init__(self, run: StageRun[SftConfig, SftPlan], learner: Learner, recorder: Recorder) -> None:
+        super().__init__(run, learner, recorder)
         self._config = run.config
-        self._directory = run.directory
-        self._learner = learner
-        self._recorder = recorder
         self._held_out = collate("validation", [example.as_rollout() for example in run.plan.validation_examples])
         self._losses: list[tuple[int, float]] = []
 
     async def before_update(self, batch: Batch) -> None: ...
 
     async def after_step(self, step: int, batch: Batch, update: Update, metrics: dict[str, float]) -> bool:
-        every = self._config.evaluation.every
-        stop = False
+        every, stop = self._config.evaluation.every, False
         if every is not None and (step + 1) % every == 0:
-            metrics["validation/loss_nats_per_token"] = loss = await self._validate()
+            loss = -float((await self._learner.measure(self._held_out)).student_logprob.mean())
+            metrics["validation/loss_nats_per_token"] = loss
             self._losses.append((step + 1, loss))
             stop = await self._judge()
         self._recorder.step(step, metrics)
-        if (often := self._config.run.checkpoint_every) and (step + 1) % often == 0:
-            await self._directory.checkpoints.write(step + 1, self._learner, self.state_dict())
+        await self.checkpoint(step + 1)
         return stop
-
-    async def stopped(self, step: int) -> None:
-        """Ctrl-C or SIGTERM: write a checkpoint."""
-        await self._directory.checkpoints.write(step, self._learner, self.state_dict())
-        log.info("checkpoint after %d steps written; the same command resumes from it", step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self._losses, "metrics_bytes": self._recorder.position()}
@@ -88,27 +78,20 @@ class SftWatch:
             return {}
         step, loss = min(self._losses, key=lambda entry: entry[1])
         final = step if self._config.evaluation.patience else self._losses[-1][0]
-        return {
-            "validation": [{"step": at, "loss_nats_per_token": value} for at, value in self._losses],
-            "best": {"step": step, "loss_nats_per_token": loss},
-            "final_step": final,
-            "stopped_improving": self.patience_lost(),
-        }
-
-    async def _validate(self) -> float:
-        return -float((await self._learner.measure(self._held_out)).student_logprob.mean())
+        validation = [{"step": at, "loss_nats_per_token": value} for at, value in self._losses]
+        best = {"step": step, "loss_nats_per_token": loss}
+        return {"validation": validation, "best": best, "final_step": final, "stopped_improving": self.patience_lost()}
 
     async def _judge(self) -> bool:
         """Keep the weights of a new best; stop after `patience` evaluations without one."""
-        if self._config.evaluation.patience is None:
-            return False
-        if self._since_best() == 0:
+        if self._config.evaluation.patience is not None and self._since_best() == 0:
             await self._learner.save(self._directory.path / "best")
         return self.patience_lost()
 
     def patience_lost(self) -> bool:
         """Whether the last `patience` evaluations brought no better loss."""
-        return bool(self._losses) and self._since_best() >= (self._config.evaluation.patience or 1 << 30)
+        patience = self._config.evaluation.patience
+        return patience is not None and bool(self._losses) and self._since_best() >= patience
 
     def _since_best(self) -> int:
         values = [loss for _, loss in self._losses]

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from typing import Any
 
 import numpy as np
@@ -31,16 +30,14 @@ async def toy(config: ToyConfig) -> dict[str, Any]:
     if not directory.finished():
         directory.start()
         start_log(directory.path)
-        started = time.time()
         write_json(file, await _fit_all(config), indent=None)
-        directory.finish({"stage": "toy", "seconds": round(time.time() - started, 1)})
+        directory.finish({})
     records = json.loads(file.read_text())
     curves: dict[str, dict[str, dict[str, Array]]] = {}
     for record in records:
-        errors = {part: np.array(record[part]) for part in ("head", "tail")}
-        curves.setdefault(record["teacher"], {})[record["objective"]] = {
-            part: values / values[:, :1] for part, values in errors.items()
-        }
+        errors = ((part, np.array(record[part])) for part in ("head", "tail"))
+        relative = {part: values / values[:, :1] for part, values in errors}
+        curves.setdefault(record["teacher"], {})[record["objective"]] = relative
     draw_toy(curves, records[0]["epochs"], directory.path / "toy.png")
     print(f"records and picture: {directory.path}/toy.json, toy.png")
     return directory.summary or {}
@@ -97,27 +94,20 @@ async def _fit_all(config: ToyConfig) -> list[dict[str, Any]]:
             await asyncio.sleep(0)  # lets Ctrl-C in between two fits
             errors = fit(divergence(section), teacher_C, start_SC, lr=config.lr, epochs=config.epochs)
             head, tail = (part.numpy() for part in errors)
+            parts = {"head": head, "tail": tail}
             record = {"teacher": name, "objective": objective, "options": _options(section, objective), "seeds": config.seeds}
-            record |= {
-                f"{part}_below_{level:g}": _first(errors, level)
-                for part, errors in (("head", head), ("tail", tail))
-                for level in _LEVELS
-            }
-            record |= {"head_end": head[:, -1].tolist(), "tail_end": tail[:, -1].tolist(), "epochs": shown}
-            record |= {"head": _rounded(head[:, shown]), "tail": _rounded(tail[:, shown])}
-            records.append(record)
+            record |= {f"{part}_below_{level:g}": _first(parts[part], level) for part in parts for level in _LEVELS}
+            record |= {f"{part}_end": errors[:, -1].tolist() for part, errors in parts.items()} | {"epochs": shown}
+            records.append(record | {part: _rounded(errors[:, shown]) for part, errors in parts.items()})
             halves = [np.mean([epoch or config.epochs for epoch in _first(part, 0.5)]) for part in (head, tail)]
-            log.info(
-                "%s, %s: half the error at epoch %.0f (head) and %.0f (tail), %.2g and %.2g at the end",
-                *(name, objective, *halves, head[:, -1].mean(), tail[:, -1].mean()),
-            )
+            text = "%s, %s: half the error at epoch %.0f (head) and %.0f (tail), %.2g and %.2g at the end"
+            log.info(text, name, objective, *halves, head[:, -1].mean(), tail[:, -1].mean())
     return records
 
 
 def _options(section: Divergences, name: str) -> dict[str, Any]:
     """The options as the configuration gives them."""
-    implied = {"type"} if section.type == name else None
-    return section.model_dump(mode="json", exclude_unset=True, exclude=implied)
+    return section.model_dump(mode="json", exclude_unset=True, exclude={"type"} if section.type == name else None)
 
 
 def _start(config: ToyConfig, seed: int, classes: int) -> Tensor:

@@ -64,9 +64,8 @@ class HFTeacher(TurnTaker):
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """The teacher's samples."""
-        return await self._worker.run(
-            sample, self._scorer, self._renderer, prompts, sampling, version=0, vocabulary=self._vocabulary
-        )
+        arguments = {"version": 0, "vocabulary": self._vocabulary}
+        return await self._worker.run(sample, self._scorer, self._renderer, prompts, sampling, **arguments)
 
     async def describe(self) -> dict[str, object]:
         """Class, architecture and payload: for the run's summary."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from minidist.config.teacher import LocalTeacherConfig, VLLMTeacherConfig
 from minidist.data.rendering import Renderer
@@ -14,20 +15,16 @@ from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
 
 def teacher_settings(
-    config: LocalTeacherConfig, *, max_tokens: int | None, on_gpu: bool, tensor_parallel: int = 1
+    config: LocalTeacherConfig, *, max_tokens: int | None = None, on_gpu: bool = False, tensor_parallel: int = 1
 ) -> VLLMSettings:
-    """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context."""
-    return VLLMSettings.of(
-        config,
-        "teacher.model",
-        config,
-        # vLLM needs room for one more token to score a sequence.
-        max_tokens=(max_tokens or context_length(load_config(config, "teacher.model"))) + 1,
-        on_gpu=on_gpu,
-        tensor_parallel=tensor_parallel,
-        batch_tokens=max(config.batch_tokens, config.max_sequences),
-        prefix_caching=False,
-    )
+    """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context.
+
+    vLLM needs room for one more token to score a sequence.
+    """
+    longest = max_tokens or context_length(load_config(config, "teacher.model"))
+    limits = {"max_tokens": longest + 1, "batch_tokens": max(config.batch_tokens, config.max_sequences)}
+    place = {"on_gpu": on_gpu, "tensor_parallel": tensor_parallel}
+    return VLLMSettings.of(config, "teacher.model", config, prefix_caching=False, **limits, **place)
 
 
 class VLLMTeacher(TurnTaker):
@@ -38,37 +35,24 @@ class VLLMTeacher(TurnTaker):
 
     Args:
         vocabulary: ids from this one on are padding and are never sampled; None: no id is padding.
-        on_gpu: whether the model runs on a GPU.
-        tensor_parallel: devices (processes, on a CPU) over which the model is split.
-        max_tokens: longest sequence; None: the model's context.
+        resources: of `teacher_settings`: on_gpu, whether the model runs on a GPU; tensor_parallel, devices (processes, on a
+            CPU) over which the model is split; max_tokens, longest sequence, None: the model's context.
     """
 
-    def __init__(
-        self,
-        config: VLLMTeacherConfig,
-        renderer: Renderer,
-        *,
-        vocabulary: int | None,
-        on_gpu: bool = False,
-        tensor_parallel: int = 1,
-        max_tokens: int | None = None,
-    ) -> None:
+    def __init__(self, config: VLLMTeacherConfig, renderer: Renderer, *, vocabulary: int | None, **resources: Any) -> None:
         self._config = config
         self._vocabulary = vocabulary
         self._classes = classes_asked(config, vocabulary_size(load_config(config, "teacher.model")), vocabulary)
-        settings = teacher_settings(config, max_tokens=max_tokens, on_gpu=on_gpu, tensor_parallel=tensor_parallel)
-        settings = replace(settings, max_logprobs=max(self._classes, 1))
+        settings = replace(teacher_settings(config, **resources), max_logprobs=max(self._classes, 1))
         self._core = VLLMCore(settings, renderer, name="teacher", vocabulary=vocabulary)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         """Scores of the rollouts' tokens, in order. Cancelling the call aborts its requests."""
         sequences = [[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()] for rollout in rollouts]
         tables = await self._core.logprobs(sequences, self._classes)
-        scores = []
-        for rollout, (ids, logprobs) in zip(rollouts, tables, strict=True):
-            ids, logprobs = ids[-len(rollout.tokens) :], logprobs[-len(rollout.tokens) :]
-            scores.append(to_scores(logprobs[:, 0], ids[:, 1:], logprobs[:, 1:], self._config, self._vocabulary))
-        return scores
+        answers = [[part[-len(rollout.tokens) :] for part in table] for rollout, table in zip(rollouts, tables, strict=True)]
+        config, vocabulary = self._config, self._vocabulary
+        return [to_scores(values[:, 0], ids[:, 1:], values[:, 1:], config, vocabulary) for ids, values in answers]
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """The teacher's samples. Cancelling the call aborts its requests."""

@@ -1,4 +1,4 @@
-"""PromptKD: a teacher that learns along in every rank of a DeepSpeed learner, against one process of plain torch."""
+"""PromptKD: a teacher that is trained too, in every rank of a DeepSpeed learner, against one process of plain torch."""
 
 import asyncio
 import json

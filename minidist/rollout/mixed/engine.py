@@ -1,40 +1,23 @@
 """Rollout engines whose text comes from a mixture of student and teacher; all but the text is the student's."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from minidist.types import Prompt, Rollout, Sampling, Weights
+from minidist.rollout.pool import Engines
+from minidist.types import Prompt, Rollout, Sampling
 
 
-class MixedEngine:
+class MixedEngine(Engines):
     """A student's rollout engine with a share `alpha` of the teacher's tokens; subclasses write the text."""
 
     def __init__(self, student: Any, alpha: float) -> None:
+        super().__init__([student])
         self._student = student
         self._alpha = alpha
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The student's log-probabilities of every token after the first."""
-        return await self._student.score(sequences)
-
-    async def load(self, weights: Weights | Path) -> None:
-        """Load the student's weights."""
-        await self._student.load(weights)
-
-    async def version(self) -> int:
-        """Version of the student's weights."""
-        return await self._student.version()
-
-    async def figures(self) -> dict[str, float]:
-        return {}
-
-    async def describe(self) -> dict[str, object]:
+    async def describe(self) -> dict[str, Any]:
         """The student's engine, and the teacher's share."""
-        return {**await self._student.describe(), "teacher_mix": self._alpha}
-
-    async def close(self) -> None:
-        await self._student.close()
+        return await super().describe() | {"teacher_mix": self._alpha}
 
 
 class LockstepEngine(MixedEngine):

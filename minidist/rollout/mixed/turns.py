@@ -19,10 +19,12 @@ from minidist.data.rendering import Renderer
 from minidist.rollout.mixed.engine import MixedEngine
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm.sessions import Turn, TurnRequest, TurnResult, TurnTaker
-from minidist.types import Array, Finish, Prompt, Rollout, Sampling
+from minidist.types import Array, Prompt, Rollout, Sampling
 
 STUDENT, TEACHER = 0, 1
 _NAMES = ("student", "teacher")
+_UNITS = ("tokens", "turns", "calls", "s")
+"""Of what each side does in mixed sampling: tokens written, turns taken, calls, and seconds."""
 _FRACTION = 0.5
 """Fraction of its turns that an engine does before the other engine continues. With all of them, the last few turns of each
 request would run alone."""
@@ -33,31 +35,9 @@ def coins(alpha: float, count: int, *, seed: int, row: int, sample: int) -> Arra
     return np.random.default_rng([seed, row, sample]).random(count) < alpha
 
 
-@dataclass
-class SideCounts:
-    """What student and teacher (in this order) did in mixed sampling: tokens written, turns taken, calls, and seconds."""
-
-    tokens: list[int] = field(default_factory=lambda: [0, 0])
-    turns: list[int] = field(default_factory=lambda: [0, 0])
-    calls: list[int] = field(default_factory=lambda: [0, 0])
-    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0])
-
-    def add(self, side: int, turns: int, results: Sequence[TurnResult], seconds: float) -> None:
-        """Count one call of an engine."""
-        self.tokens[side] += sum(len(result.tokens) for result in results)
-        self.turns[side] += turns
-        self.calls[side] += 1
-        self.seconds[side] += seconds
-
-    def __iadd__(self, other: "SideCounts") -> "SideCounts":
-        for name, values in vars(other).items():
-            setattr(self, name, [left + right for left, right in zip(getattr(self, name), values, strict=True)])
-        return self
-
-    def figures(self) -> dict[str, float]:
-        """As metrics: mixed/student_tokens, mixed/teacher_s ..."""
-        units = {"tokens": self.tokens, "turns": self.turns, "calls": self.calls, "s": self.seconds}
-        return {f"mixed/{name}_{unit}": float(values[i]) for unit, values in units.items() for i, name in enumerate(_NAMES)}
+def _figures(counts: Array) -> dict[str, float]:
+    """Counts [side, unit] as metrics: mixed/student_tokens, mixed/teacher_s ..."""
+    return {f"mixed/{name}_{unit}": float(counts[i, j]) for j, unit in enumerate(_UNITS) for i, name in enumerate(_NAMES)}
 
 
 @dataclass
@@ -67,19 +47,27 @@ class _Sequence:
     prompt: Prompt
     sample: int
     seed: int
+    tokens: list[int]
     coins: Array
-    tokens: list[int] = field(init=False)
     read: list[int] = field(default_factory=lambda: [0, 0])
     logprobs: list[float] = field(default_factory=list)
-    finish: Finish | None = None
+    stopped: bool = False
 
-    def __post_init__(self) -> None:
-        self.tokens = self.prompt.tokens.tolist()
+    @classmethod
+    def of(cls, prompt: Prompt, sample: int, alpha: float, sampling: Sampling) -> "_Sequence":
+        seed, tokens = sampling.seed, prompt.tokens.tolist()
+        return cls(
+            prompt, sample, seed, tokens, coins(alpha, sampling.max_new_tokens, seed=seed, row=prompt.row, sample=sample)
+        )
 
     @property
     def length(self) -> int:
         """Tokens written."""
         return len(self.logprobs)
+
+    @property
+    def finished(self) -> bool:
+        return self.stopped or self.length == len(self.coins)
 
     @property
     def side(self) -> int:
@@ -101,24 +89,12 @@ class _Sequence:
         self.tokens += result.tokens
         self.logprobs += result.logprobs if side == STUDENT else [float("nan")] * len(result.tokens)
         self.read[side] = len(self.tokens)
-        if result.stopped:
-            self.finish = Finish.STOP
-        elif self.length == len(self.coins):
-            self.finish = Finish.LENGTH
+        self.stopped = result.stopped
 
     def rollout(self, renderer: Renderer, version: int) -> Rollout:
-        assert self.finish is not None
         tokens = np.asarray(self.tokens[len(self.prompt.tokens) :], dtype=np.int32)
-        return Rollout.written(
-            self.prompt,
-            tokens,
-            self.logprobs,
-            version=version,
-            stopped=self.finish is Finish.STOP,
-            sample=self.sample,
-            text=renderer.decode(tokens),
-            coins=self.coins[: len(tokens)],
-        )
+        fields = {"sample": self.sample, "text": renderer.decode(tokens), "coins": self.coins[: len(tokens)]}
+        return Rollout.written(self.prompt, tokens, self.logprobs, version=version, stopped=self.stopped, **fields)
 
 
 class TurnTakingEngine(MixedEngine):
@@ -135,8 +111,8 @@ class TurnTakingEngine(MixedEngine):
         self._sides: tuple[TurnTaker, TurnTaker] = (student, teacher)
         self._renderer = renderer
         self._sharing = sharing
-        self._last = SideCounts()
-        self._total = SideCounts()
+        self._last = np.zeros((len(_NAMES), len(_UNITS)))
+        self._total = np.zeros_like(self._last)
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """`sampling.samples` rollouts a prompt, in order, with their coins.
@@ -146,8 +122,8 @@ class TurnTakingEngine(MixedEngine):
         if self._alpha == 0:
             return await self._student.generate(prompts, sampling)
         assert sampling.no_repeat_ngram_size is None, "a mixture blocks no n-grams"
-        sequences = [self._sequence(prompt, number, sampling) for prompt, number in sampling.jobs(prompts)]
-        self._last, call = SideCounts(), uuid.uuid4().hex
+        sequences = [_Sequence.of(prompt, number, self._alpha, sampling) for prompt, number in sampling.jobs(prompts)]
+        self._last, call = np.zeros_like(self._total), uuid.uuid4().hex
         try:
             await self._write(_Round(call, sequences, await self._capacity(sequences)), sampling)
         except BaseException:
@@ -159,17 +135,13 @@ class TurnTakingEngine(MixedEngine):
         version = await self.version()
         return [sequence.rollout(self._renderer, version) for sequence in sequences]
 
-    async def describe(self) -> dict[str, object]:
+    async def describe(self) -> dict[str, Any]:
         """The student's engine, the teacher's share, and the counts of each side so far."""
-        return {**await super().describe(), **self._total.figures()}
+        return await super().describe() | _figures(self._total)
 
     async def figures(self) -> dict[str, float]:
         """Tokens, turns, calls and seconds of each side in the last `generate`."""
-        return self._last.figures() if self._alpha else {}
-
-    def _sequence(self, prompt: Prompt, number: int, sampling: Sampling) -> _Sequence:
-        tossed = coins(self._alpha, sampling.max_new_tokens, seed=sampling.seed, row=prompt.row, sample=number)
-        return _Sequence(prompt, number, sampling.seed, tossed)
+        return _figures(self._last) if self._alpha else {}
 
     async def _write(self, work: "_Round", sampling: Sampling) -> None:
         """Take turns until every sequence is finished."""
@@ -178,7 +150,8 @@ class TurnTakingEngine(MixedEngine):
             request = work.request(side, sampling)
             began = time.perf_counter()
             results = await self._sides[side].take_turns(request)
-            self._last.add(side, len(request.turns), results, time.perf_counter() - began)
+            tokens, seconds = sum(len(result.tokens) for result in results), time.perf_counter() - began
+            self._last[side] += tokens, len(request.turns), 1, seconds
             work.take_in(side, results)
 
     async def _capacity(self, sequences: Sequence[_Sequence]) -> int:
@@ -196,8 +169,8 @@ class _Round:
         self._sequences = sequences
         self._unopened = deque(range(len(sequences)))
         self._free = capacity
-        self._turns: tuple[list[Turn], list[Turn]] = ([], [])
-        self._finished: tuple[list[int], list[int]] = ([], [])
+        self._turns: list[list[Turn]] = [[], []]
+        self._finished: list[list[int]] = [[], []]
         self._working = [0, 0]
         self._admit()
 
@@ -207,9 +180,8 @@ class _Round:
 
     def request(self, side: int, sampling: Sampling) -> TurnRequest:
         """The turns that wait for a side, and the sequences that the side may forget."""
-        turns, finished = list(self._turns[side]), list(self._finished[side])
-        self._turns[side].clear()
-        self._finished[side].clear()
+        turns, self._turns[side] = self._turns[side], []
+        finished, self._finished[side] = self._finished[side], []
         self._working[side] += len(turns)
         return TurnRequest(self._call, turns, finished, sampling, logprobs=side == STUDENT, fraction=_FRACTION)
 
@@ -218,7 +190,7 @@ class _Round:
         self._working[side] -= len(results)
         for result in results:
             self._sequences[result.index].write(result)
-            if self._sequences[result.index].finish is None:
+            if not self._sequences[result.index].finished:
                 self._queue(result.index)
                 continue
             self._free += 1

@@ -8,6 +8,8 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,9 @@ from minidist.config.teacher import LocalTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import RoleError
 from minidist.models.files import resolve
-from minidist.rollout.ngrams import OPTION
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
+from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
 from minidist.types import Array, Prompt, Rollout, Sampling
 
@@ -63,15 +65,9 @@ class VLLMSettings:
     @classmethod
     def of(cls, config: ModelConfig, where: str, limits: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
         """Settings from a model's section `where` and the limits of its role; `fields`: other fields, by name."""
-        return cls(
-            model=resolve(config.model or "", where),
-            dtype=config.dtype,
-            trust_remote_code=config.trust_remote_code,
-            max_sequences=limits.max_sequences,
-            kv_cache_gib=limits.kv_cache_gib,
-            gpu_memory_utilization=limits.gpu_memory_utilization,
-            **fields,
-        )
+        shared = config.model_dump(include={"dtype", "trust_remote_code"})
+        shared |= limits.model_dump(include={"max_sequences", "kv_cache_gib", "gpu_memory_utilization"})
+        return cls(model=resolve(config.model or "", where), **shared, **fields)
 
 
 class VLLMCore:
@@ -83,7 +79,7 @@ class VLLMCore:
         self._renderer = renderer
         self._worker = Worker(name)
         self._finished: dict[str, Any] = {}
-        self._requests = 0
+        self._names = map(str, count())
         self._blocks_ngrams = settings.ngrams
         # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
         self._engine = self._worker.run_now(_make_engine, settings)
@@ -91,32 +87,19 @@ class VLLMCore:
         width = int(self._engine.vllm_config.model_config.get_vocab_size())  # classes of the softmax, padding included
         # Ids beyond the shared vocabulary are padding, which the learner slices off: the engine must not sample them.
         self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < width else None
-        self._sessions = Sessions(self._engine, renderer.eos, self._allowed)
+        self.sessions = Sessions(self._engine, renderer.eos, self._allowed)
 
     async def write(self, prompts: Sequence[Prompt], sampling: Sampling, *, version: int) -> list[Rollout]:
         """`sampling.samples` rollouts a prompt, in order, of weights `version`. Cancelling the call aborts its requests.
 
         The engine blocks n-grams only if it was started with `VLLMSettings.ngrams`.
         """
-        from vllm import SamplingParams
-
-        blocked = sampling.no_repeat_ngram_size
-        assert blocked is None or self._blocks_ngrams, "only an engine started with ngrams=True blocks n-grams"
+        assert self._blocks_ngrams or sampling.no_repeat_ngram_size is None, (
+            "only an engine started with ngrams=True blocks n-grams"
+        )
         jobs = sampling.jobs(prompts)
-        parameters = [
-            SamplingParams(
-                max_tokens=sampling.max_new_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=sample_seed(sampling.seed, prompt.row, number),
-                logprobs=0,
-                detokenize=False,
-                stop_token_ids=[self._renderer.eos],
-                allowed_token_ids=self._allowed,
-                extra_args=None if blocked is None else {OPTION: blocked},
-            )
-            for prompt, number in jobs
-        ]
+        asked = partial(sampling_params, sampling, self._renderer.eos, self._allowed, logprobs=0)
+        parameters = [asked(seed=sample_seed(sampling.seed, prompt.row, number)) for prompt, number in jobs]
         outputs = await self._run([prompt.tokens.tolist() for prompt, _ in jobs], parameters)
         rollouts = [self._rollout(*job, output, version) for job, output in zip(jobs, outputs, strict=True)]
         self.tokens_written += sum(len(rollout.tokens) for rollout in rollouts)
@@ -137,18 +120,14 @@ class VLLMCore:
 
     async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
         """See `sessions.TurnTaker`."""
-        await self._worker.run(self._begin, request)
-        while not self._enough(request):
-            await self._worker.run(self._steps, lambda: self._enough(request))
-        results = self._sessions.collect(request.call)
+        await self._worker.run(self.sessions.submit, request)
+        await self._until(partial(self.sessions.enough, request.call, request.fraction))
+        results = self.sessions.collect(request.call)
         self.tokens_written += sum(len(result.tokens) for result in results)
         return results
 
     async def end_turns(self, call: str) -> None:
-        await self._worker.run(self._sessions.end, call)
-
-    def turn_capacity(self, tokens: int) -> int:
-        return self._sessions.capacity(tokens)
+        await self._worker.run(self.sessions.end, call)
 
     async def reload(self, tensors: list[tuple[str, Any]]) -> None:
         """Replace the weights in every process that holds a part of the model, and drop cached keys and values."""
@@ -157,12 +136,9 @@ class VLLMCore:
     def facts(self) -> dict[str, object]:
         """Engine class, architecture, processes: for the run's summary."""
         config = self._engine.vllm_config
-        return {
-            "class": f"vllm {type(self._engine).__name__}",
-            "architecture": config.model_config.architectures[0],
-            "tensor_parallel": config.parallel_config.tensor_parallel_size,
-            "sequences_held": len(self._sessions),
-        }
+        split, held = config.parallel_config.tensor_parallel_size, len(self.sessions)
+        facts = {"class": f"vllm {type(self._engine).__name__}", "architecture": config.model_config.architectures[0]}
+        return facts | {"tensor_parallel": split, "sequences_held": held}
 
     async def close(self) -> None:
         show_shared_memory(self._shared)
@@ -171,13 +147,11 @@ class VLLMCore:
 
     async def _run(self, prompts: list[list[int]], parameters: list[Any]) -> list[Any]:
         """Submit all requests in order and step the engine until they are finished; abort them if this call is cancelled."""
-        names = [str(self._requests + index) for index in range(len(prompts))]
-        self._requests += len(prompts)
+        names = list(islice(self._names, len(prompts)))
         wanted = set(names)
         try:
             await self._worker.run(self._submit, names, prompts, parameters)
-            while not wanted <= self._finished.keys():
-                await self._worker.run(self._steps, lambda: wanted <= self._finished.keys())
+            await self._until(lambda: wanted <= self._finished.keys())
         except BaseException:
             unfinished = [name for name in names if self._finished.pop(name, None) is None]
             await self._worker.run(self._engine.abort_request, unfinished)
@@ -189,25 +163,20 @@ class VLLMCore:
         for name, prompt, parameter in zip(names, prompts, parameters, strict=True):
             self._engine.add_request(name, {"prompt_token_ids": prompt}, parameter)
 
-    def _begin(self, request: TurnRequest) -> None:
-        self._sessions.submit(request)
-        self._steps(lambda: self._enough(request))
-
-    def _enough(self, request: TurnRequest) -> bool:
-        return self._sessions.enough(request.call, request.fraction)
+    async def _until(self, done: Callable[[], bool]) -> None:
+        """Step until `done`. Requests of another call may finish too; that call collects them the next time it runs."""
+        while not done():
+            await self._worker.run(self._steps, done)
 
     def _steps(self, done: Callable[[], bool]) -> None:
-        """Step for a quarter of a second or until `done`, so that a cancelled call is noticed soon.
-
-        Requests of another call may finish too; that call collects them the next time it runs.
-        """
+        """Step for a quarter of a second or until `done`, so that a cancelled call is noticed soon."""
         until = time.monotonic() + 0.25
         while not done() and time.monotonic() < until:
             self._step()
 
     def _step(self) -> None:
         """One pass of the model, as vLLM's `step` makes it; tokens of sessions skip vLLM's bookkeeping."""
-        others = self._sessions.take(self._engine.engine_core.get_output().outputs)
+        others = self.sessions.take(self._engine.engine_core.get_output().outputs)
         done = self._engine.output_processor.process_outputs(others)
         self._engine.engine_core.abort_requests(done.reqs_to_abort)
         self._finished |= {output.request_id: output for output in done.request_outputs if output.finished}
@@ -216,15 +185,8 @@ class VLLMCore:
         completion = output.outputs[0]
         tokens = np.asarray(completion.token_ids, dtype=np.int32)
         logprobs = [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)]
-        return Rollout.written(
-            prompt,
-            tokens,
-            logprobs,
-            version=version,
-            stopped=completion.finish_reason == "stop",
-            sample=number,
-            text=self._renderer.decode(tokens),
-        )
+        stopped, text = completion.finish_reason == "stop", self._renderer.decode(tokens)
+        return Rollout.written(prompt, tokens, logprobs, version=version, stopped=stopped, sample=number, text=text)
 
     def _reload(self, tensors: list[tuple[str, Any]]) -> None:
         # A direct model.load_weights fails on a CPU. The tensors must include a tied head. The caller proves the swap.
@@ -258,8 +220,7 @@ def _make_engine(settings: VLLMSettings) -> Any:
 
 def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
     """The arguments of vLLM's engine."""
-    split = {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
-    return {
+    arguments: dict[str, Any] = {
         "model": str(settings.model),
         "tokenizer": str(settings.model),
         "dtype": settings.dtype,
@@ -275,17 +236,13 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "generation_config": "vllm",
         "disable_log_stats": True,
         "logits_processors": ["minidist.rollout.vllm.ngrams:NoRepeatNgram"] if settings.ngrams else None,
-        **(split if settings.tensor_parallel > 1 else {}),
-        **(_gpu_arguments(settings) if settings.on_gpu else _cpu_arguments(settings)),
     }
-
-
-def _gpu_arguments(settings: VLLMSettings) -> dict[str, Any]:
-    return {"gpu_memory_utilization": settings.gpu_memory_utilization, "max_num_batched_tokens": settings.batch_tokens}
-
-
-def _cpu_arguments(settings: VLLMSettings) -> dict[str, Any]:
-    return {
+    if settings.tensor_parallel > 1:
+        arguments |= {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
+    if settings.on_gpu:
+        memory = settings.gpu_memory_utilization
+        return arguments | {"gpu_memory_utilization": memory, "max_num_batched_tokens": settings.batch_tokens}
+    return arguments | {
         "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
         # A prompt that is prefilled in two parts draws one token too many. vLLM undoes the draw by rewinding the request's
         # generator, which a CPU generator cannot do, so prompts are never split.

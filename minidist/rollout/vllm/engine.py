@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
 
 from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
@@ -44,11 +45,11 @@ class VLLMEngine(TurnTaker):
     async def load(self, weights: Weights | Path) -> None:
         """Replace the weights, and drop all cached keys and values."""
         if isinstance(weights, Path):
-            tensors, version = list(_read(weights)), self._version + 1
+            tensors, version = _read(weights), self._version + 1
         else:
-            tensors = [(name, to_tensor(array, weights.dtypes[name])) for name, array in weights.arrays.items()]
+            tensors = {name: to_tensor(array, weights.dtypes[name]) for name, array in weights.arrays.items()}
             version = weights.version
-        await self._core.reload(tensors)
+        await self._core.reload(list(tensors.items()))
         self._version = version
 
     async def version(self) -> int:
@@ -58,28 +59,19 @@ class VLLMEngine(TurnTaker):
         return {}
 
     async def describe(self) -> dict[str, object]:
-        return {
-            **self._core.facts(),
-            "version": self._version,
-            "tokens_written": self._core.tokens_written,
-            "requests_aborted": self._core.aborted,
-        }
+        counts = {"tokens_written": self._core.tokens_written, "requests_aborted": self._core.aborted}
+        return {**self._core.facts(), "version": self._version, **counts}
 
     async def close(self) -> None:
         await self._core.close()
 
 
-def _read(path: Path) -> Any:
-    """Names and tensors of a checkpoint; a tied output head is listed too."""
-    names: set[str] = set()
-    tied: tuple[str, Any] | None = None
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name; a tied output head is listed too."""
+    tensors: dict[str, Tensor] = {}
     for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (safe_open is no mapping)
-                names.add(name)
-                tensor = tensors.get_tensor(name)
-                if name.endswith(("embed_tokens.weight", "wte.weight")):
-                    tied = ("lm_head.weight", tensor)
-                yield name, tensor
-    if "lm_head.weight" not in names and tied is not None:
-        yield tied
+        tensors |= load_file(file)
+    if "lm_head.weight" not in tensors:
+        for name in [name for name in tensors if name.endswith(("embed_tokens.weight", "wte.weight"))]:
+            tensors["lm_head.weight"] = tensors[name]
+    return tensors

@@ -30,7 +30,8 @@ def hide_shared_memory() -> list[Path]:
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     # Compared by inode: the process that created a semaphore has mapped it under a name that no longer exists.
     mapped = set[int]().union(*(_mapped(process.pid) for process in processes))
-    names = [path for path in _SHARED.iterdir() if path.name.startswith(_OURS) and _inode(path) in mapped]
+    with os.scandir(_SHARED) as entries:
+        names = [Path(entry.path) for entry in entries if entry.name.startswith(_OURS) and entry.inode() in mapped]
     for name in names:
         name.unlink(missing_ok=True)
     return names
@@ -40,13 +41,6 @@ def show_shared_memory(names: list[Path]) -> None:
     """Restore the names as empty files, so that vLLM finds the names it removes in an orderly shutdown."""
     for name in names:
         name.touch()
-
-
-def _inode(path: Path) -> int | None:
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:  # of another process, removed in the meantime
-        return None
 
 
 def _mapped(pid: int) -> set[int]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from minidist.rollout.vllm.sampling import sampling_params
 from minidist.types import Sampling
 
 
@@ -105,24 +106,22 @@ class Sessions:
         call = self._calls.setdefault(request.call, _Call())
         template = None
         for turn in request.turns:
-            session = call.sessions.get(turn.index)
-            if session is None:
+            if (session := call.sessions.get(turn.index)) is None:
                 template = template or self._template(request)
-                session = self._open(request.call, turn, template)
-                unread = turn.unread
-            else:
-                unread = [session.tokens[-1], *turn.unread]
+                session = self._open(call, f"{request.call}/{turn.index}", turn, template)
+            resumed = _copied(session.request)
+            resumed.prompt_token_ids = [*session.tokens[-1:], *turn.unread]
+            resumed.sampling_params.max_tokens = turn.count
             session.tokens = []
             session.logprobs = []
-            self._engine.engine_core.add_request(_turn(session.request, list(unread), turn.count))
+            self._engine.engine_core.add_request(resumed)
         call.working += len(request.turns)
 
     def take(self, outputs: Sequence[Any]) -> list[Any]:
         """Keep what a step of the engine wrote in sessions, and return its other outputs."""
         others = []
         for output in outputs:
-            session = self._by_name.get(output.request_id)
-            if session is None:
+            if (session := self._by_name.get(output.request_id)) is None:
                 others.append(output)
                 continue
             session.tokens += output.new_token_ids
@@ -136,10 +135,8 @@ class Sessions:
 
     def enough(self, name: str, fraction: float) -> bool:
         """Whether at least this fraction of the call's turns is done, or the call has ended."""
-        call = self._calls.get(name)
-        if call is None or not call.working:
-            return True
-        return len(call.results) >= fraction * (len(call.results) + call.working)
+        call = self._calls.get(name, _Call())
+        return not call.working or len(call.results) >= fraction * (len(call.results) + call.working)
 
     def collect(self, name: str) -> list[TurnResult]:
         """The turns done since the last collection, in the order in which they ended."""
@@ -149,8 +146,7 @@ class Sessions:
 
     def end(self, name: str, indices: Sequence[int] | None = None) -> None:
         """Forget sequences of a call, in whatever state they are; None: all of them, and the call."""
-        call = self._calls.get(name)
-        if call is None:
+        if (call := self._calls.get(name)) is None:
             return
         ended = list(call.sessions) if indices is None else [index for index in indices if index in call.sessions]
         requests = [call.sessions.pop(index).request.request_id for index in ended]
@@ -160,41 +156,27 @@ class Sessions:
         if indices is None:
             del self._calls[name]
 
-    def _open(self, name: str, turn: Turn, template: Any) -> _Session:
-        request = copy.copy(template)
-        request.request_id = f"{name}/{turn.index}"
-        request.sampling_params = copy.copy(template.sampling_params)
+    def _open(self, call: _Call, name: str, turn: Turn, template: Any) -> _Session:
+        request = _copied(template)
+        request.request_id = name
         request.sampling_params.seed = turn.seed
-        call = self._calls[name]
         session = _Session(call, turn.index, request)
-        call.sessions[turn.index] = self._by_name[request.request_id] = session
+        call.sessions[turn.index] = self._by_name[name] = session
         return session
 
     def _template(self, request: TurnRequest) -> Any:
         """A request as vLLM's input processor makes it, once for all requests that differ in tokens and seed alone."""
-        from vllm import SamplingParams
-
-        parameters = SamplingParams(
-            max_tokens=1,
-            temperature=request.sampling.temperature,
-            top_p=request.sampling.top_p,
-            seed=0,
-            logprobs=0 if request.logprobs else None,
-            detokenize=False,
-            stop_token_ids=[self._eos],
-            allowed_token_ids=self._allowed,
-        )
+        fields = {"max_tokens": 1, "seed": 0, "logprobs": 0 if request.logprobs else None}
+        parameters = sampling_params(request.sampling, self._eos, self._allowed, **fields)
         tasks = self._engine.get_supported_tasks()
         return self._engine.input_processor.process_inputs("", {"prompt_token_ids": [0]}, parameters, tasks, resumable=True)
 
 
-def _turn(request: Any, unread: list[int], count: int) -> Any:
-    """The request's next turn: other tokens to read, another number of tokens to write."""
-    turn = copy.copy(request)
-    turn.prompt_token_ids = unread
-    turn.sampling_params = copy.copy(request.sampling_params)
-    turn.sampling_params.max_tokens = count
-    return turn
+def _copied(request: Any) -> Any:
+    """A copy of a request, with sampling parameters of its own."""
+    copied = copy.copy(request)
+    copied.sampling_params = copy.copy(request.sampling_params)
+    return copied
 
 
 class TurnTaker:
@@ -212,4 +194,4 @@ class TurnTaker:
 
     async def turn_capacity(self, tokens: int) -> int:
         """Number of sequences of at most `tokens` tokens that may be open at one time."""
-        return self._core.turn_capacity(tokens)
+        return self._core.sessions.capacity(tokens)

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,6 @@ class Origin:
     vocabulary: int | None
 
 
-@dataclass(frozen=True)
-class _Span:
-    """The tokens of one row: positions start to end of the arrays of a shard."""
-
-    shard: int
-    start: int
-    end: int
-
-
 def key_of(rollout: Rollout) -> bytes:
     """The key of a row: a checksum of the token ids of its prompt and its answer."""
     prompt, answer = (np.asarray(tokens, dtype="<i4") for tokens in (rollout.prompt.tokens, rollout.tokens))
@@ -78,7 +69,7 @@ class ScoreCache:
         self.origin = Origin(**index["origin"])
         self.hidden_dtype: str = index["hidden_dtype"]
         self.shards: list[dict[str, Any]] = []
-        self._spans: dict[bytes, _Span] = {}
+        self._places: dict[bytes, tuple[int, slice]] = {}  # of each row: its shard, and its tokens there
         for shard in index["shards"]:
             if fault := damage(path / shard["file"], shard["sha256"]):
                 if not mend:
@@ -92,10 +83,10 @@ class ScoreCache:
             self.shards.append(shard)
 
     def __len__(self) -> int:
-        return len(self._spans)
+        return len(self._places)
 
     def __contains__(self, rollout: Rollout) -> bool:
-        return key_of(rollout) in self._spans
+        return key_of(rollout) in self._places
 
     @property
     def bytes(self) -> int:
@@ -103,9 +94,9 @@ class ScoreCache:
 
     def read(self, rollout: Rollout) -> TeacherScores:
         """The scores of a row in the cache."""
-        span = self._spans[key_of(rollout)]
-        shard = self._open[span.shard]
-        arrays: dict[str, Any] = {name: shard.get_slice(name)[span.start : span.end] for name in ARRAYS if name in shard.keys()}  # noqa: SIM118
+        number, tokens = self._places[key_of(rollout)]
+        shard = self._open[number]
+        arrays: dict[str, Any] = {name: shard.get_slice(name)[tokens] for name in ARRAYS if name in shard.keys()}  # noqa: SIM118
         return TeacherScores(Payload(self.origin.payload), hidden_dtype=self.hidden_dtype, **arrays)
 
     @cached_property
@@ -117,7 +108,7 @@ class ScoreCache:
         with safe_open(file, framework="np") as shard:
             keys, starts = shard.get_tensor("keys"), shard.get_tensor("starts")
         for key, start, end in zip(keys, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            self._spans[key.tobytes()] = _Span(number, start, end)
+            self._places[key.tobytes()] = number, slice(start, end)
 
 
 class CachedTeacher:
@@ -147,8 +138,7 @@ class CachedTeacher:
         """The first top_k of the listed tokens: the likeliest ones, so scores are exact for this smaller K too."""
         if scores.top_ids is None or scores.top_logprobs is None:
             return scores
-        ids, logprobs = scores.top_ids[:, : self._top_k], scores.top_logprobs[:, : self._top_k]
-        return TeacherScores(scores.payload, logprobs=scores.logprobs, top_ids=ids, top_logprobs=logprobs)
+        return replace(scores, top_ids=scores.top_ids[:, : self._top_k], top_logprobs=scores.top_logprobs[:, : self._top_k])
 
 
 def require(cache: ScoreCache, rollouts: Sequence[Rollout], where: str) -> None:

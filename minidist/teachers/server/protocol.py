@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,9 +11,9 @@ import numpy as np
 
 from minidist.config.teacher import ServerConfig, ServerTeacherConfig
 from minidist.errors import RoleError
-from minidist.types import Array
+from minidist.types import Array, Sampling
 
-COMPLETIONS = "/v1/completions"
+MODELS, TOKENIZE, COMPLETIONS = "/v1/models", "/tokenize", "/v1/completions"
 
 
 def address(config: ServerConfig) -> str:
@@ -32,10 +33,40 @@ def headers(config: ServerConfig) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+def read_models(answer: Any) -> dict[str, dict[str, Any]]:
+    """The answer to GET `MODELS`: the entry of each model, by its name. Raises KeyError or TypeError for another answer."""
+    return {str(card["id"]): card for card in answer["data"]}
+
+
+def tokenizing(model: str, text: str) -> dict[str, Any]:
+    """A request for the tokens of a text."""
+    return {"model": model, "prompt": text, "add_special_tokens": False}
+
+
+def read_tokens(answer: Any) -> list[int]:
+    """The answer to `tokenizing`. Raises KeyError or TypeError for another answer."""
+    return list(answer["tokens"])
+
+
 def scoring(model: str, sequence: Sequence[int], classes: int) -> dict[str, Any]:
     """A request for the log-probabilities of a sequence, with the `classes` likeliest tokens at each position."""
     # A server answers only if it writes at least one token, which is ignored.
     return {"model": model, "prompt": list(sequence), "max_tokens": 1, "temperature": 0, "prompt_logprobs": classes}
+
+
+def drawing(sampling: Sampling) -> dict[str, Any]:
+    """The sampling fields of a request; every option for which a server may have another default is set."""
+    drawn = {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
+    return drawn | {"top_k": 0, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+
+
+def untruncated(sampling: Sampling) -> bool:
+    """Whether answers are drawn from the model's own distribution, whose log-probabilities a server reports.
+
+    A server takes them before temperature and truncation, unless it was started otherwise.
+    """
+    own = Sampling(max_new_tokens=sampling.max_new_tokens, samples=sampling.samples, seed=sampling.seed)
+    return sampling in (own, replace(own, temperature=0))
 
 
 def read_scores(answer: Any, sequence: Sequence[int], classes: int) -> tuple[Array, Array, Array]:

@@ -18,7 +18,7 @@ from minidist.models.heads import vocabulary_size
 from minidist.models.hub import load_config
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.payload import classes_asked, to_scores
-from minidist.teachers.server.protocol import COMPLETIONS, address, error_text, headers, read_scores, refusal, scoring
+from minidist.teachers.server import protocol
 from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
@@ -35,18 +35,16 @@ class ServerTeacher:
         width = vocabulary_size(load_config(config, "teacher.model"))
         self._config = config
         self._server = config.server
+        self._address = protocol.address(config.server)
         self._renderer = renderer
         self._vocabulary = vocabulary
         self._classes = classes_asked(config, width, vocabulary)
         self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < width else None
         self._slots = asyncio.Semaphore(self._server.requests)
-        self._client = httpx.AsyncClient(
-            base_url=address(self._server),
-            headers=headers(self._server),
-            timeout=self._server.timeout_s,
-            # Requests wait for a slot, never for a connection, since that wait would count towards their timeout.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=self._server.requests),
-        )
+        # Requests wait for a slot, never for a connection, since that wait would count towards their timeout.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._server.requests)
+        key, timeout = protocol.headers(self._server), self._server.timeout_s
+        self._client = httpx.AsyncClient(base_url=self._address, headers=key, timeout=timeout, limits=limits)
         self._model = self._server.model
         self._answers = 0
         self._retries = 0
@@ -64,14 +62,8 @@ class ServerTeacher:
 
     async def describe(self) -> dict[str, object]:
         """Server, model, payload and counts: for the run's summary."""
-        return {
-            "class": type(self).__name__,
-            "server": address(self._server),
-            "model": self._model,
-            "payload": self._config.payload,
-            "requests": self._answers,
-            "retries": self._retries,
-        }
+        served = {"class": type(self).__name__, "server": self._address, "model": self._model}
+        return served | {"payload": self._config.payload, "requests": self._answers, "retries": self._retries}
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -79,24 +71,21 @@ class ServerTeacher:
     async def _name(self) -> str:
         """The name under which the server serves the teacher."""
         if self._model is None:
-            served = await self._ask("GET", "/v1/models")
-            self._model = str(served["data"][0]["id"])
+            self._model, *_ = protocol.read_models(await self._ask("GET", protocol.MODELS))
         return self._model
 
     async def _score(self, model: str, rollout: Rollout) -> TeacherScores:
         sequence, count = [*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()], len(rollout.tokens)
-        answer = await self._ask("POST", COMPLETIONS, scoring(model, sequence, self._classes))
-        logprobs, ids, values = (array[-count:] for array in read_scores(answer, sequence, self._classes))
+        answer = await self._ask("POST", protocol.COMPLETIONS, protocol.scoring(model, sequence, self._classes))
+        logprobs, ids, values = (array[-count:] for array in protocol.read_scores(answer, sequence, self._classes))
         return to_scores(logprobs, ids, values, self._config, self._vocabulary)
 
     async def _write(self, model: str, prompt: Prompt, number: int, sampling: Sampling) -> Rollout:
-        # The request sets every option that a server may have another default for. Only the renderer's end-of-sequence token
-        # ends an answer.
         body = {"model": model, "prompt": prompt.tokens.tolist(), "seed": sample_seed(sampling.seed, prompt.row, number)}
-        body |= {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top_p": sampling.top_p}
-        body |= {"top_k": 0, "min_p": 0, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+        # Only the renderer's end-of-sequence token ends an answer.
         body |= {"ignore_eos": True, "stop_token_ids": [self._renderer.eos], "allowed_token_ids": self._allowed}
-        answer = await self._ask("POST", COMPLETIONS, body | {"logprobs": 0, "return_token_ids": True})
+        body |= protocol.drawing(sampling) | {"logprobs": 0, "return_token_ids": True}
+        answer = await self._ask("POST", protocol.COMPLETIONS, body)
         try:
             choice = answer["choices"][0]
             tokens = np.array(choice["token_ids"], dtype=np.int32)
@@ -104,15 +93,12 @@ class ServerTeacher:
             stopped = choice["finish_reason"] == "stop"
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise RoleError(
-                f"the server at {address(self._server)} returns no token ids ({type(error).__name__}: {error}); the teacher "
+                f"the server at {self._address} returns no token ids ({type(error).__name__}: {error}); the teacher "
                 "needs a vLLM server that supports return_token_ids"
             ) from None
-        # A server reports log-probabilities before temperature and truncation, unless it was started otherwise.
-        plain = not sampling.truncated and sampling.temperature in (0, 1) and self._allowed is None
+        known = logprobs if protocol.untruncated(sampling) and self._allowed is None else None
         text = self._renderer.decode(tokens)
-        return Rollout.written(
-            prompt, tokens, logprobs if plain else None, version=0, stopped=stopped, sample=number, text=text
-        )
+        return Rollout.written(prompt, tokens, known, version=0, stopped=stopped, sample=number, text=text)
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """The server's answer; while the server is busy or absent, the request is sent again after a pause that doubles."""
@@ -129,14 +115,14 @@ class ServerTeacher:
                     self._answers += 1
                     return self._json(answer)
                 if answer.status_code != httpx.codes.TOO_MANY_REQUESTS and not answer.is_server_error:
-                    raise RoleError(refusal(self._config, answer, self._classes))
-                error, requested = error_text(answer), _retry_after(answer)
+                    raise RoleError(protocol.refusal(self._config, answer, self._classes))
+                error, requested = protocol.error_text(answer), _retry_after(answer)
                 pause = pause if requested is None else requested
             if attempt + 1 < self._server.attempts:
                 self._retries += 1
                 await asyncio.sleep(pause)
         raise RoleError(
-            f"the server at {address(self._server)} gave no answer in {self._server.attempts} attempts "
+            f"the server at {self._address} gave no answer in {self._server.attempts} attempts "
             f"(teacher.server.attempts); the last error: {error}"
         )
 
@@ -144,7 +130,7 @@ class ServerTeacher:
         try:
             return answer.json()
         except ValueError:
-            raise RoleError(f"the server at {address(self._server)} returns no JSON: {answer.text[:100]!r}") from None
+            raise RoleError(f"the server at {self._address} returns no JSON: {answer.text[:100]!r}") from None
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

@@ -18,7 +18,8 @@ from minidist.config.teacher import SoftPromptConfig
 from minidist.data.rendering import character_tokenizer
 from minidist.errors import ConfigError, MinidistError, ModelError
 from minidist.preflight import checks
-from minidist.preflight.checks import check_cores, check_gpus, check_soft_prompt, shared_vocabulary
+from minidist.preflight.checks import check_cores, check_gpus, check_soft_prompt
+from minidist.preflight.facts import shared_vocabulary
 from minidist.preflight.plan import plan_distill
 from tests.support.tiny import tiny_renderer
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -15,8 +16,21 @@ from minidist import cli
 from minidist.cluster import machine
 from minidist.config import Config, load
 from minidist.preflight import doctor
+from minidist.stages import STAGES, roles_of
 
 GIB = 2**30
+PAIR = {"student": {"model": "student"}, "teacher": {"model": "teacher"}}
+DISTILL: dict[str, Any] = PAIR | {"data": {"prompts": {"path": "task:sort"}}, "objective": {"type": "reverse_kl"}}
+ROWS = {"path": "rows.jsonl", "text": "{{ t }}", "max_tokens": 16}
+SECTIONS: dict[str, dict[str, Any]] = {
+    "sft": {"student": {"model": "student"}, "data": {"train": {"path": "task:sort"}}},
+    "distill": DISTILL,
+    "evaluate": {"models": {"a": "student"}, "teacher": {"model": "teacher"}, "data": {"test": {"path": "task:sort"}}},
+    "score": PAIR | {"data": {"sources": {"text": ROWS}}, "cache": "cache"},
+    "compare": {"base": DISTILL, "cells": {"a": {}}, "evaluation": {"test": {"path": "task:sort"}}},
+    "toy": {"teachers": {"zipf": {"type": "zipf"}}, "divergences": {"forward_kl": {}}},
+}
+"""The sections that each stage needs."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,21 +51,18 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def problems(config: Config | None = None) -> dict[str, doctor.Finding]:
-    found = [finding for section in doctor.findings(config).values() for finding in section]
+    found = [finding for section in doctor.findings(config, roles_of).values() for finding in section]
     return {finding.name: finding for finding in found if finding.problem is not None}
 
 
 def settings(tmp_path: Path, *overrides: str) -> Config:
-    tree = {
-        "stage": "distill",
-        "run": {"directory": str(tmp_path / "run")},
-        "student": {"model": "student"},
-        "teacher": {"model": "teacher"},
-        "data": {"prompts": {"path": "task:sort"}},
-        "objective": {"type": "reverse_kl"},
-    }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
-    return load(tmp_path / "run.yaml", overrides)
+    return load(written(tmp_path, DISTILL | {"stage": "distill"}), overrides)
+
+
+def written(tmp_path: Path, tree: dict[str, Any]) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"run": {"directory": str(tmp_path / "run")}} | tree))
+    return file
 
 
 def test_a_whole_machine_has_no_problem(tmp_path: Path) -> None:
@@ -196,11 +207,41 @@ def test_the_roles_of_a_run_are_listed(tmp_path: Path) -> None:
         "cluster.gpus=16",
         "student.dtype=bfloat16",
     )
-    used = {finding.name: finding.found for finding in doctor.uses(config)}
+    used = {finding.name: finding.found for finding in doctor.uses(config, roles_of(config))}
     assert used["device"] == "16 GPUs, the cluster at auto"
     assert used["rollout"] == "2 × vllm, bfloat16, each over 4 devices"
     assert used["teacher"] == "1 × hf, hidden, float32"
     assert used["learner"] == "1 × deepspeed, ZeRO 2, bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("stage", "roles"),
+    [
+        ("sft", ["learner"]),
+        ("distill", ["learner", "rollout", "teacher"]),
+        ("evaluate", ["learner", "rollout", "teacher"]),
+        ("score", ["teacher"]),
+    ],
+)
+def test_the_roles_are_those_that_the_stage_declares(tmp_path: Path, stage: str, roles: list[str]) -> None:
+    config: Any = load(written(tmp_path, SECTIONS[stage] | {"stage": stage}))
+    assert [found.name for found in doctor.uses(config, roles_of(config))] == ["device", *roles]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_passes_through_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    file = written(tmp_path, SECTIONS[stage] | {"stage": stage})
+    monkeypatch.setattr("sys.argv", ["minidist", "doctor", str(file)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 0 and "nothing is missing" in capsys.readouterr().out
+
+
+def test_a_teacher_that_is_a_cache_is_no_role(tmp_path: Path) -> None:
+    config = settings(tmp_path, "prefix.student=0", "prefix.dataset=1", "teacher.backend=cache", "teacher.cache=cache")
+    assert [found.name for found in doctor.uses(config, roles_of(config))] == ["device", "learner"]
 
 
 @pytest.mark.parametrize(("planted", "code"), [(False, 0), (True, 1)])
@@ -220,7 +261,8 @@ def test_the_exit_code_is_1_when_something_is_missing(
 
 def test_the_real_probes_are_quick_and_light() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    code = "import sys; from minidist.preflight import doctor; doctor.examine(None); "
+    code = "import sys; from minidist.preflight import doctor; from minidist.stages import roles_of; "
+    code += "doctor.examine(None, roles_of); "
     code += "print('torch' in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 5

@@ -50,7 +50,7 @@ def test_a_model_is_read_without_its_weights(tmp_path: Path) -> None:
     LlamaConfig(**SMALL).save_pretrained(tmp_path)
     character_tokenizer("ab=").save_pretrained(tmp_path)
     model = read_model(StudentConfig(model=str(tmp_path)), "student.model")
-    assert (model.rows, model.hidden, model.shape.layers) == (32, 64, 2)
+    assert (model.rows, model.shape.hidden, model.shape.layers) == (32, 64, 2)
 
 
 def test_rows_say_how_many_are_used_and_skipped(tmp_path: Path) -> None:

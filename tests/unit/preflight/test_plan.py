@@ -4,8 +4,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from minidist.config import DistillConfig
-from minidist.preflight.plan import _soft_prompt_lines
-from tests.support.tiny import tiny_renderer
+from minidist.preflight.teachers import TeacherFacts, teacher_lines
+from tests.support.tiny import random_rollouts, tiny_renderer
 
 TREE: dict[str, Any] = {
     "stage": "distill",
@@ -18,13 +18,14 @@ TREE: dict[str, Any] = {
 
 
 def soft_prompt_lines(**sections: Any) -> list[str]:
-    models: Any = SimpleNamespace(teacher=SimpleNamespace(context=2048))
-    return _soft_prompt_lines(DistillConfig.model_validate(TREE | sections), models, tiny_renderer())
+    models: Any = SimpleNamespace(teacher=SimpleNamespace(context=2048, rows=8), vocabulary=8)
+    config, prompt = DistillConfig.model_validate(TREE | sections), random_rollouts([(3, 4)])[0].prompt
+    return teacher_lines(TeacherFacts(config, models, tiny_renderer(), prompt, tokens=47))
 
 
 def test_a_soft_prompt_is_a_line_of_the_plan() -> None:
     assert soft_prompt_lines(teacher={"model": "t"}) == []
     [line] = soft_prompt_lines()
-    assert "7 virtual tokens" in line and "whole frozen copy" in line and "evaluation" not in line
+    assert "the teacher is trained too: 7 virtual tokens" in line and "whole frozen copy" in line and "evaluation" not in line
     watched = {"data": TREE["data"] | {"validation": {"path": "task:sort", "split": "valid"}}, "evaluation": {"every": 5}}
     assert soft_prompt_lines(**watched)[0].endswith("distance to the teacher without them")

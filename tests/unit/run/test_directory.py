@@ -61,11 +61,12 @@ def test_a_run_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
 def test_a_run_with_a_summary_is_finished(tmp_path: Path) -> None:
     directory = run_in(tmp_path / "run")
     directory.start()
-    directory.finish({"steps": 5})
+    summary = directory.finish({"steps": 5})
     again = run_in(tmp_path / "run")
     again.check()
     assert again.finished()
-    assert again.summary == {"steps": 5}
+    assert again.summary == summary and summary.keys() == {"stage", "seconds", "steps"}
+    assert (summary["stage"], summary["steps"]) == ("sft", 5) and 0 <= summary["seconds"] < 60
 
 
 def test_another_configuration_is_refused_with_both_values(tmp_path: Path) -> None:

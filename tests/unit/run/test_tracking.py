@@ -21,7 +21,7 @@ def rollout(tokens: list[int], logprobs: Array | None) -> Rollout:
 
 @pytest.mark.parametrize("pieces", [None, lambda tokens: [f"<{token}>" for token in tokens]])
 def test_log_probabilities_of_the_whole_distribution_are_recorded_where_measured(tmp_path: Path, pieces: Any) -> None:
-    recorder = Recorder(tmp_path, 1, tensorboard=False, shown=[], pieces=pieces)
+    recorder = Recorder(tmp_path, range(1), tensorboard=False, shown={}, pieces=pieces)
     measures = Measures(np.array([0, 0, 1]), np.array([-1.5, -2.5, -3.0]), np.array([-0.12345, -0.5, -0.25]))
     recorder.rollouts(1, [rollout([7, 8], np.array([-1.0, -2.0])), rollout([9], None)], measures)
     recorder.rollouts(2, [rollout([7], np.array([-1.0])), rollout([8], None)])
@@ -36,7 +36,7 @@ def test_log_probabilities_of_the_whole_distribution_are_recorded_where_measured
 
 def test_coins_and_missing_log_probabilities_are_recorded(tmp_path: Path) -> None:
     """JSON has no NaN: where the teacher chose, the engine's log-probability is null."""
-    recorder = Recorder(tmp_path, 1, tensorboard=False, shown=[], pieces=None)
+    recorder = Recorder(tmp_path, range(1), tensorboard=False, shown={}, pieces=None)
     mixed = replace(rollout([7, 8, 9], np.array([-1.0, np.nan, -2.0])), coins=np.array([False, True, False]))
     recorder.rollouts(1, [mixed])
     recorder.close()
@@ -47,7 +47,7 @@ def test_coins_and_missing_log_probabilities_are_recorded(tmp_path: Path) -> Non
 
 
 def test_metrics_have_a_line_a_step_and_the_recorder_knows_their_length(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 2, tensorboard=False, shown=[("loss", "loss")])
+    recorder = Recorder(tmp_path, range(2), tensorboard=False, shown={"loss": "loss"})
     recorder.step(0, {"loss": 1.5})
     recorder.write(0, {"evaluation/accuracy": 0.5})
     position = recorder.position()

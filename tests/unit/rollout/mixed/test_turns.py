@@ -69,6 +69,9 @@ class LetterEngine:
     async def describe(self) -> dict[str, object]:
         return {}
 
+    async def figures(self) -> dict[str, float]:
+        return {}
+
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         self.log.append("generate")
         return []

@@ -137,7 +137,6 @@ def test_a_cache_of_a_killed_writer_can_be_completed(saved: Path, tmp_path: Path
     (tmp_path / "scores-00007.partial").write_bytes(b"half")
     assert len(ScoreCache(tmp_path)) == 2
     writer = ScoreWriter(tmp_path, mine, shard_rows=2)
-    assert writer.existing is not None
     waiting = [index for index, rollout in enumerate(ROLLOUTS) if rollout not in writer.existing]
     assert waiting == [2, 3, 4]
     writer.add([ROLLOUTS[index] for index in waiting], [scores[index] for index in waiting])
@@ -162,7 +161,7 @@ def test_a_damaged_shard_is_refused_and_mended(saved: Path, tmp_path: Path, dama
     with pytest.raises(ConfigError, match=r"scores-00001.safetensors (has changed|is missing); .* run.overwrite=true"):
         ScoreCache(tmp_path)
     writer = ScoreWriter(tmp_path, mine, shard_rows=2)
-    assert writer.existing is not None and [rollout in writer.existing for rollout in ROLLOUTS] == [
+    assert [rollout in writer.existing for rollout in ROLLOUTS] == [
         True,
         True,
         False,

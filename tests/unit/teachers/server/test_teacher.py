@@ -93,6 +93,10 @@ def test_extend_sends_a_seed_for_each_sample_and_keeps_token_ids(model: str, ser
     # The distribution of the server's log-probabilities is known only at temperature 1.
     cold = ask(wide, lambda teacher: teacher.extend(prompts, replace(sampling, temperature=0.5)), None)
     assert all(rollout.logprobs is None for rollout in cold)
+    assert server.seen[-1][1].items() >= {"max_tokens": 5, "temperature": 0.5, "top_p": 1.0, "top_k": 0, "min_p": 0}.items()
+    greedy = ask(wide, lambda teacher: teacher.extend(prompts[:1], replace(sampling, temperature=0)), None)
+    truncated = ask(wide, lambda teacher: teacher.extend(prompts[:1], replace(sampling, top_p=0.9)), None)
+    assert greedy[0].logprobs is not None and truncated[0].logprobs is None
     ask(wide, lambda teacher: teacher.extend(prompts[:1], sampling))
     assert server.seen[-1][1]["allowed_token_ids"] == list(range(VOCABULARY))  # padded ids are never sampled
 

@@ -1,0 +1,56 @@
+"""What only one kind of teacher needs before a run: a table from the class of the section `teacher` to its check."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from minidist.config import DistillConfig, ScoreConfig
+from minidist.config.teacher import PromptedTeacherConfig, ServerTeacherConfig, TeacherConfig
+from minidist.data.rendering import Renderer
+from minidist.preflight.checks import check_soft_prompt
+from minidist.preflight.facts import PairFacts
+from minidist.preflight.server import check_server
+from minidist.types import Prompt
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """The facts that a teacher is checked by. `prompt`: one of the run's; `tokens`: its longest sequence that is scored."""
+
+    run: DistillConfig | ScoreConfig
+    models: PairFacts
+    renderer: Renderer
+    prompt: Prompt
+    tokens: int
+
+
+def teacher_lines(facts: TeacherFacts) -> list[str]:
+    """Lines of the plan about the teacher. Raises ConfigError or ModelError where it cannot be the teacher of this run."""
+    teacher, padded = facts.run.teacher, facts.models.teacher.rows - facts.models.vocabulary
+    check = _CHECKS.get(type(teacher))
+    found = [] if check is None else check(teacher, facts)
+    if not teacher.cuts_padding and padded > 0:
+        share = f"teacher's log-probabilities hold the share of {padded:,} padded ids"
+        found.append(f"{share}, which vLLM cannot slice off (teacher.backend=hf can)")
+    return found
+
+
+def _server_lines(teacher: ServerTeacherConfig, facts: TeacherFacts) -> list[str]:
+    """The server is asked."""
+    width, vocabulary = facts.models.teacher.rows, facts.models.vocabulary
+    return check_server(teacher, facts.renderer, prompt=facts.prompt, tokens=facts.tokens, width=width, vocabulary=vocabulary)
+
+
+def _soft_prompt_lines(teacher: PromptedTeacherConfig, facts: TeacherFacts) -> list[str]:
+    run, prompt = facts.run, teacher.prompt
+    assert isinstance(run, DistillConfig), "scores are given by teachers that stay as they are"
+    check_soft_prompt(run, prompt, facts.renderer, facts.models.teacher.context)
+    without = "" if run.evaluation.every is None else "; evaluation measures the distance to the teacher without them"
+    held = f"every learner rank holds a whole frozen copy of the teacher{without}"
+    return [f"the teacher is trained too: {prompt.tokens} virtual tokens before every text; {held}"]
+
+
+_CHECKS: dict[type[TeacherConfig], Callable[[Any, TeacherFacts], list[str]]] = {
+    ServerTeacherConfig: _server_lines,
+    PromptedTeacherConfig: _soft_prompt_lines,
+}

@@ -1,0 +1,20 @@
+"""What vLLM is asked to sample: the parameters of its requests, made from `Sampling` in one place."""
+
+from typing import Any
+
+from minidist.rollout.ngrams import OPTION
+from minidist.types import Sampling
+
+
+def sampling_params(sampling: Sampling, eos: int, allowed: list[int] | None, **fields: Any) -> Any:
+    """vLLM's SamplingParams of a request that draws as `sampling` says, ends with `eos`, and writes the `allowed` ids alone.
+
+    fields: further parameters, and those that differ from `sampling`, by name. None in `allowed`: every id.
+    """
+    from vllm import SamplingParams
+
+    drawn: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
+    drawn["max_tokens"] = sampling.max_new_tokens
+    if sampling.no_repeat_ngram_size is not None:
+        drawn["extra_args"] = {OPTION: sampling.no_repeat_ngram_size}
+    return SamplingParams(**drawn | {"stop_token_ids": [eos], "allowed_token_ids": allowed, "detokenize": False} | fields)
