@@ -34,9 +34,26 @@ for _verb, _help in verbs().items():
 
 
 @app.command()
-def check(config: ConfigPath, overrides: Overrides = None) -> None:
+def check(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    show: Annotated[int, typer.Option(min=0, help="Also print this many rows of each source as the models read them.")] = 0,
+    ids: Annotated[bool, typer.Option("--ids", help="With --show, print the id of each token.")] = False,
+) -> None:
     """Validate a configuration, its data and its models' shapes, and print the plan; load no weights."""
-    _run(None, config, overrides)
+    from minidist.config import load
+
+    loaded = load(config, overrides or ())
+    stage = STAGES[loaded.stage]
+    _set_environment(loaded)
+    plan = code(stage.plan)(loaded)
+    for line in plan.lines:
+        print(line)
+    if show and hasattr(plan, "rows"):  # a toy comparison reads none
+        from minidist.preflight.rows import show_rows
+
+        show_rows(plan, show, ids=ids)
+    print(f"{config}: ready for minidist {stage.verb}")
 
 
 @app.command()
@@ -83,20 +100,15 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _run(verb: str | None, path: Path, overrides: list[str] | None) -> None:
+def _run(verb: str, path: Path, overrides: list[str] | None) -> None:
     from minidist.config import load
 
     config = load(path, overrides or ())
     stage = STAGES[config.stage]
-    if verb not in (None, stage.verb):
+    if verb != stage.verb:
         raise ConfigError(f"{path} is a configuration for `minidist {stage.verb}`, not for `minidist {verb}`")
     _set_environment(config)
-    if verb is not None:
-        _until_done(config)
-        return
-    for line in code(stage.plan)(config).lines:
-        print(line)
-    print(f"{path}: ready for minidist {stage.verb}")
+    _until_done(config)
 
 
 def _set_environment(config: Any) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from minidist.types import Array, Prompt, Rollout, Writer
 
 
@@ -33,6 +35,12 @@ class Example:
         prompt = Prompt(0, self.tokens[: self.start], "")
         rest, labelled = self.tokens[self.start :], self.labelled
         return Rollout.written(prompt, rest, None, version=-1, stopped=True, writer=Writer.DATASET, labelled=labelled)
+
+
+def as_example(prompt: Prompt) -> Example:
+    """A prompt with its gold answer, where it was read with one."""
+    gold = prompt.tokens[:0] if prompt.gold is None else prompt.gold
+    return Example(np.concatenate([prompt.tokens, gold]), len(prompt.tokens))
 
 
 def gold_rollout(prompt: Prompt, max_new_tokens: int | None = None) -> Rollout:

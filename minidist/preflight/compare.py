@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 
 from minidist.config import CompareConfig, ToyConfig
+from minidist.data.examples import Example, as_example
+from minidist.data.rendering import Renderer
 from minidist.preflight.checks import check_cell_directories, check_test_length
 from minidist.preflight.facts import RowReader, Rows
 from minidist.preflight.lines import cell_line
@@ -28,6 +30,15 @@ class ComparePlan:
     test: list[Prompt]
     max_new_tokens: int
     lines: list[str]
+
+    @property
+    def renderer(self) -> Renderer:
+        """Text to tokens, in every cell."""
+        return self.shared.renderer
+
+    def rows(self) -> dict[str, list[Example]]:
+        """The rows of each source, as the models read them."""
+        return self.shared.rows() | {"test": [as_example(prompt) for prompt in self.test]}
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,17 @@
 """Facts of a run: tokenizers, model configurations, shapes and rows, each read once. No weights are read."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from minidist.config.data import QuestionsConfig, RenderConfig, SourceConfig
 from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
+from minidist.data.examples import Example
 from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
-from minidist.data.sources import Example, read_examples, read_prompts
+from minidist.data.sources import read_examples, read_prompts
 from minidist.errors import ModelError
 from minidist.types import Prompt
 
@@ -117,18 +120,27 @@ def read_model(config: ModelConfig, where: str) -> ModelFacts:
 
 @dataclass(frozen=True)
 class Rows(Generic[T]):
-    """The usable rows of a source, and the number of rows left out. `name`: of the source, for people."""
+    """The usable rows of a source, the number of rows left out, and the renderer's counts. `name`: of the source, for people."""
 
     name: str
     source: SourceConfig
     found: list[T]
     skipped: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def line(self) -> str:
         """A line of the plan."""
         skipped = f", {self.skipped:,} left out" if self.skipped else ""
-        return f"{self.name}: {len(self.found):,} rows of {self.source.path}{skipped}"
+        counts = "".join(f"; {count:,} {_COUNTED[name]}" for name, count in sorted(self.counts.items()))
+        return f"{self.name}: {len(self.found):,} rows of {self.source.path}{skipped}{counts}"
+
+
+_COUNTED = {
+    "rejoined": "answers have other ids after their prompts than in the whole text, with the same decoded text",
+    "special": "texts hold special tokens written out (data.special_tokens)",
+    "truncated": "texts were cut (data.truncate)",
+}
 
 
 @dataclass(frozen=True)
@@ -140,15 +152,17 @@ class RowReader:
 
     def prompts(self, name: str, source: SourceConfig, *, gold: bool = False) -> Rows[Prompt]:
         """`gold`: whether their answers are trained on."""
-        limit = self.config.max_prompt_tokens
-        return Rows(name, source, *read_prompts(source, self.renderer, max_prompt_tokens=limit, gold=gold))
+        return self._rows(name, source, read_prompts, gold=gold)
 
     def examples(self, name: str, source: SourceConfig, *, max_tokens: int) -> Rows[Example]:
         """Rows to train on. `max_tokens`: of prompt and answer together."""
-        limit = self.config.max_prompt_tokens
-        return Rows(name, source, *read_examples(source, self.renderer, max_prompt_tokens=limit, max_tokens=max_tokens))
+        return self._rows(name, source, read_examples, max_tokens=max_tokens)
 
     def questions(self, name: str, source: QuestionsConfig, *, max_tokens: int) -> Rows[Question]:
         """Questions with a fixed set of answers."""
-        limit = self.config.max_prompt_tokens
-        return Rows(name, source, *read_questions(source, self.renderer, max_prompt_tokens=limit, max_tokens=max_tokens))
+        return self._rows(name, source, read_questions, max_tokens=max_tokens)
+
+    def _rows(self, name: str, source: SourceConfig, read: Callable[..., tuple[list[T], int]], **limits: Any) -> Rows[T]:
+        before = self.renderer.counts.copy()
+        found, skipped = read(source, self.renderer, max_prompt_tokens=self.config.max_prompt_tokens, **limits)
+        return Rows(name, source, found, skipped, self.renderer.counts - before)

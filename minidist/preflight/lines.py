@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from minidist.config import DistillConfig, SftConfig
 from minidist.config.models import LoraConfig
-from minidist.data.sources import Example
+from minidist.data.examples import Example
 from minidist.preflight.facts import PairFacts
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def student_lines(shape: "Shape", lora: LoraConfig | None) -> list[str]:
 
 def training_line(config: SftConfig, examples: list[Example]) -> str:
     """Labels, steps and learner of supervised fine-tuning."""
-    labels = sum(len(example.tokens) - example.start for example in examples)
+    labels = sum(example.labels for example in examples)
     return f"{labels:,} labels; {config.run.steps} steps of {config.batch_rows} rows; learner {config.learner.backend}"
 
 

@@ -3,14 +3,14 @@
 Every refusal is a UserError. What can be refused without a tokenizer is refused before torch is imported.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.models import ModelConfig
+from minidist.data.examples import Example, as_example
 from minidist.data.questions import Question
 from minidist.data.rendering import Renderer
-from minidist.data.sources import Example
 from minidist.preflight import checks, lines, scores
 from minidist.preflight.cost import memory_lines, sft_memory_lines
 from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student
@@ -44,6 +44,10 @@ class Plan:
         """Longest sequence that a teacher scores, tokens: a rollout, or a row of a stream."""
         return self.max_tokens
 
+    def rows(self) -> dict[str, list[Example]]:
+        """The rows of each source, as the models read them."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SftPlan(Plan):
@@ -51,6 +55,9 @@ class SftPlan(Plan):
 
     examples: list[Example]
     validation_examples: list[Example]
+
+    def rows(self) -> dict[str, list[Example]]:
+        return {"train": self.examples, "validation": self.validation_examples}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,10 @@ class DistillPlan(Plan):
         rows = (len(example.tokens) for examples in self.streams.values() for example in examples)
         return max(self.max_tokens, *rows, 0)
 
+    def rows(self) -> dict[str, list[Example]]:
+        prompts = {"prompts": self.prompts, "validation": self.validation_prompts}
+        return {name: [as_example(each) for each in found] for name, found in prompts.items()} | self.streams
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScorePlan(Plan):
@@ -76,6 +87,10 @@ class ScorePlan(Plan):
     texts: list[Rollout]
     origin: "Origin"
 
+    def rows(self) -> dict[str, list[Example]]:
+        found = [as_example(replace(text.prompt, gold=text.tokens)) for text in self.texts]
+        return {"texts": found}
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatePlan(Plan):
@@ -84,6 +99,10 @@ class EvaluatePlan(Plan):
     vocabulary: int
     prompts: list[Prompt]
     questions: dict[str, list[Question]] = field(default_factory=dict)
+
+    def rows(self) -> dict[str, list[Example]]:
+        asked = {name: [choice for each in found for choice in each.choices] for name, found in self.questions.items()}
+        return {"test": [as_example(prompt) for prompt in self.prompts]} | asked
 
 
 def plan_sft(config: SftConfig) -> SftPlan:

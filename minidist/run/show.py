@@ -157,7 +157,7 @@ def _print(console: Console, file: Path, samples: Sequence[Sample], rows: int) -
         if scale is not None:
             console.print(_legend(scale, colours=colours))
     for number, sample in enumerate(shown, start=1):
-        console.print(Text(f"\n[{number}] ", style="bold").append(_readable(sample.prompt.rstrip("\n")), style="bold"))
+        console.print(Text(f"\n[{number}] ", style="bold").append(readable(sample.prompt.rstrip("\n")), style="bold"))
         console.print(_answer(sample, colours=colours))
         for line in _summary(sample):
             console.print(Text("    " + line, style="dim"))
@@ -178,14 +178,14 @@ def _answer(sample: Sample, *, colours: bool) -> Text:
     scale, pieces = sample.scale, sample.pieces
     if scale is None or pieces is None:
         why = "no log-probabilities" if pieces is not None else "no texts of tokens"
-        return Text(_readable(sample.answer) + f"  ({why} were recorded)")
+        return Text(readable(sample.answer) + f"  ({why} were recorded)")
     text = Text()
     for piece, value in zip(pieces, sample.values, strict=True):
         if colours:
             # A line break has no width to colour, so a sign is shown.
-            text.append(_readable(piece).replace("\n", "↵\n"), style=scale.style(value))
+            text.append(readable(piece).replace("\n", "↵\n"), style=scale.style(value))
         else:
-            text.append(_readable(piece) + (f"[{value:+.1f}]" if abs(value) > scale.mark else ""))
+            text.append(readable(piece) + (f"[{value:+.1f}]" if abs(value) > scale.mark else ""))
     return text
 
 
@@ -212,7 +212,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(known) / len(known) if known else math.nan
 
 
-def _readable(text: str) -> str:
+def readable(text: str) -> str:
     """Text with its control characters replaced, so that no answer can move the cursor of a terminal."""
     kept = ("\n", "\t")
     return "".join("\ufffd" if unicodedata.category(letter) == "Cc" and letter not in kept else letter for letter in text)

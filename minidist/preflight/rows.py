@@ -1,0 +1,46 @@
+"""The rows of a run as its models will read them, for people: `minidist check --show N`."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from minidist.data.examples import Example
+from minidist.data.rendering import Renderer
+from minidist.preflight.plan import Plan
+from minidist.run.show import readable
+
+_LABEL, _CONTEXT = Style(color="#000000", bgcolor="#8fd19e"), Style(dim=True)
+
+
+def show_rows(plan: Plan, count: int, *, ids: bool = False, console: Console | None = None) -> None:
+    """Print the first `count` rows of each source of a plan, labels coloured; with `ids`, each token with its id."""
+    console = console or Console(soft_wrap=True)
+    colours = console.is_terminal and not console.no_color
+    mark = "coloured" if colours else "between ⟦ and ⟧"
+    console.print(Text(f"labels, the tokens that are trained on, are {mark}", style="dim"))
+    for name, examples in plan.rows().items():
+        for number, example in enumerate(examples[:count], start=1):
+            sizes = f"{len(example.tokens)} tokens, {example.labels} labels"
+            console.print(Text(f"\n[{name} {number}] {sizes}", style="bold"))
+            console.print(_text(plan.renderer, example, ids=ids, colours=colours))
+
+
+def _text(renderer: Renderer, example: Example, *, ids: bool, colours: bool) -> Text:
+    text, inside = Text(), False
+    for token, piece, label in _tokens(renderer, example):
+        if label != inside and not colours:
+            text.append("⟦" if label else "⟧")
+        inside = label
+        shown = readable(piece).replace("\n", "↵\n") + (f"[{token}]" if ids else "")
+        text.append(shown, style=(_LABEL if label else _CONTEXT) if colours else None)
+    return text.append("⟧") if inside and not colours else text
+
+
+def _tokens(renderer: Renderer, example: Example) -> Iterator[tuple[int, str, bool]]:
+    """Each token's id and text, and whether it is a label."""
+    labelled = np.zeros(len(example.tokens), dtype=bool)
+    labelled[example.start :] = True if example.labelled is None else example.labelled
+    return zip(example.tokens.tolist(), renderer.pieces(example.tokens), labelled.tolist(), strict=True)
