@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
+from minidist.losses.costs import recomputed, wide
 from minidist.losses.targets import Objective, TokenTargets
 
 Head = Callable[[Tensor], Tensor]
@@ -47,8 +47,7 @@ class LinearHead:
 
     def finish(self, raw_NV: Tensor) -> Tensor:
         """Logits from the products that `raw` returns."""
-        logits = raw_NV if raw_NV.dtype == torch.float64 else raw_NV.float()
-        logits = logits if self.scale == 1 else logits * self.scale
+        logits = wide(raw_NV) if self.scale == 1 else wide(raw_NV) * self.scale
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
 
@@ -105,21 +104,14 @@ def chunked_loss(
     parts = list(_parts(len(student), chunk_tokens, targets.group_N, chunks))
     work = _TeacherAndObjective(objective, teacher, targets, parts)
     if isinstance(head, LinearHead) and torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight.requires_grad):
-        sums: Tensor
         loss, sums = _EagerGradient.apply(work, head, hidden_ND, head.weight, head.bias)
         return _terms(loss, sums, len(student), has_teacher)
 
     def one_chunk(hidden_ND: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         return work.sums(head(hidden_ND), part)
 
-    # A single chunk needs no second forward pass.
-    done = [
-        one_chunk(hidden_ND[part], part)
-        if len(parts) == 1
-        else checkpoint(one_chunk, hidden_ND[part], part, use_reentrant=False)
-        for part in parts
-    ]
-    losses, figures = zip(*done, strict=True)  # type: ignore[arg-type]
+    done = [recomputed(one_chunk, hidden_ND[part], part, alone=len(parts) == 1) for part in parts]
+    losses, figures = zip(*done, strict=True)
     return _terms(torch.stack(losses).sum(0), torch.stack(figures).sum(0), len(student), has_teacher)
 
 
@@ -187,7 +179,11 @@ class _EagerGradient(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[2:]
         # Summed over the chunks in float32, whatever the precision of the head.
-        gradients = [torch.empty_like(hidden_ND) if wanted[0] else None, *_zeros_like((weight_VD, bias_V), wanted[1:])]
+        gradients = [
+            torch.empty_like(hidden_ND) if wanted[0] else None,
+            _zeros(weight_VD, wanted[1]),
+            _zeros(bias_V, wanted[2]),
+        ]
         loss, sums = hidden_ND.new_zeros((), dtype=torch.float32), None
         for part in work.parts:
             table_NV = head.raw(hidden_ND[part])  # the head's products, then, block by block, their gradient
@@ -196,9 +192,8 @@ class _EagerGradient(torch.autograd.Function):
                 inner = slice(block.start - part.start, block.stop - part.start)
                 raw_NV = table_NV[inner].detach().requires_grad_()
                 with torch.enable_grad():
-                    block_loss, block_sums = work.sums(
-                        head.finish(raw_NV), block, None if teacher_NV is None else teacher_NV[inner]
-                    )
+                    inner_NV = None if teacher_NV is None else teacher_NV[inner]
+                    block_loss, block_sums = work.sums(head.finish(raw_NV), block, inner_NV)
                     (table_NV[inner],) = torch.autograd.grad(block_loss, raw_NV)
                 loss, sums = loss + block_loss.detach(), block_sums if sums is None else sums + block_sums
             _add(gradients, table_NV, hidden_ND[part], weight_VD[: head.vocabulary], part)
@@ -217,10 +212,12 @@ class _EagerGradient(torch.autograd.Function):
         return (None, None, *(each if each is None else each.mul_(outer.to(each)) for each in gradients))
 
 
-def _zeros_like(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> Iterator[Tensor | None]:
-    for tensor, trained in zip(tensors, wanted, strict=True):
-        exact = None if tensor is None or not trained else torch.promote_types(tensor.dtype, torch.float32)
-        yield None if tensor is None or exact is None else torch.zeros_like(tensor, dtype=exact)
+def _zeros(tensor: Tensor | None, wanted: bool) -> Tensor | None:
+    return (
+        torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+        if wanted and tensor is not None
+        else None
+    )
 
 
 def _add(

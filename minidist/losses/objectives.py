@@ -29,7 +29,7 @@ from minidist.losses.transport import Moved, Teacher, grouped_sinkhorn
 
 
 class TokenWise:
-    """Base of objectives that treat each token separately and report no figures beside the loss."""
+    """Base of objectives that treat each token separately; unless stated, they report no figures beside the loss."""
 
     figures: tuple[str, ...] = ()
     group_tokens: int | None = None
@@ -154,7 +154,7 @@ class KD(TokenWise):
 
 
 @dataclass(frozen=True)
-class PolicyGradient:
+class PolicyGradient(TokenWise):
     """Reverse KL of each token plus a policy gradient, whose advantages and importance weights stand in `targets.credit`.
 
     `losses.minillm.minillm_loss` is the plain reference for a whole batch. Source: Gu et al., arXiv:2306.08543.
@@ -163,7 +163,6 @@ class PolicyGradient:
     settings: PolicyConfig
     divergence: Divergence = reverse_kl
     figures = ("policy/clip_frac", "policy/long_term_nats")
-    group_tokens = None
 
     @property
     def temperature(self) -> float:

@@ -1,12 +1,9 @@
 """Targets of loss tokens, and the protocols of divergences and objectives."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 
 class Divergence(Protocol):
@@ -24,7 +21,7 @@ class TokenCredit:
     weight_N: Tensor
     reach_N: Tensor
 
-    def at(self, part: slice) -> TokenCredit:
+    def __getitem__(self, part: slice) -> "TokenCredit":
         """The credit of a slice of the tokens."""
         return TokenCredit(self.old_logprob_N[part], self.advantage_N[part], self.weight_N[part], self.reach_N[part])
 
@@ -53,21 +50,9 @@ class TokenTargets:
         """Whether the teacher's log-probabilities of the labels are known without the teacher's head."""
         return self.teacher_logprob_N is not None or self.teacher_NV is not None
 
-    def at(self, part: slice) -> TokenTargets:
+    def at(self, part: slice) -> "TokenTargets":
         """The targets of a slice of the tokens."""
-
-        def cut(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[part]
-
-        return TokenTargets(
-            self.labels_N[part],
-            cut(self.teacher_NV),
-            cut(self.top_ids_NK),
-            cut(self.top_logprobs_NK),
-            cut(self.teacher_logprob_N),
-            self.credit and self.credit.at(part),
-            cut(self.group_N),
-        )
+        return TokenTargets(**{name: values[part] for name, values in vars(self).items() if values is not None})
 
 
 class Objective(Protocol):
