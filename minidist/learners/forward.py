@@ -109,7 +109,7 @@ class ForwardPass(nn.Module):
 
         def figures(part: slice, student_NV: Tensor) -> Tensor:
             scored = complete(targets.at(part), None if teacher is None else teacher.at(part), temperature)
-            columns = [student_NV.gather(-1, scored.labels_N[:, None]).squeeze(-1)]
+            columns = [scored.of_labels(student_NV)]
             if scored.teacher_logprob_N is not None:
                 columns.append(scored.teacher_logprob_N)
             if scored.teacher_NV is not None:
@@ -129,13 +129,12 @@ class ForwardPass(nn.Module):
 def _targets(micro: MicroBatch, device: torch.device) -> TokenTargets:
     scores, credit = micro.scores or TeacherScores(Payload.SAMPLED), micro.credit
 
-    def tensor(array: Array | None) -> Tensor | None:
-        return None if array is None else to_tensor(array, str(array.dtype)).to(device)
+    def tensor(array: Array | None, dtype: torch.dtype | None = None) -> Tensor | None:
+        return None if array is None else to_tensor(array, str(array.dtype)).to(device, dtype)
 
-    top_ids_NK = tensor(scores.top_ids)
     return TokenTargets(
         torch.as_tensor(micro.labels, device=device),
-        top_ids_NK=None if top_ids_NK is None else top_ids_NK.long(),
+        top_ids_NK=tensor(scores.top_ids, torch.int64),
         top_logprobs_NK=tensor(scores.top_logprobs),
         teacher_logprob_N=tensor(scores.logprobs),
         credit=credit and TokenCredit(*(torch.as_tensor(getattr(credit, f.name), device=device) for f in fields(credit))),

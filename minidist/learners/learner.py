@@ -14,7 +14,7 @@ from minidist.config.learner import LearnerConfig
 from minidist.data.batching import MicroBatch, collate, pack, unlabelled
 from minidist.data.sources import Example
 from minidist.errors import CanaryError
-from minidist.learners.backends import Backend, PlainTorch
+from minidist.learners.backends import PlainTorch
 from minidist.learners.deepspeed import DeepSpeed
 from minidist.learners.forward import ForwardPass, measures_of
 from minidist.learners.group import Group, OneProcess
@@ -31,7 +31,7 @@ from minidist.models.forward import checkpoint_activations
 from minidist.models.hub import context_length
 from minidist.types import MAIN, PROBE_TOKENS, Batch, Measures, Probe, Stream, Update, Weights
 
-BACKENDS: dict[str, type[PlainTorch | DeepSpeed]] = {"single": PlainTorch, "deepspeed": DeepSpeed}
+BACKENDS: dict[str, type[PlainTorch]] = {"single": PlainTorch, "deepspeed": DeepSpeed}
 """The backends of `learner.backend`."""
 
 
@@ -78,7 +78,7 @@ class LocalLearner:
         self._step = 0
         self._tokens = len(student.renderer.tokenizer)
         self._worker = Worker("learner")
-        self._backend: Backend = self._worker.run_now(BACKENDS[config.backend], self._pass, config, self._group)
+        self._backend = self._worker.run_now(BACKENDS[config.backend], self._pass, config, self._group)
         self._weights = StudentWeights(student, self._backend, first=self._group.rank == 0)
 
     async def update(self, batch: Batch) -> Update:

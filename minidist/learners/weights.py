@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
-from minidist.learners.backends import Backend
+from minidist.learners.backends import PlainTorch
 from minidist.models.arrays import to_array
 from minidist.models.files import is_adapter
 from minidist.models.hub import load_model
@@ -33,7 +33,7 @@ class Student:
 class StudentWeights:
     """Reads and replaces the tensors that a backend holds. All ranks make the same calls; `first` says which one writes."""
 
-    def __init__(self, student: Student, backend: Backend, *, first: bool) -> None:
+    def __init__(self, student: Student, backend: PlainTorch, *, first: bool) -> None:
         self._model = student.model
         self._tokenizer = student.renderer.tokenizer
         self._adapters = student.adapters

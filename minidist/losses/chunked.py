@@ -62,18 +62,16 @@ class LazyLogits:
         """The logits of some of the tokens."""
         return self.head(self.hidden_ND[part])
 
-    def __len__(self) -> int:
-        return len(self.hidden_ND)
-
 
 class LossTerms(NamedTuple):
     """Sums over loss tokens: `loss` carries the gradient; `logprob` and `teacher_logprob` of the labels do not, nor the
-    objective's `figures_F`. A tuple, since DeepSpeed looks for tensors in tuples, lists and dicts alone."""
+    objective's `figures_F`. `teacher_logprob` is nan without a teacher. A tuple, since DeepSpeed looks for tensors in tuples,
+    lists and dicts alone."""
 
     loss: Tensor
     tokens: int
     logprob: Tensor
-    teacher_logprob: Tensor | None
+    teacher_logprob: Tensor
     figures_F: Tensor
 
 
@@ -99,20 +97,18 @@ def chunked_loss(
             it equally often, forward and backward.
     """
     head, hidden_ND = student.head, student.hidden_ND
-    # Without loss tokens the sum of the teacher's log-probabilities is 0, not unknown.
-    has_teacher = not len(student) or teacher is not None or targets.has_teacher
-    parts = list(_parts(len(student), chunk_tokens, targets.group_N, chunks))
+    parts = list(_parts(len(hidden_ND), chunk_tokens, targets.group_N, chunks))
     work = _TeacherAndObjective(objective, teacher, targets, parts)
     if isinstance(head, LinearHead) and torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight.requires_grad):
         loss, sums = _EagerGradient.apply(work, head, hidden_ND, head.weight, head.bias)
-        return _terms(loss, sums, len(student), has_teacher)
+        return LossTerms(loss, len(hidden_ND), sums[0], sums[1], sums[2:])
 
     def one_chunk(hidden_ND: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         return work.sums(head(hidden_ND), part)
 
     done = [recomputed(one_chunk, hidden_ND[part], part, alone=len(parts) == 1) for part in parts]
-    losses, figures = zip(*done, strict=True)
-    return _terms(torch.stack(losses).sum(0), torch.stack(figures).sum(0), len(student), has_teacher)
+    loss, sums = (torch.stack(each).sum(0) for each in zip(*done, strict=True))
+    return LossTerms(loss, len(hidden_ND), sums[0], sums[1], sums[2:])
 
 
 def chunk_count(tokens: int, chunk_tokens: int, group_tokens: int | None = None) -> int:
@@ -133,8 +129,7 @@ def complete(targets: TokenTargets, teacher_NV: Tensor | None, temperature: floa
     if teacher_NV is not None:
         targets = replace(targets, teacher_NV=log_probabilities(teacher_NV, temperature))
     if targets.teacher_logprob_N is None and targets.teacher_NV is not None:
-        teacher_logprob_N = targets.teacher_NV.gather(-1, targets.labels_N[:, None]).squeeze(-1)
-        targets = replace(targets, teacher_logprob_N=teacher_logprob_N)
+        targets = replace(targets, teacher_logprob_N=targets.of_labels(targets.teacher_NV))
     return targets
 
 
@@ -261,7 +256,3 @@ def _blocks(part: slice, logits_NV: Tensor, group_N: Tensor | None) -> Iterator[
 def _block_rows(table: Tensor) -> int:
     """Rows of a table in a block; all of them on a GPU."""
     return max(1, _BLOCK // table.shape[1] if table.device.type == "cpu" else len(table))
-
-
-def _terms(loss: Tensor, sums: Tensor, tokens: int, has_teacher: bool) -> LossTerms:
-    return LossTerms(loss, tokens, sums[0], sums[1] if has_teacher else None, sums[2:])

@@ -82,7 +82,7 @@ class K2(TokenWise):
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] squared nats."""
         assert targets.teacher_logprob_N is not None, "no teacher log-probability of the labels"
-        return k2(_of_labels(student_NV, targets), targets.teacher_logprob_N)
+        return k2(targets.of_labels(student_NV), targets.teacher_logprob_N)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Supervised(TokenWise):
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] nats."""
-        return -_of_labels(student_NV, targets)
+        return -targets.of_labels(student_NV)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class PolicyGradient(TokenWise):
     def _long_term(self, student_NV: Tensor, targets: TokenTargets, *, bounded: bool = True) -> Tensor:
         credit, clip = targets.credit, self.settings.clip if bounded else None
         assert credit is not None
-        student_N = _of_labels(student_NV, targets)
+        student_N = targets.of_labels(student_NV)
         return surrogate(student_N, credit.old_logprob_N, credit.advantage_N, credit.weight_N, clip=clip)
 
 
@@ -216,7 +216,3 @@ OBJECTIVES: dict[type[ObjectiveSection], Callable[[Any], Objective]] = {
     RankingConfig: lambda config: PolicyGradient(PolicyGradientConfig(temperature=config.temperature)),
 }
 """The runtime objective of each configuration class. A divergence's runtime is the function of its name in minidist.losses."""
-
-
-def _of_labels(table_NV: Tensor, targets: TokenTargets) -> Tensor:
-    return table_NV.gather(-1, targets.labels_N[:, None]).squeeze(-1)

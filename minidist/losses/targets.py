@@ -45,10 +45,9 @@ class TokenTargets:
     credit: TokenCredit | None = None
     group_N: Tensor | None = None
 
-    @property
-    def has_teacher(self) -> bool:
-        """Whether the teacher's log-probabilities of the labels are known without the teacher's head."""
-        return self.teacher_logprob_N is not None or self.teacher_NV is not None
+    def of_labels(self, table_NV: Tensor) -> Tensor:
+        """The labels' entries of a table over the vocabulary, [N]."""
+        return table_NV.gather(-1, self.labels_N[:, None]).squeeze(-1)
 
     def at(self, part: slice) -> "TokenTargets":
         """The targets of a slice of the tokens."""
