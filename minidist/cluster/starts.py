@@ -30,15 +30,13 @@ class Starts:
             self._begin()
         self._pending[role] += 1
         self._since.setdefault(role, time.perf_counter())
-        failed = True
         try:
             yield
-            failed = False
-        finally:
-            self._pending -= Counter([role])
-            if role not in self._pending and not failed:
+            if self._pending[role] == 1:
                 self._took[role] = time.perf_counter() - self._since[role]
                 log.info("%s ready after %.0f s", role, self._took[role])
+        finally:
+            self._pending -= Counter([role])
             if not self._pending and self._live is not None:
                 self._live.stop()
                 self._live = None

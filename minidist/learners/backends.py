@@ -28,7 +28,7 @@ class PlainTorch:
         self._model = student.model
         self._group = group
         self._grad_clip = config.optimizer.grad_clip
-        self._optimizer = make_optimizer(config.optimizer, student.model.named_parameters())
+        self.optimizer = make_optimizer(config.optimizer, student.model.named_parameters())
         self._module: Any = student
         """What is called for a forward pass."""
 
@@ -42,11 +42,11 @@ class PlainTorch:
 
     def step(self, rate: float) -> float:
         """`schedule.optimizer_step` at this learning rate."""
-        return optimizer_step(self._optimizer, self._model.parameters(), rate=rate, limit=self._grad_clip)
+        return optimizer_step(self.optimizer, self._model.parameters(), rate=rate, limit=self._grad_clip)
 
     def discard(self) -> None:
         """Clear the gradient of a step that is not taken."""
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the model by its name, complete on the first rank at least."""
@@ -69,7 +69,7 @@ class PlainTorch:
         return [(name, each) for name, each in self._model.named_parameters() if each.requires_grad]
 
     def _read(self, parameter: Parameter, steps: int) -> dict[str, Tensor]:
-        return read_parameter(self._optimizer, parameter)
+        return read_parameter(self.optimizer, parameter)
 
     def _write(self, parameter: Parameter, tensors: dict[str, Tensor], steps: int) -> None:
-        write_parameter(self._optimizer, parameter, tensors, steps)
+        write_parameter(self.optimizer, parameter, tensors, steps)

@@ -35,7 +35,7 @@ class DeepSpeed(PlainTorch):
         self._moments = ("exp_avg", "exp_avg_sq") if config.optimizer.type == "adamw" else ()
         self._zero: Any
         self._module, self._zero, _, _ = deepspeed.initialize(
-            model=student, optimizer=self._optimizer, config=_settings(config, self._model), dist_init_required=False
+            model=student, optimizer=self.optimizer, config=_settings(config, self._model), dist_init_required=False
         )
 
     def backward(self, loss: Tensor) -> None:
@@ -125,7 +125,7 @@ class DeepSpeed(PlainTorch):
             return
         for flat in self._flat_copies():
             moments = {name: torch.zeros_like(flat) for name in self._moments}
-            self._optimizer.state[flat] = {"step": torch.tensor(float(steps)), **moments}
+            self.optimizer.state[flat] = {"step": torch.tensor(float(steps)), **moments}
         self._link(steps)
 
     def _link(self, steps: int) -> None:

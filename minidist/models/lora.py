@@ -6,7 +6,7 @@ and the adapters `layer.lora_A.default.weight` and `layer.lora_B.default.weight`
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +118,7 @@ def _location(base: str) -> str:
 
 
 @torch.no_grad()
-def merged(state: Mapping[str, Tensor], *, scale: float, transposed: Iterable[str]) -> dict[str, Tensor]:
+def merged(state: Mapping[str, Tensor], *, scale: float, transposed: frozenset[str]) -> dict[str, Tensor]:
     """The plain checkpoint that equals an adapted model: every adapted weight is W + scale * B A, the others are unchanged.
 
     Args:
@@ -128,7 +128,7 @@ def merged(state: Mapping[str, Tensor], *, scale: float, transposed: Iterable[st
 
     The sum is taken in float32 and rounded once, to the dtype of W.
     """
-    stored_transposed, plain = frozenset(transposed), {}
+    plain = {}
     for name, tensor in state.items():
         if name.endswith((_A, _B)):
             continue
@@ -136,7 +136,7 @@ def merged(state: Mapping[str, Tensor], *, scale: float, transposed: Iterable[st
         plain_name = f"{layer}.{rest}" if is_base else name
         if is_base and rest == "weight":
             change = scale * (state[layer + _B].float() @ state[layer + _A].float())
-            tensor = (tensor.float() + (change.T if plain_name in stored_transposed else change)).to(tensor.dtype)
+            tensor = (tensor.float() + (change.T if plain_name in transposed else change)).to(tensor.dtype)
         plain[plain_name] = tensor
     return plain
 

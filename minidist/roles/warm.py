@@ -1,21 +1,20 @@
 """Roles whose processes stay from one model, or one run, to the next."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minidist.concurrency import together
 from minidist.config import Config
-from minidist.config.learner import LearnerConfig
-from minidist.config.models import ModelConfig, StudentConfig
-from minidist.config.objective import ObjectiveSection
+from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.learners.ranks import LearnerRanks
 from minidist.preflight.plan import Plan
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
-from minidist.roles.make import make_engine, make_learner
+from minidist.roles.make import LearnerSetup, make_engine, make_learner
 from minidist.rollout.pool import Engines
 from minidist.teachers.pool import Teachers
 
@@ -75,16 +74,9 @@ class WarmRoles(Roles):
             self._teachers = await self._cold.teachers(config, mixing=mixing or self._mixing)
         return self._teachers
 
-    async def learner(
-        self,
-        student: StudentConfig,
-        config: LearnerConfig,
-        objectives: Mapping[str, ObjectiveSection],
-        *,
-        teacher: TeacherConfig | None,
-    ) -> Learner:
+    async def learner(self, setup: LearnerSetup) -> Learner:
         """A new learner, in the processes of the last one."""
-        self._learner = await super().learner(student, config, objectives, teacher=teacher or self._teacher_config)
+        self._learner = await super().learner(replace(setup, teacher=setup.teacher or self._teacher_config))
         return self._learner
 
     async def student(self, path: Path, start: Callable[[Path], Awaitable[tuple[Engines, Learner]]]) -> tuple[Engines, Learner]:

@@ -12,6 +12,7 @@ from minidist.loop import Run, train
 from minidist.preflight.plan import SftPlan
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
+from minidist.roles.make import LearnerSetup
 from minidist.run.tracking import Clock, Recorder, log
 from minidist.stages import StageRun
 from minidist.types import Batch, Update
@@ -20,7 +21,7 @@ from minidist.types import Batch, Update
 async def sft(run: StageRun[SftConfig, SftPlan], roles: Roles) -> dict[str, Any]:
     """Train, watch the validation loss, write final/."""
     config, directory, checkpoint = run.config, run.directory, run.checkpoint
-    learner = await roles.learner(config.student, config.learner, {"supervised": SupervisedConfig()}, teacher=None)
+    learner = await roles.learner(LearnerSetup(config.student, config.learner, {"supervised": SupervisedConfig()}))
     shown = [("loss/nats_per_token", "loss"), ("validation/loss_nats_per_token", "validation"), ("time/update_s", "update s")]
     start = 0 if checkpoint is None else checkpoint.step
     recorder = Recorder(directory.path, config.run.steps, tensorboard=config.run.tensorboard, shown=shown, start=start)
