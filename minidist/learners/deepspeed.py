@@ -61,12 +61,9 @@ class DeepSpeed(PlainTorch):
         tensors = super().tensors()
         if self._stage < 3:
             return tensors
-        gathered: dict[int, Tensor] = {}  # tied names share one tensor, as they do in the model
-        for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            if id(parameter) not in gathered:
-                gathered[id(parameter)] = self._gather(parameter)
-            tensors[name] = gathered[id(parameter)]
-        return tensors
+        gathered = {id(parameter): self._gather(parameter) for parameter in self._model.parameters()}
+        # Tied names share one tensor, as they do in the model.
+        return tensors | {name: gathered[id(each)] for name, each in self._model.named_parameters(remove_duplicate=False)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self._model.named_parameters():

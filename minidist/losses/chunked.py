@@ -58,8 +58,9 @@ class LazyLogits:
     head: Head
     hidden_ND: Tensor
 
+    @torch.no_grad()
     def at(self, part: slice) -> Tensor:
-        """The logits of some of the tokens."""
+        """The logits of some of the tokens, without gradient."""
         return self.head(self.hidden_ND[part])
 
 
@@ -143,11 +144,6 @@ class _TeacherAndObjective:
     parts: Sequence[slice]
     """The chunks."""
 
-    @torch.no_grad()
-    def teacher_logits(self, part: slice) -> Tensor | None:
-        """The teacher's logits of some of the tokens, where its hidden states are known."""
-        return None if self.teacher is None else self.teacher.at(part)
-
     def sums(self, logits_NV: Tensor, part: slice, teacher_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The loss of some of the tokens, with its gradient, and [2 + F] sums: the labels' log-probabilities under student and
         teacher (nan without a teacher), and the objective's figures. `teacher_NV`: the teacher's logits of these tokens, where
@@ -155,7 +151,8 @@ class _TeacherAndObjective:
         student_NV = log_probabilities(logits_NV, self.objective.temperature)
         if not len(student_NV):
             return student_NV.sum(), student_NV.new_zeros(2 + len(self.objective.figures))
-        teacher_NV = self.teacher_logits(part) if teacher_NV is None else teacher_NV
+        if teacher_NV is None and self.teacher is not None:
+            teacher_NV = self.teacher.at(part)
         targets = complete(self.targets.at(part), teacher_NV, self.objective.temperature)
         logprob = student_NV.detach().gather(-1, targets.labels_N[:, None]).sum()
         known = targets.teacher_logprob_N
@@ -182,7 +179,7 @@ class _EagerGradient(torch.autograd.Function):
         loss, sums = hidden_ND.new_zeros((), dtype=torch.float32), None
         for part in work.parts:
             table_NV = head.raw(hidden_ND[part])  # the head's products, then, block by block, their gradient
-            teacher_NV = work.teacher_logits(part)
+            teacher_NV = None if work.teacher is None else work.teacher.at(part)
             for block in _blocks(part, table_NV, work.targets.group_N):
                 inner = slice(block.start - part.start, block.stop - part.start)
                 raw_NV = table_NV[inner].detach().requires_grad_()

@@ -57,15 +57,10 @@ def architecture(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> P
     for key in fields:
         if key not in aliases and not hasattr(known, key):
             raise ModelError(f"student.architecture.{key} is not a field of a {known.model_type} configuration")
-    tokens: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokens["pad_token_id"] = None  # the embedding of a padding token is never trained
-    settings: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id} | tokens | fields
-    return type(known)(**settings)
+    first, end, padding = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    padding = None if padding == end else padding  # the embedding of a padding token is never trained
+    tokens = {"bos_token_id": first, "vocab_size": len(tokenizer), "eos_token_id": end, "pad_token_id": padding}
+    return type(known)(**tokens | fields)
 
 
 def build_student(

@@ -42,10 +42,6 @@ class Adapters:
     def scale(self) -> float:
         return self.config.alpha / self.config.rank
 
-    @property
-    def saved_alone(self) -> bool:
-        return self.config.save == "adapter"
-
     def peft(self) -> Any:
         """The same as PEFT's configuration."""
         import peft

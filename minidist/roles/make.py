@@ -146,10 +146,10 @@ def make_learner(
 ) -> Learner:
     """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states, or with
     the whole teacher when it learns too."""
+    from minidist.learners.forward import Student
     from minidist.learners.group import OneProcess, ProcessGroup
     from minidist.learners.learner import BACKENDS, LocalLearner
     from minidist.learners.teacher import FrozenTeacher, ResidentTeacher
-    from minidist.learners.weights import Student
     from minidist.losses.objectives import make_objective
     from minidist.models.device import repeatable
     from minidist.models.heads import load_teacher_head

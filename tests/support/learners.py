@@ -5,9 +5,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from minidist.config.learner import LearnerConfig
+from minidist.learners.forward import Student
 from minidist.learners.learner import LocalLearner
 from minidist.learners.teacher import FrozenTeacher, ResidentTeacher
-from minidist.learners.weights import Student
 from minidist.losses.chunked import LinearHead
 from minidist.losses.targets import Objective
 from tests.support.tiny import tiny_renderer
