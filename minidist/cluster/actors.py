@@ -31,7 +31,8 @@ class Actors:
         self._config = config
         self.bundles: list[Role] = [role for role in roles for _ in range(config.role(role).processes)]
         self._group: Any = None
-        self._seated: list[tuple[Any, Any, int]] = []  # the role, its actor, the index of its bundle
+        self._seated: dict[int, Remote] = {}
+        """The role in each bundle, by the bundle's index."""
 
     def start(self, scratch: Path) -> None:
         """Start Ray, or join the cluster at cluster.address, and reserve a bundle for every actor."""
@@ -70,8 +71,7 @@ class Actors:
 
     def seat(self, role: Role) -> Any:
         """An empty actor in the next free bundle of its role."""
-        taken = {bundle for _, _, bundle in self._seated}
-        bundle = next(i for i, name in enumerate(self.bundles) if name == role and i not in taken)
+        bundle = next(i for i, name in enumerate(self.bundles) if name == role and i not in self._seated)
         config = self._config.role(role)
         options = {
             "num_cpus": actor_cpus(self._config, config),
@@ -81,9 +81,8 @@ class Actors:
         }
         actor = ray.remote(Host).options(**options).remote()
         number = sum(name == role for name in self.bundles[:bundle])
-        remote = Remote(f"{role} {number}" if self.bundles.count(role) > 1 else role, actor)
-        self._seated.append((remote, actor, bundle))
-        return remote
+        self._seated[bundle] = Remote(f"{role} {number}" if self.bundles.count(role) > 1 else role, actor)
+        return self._seated[bundle]
 
     async def meeting(self, ranks: Sequence[Any]) -> str:
         """Where the ranks of a group meet: at an address of the first; on one machine, in a file."""
@@ -93,16 +92,15 @@ class Actors:
 
     def dismiss(self, role: Any) -> None:
         """End the actor of a role; its bundle is free again."""
-        for entry in [entry for entry in self._seated if entry[0] is role]:
-            self._seated.remove(entry)
-            ray.kill(entry[1])
+        for bundle in [bundle for bundle, seated in self._seated.items() if seated is role]:
+            ray.kill(self._seated.pop(bundle).actor)
 
     def end(self) -> None:
         """End all actors, and Ray with them."""
         if not ray.is_initialized():
             return
-        for _, actor, _ in self._seated:
-            ray.kill(actor)
+        for seated in self._seated.values():
+            ray.kill(seated.actor)
         if self._group is not None:
             remove_placement_group(self._group)
         ray.shutdown()

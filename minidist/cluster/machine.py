@@ -101,10 +101,8 @@ def gpus() -> list[Gpu]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (subprocess.SubprocessError, OSError):
         return []
-    found = []
-    for line in done.stdout.splitlines():
-        name, total, free = (part.strip() for part in line.rsplit(",", 2))
-        found.append(Gpu(name, _mib(total), _mib(free)))
+    rows = (map(str.strip, line.rsplit(",", 2)) for line in done.stdout.splitlines())
+    found = [Gpu(name, _mib(total), _mib(free)) for name, total, free in rows]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return found

@@ -118,9 +118,11 @@ class DeepSpeed(PlainTorch):
 
     def _allocate_moments(self, steps: int) -> None:
         """Give an optimizer that has not stepped the moments that DeepSpeed would allocate at its first step."""
-        if steps == 0 or not self._moments:
+        if steps == 0 or not self._moments or self._stage == 0:
             return
-        for flat in self._flat_copies():
+        # The flat float32 tensors of this rank that the optimizer steps.
+        flats = self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
+        for flat in flats:
             moments = {name: torch.zeros_like(flat) for name in self._moments}
             self.optimizer.state[flat] = {"step": torch.tensor(float(steps)), **moments}
         self._link(steps)
@@ -130,12 +132,6 @@ class DeepSpeed(PlainTorch):
         if self._stage in (1, 2) and steps:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
-
-    def _flat_copies(self) -> Iterable[Tensor]:
-        """The flat float32 tensors of this rank that the optimizer steps."""
-        if self._stage == 0:
-            return ()
-        return self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
 
 
 def _settings(config: LearnerConfig, model: Any) -> dict[str, Any]:

@@ -189,10 +189,8 @@ class _EagerGradient(torch.autograd.Function):
                     (table_NV[inner],) = torch.autograd.grad(block_loss, raw_NV)
                 loss, sums = loss + block_loss.detach(), block_sums if sums is None else sums + block_sums
             _add(gradients, table_NV, hidden_ND[part], weight_VD[: head.vocabulary], part)
-        ctx.gradients = [
-            None if gradient is None else gradient.to(tensor)
-            for gradient, tensor in zip(gradients, (hidden_ND, weight_VD, bias_V), strict=True)
-        ]
+        pairs = zip(gradients, (hidden_ND, weight_VD, bias_V), strict=True)
+        ctx.gradients = [None if gradient is None else gradient.to(tensor) for gradient, tensor in pairs]
         assert sums is not None
         ctx.mark_non_differentiable(sums)
         return loss, sums

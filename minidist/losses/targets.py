@@ -1,7 +1,7 @@
 """Targets of loss tokens, and the protocols of divergences and objectives."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -55,28 +55,27 @@ class TokenTargets:
 
 
 class Objective(Protocol):
-    """Loss of each of N loss tokens. No mask and no mean: the learner selects, sums and divides.
+    """Loss of each of N loss tokens. No mask and no mean: the learner selects, sums and divides. The defaults are those of an
+    objective that treats each token separately and reports no figures beside the loss.
 
     The configuration class declares which teacher payload the objective needs; a run is checked before it starts.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ()
+    """Metric names of the columns of `explain`; the learner reports their means over tokens."""
+
+    @property
+    def group_tokens(self) -> int | None:
+        """Most consecutive tokens of one row in a group, for losses that are defined over groups. None: token by token."""
+        return None
 
     @property
     def temperature(self) -> float:
         """Divides both models' logits before the softmax."""
         ...
 
-    @property
-    def figures(self) -> tuple[str, ...]:
-        """Metric names of the columns of `explain`; the learner reports their means over tokens."""
-        ...
-
-    @property
-    def group_tokens(self) -> int | None:
-        """Most consecutive tokens of one row in a group, for losses that are defined over groups. None: token by token."""
-        ...
-
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor: ...
 
     def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N, F]: figures of each token, without gradient."""
-        ...
+        return student_NV.new_zeros(len(student_NV), 0)

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from minidist.config.models import LoraConfig
 from minidist.errors import ModelError
-from minidist.models.files import ADAPTER_CONFIG
+from minidist.models.files import ADAPTER_CONFIG, refused
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 _SAVED_PREFIX, _SAVED_WEIGHTS = "base_model.model.", "adapter_model.safetensors"
@@ -70,12 +70,9 @@ def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) 
     transposed = frozenset(f"{name}.weight" for name in layers if isinstance(linear[name], Conv1D))
     adapters = Adapters(config, _location(base), layers, transposed)
     torch.manual_seed(seed)
-    skeleton = next(model.parameters()).is_meta
-    try:
-        with init_empty_weights() if skeleton else nullcontext():
-            inject_adapter_in_model(adapters.peft(), model)
-    except ValueError as error:
-        raise ModelError(f"student.lora: PEFT cannot adapt {type(model).__name__}: {str(error).splitlines()[0]}") from None
+    placing = init_empty_weights() if next(model.parameters()).is_meta else nullcontext()
+    with refused(f"student.lora: PEFT cannot adapt {type(model).__name__}"), placing:
+        inject_adapter_in_model(adapters.peft(), model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # a 16-bit adapter would round its small steps away

@@ -17,7 +17,6 @@ from minidist.config.teacher import (
     VLLMTeacherConfig,
 )
 from minidist.data.rendering import Renderer
-from minidist.losses.targets import Objective
 from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.types import RankGroup
 
@@ -171,6 +170,6 @@ def make_learner(
         resident = PromptedTeacher(whole, start, teacher.prompt, config, vocabulary=context.vocabulary, group=ranks)
     elif teacher is not None and teacher.payload == "hidden":
         resident = FrozenTeacher(load_teacher_head(teacher, context.vocabulary, model.device))
-    made: dict[str, Objective] = {name: make_objective(section) for name, section in objectives.items()}
+    made = {name: make_objective(section) for name, section in objectives.items()}
     learning = Student(model, context.renderer, adapters, context.vocabulary)
     return LocalLearner(learning, config, made, steps=context.steps, teacher=resident, group=ranks)

@@ -81,17 +81,15 @@ class WarmRoles(Roles):
 
     async def student(self, path: Path, start: Callable[[Path], Awaitable[tuple[Engines, Learner]]]) -> tuple[Engines, Learner]:
         """Engines and learner with the weights at `path`: the warm ones where only weights differ, else those of `start`."""
-        if self._engines is not None and self._learner is not None and self.path is not None:
-            if path == self.path:
-                return self._engines, self._learner
-            if same_architecture(self.path, path):
-                await self._engines.load(path)
-                await self._learner.load(path)
-                self.path = path
-                return self._engines, self._learner
+        if self._engines is None or self._learner is None or self.path is None:
+            self._engines, self._learner = await start(path)
+        elif path != self.path and same_architecture(self.path, path):
+            await self._engines.load(path)
+            await self._learner.load(path)
+        elif path != self.path:
             await self.dismiss(self._engines, self._learner)
             self._engines = self._learner = None
-        self._engines, self._learner = await start(path)
+            self._engines, self._learner = await start(path)
         self.path = path
         return self._engines, self._learner
 

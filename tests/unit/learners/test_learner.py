@@ -19,7 +19,7 @@ from minidist.errors import CanaryError, DivergedError
 from minidist.learners.learner import LocalLearner
 from minidist.losses import forward_kl, reverse_kl
 from minidist.losses.chunked import LinearHead
-from minidist.losses.objectives import Match, Supervised, TokenWise
+from minidist.losses.objectives import Match, Supervised
 from minidist.losses.targets import Objective, TokenTargets
 from minidist.types import Batch, Stream
 from tests.support.learners import head_of_teacher, local_learner
@@ -178,7 +178,7 @@ def test_shared_vocabulary_is_sliced_before_the_softmax(make: MakeLearner) -> No
     asyncio.run(learner.close())
 
 
-class Infinite(TokenWise):
+class Infinite(Objective):
     """A loss that is not finite."""
 
     temperature = 1.0
@@ -301,7 +301,7 @@ def test_learner_follows_the_schedule(make: MakeLearner) -> None:
     assert [step(learner, gold_text())["learner/lr"] for _ in range(3)] == pytest.approx([0.1, 0.075, 0.05])
 
 
-class Counted(TokenWise):
+class Counted(Objective):
     """A supervised loss with one figure: the number of its tokens whose label is odd."""
 
     temperature = 1.0
