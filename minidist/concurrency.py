@@ -9,8 +9,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 A = TypeVar("A")
 B = TypeVar("B")
-Member = TypeVar("Member")
-Item = TypeVar("Item")
 
 
 class Worker:
@@ -20,8 +18,7 @@ class Worker:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, lambda: call(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: call(*args, **kwargs))
 
     def run_now(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of the call, for constructors, which cannot await."""
@@ -65,17 +62,10 @@ async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
 
 
 async def deal(
-    members: Sequence[Member],
-    items: Sequence[Item],
-    call: Callable[[Member, Sequence[Item]], Awaitable[list[T]]],
-    *,
-    each: int = 1,
+    members: Sequence[A], items: Sequence[B], call: Callable[[A, Sequence[B]], Awaitable[list[T]]], *, each: int = 1
 ) -> list[T]:
     """Send item i to member i modulo their number; the results, `each` per item, come back in the items' order."""
     count = len(members)
     done = await together(call(member, items[start::count]) for start, member in enumerate(members))
-    results: list[T] = []
-    for index in range(len(items)):
-        start = index // count * each
-        results += done[index % count][start : start + each]
-    return results
+    places = ((index % count, index // count * each) for index in range(len(items)))
+    return [result for member, start in places for result in done[member][start : start + each]]

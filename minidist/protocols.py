@@ -1,7 +1,5 @@
 """The roles. Slow verbs are `async`, so that a Ray handle can replace the object that it holds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -22,7 +20,6 @@ class RolloutEngine(Protocol):
 
     async def load(self, weights: Weights | Path) -> None:
         """Replace the weights (same architecture), and drop everything cached under the old weights."""
-        ...
 
     async def version(self) -> int:
         """Number of the published weights that the engine samples from."""
@@ -84,15 +81,12 @@ class Learner(Protocol):
 
     async def save(self, path: Path) -> None:
         """Write safetensors, configuration and tokenizer: a directory that transformers and vLLM load unchanged."""
-        ...
 
     async def save_state(self, path: Path) -> None:
         """Write the trained weights and the optimizer's state into the checkpoint at `path`, as safetensors."""
-        ...
 
     async def resume(self, path: Path) -> None:
         """Resume from a checkpoint of `save_state`, written by any number of ranks."""
-        ...
 
     async def close(self) -> None: ...
 

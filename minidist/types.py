@@ -172,21 +172,6 @@ class TeacherScores:
 
 
 @dataclass(frozen=True)
-class TeacherHead:
-    """A model's output head: logits = cap(scale * (hidden @ weight.T + bias))[:, :vocabulary].
-
-    weight [V, D], bias [V] or None, cap(x) = soft_cap * tanh(x / soft_cap) when `soft_cap` is set. Loaded once per
-    learner from the checkpoint. The vocabulary is sliced before the softmax, so padded ids take no probability.
-    """
-
-    weight: Array
-    bias: Array | None = None
-    scale: float = 1.0
-    soft_cap: float | None = None
-    vocabulary: int | None = None
-
-
-@dataclass(frozen=True)
 class Credit:
     """The terms of a policy gradient that stay fixed while the learner trains on a collection; all [L] float32.
 

@@ -3,12 +3,18 @@
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minidist.cluster.machine import cores, thread_environment
+import ray
+from ray.util import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from minidist.cluster.machine import actor_cpus, cores, thread_environment
+from minidist.cluster.remote import Host, Remote
 from minidist.config.cluster import ClusterConfig, Role, RoleConfig
 from minidist.errors import ConfigError
 from minidist.run.tracking import log
@@ -25,12 +31,11 @@ class Actors:
         self._config = config
         self.bundles: list[Role] = [role for role in roles for _ in range(config.role(role).processes)]
         self._group: Any = None
-        self._seated: list[tuple[Any, Any, int]] = []  # the role, its actor, the index of its bundle
+        self._seated: dict[int, Remote] = {}
+        """The role in each bundle, by the bundle's index."""
 
     def start(self, scratch: Path) -> None:
         """Start Ray, or join the cluster at cluster.address, and reserve a bundle for every actor."""
-        import ray
-
         self._scratch = scratch
         logging.getLogger("ray").setLevel(logging.ERROR)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
@@ -52,9 +57,6 @@ class Actors:
         self._reserve()
 
     def _reserve(self) -> None:
-        import ray
-        from ray.util import placement_group
-
         settings = [self._config.role(role) for role in self.bundles]
         bundles = [{"CPU": actor_cpus(self._config, each), "GPU": self._config.gpus_of(each)} for each in settings]
         bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
@@ -69,13 +71,7 @@ class Actors:
 
     def seat(self, role: Role) -> Any:
         """An empty actor in the next free bundle of its role."""
-        import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        from minidist.cluster.remote import Host, Remote
-
-        taken = {bundle for _, _, bundle in self._seated}
-        bundle = next(i for i, name in enumerate(self.bundles) if name == role and i not in taken)
+        bundle = next(i for i, name in enumerate(self.bundles) if name == role and i not in self._seated)
         config = self._config.role(role)
         options = {
             "num_cpus": actor_cpus(self._config, config),
@@ -85,29 +81,27 @@ class Actors:
         }
         actor = ray.remote(Host).options(**options).remote()
         number = sum(name == role for name in self.bundles[:bundle])
-        remote = Remote(f"{role} {number}" if self.bundles.count(role) > 1 else role, actor)
-        self._seated.append((remote, actor, bundle))
-        return remote
+        self._seated[bundle] = Remote(f"{role} {number}" if self.bundles.count(role) > 1 else role, actor)
+        return self._seated[bundle]
+
+    async def meeting(self, ranks: Sequence[Any]) -> str:
+        """Where the ranks of a group meet: at an address of the first; on one machine, in a file."""
+        if self._config.address is not None:  # ranks on other machines share no directory
+            return await ranks[0].ask(_free_address)
+        return f"file://{self._scratch}/ranks-{id(ranks):x}"
 
     def dismiss(self, role: Any) -> None:
         """End the actor of a role; its bundle is free again."""
-        import ray
-
-        for entry in [entry for entry in self._seated if entry[0] is role]:
-            self._seated.remove(entry)
-            ray.kill(entry[1])
+        for bundle in [bundle for bundle, seated in self._seated.items() if seated is role]:
+            ray.kill(self._seated.pop(bundle).actor)
 
     def end(self) -> None:
         """End all actors, and Ray with them."""
-        import ray
-
         if not ray.is_initialized():
             return
-        for _, actor, _ in self._seated:
-            ray.kill(actor)
+        for seated in self._seated.values():
+            ray.kill(seated.actor)
         if self._group is not None:
-            from ray.util import remove_placement_group
-
             remove_placement_group(self._group)
         ray.shutdown()
 
@@ -129,27 +123,8 @@ class Actors:
         return variables
 
 
-def actor_cpus(config: ClusterConfig, role: RoleConfig) -> float:
-    """CPUs set aside for an actor; on a machine that the run has to itself the shares add up to its cores."""
-    if role.cpus is not None:
-        return role.cpus
-    return 1.0 if config.address is not None else cpu_share(config)
-
-
-def cpu_share(config: ClusterConfig) -> float:
-    """CPUs of an actor without `cpus` on one machine: the cores that the others leave, in equal parts, rounded down."""
-    roles: list[RoleConfig] = [config.rollout, config.teacher, config.learner]
-    left = cores() - sum((role.cpus or 0) * role.processes for role in roles)
-    waiting = sum(role.processes for role in roles if role.cpus is None)
-    return int(100 * left / waiting) / 100 if waiting else 1.0
-
-
-def free_address() -> str:
+def _free_address() -> str:
     """A port of this node that was free a moment ago, at which the ranks of a group meet."""
-    import socket
-
-    import ray
-
     with socket.socket() as probe:
         probe.bind(("", 0))
         return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"

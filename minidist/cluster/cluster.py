@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from minidist.cluster.actors import Actors, free_address
 from minidist.cluster.scratch import Scratch
 from minidist.cluster.starts import Starts
 from minidist.concurrency import together
@@ -23,9 +22,12 @@ class Cluster:
     """
 
     def __init__(self, config: ClusterConfig, logs: Path, roles: Sequence[Role] = ("rollout", "teacher", "learner")) -> None:
-        self._config = config
         self._logs = logs
-        self.actors = Actors(config, roles) if config.roles == "ray" else None
+        self.actors = None
+        if config.roles == "ray":
+            from minidist.cluster.actors import Actors
+
+            self.actors = Actors(config, roles)
         self._local: list[Any] = []
         self._starts = Starts()
 
@@ -75,10 +77,7 @@ class Cluster:
         with self._starts.of(role):
             seated = [self.actors.seat(role) for _ in range(count)]
             self._scratch.guard()
-            meeting = f"file://{self._scratch.path}/ranks-{id(seated):x}"
-            if self._config.address is not None:  # ranks on other machines share no directory
-                meeting = await seated[0].ask(free_address)
-            await _start_ranks(seated, meeting, make, arguments)
+            await _start_ranks(seated, await self.actors.meeting(seated), make, arguments)
         return seated
 
     async def restart(self, members: Sequence[T], make: Callable[..., T], **arguments: Any) -> list[T]:

@@ -1,4 +1,5 @@
-"""Cores, memory, shared memory and GPUs of this machine, within the limits of a container; read without torch."""
+"""Cores, memory, shared memory and GPUs of this machine, within the limits of a container, and the CPU share of an actor. Read
+without torch."""
 
 import math
 import os
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from minidist.config.cluster import ClusterConfig, RoleConfig
 
 GIB = 2**30
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -54,6 +57,21 @@ def thread_environment(threads: int | None) -> dict[str, str]:
     return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
+def actor_cpus(config: ClusterConfig, role: RoleConfig) -> float:
+    """CPUs set aside for an actor; on a machine that the run has to itself the shares add up to its cores."""
+    if role.cpus is not None:
+        return role.cpus
+    return 1.0 if config.address is not None else cpu_share(config)
+
+
+def cpu_share(config: ClusterConfig) -> float:
+    """CPUs of an actor without `cpus` on one machine: the cores that the others leave, in equal parts, rounded down."""
+    roles: list[RoleConfig] = [config.rollout, config.teacher, config.learner]
+    left = cores() - sum((role.cpus or 0) * role.processes for role in roles)
+    waiting = sum(role.processes for role in roles if role.cpus is None)
+    return int(100 * left / waiting) / 100 if waiting else 1.0
+
+
 def host_memory() -> Space:
     """Memory of the host, or of the cgroup this process is in where that allows less."""
     memory = psutil.virtual_memory()
@@ -83,10 +101,8 @@ def gpus() -> list[Gpu]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (subprocess.SubprocessError, OSError):
         return []
-    found = []
-    for line in done.stdout.splitlines():
-        name, total, free = (part.strip() for part in line.rsplit(",", 2))
-        found.append(Gpu(name, _mib(total), _mib(free)))
+    rows = (map(str.strip, line.rsplit(",", 2)) for line in done.stdout.splitlines())
+    found = [Gpu(name, _mib(total), _mib(free)) for name, total, free in rows]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return found

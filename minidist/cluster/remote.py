@@ -19,18 +19,18 @@ class Remote:
 
     def __init__(self, name: str, actor: Any) -> None:
         self._name = name
-        self._actor = actor
+        self.actor = actor
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
             # Spread, not packed in a tuple: Ray resolves references only where they are direct arguments.
-            return await self._await(verb, self._actor.call.remote(verb, *arguments, **options))
+            return await self._await(verb, self.actor.call.remote(verb, *arguments, **options))
 
         return call
 
     async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """The result as a Ray reference, which other actors read without passing through this process."""
-        return await self._await(verb, self._actor.keep.remote(verb, *arguments, **options))
+        return await self._await(verb, self.actor.keep.remote(verb, *arguments, **options))
 
     async def _await(self, verb: str, pending: Any) -> Any:
         try:

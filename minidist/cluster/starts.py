@@ -27,18 +27,20 @@ class Starts:
     def of(self, role: str) -> Iterator[None]:
         """The start of one actor of a role happens inside. The role is ready when all its actors are."""
         if not self._pending:
-            self._begin()
+            self._since.clear()
+            self._took.clear()
+            if self._console.is_terminal:
+                self._live = Live(get_renderable=self.line, console=self._console, refresh_per_second=4, transient=True)
+                self._live.start()
         self._pending[role] += 1
         self._since.setdefault(role, time.perf_counter())
-        failed = True
         try:
             yield
-            failed = False
-        finally:
-            self._pending -= Counter([role])
-            if role not in self._pending and not failed:
+            if self._pending[role] == 1:
                 self._took[role] = time.perf_counter() - self._since[role]
                 log.info("%s ready after %.0f s", role, self._took[role])
+        finally:
+            self._pending -= Counter([role])
             if not self._pending and self._live is not None:
                 self._live.stop()
                 self._live = None
@@ -52,10 +54,3 @@ class Starts:
             state, colour = ("starting", "yellow") if seconds is None else ("ready", "green")
             parts.append(Text(f"{role} {state} {now - since if seconds is None else seconds:.0f} s", colour))
         return Text("   ").join(parts)
-
-    def _begin(self) -> None:
-        self._since.clear()
-        self._took.clear()
-        if self._console.is_terminal:
-            self._live = Live(get_renderable=self.line, console=self._console, refresh_per_second=4, transient=True)
-            self._live.start()

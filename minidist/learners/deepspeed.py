@@ -18,10 +18,8 @@ from minidist.learners.backends import PlainTorch
 from minidist.learners.forward import ForwardPass
 from minidist.learners.group import Group
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
-
-class DeepSpeed:
+class DeepSpeed(PlainTorch):
     """One rank of several, or the only one. On a CPU: gloo, and torch's AdamW."""
 
     name: ClassVar = "DeepSpeedLearner"
@@ -31,32 +29,26 @@ class DeepSpeed:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        self._model = student.model
-        self._group = group
+        # DeepSpeed steps the base's optimizer: over the parameters in stage 0, over flat copies of them in the others.
+        super().__init__(student, config, group)
         self._stage = config.zero_stage
-        self._moments = _MOMENTS if config.optimizer.type == "adamw" else ()
-        # Its optimizer is the one that DeepSpeed steps: over the parameters in stage 0, over flat copies of them in the others.
-        self._plain = PlainTorch(student, config, group)
-        self._engine: Any
+        self._moments = ("exp_avg", "exp_avg_sq") if config.optimizer.type == "adamw" else ()
         self._zero: Any
-        self._engine, self._zero, _, _ = deepspeed.initialize(
-            model=student, optimizer=self._plain.optimizer, config=_settings(config, self._model), dist_init_required=False
+        self._module, self._zero, _, _ = deepspeed.initialize(
+            model=student, optimizer=self.optimizer, config=_settings(config, self._model), dist_init_required=False
         )
 
-    def forward(self, method: str, *arguments: Any, **options: Any) -> Any:
-        return self._engine(method, *arguments, **options)
-
     def backward(self, loss: Tensor) -> None:
-        self._engine.backward(loss * self._group.size)
+        self._module.backward(loss * self._group.size)
 
     def step(self, rate: float) -> float:
         if self._stage == 0:  # plain data parallelism: DeepSpeed's step does not report the norm
-            self._engine.buffered_allreduce_fallback()
-            return self._plain.step(rate)
+            self._module.buffered_allreduce_fallback()
+            return super().step(rate)
         for group in self._zero.param_groups:
             group["lr"] = rate
-        self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        self._module.step()
+        return float(self._module.get_global_grad_norm())
 
     def discard(self) -> None:
         self._zero.zero_grad()
@@ -66,15 +58,12 @@ class DeepSpeed:
             self._zero.micro_step_id = -1
 
     def tensors(self) -> dict[str, Tensor]:
-        tensors = self._plain.tensors()
+        tensors = super().tensors()
         if self._stage < 3:
             return tensors
-        gathered: dict[int, Tensor] = {}  # tied names share one tensor, as they do in the model
-        for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            if id(parameter) not in gathered:
-                gathered[id(parameter)] = self._gather(parameter)
-            tensors[name] = gathered[id(parameter)]
-        return tensors
+        gathered = {id(parameter): self._gather(parameter) for parameter in self._model.parameters()}
+        # Tied names share one tensor, as they do in the model.
+        return tensors | {name: gathered[id(each)] for name, each in self._model.named_parameters(remove_duplicate=False)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self._model.named_parameters():
@@ -82,12 +71,11 @@ class DeepSpeed:
 
     def read_state(self, steps: int) -> Iterable[tuple[str, dict[str, Tensor]]]:
         self._link(steps)
-        return ((name, self._read(parameter, steps)) for name, parameter in self._plain.trained())
+        return super().read_state(steps)
 
     def write_state(self, steps: int, tensors: Callable[[str], dict[str, Tensor]]) -> None:
         self._allocate_moments(steps)
-        for name, parameter in self._plain.trained():
-            self._write(parameter, tensors(name), steps)
+        super().write_state(steps, tensors)
 
     def _gather(self, parameter: Parameter) -> Tensor:
         """A partitioned parameter, gathered from all ranks; only the first keeps it."""
@@ -112,7 +100,7 @@ class DeepSpeed:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if not _has_copy(parameter):
-            return self._plain.read(parameter)
+            return super()._read(parameter, steps)
         names = self._moments if steps else ()
         state: dict[str, Any] = {name: safe_get_full_optimizer_state(parameter, name) for name in names}
         state["weight"] = safe_get_full_fp32_param(parameter)
@@ -122,7 +110,7 @@ class DeepSpeed:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         if not _has_copy(parameter):
-            self._plain.write(parameter, tensors, steps)
+            super()._write(parameter, tensors, steps)
             return
         self._set_weight(parameter, tensors.pop("weight"))
         for name, value in tensors.items():
@@ -130,11 +118,13 @@ class DeepSpeed:
 
     def _allocate_moments(self, steps: int) -> None:
         """Give an optimizer that has not stepped the moments that DeepSpeed would allocate at its first step."""
-        if steps == 0 or not self._moments:
+        if steps == 0 or not self._moments or self._stage == 0:
             return
-        for flat in self._flat_copies():
+        # The flat float32 tensors of this rank that the optimizer steps.
+        flats = self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
+        for flat in flats:
             moments = {name: torch.zeros_like(flat) for name in self._moments}
-            self._plain.optimizer.state[flat] = {"step": torch.tensor(float(steps)), **moments}
+            self.optimizer.state[flat] = {"step": torch.tensor(float(steps)), **moments}
         self._link(steps)
 
     def _link(self, steps: int) -> None:
@@ -143,25 +133,18 @@ class DeepSpeed:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
 
-    def _flat_copies(self) -> Iterable[Tensor]:
-        """The flat float32 tensors of this rank that the optimizer steps."""
-        if self._stage == 0:
-            return ()
-        return self._zero.fp32_partitioned_groups_flat if self._stage == 3 else self._zero.single_partition_of_fp32_groups
-
 
 def _settings(config: LearnerConfig, model: Any) -> dict[str, Any]:
     """DeepSpeed's configuration."""
-    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
-    for name, offloaded in (("offload_optimizer", config.offload_optimizer), ("offload_param", config.offload_parameters)):
-        if offloaded:
-            zero[name] = {"device": "cpu", "pin_memory": model.device.type == "cuda"}
+    offloaded = {"offload_optimizer": config.offload_optimizer, "offload_param": config.offload_parameters}
+    pinned = model.device.type == "cuda"
+    zero = {name: {"device": "cpu", "pin_memory": pinned} for name, wanted in offloaded.items() if wanted}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # every step() ends an accumulation, however many backward passes came before
         "gradient_clipping": config.optimizer.grad_clip or 0.0,
-        "zero_optimization": zero,
+        "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False} | zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": str(model.dtype) == "torch.bfloat16"},

@@ -1,7 +1,7 @@
 """The student's forward pass in a learner: flat micro-batches in, loss sums or per-token figures out."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from minidist.config.learner import LearnerConfig
 from minidist.data.batching import MicroBatch
+from minidist.data.rendering import Renderer
 from minidist.learners.teacher import Visitor
 from minidist.losses.chunked import Head, LazyLogits, LossTerms, chunked_loss, complete, log_probabilities
 from minidist.losses.divergences import forward_kl, reverse_kl
@@ -17,36 +19,41 @@ from minidist.losses.targets import Objective, TokenCredit, TokenTargets
 from minidist.models.arrays import to_tensor
 from minidist.models.forward import hidden_states, padded_layout
 from minidist.models.heads import check_head, head_of
+from minidist.models.lora import Adapters
 from minidist.types import Array, Measures, Payload, TeacherScores
+
+
+@dataclass(frozen=True)
+class Student:
+    """The model that learns.
+
+    renderer: writes its text, with its tokenizer. adapters: those that `lora.inject` put into the model, None if all of it is
+    trained. vocabulary: ids that it shares with the teacher, and that both models' softmax is over; None: all of its ids.
+    """
+
+    model: PreTrainedModel
+    renderer: Renderer
+    adapters: Adapters | None = None
+    vocabulary: int | None = None
 
 
 class ForwardPass(nn.Module):
     """The student's model and head, and the teacher's head, over one micro-batch at a time.
 
     Args:
-        model: the student. Raises ModelError unless its logits are those of its output head.
-        layout: `learner.layout`, the shape of a micro-batch.
-        chunk_tokens: loss tokens whose logits exist at one time.
+        student: the model that learns. Raises ModelError unless its logits are those of its output head.
+        config: the `learner` section: the layout of a micro-batch, and the loss tokens whose logits exist at one time.
         teacher_head: makes logits of the teacher's hidden states, where a micro-batch brings any.
-        vocabulary: ids that student and teacher share, over which the softmax runs: higher ids are padding. None: all.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        layout: str,
-        chunk_tokens: int,
-        teacher_head: Head | None = None,
-        vocabulary: int | None = None,
-    ) -> None:
+    def __init__(self, student: Student, config: LearnerConfig, teacher_head: Head | None) -> None:
         super().__init__()
-        check_head(model)
-        self.model = model
-        self.padded = padded_layout(layout, model.device)
-        self.chunk_tokens = chunk_tokens
+        check_head(student.model)
+        self.model = student.model
+        self.padded = padded_layout(config.layout, student.model.device)
+        self.chunk_tokens = config.chunk(student.vocabulary or student.model.config.get_text_config().vocab_size)
         self._teacher_head = teacher_head
-        self._vocabulary = vocabulary
+        self._vocabulary = student.vocabulary
 
     def forward(self, method: str, *arguments: Any, **options: Any) -> Any:
         """`loss`, `visit` or `measure`, by name: DeepSpeed prepares the parameters around `forward` alone."""
@@ -67,14 +74,8 @@ class ForwardPass(nn.Module):
         targets = _targets(micro, hidden_LD.device)
         if objective.group_tokens is not None:
             targets = replace(targets, group_N=_groups(micro, objective.group_tokens).to(hidden_LD.device))
-        return chunked_loss(
-            objective,
-            LazyLogits(head_of(self.model, self._vocabulary), hidden_LD),
-            targets,
-            teacher=self._teacher(micro, teacher_hidden_LE),
-            chunk_tokens=self.chunk_tokens,
-            chunks=chunks,
-        )
+        student, teacher = LazyLogits(head_of(self.model, self._vocabulary), hidden_LD), self._teacher(micro, teacher_hidden_LE)
+        return chunked_loss(objective, student, targets, teacher=teacher, chunk_tokens=self.chunk_tokens, chunks=chunks)
 
     def visit(
         self, micro: MicroBatch, visitor: Visitor, *, chunks: int, temperature: float = 1.0, whole: bool = False
@@ -90,18 +91,11 @@ class ForwardPass(nn.Module):
         """
         hidden_LD, size = hidden_states(self.model, micro, padded=self.padded), self.chunk_tokens
         head = head_of(self.model, None if whole else self._vocabulary)
-        starts = range(0, max(len(micro.labels), chunks * size - size + 1), size)
-        parts = [slice(start, start + size) for start in starts]
+        parts = [slice(start, start + size) for start in range(0, max(len(micro.labels), chunks * size - size + 1), size)]
         return torch.cat([visitor(part, log_probabilities(head(hidden_LD[part]), temperature)) for part in parts])
 
     def measure(
-        self,
-        micro: MicroBatch,
-        *,
-        chunks: int,
-        teacher_hidden_LE: Tensor | None = None,
-        temperature: float = 1.0,
-        whole: bool = False,
+        self, micro: MicroBatch, *, chunks: int, teacher_hidden_LE: Tensor | None, temperature: float = 1.0, whole: bool = False
     ) -> Tensor:
         """Figures of each loss token: [L, 1], the label's log-probability under the student; [L, 2], also under the teacher;
         or [L, 4], also reverse and forward KL, where the teacher's full vocabulary is known. Arguments as in `visit`."""
@@ -109,7 +103,7 @@ class ForwardPass(nn.Module):
 
         def figures(part: slice, student_NV: Tensor) -> Tensor:
             scored = complete(targets.at(part), None if teacher is None else teacher.at(part), temperature)
-            columns = [student_NV.gather(-1, scored.labels_N[:, None]).squeeze(-1)]
+            columns = [scored.of_labels(student_NV)]
             if scored.teacher_logprob_N is not None:
                 columns.append(scored.teacher_logprob_N)
             if scored.teacher_NV is not None:
@@ -129,13 +123,12 @@ class ForwardPass(nn.Module):
 def _targets(micro: MicroBatch, device: torch.device) -> TokenTargets:
     scores, credit = micro.scores or TeacherScores(Payload.SAMPLED), micro.credit
 
-    def tensor(array: Array | None) -> Tensor | None:
-        return None if array is None else to_tensor(array, str(array.dtype)).to(device)
+    def tensor(array: Array | None, dtype: torch.dtype | None = None) -> Tensor | None:
+        return None if array is None else to_tensor(array, str(array.dtype)).to(device, dtype)
 
-    top_ids_NK = tensor(scores.top_ids)
     return TokenTargets(
         torch.as_tensor(micro.labels, device=device),
-        top_ids_NK=None if top_ids_NK is None else top_ids_NK.long(),
+        top_ids_NK=tensor(scores.top_ids, torch.int64),
         top_logprobs_NK=tensor(scores.top_logprobs),
         teacher_logprob_N=tensor(scores.logprobs),
         credit=credit and TokenCredit(*(torch.as_tensor(getattr(credit, f.name), device=device) for f in fields(credit))),

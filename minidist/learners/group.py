@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.distributed
 
 from minidist.types import Array, RankGroup
 
@@ -40,8 +42,6 @@ class ProcessGroup:
 
     def total(self, values: Array) -> Array:
         """Sum over ranks, element by element, in float64."""
-        import torch
-
         numbers = torch.from_numpy(np.asarray(values, dtype=np.float64).copy())
         torch.distributed.all_reduce(numbers, group=self._gloo)
         return numbers.numpy()
@@ -51,8 +51,6 @@ class ProcessGroup:
         return self._largest(list(values) + [0] * (self._largest([len(values)])[0] - len(values)))
 
     def _largest(self, values: list[int]) -> list[int]:
-        import torch
-
         numbers = torch.tensor(values, dtype=torch.int64)
         torch.distributed.all_reduce(numbers, op=torch.distributed.ReduceOp.MAX, group=self._gloo)
         return numbers.tolist()
@@ -68,7 +66,6 @@ def _join(group: RankGroup, device: str) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device)
     import deepspeed
     import deepspeed.comm
-    import torch.distributed
 
     if not torch.distributed.is_initialized():
         # Each rank sees its own device alone, so that device has index 0 everywhere.

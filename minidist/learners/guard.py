@@ -1,8 +1,9 @@
 """Gradients that are not finite, found before the optimizer moves."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from minidist.errors import DivergedError
@@ -16,7 +17,7 @@ class FiniteGuard:
         self._not_finite: dict[str, Tensor] = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                self._watch(name, parameter)
+                parameter.register_hook(partial(self._see, name))
 
     def reset(self) -> None:
         """Forget the gradients seen so far."""
@@ -36,9 +37,6 @@ class FiniteGuard:
             return None
         return names[int(flags.int().argmax())]
 
-    def _watch(self, name: str, parameter: Parameter) -> None:
-        def check(gradient: Tensor) -> None:
-            flag = ~torch.isfinite(gradient).all()
-            self._not_finite[name] = self._not_finite[name] | flag if name in self._not_finite else flag
-
-        parameter.register_hook(check)
+    def _see(self, name: str, gradient: Tensor) -> None:
+        flag = ~torch.isfinite(gradient).all()
+        self._not_finite[name] = self._not_finite[name] | flag if name in self._not_finite else flag

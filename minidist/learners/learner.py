@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +15,16 @@ from minidist.config.learner import LearnerConfig
 from minidist.data.batching import MicroBatch, collate, pack, unlabelled
 from minidist.data.sources import Example
 from minidist.errors import CanaryError
-from minidist.learners.backends import Backend, PlainTorch
+from minidist.learners.backends import PlainTorch
 from minidist.learners.deepspeed import DeepSpeed
-from minidist.learners.forward import ForwardPass, measures_of
+from minidist.learners.forward import ForwardPass, Student, measures_of
 from minidist.learners.group import Group, OneProcess
 from minidist.learners.guard import FiniteGuard
 from minidist.learners.schedule import learning_rate
 from minidist.learners.state import StateReader, save_state
 from minidist.learners.sums import StreamSums
 from minidist.learners.teacher import FrozenTeacher, ResidentTeacher, StudentText, Visitor
-from minidist.learners.weights import Student, StudentWeights
+from minidist.learners.weights import StudentWeights
 from minidist.losses.chunked import chunk_count
 from minidist.losses.kernels import in_one_pass
 from minidist.losses.targets import Objective
@@ -31,7 +32,7 @@ from minidist.models.forward import checkpoint_activations
 from minidist.models.hub import context_length
 from minidist.types import MAIN, PROBE_TOKENS, Batch, Measures, Probe, Stream, Update, Weights
 
-BACKENDS: dict[str, type[PlainTorch | DeepSpeed]] = {"single": PlainTorch, "deepspeed": DeepSpeed}
+BACKENDS: dict[str, type[PlainTorch]] = {"single": PlainTorch, "deepspeed": DeepSpeed}
 """The backends of `learner.backend`."""
 
 
@@ -58,27 +59,21 @@ class LocalLearner:
         teacher: ResidentTeacher | None = None,
         group: Group | None = None,
     ) -> None:
-        model = student.model
         self._config = config
         self._steps = steps
         self._group = group or OneProcess()
         self._teacher = teacher or FrozenTeacher()
         fused = config.kernel == "liger"
         self._objectives = {name: in_one_pass(each) if fused else each for name, each in objectives.items()}
-        self._pass = ForwardPass(
-            model,
-            layout=config.layout,
-            chunk_tokens=config.chunk(student.vocabulary or model.config.get_text_config().vocab_size),
-            teacher_head=self._teacher.head,
-            vocabulary=student.vocabulary,
-        ).eval()  # evaluation mode: no dropout, so that the log-probabilities are those of the engine
+        # In evaluation mode, without dropout, the log-probabilities are those of the engine.
+        self._pass = ForwardPass(student, config, self._teacher.head).eval()
         if config.activation_checkpointing:
-            checkpoint_activations(model)
-        self._guard = FiniteGuard(model)
+            checkpoint_activations(student.model)
+        self._guard = FiniteGuard(student.model)
         self._step = 0
         self._tokens = len(student.renderer.tokenizer)
         self._worker = Worker("learner")
-        self._backend: Backend = self._worker.run_now(BACKENDS[config.backend], self._pass, config, self._group)
+        self._backend = self._worker.run_now(BACKENDS[config.backend], self._pass, config, self._group)
         self._weights = StudentWeights(student, self._backend, first=self._group.rank == 0)
 
     async def update(self, batch: Batch) -> Update:
@@ -181,14 +176,13 @@ class LocalLearner:
         yield from zip(micros + fill * (len(chunks) - len(micros)), chunks, strict=True)
 
     @torch.no_grad()
-    def _measure(self, stream: Stream, *, temperature: float = 1.0, whole: bool = False) -> Measures:
+    def _measure(self, stream: Stream, **options: Any) -> Measures:
+        """`options`: those of `ForwardPass.measure`."""
         table: dict[int, Tensor] = {}
         for micro, chunks in self._micro_batches(stream):
             lengths = [len(stream.rows[index].labels) for index in micro.rows] if len(micro.labels) else []
             hidden_LE = self._teacher_hidden(stream, micro)
-            figures = self._backend.forward(
-                "measure", micro, chunks=chunks, teacher_hidden_LE=hidden_LE, temperature=temperature, whole=whole
-            )
+            figures = self._backend.forward("measure", micro, chunks=chunks, teacher_hidden_LE=hidden_LE, **options)
             table |= dict(zip(micro.rows, figures.split(lengths), strict=True)) if lengths else {}
         return measures_of([table.get(index) for index in range(len(stream.rows))])
 

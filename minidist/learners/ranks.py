@@ -1,8 +1,7 @@
 """The ranks of a learner as one learner: they share the rows; results that all of them have are taken from the first."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from minidist.concurrency import together
 from minidist.data.batching import share_out, unlabelled
 from minidist.protocols import Learner
-from minidist.types import Array, Batch, Measures, Probe, Stream, Update, Weights
+from minidist.types import Batch, Measures, Stream, Update
 
 
 class LearnerRanks:
@@ -35,33 +34,13 @@ class LearnerRanks:
         parts = await together(rank.measure(share, temperature) for rank, share in zip(self.members, shares, strict=True))
         return _in_order(parts, self._dealt(stream))
 
-    async def weights(self) -> Weights | None:
-        return await self._first("weights")
+    def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
+        """Any other verb of a learner: all ranks take part, and the result is that of the first."""
 
-    async def keep(self, verb: str) -> Any:
-        """The result of a method of the first rank, as a reference to Ray's object store; the others take part without one."""
-        return await self._first("keep", verb)
+        async def call(*arguments: Any) -> Any:
+            return (await together(getattr(rank, verb)(*arguments) for rank in self.members))[0]
 
-    async def probe(self, version: int) -> Probe:
-        return await self._first("probe", version)
-
-    async def load(self, path: Path) -> None:
-        await self._first("load", path)
-
-    async def describe(self) -> dict[str, object]:
-        return await self._first("describe")
-
-    async def save(self, path: Path) -> None:
-        await self._first("save", path)
-
-    async def save_state(self, path: Path) -> None:
-        await self._first("save_state", path)
-
-    async def resume(self, path: Path) -> None:
-        await self._first("resume", path)
-
-    async def close(self) -> None:
-        await self._first("close")
+        return call
 
     def _dealt(self, stream: Stream) -> list[list[int]]:
         return share_out([len(row.tokens) for row in stream.rows], len(self.members))
@@ -71,9 +50,6 @@ class LearnerRanks:
         shares = [tuple(stream.rows[index] for index in rows) for rows in self._dealt(stream)]
         return [replace(stream, rows=rows or (unlabelled(stream.rows[0]),)) for rows in shares]
 
-    async def _first(self, method: str, *arguments: Any) -> Any:
-        return (await together(getattr(rank, method)(*arguments) for rank in self.members))[0]
-
 
 def _in_order(parts: Sequence[Measures], dealt: Sequence[Sequence[int]]) -> Measures:
     """The ranks' figures as one table in the order of the stream's rows."""
@@ -82,10 +58,8 @@ def _in_order(parts: Sequence[Measures], dealt: Sequence[Sequence[int]]) -> Meas
     row_L = np.concatenate([rows[part.row] for part, rows in used])
     order = np.argsort(row_L, kind="stable")
 
-    def column(name: str) -> Array | None:
+    def column(name: str) -> Any:
         values = [getattr(part, name) for part, _ in used]
         return None if any(value is None for value in values) else np.concatenate(values)[order]
 
-    student_logprob = column("student_logprob")
-    assert student_logprob is not None
-    return Measures(row_L[order], student_logprob, *map(column, ("teacher_logprob", "reverse_kl", "forward_kl")))
+    return Measures(row_L[order], *map(column, ("student_logprob", "teacher_logprob", "reverse_kl", "forward_kl")))

@@ -1,9 +1,10 @@
-"""The optimizer and its learning rate, the same for every backend."""
+"""The optimizer, its learning rate, its step and its state, the same for every backend."""
 
 import math
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from minidist.config.learner import OptimizerConfig
@@ -32,3 +33,31 @@ def make_optimizer(config: OptimizerConfig, named: Iterable[tuple[str, Parameter
     if config.type == "sgd":
         return torch.optim.SGD(groups, lr=config.lr)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def optimizer_step(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[Parameter], *, rate: float, limit: float | None
+) -> float:
+    """Clip the gradient to the norm `limit`, take an optimizer step at the learning rate `rate`, and clear the gradient.
+
+    Returns the gradient's norm before it was clipped."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(norm)
+
+
+def read_parameter(optimizer: torch.optim.Optimizer, parameter: Parameter) -> dict[str, Tensor]:
+    """A parameter's `weight` and moments."""
+    state = optimizer.state.get(parameter, {})
+    return {"weight": parameter.data} | {name: value for name, value in state.items() if value.shape == parameter.shape}
+
+
+def write_parameter(optimizer: torch.optim.Optimizer, parameter: Parameter, tensors: dict[str, Tensor], steps: int) -> None:
+    """Restore what `read_parameter` gave after `steps` optimizer steps."""
+    parameter.data.copy_(tensors.pop("weight"))
+    if tensors:
+        moments = {name: tensor.to(parameter) for name, tensor in tensors.items()}
+        optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **moments}

@@ -30,9 +30,8 @@ class StreamSums:
 
     def __add__(self, terms: LossTerms) -> Self:
         """With the terms of another micro-batch."""
-        teacher = math.nan if terms.teacher_logprob is None else float(terms.teacher_logprob)
-        numbers = [float(terms.loss.detach()), float(terms.logprob), teacher, terms.tokens, 1, *terms.figures_F.tolist()]
-        return type(self)(self._figures, self._values + numbers)
+        numbers = [*map(float, (terms.loss.detach(), terms.logprob, terms.teacher_logprob)), terms.tokens, 1]
+        return type(self)(self._figures, self._values + np.array(numbers + terms.figures_F.tolist()))
 
     def over(self, group: Group) -> Self:
         """The sums of all ranks."""

@@ -27,57 +27,39 @@ class StudentText:
 
 
 class ResidentTeacher(Protocol):
-    """The teacher's part in the learner's process. It serves the main stream; other streams bring scores or need none."""
+    """The teacher's part in the learner's process. It serves the main stream; other streams bring scores or need none.
+
+    The defaults are those of a teacher that does not learn."""
 
     @property
     def head(self) -> Head | None:
         """The output head for the teacher's hidden states; None if the learner sees none."""
-        ...
+        return None
 
     def learn(self, texts: Iterable[StudentText], *, tokens: int, step: int, steps: int) -> dict[str, float]:
         """One optimizer step of the teacher on the texts of all ranks, which hold `tokens` loss tokens together, before the
         student's optimizer step `step`, counted from 0, of `steps`. Returns metrics of the run. Raises DivergedError before
         the teacher's optimizer moves. Every rank holds the whole teacher, bit for bit the same."""
-        ...
+        return {}
 
     def hidden(self, micro: MicroBatch) -> Tensor | None:
         """Hidden states [L, E] at the micro-batch's loss tokens, without gradient, that the student learns from; None if a
         teacher elsewhere scores the text."""
-        ...
-
-    def state(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
-        """The tensors that a checkpoint must hold: `weight` and the optimizer's moments, by parameter name."""
-        ...
-
-    def restore(self, reader: StateReader) -> None:
-        """Continue from the tensors that `state` gave."""
-        ...
-
-    def save(self, path: Path) -> None:
-        """Write the trained tensors, if any, as safetensors into the directory `path`."""
-        ...
-
-
-@dataclass(frozen=True)
-class FrozenTeacher:
-    """A teacher that does not learn. It scores in other processes, if at all; the learner holds at most its output head."""
-
-    head: Head | None = None
-
-    def learn(self, texts: Iterable[StudentText], *, tokens: int, step: int, steps: int) -> dict[str, float]:
-        """Nothing; the texts are not read."""
-        return {}
-
-    def hidden(self, micro: MicroBatch) -> Tensor | None:
-        """None."""
         return None
 
     def state(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
-        """No tensors."""
+        """The tensors that a checkpoint must hold: `weight` and the optimizer's moments, by parameter name."""
         return ()
 
     def restore(self, reader: StateReader) -> None:
-        """Nothing."""
+        """Continue from the tensors that `state` gave."""
 
     def save(self, path: Path) -> None:
-        """Nothing."""
+        """Write the trained tensors, if any, as safetensors into the directory `path`."""
+
+
+@dataclass(frozen=True)
+class FrozenTeacher(ResidentTeacher):
+    """A teacher that does not learn. It scores in other processes, if at all; the learner holds at most its output head."""
+
+    head: Head | None = None

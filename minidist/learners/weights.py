@@ -1,42 +1,25 @@
 """The student's weights outside of training: out to the engines, to disk, and back from a checkpoint."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from minidist.config.models import ModelConfig
-from minidist.data.rendering import Renderer
-from minidist.learners.backends import Backend
+from minidist.learners.backends import PlainTorch
+from minidist.learners.forward import Student
 from minidist.models.arrays import to_array
 from minidist.models.files import is_adapter
 from minidist.models.hub import load_model
-from minidist.models.lora import Adapters, merged, read_adapters, rebased, save_adapters
+from minidist.models.lora import merged, read_adapters, rebased, save_adapters
 from minidist.types import Weights
-
-
-@dataclass(frozen=True)
-class Student:
-    """The model that learns.
-
-    renderer: writes its text, with its tokenizer. adapters: those that `lora.inject` put into the model, None if all of it is
-    trained. vocabulary: ids that it shares with the teacher, and that both models' softmax is over; None: all of its ids.
-    """
-
-    model: PreTrainedModel
-    renderer: Renderer
-    adapters: Adapters | None = None
-    vocabulary: int | None = None
 
 
 class StudentWeights:
     """Reads and replaces the tensors that a backend holds. All ranks make the same calls; `first` says which one writes."""
 
-    def __init__(self, student: Student, backend: Backend, *, first: bool) -> None:
-        self._model = student.model
-        self._tokenizer = student.renderer.tokenizer
-        self._adapters = student.adapters
+    def __init__(self, student: Student, backend: PlainTorch, *, first: bool) -> None:
+        self._student = student
         self._backend = backend
         self._first = first
 
@@ -54,26 +37,28 @@ class StudentWeights:
         if not self._first:
             return
         path.mkdir(parents=True, exist_ok=True)
-        if self._adapters is not None and self._adapters.saved_alone:
-            save_adapters(path, self._adapters, tensors)
+        adapters = self._student.adapters
+        if adapters is not None and adapters.config.save == "adapter":
+            save_adapters(path, adapters, tensors)
         else:
-            self._model.save_pretrained(path, state_dict=self._merged(tensors))
-        self._tokenizer.save_pretrained(path)
+            self._student.model.save_pretrained(path, state_dict=self._merged(tensors))
+        self._student.renderer.tokenizer.save_pretrained(path)
 
     def load(self, path: Path) -> None:
         """The weights of a checkpoint of the same architecture, or of adapters on the same base."""
-        if self._adapters is not None and is_adapter(path):
+        adapters = self._student.adapters
+        if adapters is not None and is_adapter(path):
             tensors = self._backend.tensors()
-            self._backend.load(tensors | read_adapters(path, self._adapters, tensors))
+            self._backend.load(tensors | read_adapters(path, adapters, tensors))
             return
-        config = ModelConfig(model=str(path), dtype=str(self._model.dtype).removeprefix("torch."))  # type: ignore[arg-type]
+        config = ModelConfig(model=str(path), dtype=str(self._student.model.dtype).removeprefix("torch."))  # type: ignore[arg-type]
         tensors = dict(load_model(config, "weights").state_dict())
-        if self._adapters is not None:
+        if adapters is not None:
             tensors = rebased(tensors, self._backend.tensors())
-            self._adapters = replace(self._adapters, base=str(path.resolve()))
+            self._student = replace(self._student, adapters=replace(adapters, base=str(path.resolve())))
         self._backend.load(tensors)
 
     def _merged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The plain checkpoint's tensors."""
-        adapters = self._adapters
+        adapters = self._student.adapters
         return tensors if adapters is None else merged(tensors, scale=adapters.scale, transposed=adapters.transposed)

@@ -1,5 +1,7 @@
 """Losses as pure torch functions, importable on their own. Log-probabilities in nats; student first, then teacher."""
 
+# ruff: noqa: F401 (every name imported here is one that users import)
+
 from minidist.losses.adaptive import akl, entropy_gated, todi
 from minidist.losses.chunked import LossTerms, chunked_loss
 from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl, total_variation
@@ -10,28 +12,3 @@ from minidist.losses.powers import alpha_beta
 from minidist.losses.ranking import ranking_loss
 from minidist.losses.support import on_support, top_k_and_tail
 from minidist.losses.transport import grouped_sinkhorn, sinkhorn, sinkhorn_sample_wise
-
-__all__ = [
-    "LossTerms",
-    "akl",
-    "alpha_beta",
-    "chunked_loss",
-    "entropy_gated",
-    "forward_kl",
-    "grouped_sinkhorn",
-    "jeffreys",
-    "jsd",
-    "jsd_normalised",
-    "k2",
-    "minillm_loss",
-    "on_support",
-    "ranking_loss",
-    "reverse_kl",
-    "sinkhorn",
-    "sinkhorn_sample_wise",
-    "skew_forward_kl",
-    "skew_reverse_kl",
-    "todi",
-    "top_k_and_tail",
-    "total_variation",
-]

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
+from minidist.losses.costs import recomputed, wide
 from minidist.losses.targets import Objective, TokenTargets
 
 Head = Callable[[Tensor], Tensor]
@@ -47,8 +47,7 @@ class LinearHead:
 
     def finish(self, raw_NV: Tensor) -> Tensor:
         """Logits from the products that `raw` returns."""
-        logits = raw_NV if raw_NV.dtype == torch.float64 else raw_NV.float()
-        logits = logits if self.scale == 1 else logits * self.scale
+        logits = wide(raw_NV) if self.scale == 1 else wide(raw_NV) * self.scale
         return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
 
 
@@ -59,22 +58,21 @@ class LazyLogits:
     head: Head
     hidden_ND: Tensor
 
+    @torch.no_grad()
     def at(self, part: slice) -> Tensor:
-        """The logits of some of the tokens."""
+        """The logits of some of the tokens, without gradient."""
         return self.head(self.hidden_ND[part])
-
-    def __len__(self) -> int:
-        return len(self.hidden_ND)
 
 
 class LossTerms(NamedTuple):
     """Sums over loss tokens: `loss` carries the gradient; `logprob` and `teacher_logprob` of the labels do not, nor the
-    objective's `figures_F`. A tuple, since DeepSpeed looks for tensors in tuples, lists and dicts alone."""
+    objective's `figures_F`. `teacher_logprob` is nan without a teacher. A tuple, since DeepSpeed looks for tensors in tuples,
+    lists and dicts alone."""
 
     loss: Tensor
     tokens: int
     logprob: Tensor
-    teacher_logprob: Tensor | None
+    teacher_logprob: Tensor
     figures_F: Tensor
 
 
@@ -100,27 +98,18 @@ def chunked_loss(
             it equally often, forward and backward.
     """
     head, hidden_ND = student.head, student.hidden_ND
-    # Without loss tokens the sum of the teacher's log-probabilities is 0, not unknown.
-    has_teacher = not len(student) or teacher is not None or targets.has_teacher
-    parts = list(_parts(len(student), chunk_tokens, targets.group_N, chunks))
+    parts = list(_parts(len(hidden_ND), chunk_tokens, targets.group_N, chunks))
     work = _TeacherAndObjective(objective, teacher, targets, parts)
     if isinstance(head, LinearHead) and torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight.requires_grad):
-        sums: Tensor
         loss, sums = _EagerGradient.apply(work, head, hidden_ND, head.weight, head.bias)
-        return _terms(loss, sums, len(student), has_teacher)
+        return LossTerms(loss, len(hidden_ND), sums[0], sums[1], sums[2:])
 
     def one_chunk(hidden_ND: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         return work.sums(head(hidden_ND), part)
 
-    # A single chunk needs no second forward pass.
-    done = [
-        one_chunk(hidden_ND[part], part)
-        if len(parts) == 1
-        else checkpoint(one_chunk, hidden_ND[part], part, use_reentrant=False)
-        for part in parts
-    ]
-    losses, figures = zip(*done, strict=True)  # type: ignore[arg-type]
-    return _terms(torch.stack(losses).sum(0), torch.stack(figures).sum(0), len(student), has_teacher)
+    done = [recomputed(one_chunk, hidden_ND[part], part, alone=len(parts) == 1) for part in parts]
+    loss, sums = (torch.stack(each).sum(0) for each in zip(*done, strict=True))
+    return LossTerms(loss, len(hidden_ND), sums[0], sums[1], sums[2:])
 
 
 def chunk_count(tokens: int, chunk_tokens: int, group_tokens: int | None = None) -> int:
@@ -141,8 +130,7 @@ def complete(targets: TokenTargets, teacher_NV: Tensor | None, temperature: floa
     if teacher_NV is not None:
         targets = replace(targets, teacher_NV=log_probabilities(teacher_NV, temperature))
     if targets.teacher_logprob_N is None and targets.teacher_NV is not None:
-        teacher_logprob_N = targets.teacher_NV.gather(-1, targets.labels_N[:, None]).squeeze(-1)
-        targets = replace(targets, teacher_logprob_N=teacher_logprob_N)
+        targets = replace(targets, teacher_logprob_N=targets.of_labels(targets.teacher_NV))
     return targets
 
 
@@ -156,11 +144,6 @@ class _TeacherAndObjective:
     parts: Sequence[slice]
     """The chunks."""
 
-    @torch.no_grad()
-    def teacher_logits(self, part: slice) -> Tensor | None:
-        """The teacher's logits of some of the tokens, where its hidden states are known."""
-        return None if self.teacher is None else self.teacher.at(part)
-
     def sums(self, logits_NV: Tensor, part: slice, teacher_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The loss of some of the tokens, with its gradient, and [2 + F] sums: the labels' log-probabilities under student and
         teacher (nan without a teacher), and the objective's figures. `teacher_NV`: the teacher's logits of these tokens, where
@@ -168,7 +151,8 @@ class _TeacherAndObjective:
         student_NV = log_probabilities(logits_NV, self.objective.temperature)
         if not len(student_NV):
             return student_NV.sum(), student_NV.new_zeros(2 + len(self.objective.figures))
-        teacher_NV = self.teacher_logits(part) if teacher_NV is None else teacher_NV
+        if teacher_NV is None and self.teacher is not None:
+            teacher_NV = self.teacher.at(part)
         targets = complete(self.targets.at(part), teacher_NV, self.objective.temperature)
         logprob = student_NV.detach().gather(-1, targets.labels_N[:, None]).sum()
         known = targets.teacher_logprob_N
@@ -187,25 +171,26 @@ class _EagerGradient(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[2:]
         # Summed over the chunks in float32, whatever the precision of the head.
-        gradients = [torch.empty_like(hidden_ND) if wanted[0] else None, *_zeros_like((weight_VD, bias_V), wanted[1:])]
+        gradients = [
+            torch.empty_like(hidden_ND) if wanted[0] else None,
+            _zeros(weight_VD, wanted[1]),
+            _zeros(bias_V, wanted[2]),
+        ]
         loss, sums = hidden_ND.new_zeros((), dtype=torch.float32), None
         for part in work.parts:
             table_NV = head.raw(hidden_ND[part])  # the head's products, then, block by block, their gradient
-            teacher_NV = work.teacher_logits(part)
+            teacher_NV = None if work.teacher is None else work.teacher.at(part)
             for block in _blocks(part, table_NV, work.targets.group_N):
                 inner = slice(block.start - part.start, block.stop - part.start)
                 raw_NV = table_NV[inner].detach().requires_grad_()
                 with torch.enable_grad():
-                    block_loss, block_sums = work.sums(
-                        head.finish(raw_NV), block, None if teacher_NV is None else teacher_NV[inner]
-                    )
+                    inner_NV = None if teacher_NV is None else teacher_NV[inner]
+                    block_loss, block_sums = work.sums(head.finish(raw_NV), block, inner_NV)
                     (table_NV[inner],) = torch.autograd.grad(block_loss, raw_NV)
                 loss, sums = loss + block_loss.detach(), block_sums if sums is None else sums + block_sums
             _add(gradients, table_NV, hidden_ND[part], weight_VD[: head.vocabulary], part)
-        ctx.gradients = [
-            None if gradient is None else gradient.to(tensor)
-            for gradient, tensor in zip(gradients, (hidden_ND, weight_VD, bias_V), strict=True)
-        ]
+        pairs = zip(gradients, (hidden_ND, weight_VD, bias_V), strict=True)
+        ctx.gradients = [None if gradient is None else gradient.to(tensor) for gradient, tensor in pairs]
         assert sums is not None
         ctx.mark_non_differentiable(sums)
         return loss, sums
@@ -217,10 +202,12 @@ class _EagerGradient(torch.autograd.Function):
         return (None, None, *(each if each is None else each.mul_(outer.to(each)) for each in gradients))
 
 
-def _zeros_like(tensors: Sequence[Tensor | None], wanted: Sequence[bool]) -> Iterator[Tensor | None]:
-    for tensor, trained in zip(tensors, wanted, strict=True):
-        exact = None if tensor is None or not trained else torch.promote_types(tensor.dtype, torch.float32)
-        yield None if tensor is None or exact is None else torch.zeros_like(tensor, dtype=exact)
+def _zeros(tensor: Tensor | None, wanted: bool) -> Tensor | None:
+    return (
+        torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+        if wanted and tensor is not None
+        else None
+    )
 
 
 def _add(
@@ -264,7 +251,3 @@ def _blocks(part: slice, logits_NV: Tensor, group_N: Tensor | None) -> Iterator[
 def _block_rows(table: Tensor) -> int:
     """Rows of a table in a block; all of them on a GPU."""
     return max(1, _BLOCK // table.shape[1] if table.device.type == "cpu" else len(table))
-
-
-def _terms(loss: Tensor, sums: Tensor, tokens: int, has_teacher: bool) -> LossTerms:
-    return LossTerms(loss, tokens, sums[0], sums[1] if has_teacher else None, sums[2:])

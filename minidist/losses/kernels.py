@@ -44,15 +44,15 @@ def in_one_pass(objective: Objective) -> Objective:
     Raises:
         ImportError: liger-kernel is not installed.
     """
-    plain = getattr(objective, "divergence", None)
-    beta = None if plain is None else _beta(plain)
-    if plain is None or beta is None:
+    plain: Any = getattr(objective, "divergence", None)
+    beta = _beta(plain)
+    if beta is None:
         return objective
     _kernel()
     return cast(Objective, replace(cast(Any, objective), divergence=OnePass(plain, beta)))
 
 
-def _beta(divergence: Divergence) -> float | None:
+def _beta(divergence: Divergence | None) -> float | None:
     """The weight under which the kernel computes a divergence; None if the kernel has no such divergence."""
     if divergence in (forward_kl, reverse_kl):
         return float(divergence is reverse_kl)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minidist.config.objectives import MiniLLMConfig, PolicyConfig
+from minidist.losses.costs import wide
 from minidist.losses.divergences import reverse_kl
 
 
@@ -196,12 +197,12 @@ def minillm_loss(
     width, vocabulary = tokens_BT.shape[1], min(student_logits_BTV.shape[-1], teacher_logits_BTV.shape[-1])
     mask = mask_of(lengths_B, width)
     student_NV, teacher_NV = (
-        torch.log_softmax(_exact(logits[mask][:, :vocabulary]) / settings.temperature, -1)
+        torch.log_softmax(wide(logits[mask][:, :vocabulary]) / settings.temperature, -1)
         for logits in (student_logits_BTV, teacher_logits_BTV.detach())
     )
     labels_N1 = tokens_BT[mask][:, None].long()
     student_N, teacher_N = student_NV.gather(-1, labels_N1)[:, 0], teacher_NV.gather(-1, labels_N1)[:, 0]
-    old_N = student_N.detach() if old_logprobs_BT is None else _exact(old_logprobs_BT.detach()[mask])
+    old_N = student_N.detach() if old_logprobs_BT is None else wide(old_logprobs_BT.detach()[mask])
     table = credit_table(
         _spread(old_N, mask), _spread(teacher_N, mask), lengths_B, settings, teacher_mix=teacher_mix, width=width
     )
@@ -212,11 +213,6 @@ def minillm_loss(
         earned = (table.advantage_BT[mask], table.weight_BT[mask])
         loss_N = loss_N + surrogate(student_N, old_N, *earned, clip=settings.clip)
     return _spread(loss_N, mask).sum(1)
-
-
-def _exact(values: Tensor) -> Tensor:
-    """Half precision is too coarse for log-probabilities: 0.015 nats at 19."""
-    return values if values.dtype == torch.float64 else values.float()
 
 
 def _spread(values_N: Tensor, mask_BT: Tensor) -> Tensor:

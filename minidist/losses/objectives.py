@@ -3,23 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from minidist import losses
+from minidist.config import objectives as sections
 from minidist.config.divergences import Divergences, Matching, SinkhornConfig
 from minidist.config.objective import ObjectiveSection
-from minidist.config.objectives import (
-    K2Config,
-    KDConfig,
-    MiniLLMConfig,
-    PolicyConfig,
-    PolicyGradientConfig,
-    RankingConfig,
-    SupervisedConfig,
-)
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.losses.estimators import k2
 from minidist.losses.minillm import surrogate
@@ -28,19 +20,8 @@ from minidist.losses.targets import Divergence, Objective, TokenTargets
 from minidist.losses.transport import Moved, Teacher, grouped_sinkhorn
 
 
-class TokenWise:
-    """Base of objectives that treat each token separately and report no figures beside the loss."""
-
-    figures: tuple[str, ...] = ()
-    group_tokens: int | None = None
-
-    def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
-        """[N, 0]."""
-        return student_NV.new_zeros(len(student_NV), 0)
-
-
 @dataclass(frozen=True)
-class Match(TokenWise):
+class Match(Objective):
     """A divergence between the student's and the teacher's distribution at each token.
 
     Args:
@@ -71,33 +52,33 @@ class Match(TokenWise):
 
 
 @dataclass(frozen=True)
-class K2(TokenWise):
+class K2(Objective):
     """Half the squared log-ratio at the sampled token; `losses.estimators.k2`.
 
     The tokens must be samples of the current student, at temperature 1 and not truncated.
     """
 
-    temperature = 1.0
+    temperature: ClassVar[float] = 1.0
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] squared nats."""
         assert targets.teacher_logprob_N is not None, "no teacher log-probability of the labels"
-        return k2(_of_labels(student_NV, targets), targets.teacher_logprob_N)
+        return k2(targets.of_labels(student_NV), targets.teacher_logprob_N)
 
 
 @dataclass(frozen=True)
-class Supervised(TokenWise):
+class Supervised(Objective):
     """Cross-entropy on the labels: -log q(label)."""
 
     temperature: float = 1.0
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] nats."""
-        return -_of_labels(student_NV, targets)
+        return -targets.of_labels(student_NV)
 
 
 @dataclass(frozen=True)
-class Transport(TokenWise):
+class Transport(Objective):
     """Optimal transport among the tokens of a group, beside a divergence at each token; `losses.transport.sinkhorn`.
 
     Source: Cui et al., SinKD, arXiv:2402.17110.
@@ -111,7 +92,7 @@ class Transport(TokenWise):
         return self.settings.temperature
 
     @property
-    def group_tokens(self) -> int:  # type: ignore[override]
+    def group_tokens(self) -> int:
         return self.settings.group_tokens
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
@@ -137,7 +118,7 @@ class Transport(TokenWise):
 
 
 @dataclass(frozen=True)
-class KD(TokenWise):
+class KD(Objective):
     """(1 - ratio) * cross-entropy on the labels + ratio * t^2 * KL(teacher || student), the divergence at temperature t, over
     the full vocabulary or top K and tail. Source: Hinton, Vinyals & Dean, arXiv:1503.02531, section 2."""
 
@@ -154,16 +135,15 @@ class KD(TokenWise):
 
 
 @dataclass(frozen=True)
-class PolicyGradient:
+class PolicyGradient(Objective):
     """Reverse KL of each token plus a policy gradient, whose advantages and importance weights stand in `targets.credit`.
 
     `losses.minillm.minillm_loss` is the plain reference for a whole batch. Source: Gu et al., arXiv:2306.08543.
     """
 
-    settings: PolicyConfig
+    settings: sections.PolicyConfig
     divergence: Divergence = reverse_kl
     figures = ("policy/clip_frac", "policy/long_term_nats")
-    group_tokens = None
 
     @property
     def temperature(self) -> float:
@@ -186,7 +166,7 @@ class PolicyGradient:
     def _long_term(self, student_NV: Tensor, targets: TokenTargets, *, bounded: bool = True) -> Tensor:
         credit, clip = targets.credit, self.settings.clip if bounded else None
         assert credit is not None
-        student_N = _of_labels(student_NV, targets)
+        student_N = targets.of_labels(student_NV)
         return surrogate(student_N, credit.old_logprob_N, credit.advantage_N, credit.weight_N, clip=clip)
 
 
@@ -208,16 +188,12 @@ def _match(config: Matching) -> Match:
 OBJECTIVES: dict[type[ObjectiveSection], Callable[[Any], Objective]] = {
     **dict.fromkeys(get_args(Divergences), _match),
     SinkhornConfig: Transport,
-    K2Config: lambda _: K2(),
-    SupervisedConfig: lambda _: Supervised(),
-    KDConfig: lambda config: KD(config.ratio, config.temperature),
-    MiniLLMConfig: PolicyGradient,
-    PolicyGradientConfig: PolicyGradient,
+    sections.K2Config: lambda _: K2(),
+    sections.SupervisedConfig: lambda _: Supervised(),
+    sections.KDConfig: lambda config: KD(config.ratio, config.temperature),
+    sections.MiniLLMConfig: PolicyGradient,
+    sections.PolicyGradientConfig: PolicyGradient,
     # The credit of ranked answers is the slope of the pairwise loss, so that the gradient is exact at one step.
-    RankingConfig: lambda config: PolicyGradient(PolicyGradientConfig(temperature=config.temperature)),
+    sections.RankingConfig: lambda config: PolicyGradient(sections.PolicyGradientConfig(temperature=config.temperature)),
 }
 """The runtime objective of each configuration class. A divergence's runtime is the function of its name in minidist.losses."""
-
-
-def _of_labels(table_NV: Tensor, targets: TokenTargets) -> Tensor:
-    return table_NV.gather(-1, targets.labels_N[:, None]).squeeze(-1)

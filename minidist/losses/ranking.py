@@ -10,15 +10,7 @@ from minidist.config.objectives import RankingConfig
 Link = Literal["reverse_kl", "forward_kl", "jsd", "alpha"]
 
 
-def ranking_loss(
-    student_BG: Tensor,
-    teacher_BG: Tensor,
-    lengths_BG: Tensor,
-    *,
-    f: Link,
-    beta: float,
-    alpha: float,
-) -> Tensor:
+def ranking_loss(student_BG: Tensor, teacher_BG: Tensor, lengths_BG: Tensor, *, f: Link, beta: float, alpha: float) -> Tensor:
     """Mean of -log sigmoid(beta * (f'(u_w) - f'(u_l))) over a prompt's pairs (w, l) of answers where the teacher prefers w.
 
     u is the geometric mean of the student's token probabilities of an answer; the teacher prefers the answer with the larger

@@ -68,12 +68,10 @@ def on_support(student_NV: Tensor, teacher_NV: Tensor, support: Support, top_k: 
         >>> [[round(value, 4) for value in table.exp()[0].tolist()] for table in tables]
         [[0.6, 0.4], [0.1, 0.9]]
     """
-    if support == "full":
-        return student_NV, teacher_NV
     vocabulary = student_NV.shape[-1]
-    if top_k > vocabulary:
+    if support != "full" and top_k > vocabulary:
         raise ValueError(f"top_k is {top_k}, and the vocabulary has {vocabulary} tokens; lower top_k, or set support=full")
-    if top_k == vocabulary:
+    if support == "full" or top_k == vocabulary:
         return student_NV, teacher_NV
     lists = {"teacher": [teacher_NV], "student": [student_NV], "union": [teacher_NV, student_NV]}[support]
     ids_NC = torch.cat([table.detach().topk(top_k, -1).indices for table in lists], -1)

@@ -1,12 +1,9 @@
 """Targets of loss tokens, and the protocols of divergences and objectives."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import ClassVar, Protocol
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 
 class Divergence(Protocol):
@@ -24,7 +21,7 @@ class TokenCredit:
     weight_N: Tensor
     reach_N: Tensor
 
-    def at(self, part: slice) -> TokenCredit:
+    def __getitem__(self, part: slice) -> "TokenCredit":
         """The credit of a slice of the tokens."""
         return TokenCredit(self.old_logprob_N[part], self.advantage_N[part], self.weight_N[part], self.reach_N[part])
 
@@ -48,51 +45,37 @@ class TokenTargets:
     credit: TokenCredit | None = None
     group_N: Tensor | None = None
 
-    @property
-    def has_teacher(self) -> bool:
-        """Whether the teacher's log-probabilities of the labels are known without the teacher's head."""
-        return self.teacher_logprob_N is not None or self.teacher_NV is not None
+    def of_labels(self, table_NV: Tensor) -> Tensor:
+        """The labels' entries of a table over the vocabulary, [N]."""
+        return table_NV.gather(-1, self.labels_N[:, None]).squeeze(-1)
 
-    def at(self, part: slice) -> TokenTargets:
+    def at(self, part: slice) -> "TokenTargets":
         """The targets of a slice of the tokens."""
-
-        def cut(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[part]
-
-        return TokenTargets(
-            self.labels_N[part],
-            cut(self.teacher_NV),
-            cut(self.top_ids_NK),
-            cut(self.top_logprobs_NK),
-            cut(self.teacher_logprob_N),
-            self.credit and self.credit.at(part),
-            cut(self.group_N),
-        )
+        return TokenTargets(**{name: values[part] for name, values in vars(self).items() if values is not None})
 
 
 class Objective(Protocol):
-    """Loss of each of N loss tokens. No mask and no mean: the learner selects, sums and divides.
+    """Loss of each of N loss tokens. No mask and no mean: the learner selects, sums and divides. The defaults are those of an
+    objective that treats each token separately and reports no figures beside the loss.
 
     The configuration class declares which teacher payload the objective needs; a run is checked before it starts.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ()
+    """Metric names of the columns of `explain`; the learner reports their means over tokens."""
+
+    @property
+    def group_tokens(self) -> int | None:
+        """Most consecutive tokens of one row in a group, for losses that are defined over groups. None: token by token."""
+        return None
 
     @property
     def temperature(self) -> float:
         """Divides both models' logits before the softmax."""
         ...
 
-    @property
-    def figures(self) -> tuple[str, ...]:
-        """Metric names of the columns of `explain`; the learner reports their means over tokens."""
-        ...
-
-    @property
-    def group_tokens(self) -> int | None:
-        """Most consecutive tokens of one row in a group, for losses that are defined over groups. None: token by token."""
-        ...
-
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor: ...
 
     def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N, F]: figures of each token, without gradient."""
-        ...
+        return student_NV.new_zeros(len(student_NV), 0)

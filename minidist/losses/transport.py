@@ -162,11 +162,9 @@ def grouped_sinkhorn(student_NV: Tensor, teacher: Teacher, group_N: Tensor, sett
     sizes = counts.tolist()
     if not sizes:
         return Moved(student_NV.sum(-1), student_NV.sum(-1).detach())
-    if isinstance(teacher, tuple):
-        pieces: list[Teacher] = list(zip(*(table.split(sizes) for table in teacher), strict=True))
-    else:
-        pieces = list(teacher.split(sizes))
-    return _of_groups(list(student_NV.split(sizes)), pieces, settings)
+    whole = isinstance(teacher, Tensor)
+    pieces = teacher.split(sizes) if whole else zip(*(table.split(sizes) for table in teacher), strict=True)
+    return _of_groups(list(student_NV.split(sizes)), list(pieces), settings)
 
 
 def _of_groups(students: list[Tensor], teachers: list[Teacher], settings: TransportConfig) -> Moved:
@@ -202,10 +200,8 @@ def _between(left: list[Tensor], right: list[Teacher], settings: TransportConfig
 
 def _padded(costs: list[Tensor]) -> Tensor:
     """[G, B, B] of zeros beyond each cost's own rows and columns."""
-    widest = max(map(len, costs))
-    return torch.stack(
-        [torch.nn.functional.pad(table, (0, widest - table.shape[1], 0, widest - table.shape[0])) for table in costs]
-    )
+    missing = [max(map(len, costs)) - len(table) for table in costs]
+    return torch.stack([torch.nn.functional.pad(table, (0, n, 0, n)) for table, n in zip(costs, missing, strict=True)])
 
 
 def sinkhorn_sample_wise(student_NC: Tensor, teacher_NC: Tensor, class_cost_CC: Tensor | None = None, **options: Any) -> Tensor:

@@ -15,7 +15,7 @@ from minidist.config.teacher import SoftPromptConfig
 from minidist.data.batching import MicroBatch
 from minidist.errors import DivergedError
 from minidist.learners.group import Group, OneProcess
-from minidist.learners.schedule import learning_rate, make_optimizer
+from minidist.learners.schedule import learning_rate, make_optimizer, optimizer_step, read_parameter, write_parameter
 from minidist.learners.state import StateReader
 from minidist.learners.teacher import StudentText
 from minidist.losses.divergences import reverse_kl
@@ -91,17 +91,13 @@ class PromptedTeacher:
         for text in texts:
             sums += self._accumulate(text, anchor, tokens)
         kl_to_student, kl_to_base = self._reduce(sums, step) / tokens
-        limit = self._settings.grad_clip
-        norm = torch.nn.utils.clip_grad_norm_([self._prompt], float("inf") if limit is None else limit)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self._settings, step, steps)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        rate = learning_rate(self._settings, step, steps)
+        norm = optimizer_step(self._optimizer, [self._prompt], rate=rate, limit=self._settings.grad_clip)
         return {
             "prompt/kl_to_student_nats": float(kl_to_student),
             "prompt/kl_to_base_nats": float(kl_to_base),
             "prompt/regulariser": anchor,
-            "prompt/grad_norm": float(norm),
+            "prompt/grad_norm": norm,
         }
 
     def _accumulate(self, text: StudentText, anchor: float, tokens: int) -> np.ndarray:
@@ -136,17 +132,11 @@ class PromptedTeacher:
 
     def state(self) -> Iterable[tuple[str, dict[str, Tensor]]]:
         """The prompt and its moments."""
-        moments = self._optimizer.state.get(self._prompt, {})
-        tensors = {name: value for name, value in moments.items() if value.shape == self._prompt.shape}
-        return [(_NAME, {"weight": self._prompt.data} | tensors)]
+        return [(_NAME, read_parameter(self._optimizer, self._prompt))]
 
     def restore(self, reader: StateReader) -> None:
         """The prompt and its moments, from a checkpoint."""
-        tensors = reader.tensors(_NAME)
-        self._prompt.data.copy_(tensors.pop("weight"))
-        if tensors:
-            moments = {name: tensor.to(self._prompt) for name, tensor in tensors.items()}
-            self._optimizer.state[self._prompt] = {"step": torch.tensor(float(reader.steps)), **moments}
+        write_parameter(self._optimizer, self._prompt, reader.tensors(_NAME), reader.steps)
 
     def save(self, path: Path) -> None:
         """Write prompt.safetensors: `prompt` [P, D], embeddings that precede those of the text."""

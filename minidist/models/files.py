@@ -1,5 +1,7 @@
 """The directory of a model, on this machine or downloaded from the Hugging Face hub. Imports no torch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -33,6 +35,15 @@ def whole_model(path: Path, where: str) -> Path:
             "merge the adapter with PEFT's merge_and_unload"
         )
     return path
+
+
+@contextmanager
+def refused(sentence: str) -> Iterator[None]:
+    """Raise an error of transformers or PEFT as a ModelError: `sentence`, and the first line of the error."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{sentence}: {str(error).splitlines()[0]}") from None
 
 
 def is_adapter(path: Path) -> bool:

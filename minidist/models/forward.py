@@ -35,9 +35,8 @@ def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool, pr
     if padded:
         rows, longest = len(micro.rows), int(micro.positions.max()) + 1
         slots_N = row_N * longest + positions_N
-        ids_BS = (
-            torch.zeros(rows * longest, dtype=torch.long, device=device).index_put((slots_N,), tokens_N).view(rows, longest)
-        )
+        empty = torch.zeros(rows * longest, dtype=torch.long, device=device)
+        ids_BS = empty.index_put((slots_N,), tokens_N).view(rows, longest)
         # No mask: with causal attention a token never looks at the padding behind it, and the kernel stays the fast one.
     else:
         slots_N, ids_BS = torch.arange(len(tokens_N), device=device), tokens_N[None]

@@ -12,16 +12,14 @@ from transformers import PretrainedConfig, PreTrainedModel
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ModelError
 from minidist.losses.chunked import Head, LinearHead
-from minidist.models.arrays import to_array, to_tensor
 from minidist.models.files import resolve
 from minidist.models.hub import load_config
 from minidist.models.shape import skeleton
-from minidist.types import TeacherHead
 
 
-def load_teacher_head(config: TeacherConfig, vocabulary: int | None) -> TeacherHead:
-    """The head of `teacher.model`; `vocabulary` slices padded ids off before the softmax. Raises ModelError if the checkpoint
-    holds none."""
+def load_teacher_head(config: TeacherConfig, vocabulary: int | None, device: torch.device | str = "cpu") -> LinearHead:
+    """The head of `teacher.model`, on the learner's device; `vocabulary` slices padded ids off before the softmax. Raises
+    ModelError if the checkpoint holds none."""
     path, model_config = resolve(config.model or "", "teacher.model"), load_config(config, "teacher.model")
     model = skeleton(model_config, trust_remote_code=config.trust_remote_code)
     weight = _read(path, _names(model))
@@ -32,13 +30,8 @@ def load_teacher_head(config: TeacherConfig, vocabulary: int | None) -> TeacherH
             "model as safetensors, or set teacher.payload=top_k"
         )
     dtype = getattr(torch, config.dtype)
-    return TeacherHead(
-        weight=to_array(weight.to(dtype))[0],
-        bias=None if bias is None else to_array(bias.to(dtype))[0],
-        scale=logit_scale(model_config),
-        soft_cap=getattr(model_config, "final_logit_softcapping", None),
-        vocabulary=vocabulary,
-    )
+    bias = None if bias is None else bias.to(dtype).to(device)
+    return _linear_head(weight.to(dtype).to(device), bias, model_config, vocabulary)
 
 
 def vocabulary_size(config: PretrainedConfig) -> int:
@@ -73,27 +66,18 @@ def _read(path: Path, names: list[str]) -> Tensor | None:
 def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
     """The model's output head as it is now: hidden states [N, D] to float32 logits [N, V], sliced to `vocabulary`."""
     linear: Any = model.get_output_embeddings()
-    scale, soft_cap = logit_scale(model.config), getattr(model.config, "final_logit_softcapping", None)
-    head = LinearHead(linear.weight, linear.bias, scale, soft_cap, vocabulary)
+    head = _linear_head(linear.weight, linear.bias, model.config, vocabulary)
     if not hasattr(linear.weight, "ds_id"):
         return head
     # ZeRO-3 gathers a partitioned weight only when its module is called.
     return lambda hidden_ND: head.finish(linear(hidden_ND.to(linear.weight.dtype))[:, :vocabulary])
 
 
-def on_device(head: TeacherHead, device: torch.device) -> Head:
-    """A teacher's head as tensors on the learner's device."""
-    dtype = "bfloat16" if head.weight.dtype.name == "uint16" else head.weight.dtype.name
-    weight_VD = to_tensor(head.weight, dtype).to(device)
-    bias_V = None if head.bias is None else to_tensor(head.bias, dtype).to(device)
-    return LinearHead(weight_VD, bias_V, head.scale, head.soft_cap, head.vocabulary)
-
-
-def logit_scale(config: PretrainedConfig) -> float:
-    """The factor of a model's logits: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`."""
-    if getattr(config, "logit_scale", None) is not None:
-        return float(config.logit_scale)
-    return 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
+def _linear_head(weight: Tensor, bias: Tensor | None, config: PretrainedConfig, vocabulary: int | None) -> LinearHead:
+    """With the factor of a model's logits: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`."""
+    multiplier = getattr(config, "logit_scale", None)
+    scale = 1.0 / float(getattr(config, "logits_scaling", None) or 1.0) if multiplier is None else float(multiplier)
+    return LinearHead(weight, bias, scale, getattr(config, "final_logit_softcapping", None), vocabulary)
 
 
 @torch.no_grad()

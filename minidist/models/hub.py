@@ -17,16 +17,14 @@ from minidist.data.rendering import character_tokenizer
 from minidist.data.tasks import find
 from minidist.errors import ModelError
 from minidist.models.device import pick_device
-from minidist.models.files import resolve, whole_model
+from minidist.models.files import refused, resolve, whole_model
 
 
 def load_config(config: ModelConfig, where: str) -> PretrainedConfig:
     """The transformers configuration of a checkpoint; its weights are not downloaded."""
     path = whole_model(resolve(config.model or "", where, weights=False), where)
-    try:
+    with refused(f"{where}: {path} has no usable config.json"):
         return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{where}: {path} has no usable config.json: {str(error).splitlines()[0]}") from None
 
 
 def load_tokenizer(name: str, where: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -34,10 +32,8 @@ def load_tokenizer(name: str, where: str, *, trust_remote_code: bool = False) ->
     if name.startswith("characters:"):
         return character_tokenizer(find(name.removeprefix("characters:")).alphabet)
     path = resolve(name, where, weights=False)
-    try:
+    with refused(f"{where}: {path} has no usable tokenizer"):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{where}: {path} has no usable tokenizer: {str(error).splitlines()[0]}") from None
 
 
 def student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
@@ -49,23 +45,16 @@ def student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
 def architecture(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The transformers configuration that `student.architecture` describes; unknown fields are refused."""
     fields: dict[str, Any] = dict(config.architecture or {})
-    try:
+    with refused("student.architecture.model_type"):
         known = AutoConfig.for_model(fields.pop("model_type"))
-    except ValueError as error:
-        raise ModelError(f"student.architecture.model_type: {str(error).splitlines()[0]}") from None
     aliases = set(known.attribute_map)
     for key in fields:
         if key not in aliases and not hasattr(known, key):
             raise ModelError(f"student.architecture.{key} is not a field of a {known.model_type} configuration")
-    tokens: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        tokens["pad_token_id"] = None  # the embedding of a padding token is never trained
-    settings: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id} | tokens | fields
-    return type(known)(**settings)
+    first, end, padding = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    padding = None if padding == end else padding  # the embedding of a padding token is never trained
+    tokens = {"bos_token_id": first, "vocab_size": len(tokenizer), "eos_token_id": end, "pad_token_id": padding}
+    return type(known)(**tokens | fields)
 
 
 def build_student(
@@ -82,12 +71,10 @@ def build_student(
 def load_model(config: ModelConfig, where: str, on_gpu: bool = False) -> PreTrainedModel:
     """The model of a checkpoint in evaluation mode (no dropout), from safetensors only, on the role's device."""
     path = whole_model(resolve(config.model or "", where), where)
-    try:
+    with refused(f"{where}: cannot load {path}"):
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code, use_safetensors=True
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{where}: cannot load {path}: {str(error).splitlines()[0]}") from None
     return model.to(pick_device(on_gpu)).eval()
 
 

@@ -6,7 +6,7 @@ and the adapters `layer.lora_A.default.weight` and `layer.lora_B.default.weight`
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from minidist.config.models import LoraConfig
 from minidist.errors import ModelError
-from minidist.models.files import ADAPTER_CONFIG
+from minidist.models.files import ADAPTER_CONFIG, refused
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 _SAVED_PREFIX, _SAVED_WEIGHTS = "base_model.model.", "adapter_model.safetensors"
@@ -41,10 +41,6 @@ class Adapters:
     @property
     def scale(self) -> float:
         return self.config.alpha / self.config.rank
-
-    @property
-    def saved_alone(self) -> bool:
-        return self.config.save == "adapter"
 
     def peft(self) -> Any:
         """The same as PEFT's configuration."""
@@ -74,12 +70,9 @@ def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) 
     transposed = frozenset(f"{name}.weight" for name in layers if isinstance(linear[name], Conv1D))
     adapters = Adapters(config, _location(base), layers, transposed)
     torch.manual_seed(seed)
-    skeleton = next(model.parameters()).is_meta
-    try:
-        with init_empty_weights() if skeleton else nullcontext():
-            inject_adapter_in_model(adapters.peft(), model)
-    except ValueError as error:
-        raise ModelError(f"student.lora: PEFT cannot adapt {type(model).__name__}: {str(error).splitlines()[0]}") from None
+    placing = init_empty_weights() if next(model.parameters()).is_meta else nullcontext()
+    with refused(f"student.lora: PEFT cannot adapt {type(model).__name__}"), placing:
+        inject_adapter_in_model(adapters.peft(), model)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # a 16-bit adapter would round its small steps away
@@ -118,7 +111,7 @@ def _location(base: str) -> str:
 
 
 @torch.no_grad()
-def merged(state: Mapping[str, Tensor], *, scale: float, transposed: Iterable[str]) -> dict[str, Tensor]:
+def merged(state: Mapping[str, Tensor], *, scale: float, transposed: frozenset[str]) -> dict[str, Tensor]:
     """The plain checkpoint that equals an adapted model: every adapted weight is W + scale * B A, the others are unchanged.
 
     Args:
@@ -128,7 +121,7 @@ def merged(state: Mapping[str, Tensor], *, scale: float, transposed: Iterable[st
 
     The sum is taken in float32 and rounded once, to the dtype of W.
     """
-    stored_transposed, plain = frozenset(transposed), {}
+    plain = {}
     for name, tensor in state.items():
         if name.endswith((_A, _B)):
             continue
@@ -136,7 +129,7 @@ def merged(state: Mapping[str, Tensor], *, scale: float, transposed: Iterable[st
         plain_name = f"{layer}.{rest}" if is_base else name
         if is_base and rest == "weight":
             change = scale * (state[layer + _B].float() @ state[layer + _A].float())
-            tensor = (tensor.float() + (change.T if plain_name in stored_transposed else change)).to(tensor.dtype)
+            tensor = (tensor.float() + (change.T if plain_name in transposed else change)).to(tensor.dtype)
         plain[plain_name] = tensor
     return plain
 

@@ -7,8 +7,7 @@ compared in run/canaries. The checks of a stage that need no tokenizer come firs
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 
-from minidist.cluster.actors import cpu_share
-from minidist.cluster.machine import cores
+from minidist.cluster.machine import cores, cpu_share
 from minidist.config import CompareConfig, Config, DistillConfig, ScoreConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.data import SourceConfig

@@ -1,22 +1,19 @@
 """The roles of a stage, as many of each as its configuration says."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from minidist.cluster.cluster import Cluster
 from minidist.concurrency import both, nothing, together
 from minidist.config import Config, DistillConfig
 from minidist.config.cluster import Role
-from minidist.config.learner import LearnerConfig
-from minidist.config.models import ModelConfig, StudentConfig
-from minidist.config.objective import ObjectiveSection
+from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.learners.ranks import LearnerRanks
 from minidist.preflight.plan import Plan
 from minidist.protocols import Learner, Teacher
-from minidist.roles.make import RoleContext, make_engine, make_learner, make_teacher
+from minidist.roles.make import LearnerSetup, RoleContext, make_engine, make_learner, make_teacher
 from minidist.rollout.pool import Engines
 from minidist.teachers.cache.store import CachedTeacher
 from minidist.teachers.pool import Shards, Teachers
@@ -63,24 +60,11 @@ class Roles:
             return Shards(await self.cluster.host_group("teacher", make_teacher, shards, context=context, config=config))
         return await self.cluster.host("teacher", make_teacher, context=context, config=config, mixing=mixing)
 
-    async def learner(
-        self,
-        student: StudentConfig,
-        config: LearnerConfig,
-        objectives: Mapping[str, ObjectiveSection],
-        *,
-        teacher: TeacherConfig | None,
-    ) -> Learner:
+    async def learner(self, setup: LearnerSetup) -> Learner:
         """The learner's ranks, as one learner. Without objectives it only measures, and has one rank."""
-        members = await self._ranks(
-            self.config.cluster.learner.ranks if objectives else 1,
-            context=self._context("learner"),
-            student=student,
-            config=config,
-            objectives=objectives,
-            teacher=teacher,
-        )
-        return members[0] if len(members) == 1 else LearnerRanks(members)
+        ranks = self.config.cluster.learner.ranks if setup.objectives else 1
+        members = await self._ranks(ranks, context=self._context("learner"), **vars(setup))
+        return members[0] if len(members) == 1 else cast(Learner, LearnerRanks(members))
 
     async def _ranks(self, count: int, **arguments: Any) -> list[Learner]:
         return await self.cluster.host_group("learner", make_learner, count, **arguments)
@@ -113,7 +97,7 @@ async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
     teacher = config.teacher if config.asks_actors or config.teacher.learns else None
     lockstep = config.teacher if config.teacher_mix > 0 and not config.takes_turns else None
     learner, (engines, teachers) = await both(
-        roles.learner(config.student, config.learner, objectives, teacher=teacher),
+        roles.learner(LearnerSetup(config.student, config.learner, objectives, teacher)),
         both(
             roles.engines(config.student, config.rollout, teacher=lockstep) if config.asks_engines else nothing(),
             roles.teachers(config.teacher, mixing=config.takes_turns) if config.asks_actors else nothing(),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig, StudentConfig
@@ -17,13 +17,8 @@ from minidist.config.teacher import (
     VLLMTeacherConfig,
 )
 from minidist.data.rendering import Renderer
-from minidist.losses.targets import Objective
 from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.types import RankGroup
-
-if TYPE_CHECKING:
-    from minidist.learners.group import Group
-    from minidist.methods.promptkd import PromptedTeacher
 
 
 @dataclass(frozen=True)
@@ -51,19 +46,29 @@ class RoleContext:
     tensor_parallel: int = 1
 
 
+@dataclass(frozen=True)
+class LearnerSetup:
+    """What a learner is made of: the student, the `learner` section, the objective of each stream by name, and the teacher, of
+    which the learner holds the head, or all where it learns."""
+
+    student: StudentConfig
+    config: LearnerConfig
+    objectives: Mapping[str, ObjectiveSection]
+    teacher: TeacherConfig | None = None
+
+
 def make_engine(
     context: RoleContext, model: ModelConfig, rollout: RolloutConfig, *, teacher: TeacherConfig | None = None
 ) -> RolloutEngine:
     """The rollout engine of `rollout.engine`. With a `teacher`, engine hf holds a copy of it, to write in lockstep."""
-    shared: dict[str, Any] = {"vocabulary": context.vocabulary, "on_gpu": context.on_gpu}
     if rollout.engine == "hf" and teacher is not None:
         from minidist.rollout.mixed.lockstep import HFPairEngine
 
-        return HFPairEngine(model, teacher, context.renderer, **shared)
+        return HFPairEngine(model, teacher, context.renderer, vocabulary=context.vocabulary, on_gpu=context.on_gpu)
     if rollout.engine == "hf":
         from minidist.rollout.hf import HFEngine
 
-        return HFEngine(model, context.renderer, **shared)
+        return HFEngine(model, context.renderer, vocabulary=context.vocabulary, on_gpu=context.on_gpu)
     from minidist.rollout.vllm.engine import VLLMEngine, student_settings
 
     assert context.max_tokens is not None
@@ -98,8 +103,7 @@ def _hf_teacher(context: RoleContext, config: LocalTeacherConfig, mixing: bool, 
 
         settings = teacher_settings(config, max_tokens=context.max_tokens, on_gpu=context.on_gpu)
         core = VLLMCore(settings, context.renderer, name="turns", vocabulary=context.vocabulary)
-    shared: dict[str, Any] = {"vocabulary": context.vocabulary, "on_gpu": context.on_gpu}
-    return HFTeacher(config, context.renderer, group=group, core=core, **shared)
+    return HFTeacher(config, context.renderer, group=group, core=core, vocabulary=context.vocabulary, on_gpu=context.on_gpu)
 
 
 def _vllm_teacher(context: RoleContext, config: VLLMTeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
@@ -141,13 +145,13 @@ def make_learner(
 ) -> Learner:
     """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states, or with
     the whole teacher when it learns too."""
+    from minidist.learners.forward import Student
     from minidist.learners.group import OneProcess, ProcessGroup
     from minidist.learners.learner import BACKENDS, LocalLearner
     from minidist.learners.teacher import FrozenTeacher, ResidentTeacher
-    from minidist.learners.weights import Student
     from minidist.losses.objectives import make_objective
     from minidist.models.device import repeatable
-    from minidist.models.heads import load_teacher_head, on_device
+    from minidist.models.heads import load_teacher_head
     from minidist.models.hub import build_student
     from minidist.models.lora import inject
 
@@ -158,21 +162,14 @@ def make_learner(
     adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=context.seed)
     resident: ResidentTeacher = FrozenTeacher()
     if isinstance(teacher, PromptedTeacherConfig):
-        resident = make_prompted(context, teacher, config, ranks)
+        from minidist.methods.promptkd import PromptedTeacher, initial_prompt
+        from minidist.models.hub import load_model
+
+        whole = load_model(teacher, "teacher.model", context.on_gpu)
+        start = initial_prompt(whole, context.renderer.tokenizer, teacher.prompt)
+        resident = PromptedTeacher(whole, start, teacher.prompt, config, vocabulary=context.vocabulary, group=ranks)
     elif teacher is not None and teacher.payload == "hidden":
-        resident = FrozenTeacher(on_device(load_teacher_head(teacher, context.vocabulary), model.device))
-    made: dict[str, Objective] = {name: make_objective(section) for name, section in objectives.items()}
+        resident = FrozenTeacher(load_teacher_head(teacher, context.vocabulary, model.device))
+    made = {name: make_objective(section) for name, section in objectives.items()}
     learning = Student(model, context.renderer, adapters, context.vocabulary)
     return LocalLearner(learning, config, made, steps=context.steps, teacher=resident, group=ranks)
-
-
-def make_prompted(
-    context: RoleContext, teacher: PromptedTeacherConfig, config: LearnerConfig, group: "Group"
-) -> "PromptedTeacher":
-    """A whole copy of the teacher for this rank, and the prompt it starts with."""
-    from minidist.methods.promptkd import PromptedTeacher, initial_prompt
-    from minidist.models.hub import load_model
-
-    model = load_model(teacher, "teacher.model", context.on_gpu)
-    start = initial_prompt(model, context.renderer.tokenizer, teacher.prompt)
-    return PromptedTeacher(model, start, teacher.prompt, config, vocabulary=context.vocabulary, group=group)

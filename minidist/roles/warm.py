@@ -1,21 +1,20 @@
 """Roles whose processes stay from one model, or one run, to the next."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from minidist.concurrency import together
 from minidist.config import Config
-from minidist.config.learner import LearnerConfig
-from minidist.config.models import ModelConfig, StudentConfig
-from minidist.config.objective import ObjectiveSection
+from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.learners.ranks import LearnerRanks
 from minidist.preflight.plan import Plan
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
-from minidist.roles.make import make_engine, make_learner
+from minidist.roles.make import LearnerSetup, make_engine, make_learner
 from minidist.rollout.pool import Engines
 from minidist.teachers.pool import Teachers
 
@@ -75,31 +74,22 @@ class WarmRoles(Roles):
             self._teachers = await self._cold.teachers(config, mixing=mixing or self._mixing)
         return self._teachers
 
-    async def learner(
-        self,
-        student: StudentConfig,
-        config: LearnerConfig,
-        objectives: Mapping[str, ObjectiveSection],
-        *,
-        teacher: TeacherConfig | None,
-    ) -> Learner:
+    async def learner(self, setup: LearnerSetup) -> Learner:
         """A new learner, in the processes of the last one."""
-        self._learner = await super().learner(student, config, objectives, teacher=teacher or self._teacher_config)
+        self._learner = await super().learner(replace(setup, teacher=setup.teacher or self._teacher_config))
         return self._learner
 
     async def student(self, path: Path, start: Callable[[Path], Awaitable[tuple[Engines, Learner]]]) -> tuple[Engines, Learner]:
         """Engines and learner with the weights at `path`: the warm ones where only weights differ, else those of `start`."""
-        if self._engines is not None and self._learner is not None and self.path is not None:
-            if path == self.path:
-                return self._engines, self._learner
-            if same_architecture(self.path, path):
-                await self._engines.load(path)
-                await self._learner.load(path)
-                self.path = path
-                return self._engines, self._learner
+        if self._engines is None or self._learner is None or self.path is None:
+            self._engines, self._learner = await start(path)
+        elif path != self.path and same_architecture(self.path, path):
+            await self._engines.load(path)
+            await self._learner.load(path)
+        elif path != self.path:
             await self.dismiss(self._engines, self._learner)
             self._engines = self._learner = None
-        self._engines, self._learner = await start(path)
+            self._engines, self._learner = await start(path)
         self.path = path
         return self._engines, self._learner
 

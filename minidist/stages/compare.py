@@ -18,6 +18,7 @@ from minidist.preflight.compare import ComparePlan, plan_compare
 from minidist.preflight.plan import DistillPlan
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
+from minidist.roles.make import LearnerSetup
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.roles.warm import WarmRoles
 from minidist.rollout.pool import Engines
@@ -134,8 +135,8 @@ class Cells:
 
     async def _learner(self, config: DistillConfig, plan: DistillPlan) -> Learner:
         """The learner of a cell before its first step."""
-        objectives = {MAIN: config.objective}
-        return await self.roles.serve(config, plan).learner(config.student, config.learner, objectives, teacher=config.teacher)
+        setup = LearnerSetup(config.student, config.learner, {MAIN: config.objective}, config.teacher)
+        return await self.roles.serve(config, plan).learner(setup)
 
     async def _measuring(self) -> tuple[Engines, Examiner]:
         """The warm engines, and the examiner with the warm teachers."""

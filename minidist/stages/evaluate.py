@@ -15,6 +15,7 @@ from minidist.models.files import resolve
 from minidist.preflight.plan import EvaluatePlan, as_model
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
+from minidist.roles.make import LearnerSetup
 from minidist.roles.warm import WarmRoles
 from minidist.rollout.pool import Engines
 from minidist.run.files import write_json
@@ -70,8 +71,8 @@ class Models:
         config, model = self._config, as_model(self._config, str(path))
         student = StudentConfig(**model.model_dump())
         learner = LearnerConfig(backend="single", **config.learner.model_dump())
-        engines = self._roles.engines(model, config.rollout)
-        return await both(engines, self._roles.learner(student, learner, {}, teacher=config.teacher))
+        setup = LearnerSetup(student, learner, {}, config.teacher)
+        return await both(self._roles.engines(model, config.rollout), self._roles.learner(setup))
 
 
 def _training_facts(path: Path) -> dict[str, Any]:

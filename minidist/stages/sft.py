@@ -13,6 +13,7 @@ from minidist.loop import Run, train
 from minidist.preflight.plan import SftPlan
 from minidist.protocols import Learner
 from minidist.roles.host import Roles
+from minidist.roles.make import LearnerSetup
 from minidist.run.tracking import Clock, Recorder
 from minidist.stages import StageRun
 from minidist.stages.watch import CheckpointWatch, make_recorder
@@ -22,7 +23,7 @@ from minidist.types import Batch, Update
 async def sft(run: StageRun[SftConfig, SftPlan], roles: Roles) -> dict[str, Any]:
     """Train, watch the validation loss, write final/."""
     config, checkpoint, final = run.config, run.checkpoint, run.directory.final
-    learner = await roles.learner(config.student, config.learner, {"supervised": SupervisedConfig()}, teacher=None)
+    learner = await roles.learner(LearnerSetup(config.student, config.learner, {"supervised": SupervisedConfig()}))
     shown = {"loss/nats_per_token": "loss", "validation/loss_nats_per_token": "validation", "time/update_s": "update s"}
     source = SupervisedBatches(Shuffled(run.plan.examples, config.batch_rows, config.run.seed))
     with closing(make_recorder(run, shown)) as recorder:

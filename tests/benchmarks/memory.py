@@ -44,10 +44,10 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
 
     from minidist.config.learner import LearnerConfig
     from minidist.data.batching import collate
-    from minidist.models.arrays import to_array
+    from minidist.losses.chunked import LinearHead
     from minidist.models.shape import read_shape
     from minidist.preflight.memory import ALLOCATOR_SHARE, PROCESS_BYTES, TrainedModel, learner_need
-    from minidist.types import Batch, Payload, TeacherHead, TeacherScores
+    from minidist.types import Batch, Payload, TeacherScores
     from tests.support.learners import local_learner
     from tests.support.tiny import random_rollouts
 
@@ -58,12 +58,12 @@ def measure(objective: str, budget: int, chunk: int, dtype: str) -> tuple[float,
     _warm_up()
     before = _resident("VmRSS")
 
-    head = to_array(torch.randn(8192, 512, dtype=getattr(torch, dtype)))[0]
+    head = torch.randn(8192, 512, dtype=getattr(torch, dtype))
     model = AutoModelForCausalLM.from_config(model_config, dtype=getattr(torch, dtype)).eval()
     hidden = np.random.default_rng(0).standard_normal((_ROW - 16, 512), np.float32)
     scores = None if supervised else TeacherScores(Payload.HIDDEN, hidden=hidden)  # one array for all rows: it is not measured
     batch = Batch(0, ((collate("text", rollouts, [scores] * len(rollouts), objective="text"),),))  # type: ignore[list-item]
-    teacher = None if supervised else TeacherHead(head)
+    teacher = None if supervised else LinearHead(head)
     learner = local_learner(model, config, {"text": make_objective(objective)}, steps=2, teacher=teacher)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     for _ in range(2):  # the optimizer's state is there from the second on

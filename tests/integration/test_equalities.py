@@ -170,19 +170,16 @@ def test_a_sync_without_the_tied_head_is_caught(stack: Stack) -> None:
 
 
 def test_hidden_state_scores_equal_full_logits(stack: Stack) -> None:
-    from minidist.models.heads import on_device
-
     rollouts = written(stack)
     scores = stack.run(stack.teacher.score(rollouts))
     head = load_teacher_head(teacher_config(model=str(stack.teacher_path)), None)
-    apply = on_device(head, torch.device("cpu"))
     teacher = load_model(ModelConfig(model=str(stack.teacher_path)), "teacher")
     for rollout, scored in zip(rollouts, scores, strict=True):
         ids = torch.tensor(np.concatenate([rollout.prompt.tokens, rollout.tokens])[None].astype(np.int64))
         with torch.no_grad():
             full = torch.log_softmax(teacher(ids).logits[0, len(rollout.prompt.tokens) - 1 : -1], -1)
         assert scored.hidden is not None and len(scored.hidden) == len(rollout.tokens)
-        assert (torch.log_softmax(apply(torch.tensor(scored.hidden)), -1) - full).abs().max() < EXACT
+        assert (torch.log_softmax(head(torch.tensor(scored.hidden)), -1) - full).abs().max() < EXACT
 
 
 def test_deepspeed_equals_the_plain_learner_with_uneven_micro_batches(stack: Stack) -> None:

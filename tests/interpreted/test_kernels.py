@@ -113,7 +113,6 @@ def test_in_chunks(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatc
         student = LazyLogits(LinearHead(head, soft_cap=5.0, vocabulary=V - 3), own)
         teacher = LazyLogits(LinearHead(teacher_table, vocabulary=V - 3), teacher_hidden)
         terms = chunked_loss(objective, student, targets, teacher=teacher, chunk_tokens=3)
-        assert terms.teacher_logprob is not None
         return [terms.loss.detach(), terms.logprob, terms.teacher_logprob, terms.figures_F, *grad(terms.loss, (own, head))]
 
     objective = make_objective(**OBJECTIVES[name])

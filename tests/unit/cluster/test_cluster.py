@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from minidist.cluster import actors
-from minidist.cluster.actors import Actors, actor_cpus
+from minidist.cluster import actors, machine
+from minidist.cluster.actors import Actors
+from minidist.cluster.machine import actor_cpus
 from minidist.config.cluster import ClusterConfig, Role
 
 CORES = 8
@@ -14,7 +15,8 @@ ROLES: tuple[Role, ...] = ("rollout", "teacher", "learner")
 
 @pytest.fixture(autouse=True)
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors, "cores", lambda: CORES)
+    for module in (actors, machine):
+        monkeypatch.setattr(module, "cores", lambda: CORES)
 
 
 def cpus(**fields: Any) -> dict[str, float]:

@@ -18,9 +18,10 @@ from minidist.data.batching import collate
 from minidist.errors import CanaryError, DivergedError
 from minidist.learners.learner import LocalLearner
 from minidist.losses import forward_kl, reverse_kl
-from minidist.losses.objectives import Match, Supervised, TokenWise
+from minidist.losses.chunked import LinearHead
+from minidist.losses.objectives import Match, Supervised
 from minidist.losses.targets import Objective, TokenTargets
-from minidist.types import Batch, Stream, TeacherHead
+from minidist.types import Batch, Stream
 from tests.support.learners import head_of_teacher, local_learner
 from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model
 
@@ -166,7 +167,7 @@ def test_gradient_is_clipped_to_its_norm(make: MakeLearner) -> None:
 
 def test_shared_vocabulary_is_sliced_before_the_softmax(make: MakeLearner) -> None:
     model, teacher, stream = tiny_model(vocabulary=20), tiny_model(seed=1), own_text(tiny_model(seed=1), "forward")
-    head = TeacherHead(teacher.lm_head.weight.detach().numpy(), vocabulary=VOCABULARY)
+    head = LinearHead(teacher.lm_head.weight.detach(), vocabulary=VOCABULARY)
     learner = local_learner(model, LearnerConfig(optimizer=SGD), OBJECTIVES, teacher=head, vocabulary=VOCABULARY)
     values = []
     with torch.no_grad():
@@ -177,7 +178,7 @@ def test_shared_vocabulary_is_sliced_before_the_softmax(make: MakeLearner) -> No
     asyncio.run(learner.close())
 
 
-class Infinite(TokenWise):
+class Infinite(Objective):
     """A loss that is not finite."""
 
     temperature = 1.0
@@ -300,7 +301,7 @@ def test_learner_follows_the_schedule(make: MakeLearner) -> None:
     assert [step(learner, gold_text())["learner/lr"] for _ in range(3)] == pytest.approx([0.1, 0.075, 0.05])
 
 
-class Counted(TokenWise):
+class Counted(Objective):
     """A supervised loss with one figure: the number of its tokens whose label is odd."""
 
     temperature = 1.0

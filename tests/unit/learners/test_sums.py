@@ -1,5 +1,7 @@
 """Sums over a stream's loss tokens: they add up over micro-batches and ranks, and become metrics under the stream's name."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,8 @@ from minidist.types import Array, Stream
 FIGURES = ("transport/moved",)
 
 
-def terms(loss: float, tokens: int, teacher: float | None = -2.0, moved: float = 0.0) -> LossTerms:
-    known = None if teacher is None else torch.tensor(teacher)
-    return LossTerms(torch.tensor(loss), tokens, torch.tensor(-1.0), known, torch.tensor([moved]))
+def terms(loss: float, tokens: int, teacher: float = -2.0, moved: float = 0.0) -> LossTerms:
+    return LossTerms(torch.tensor(loss), tokens, torch.tensor(-1.0), torch.tensor(teacher), torch.tensor([moved]))
 
 
 def stream(name: str, tokens: int) -> Stream:
@@ -72,7 +73,7 @@ def test_figures_of_another_stream_begin_with_its_name() -> None:
 
 
 def test_a_stream_without_a_teacher_has_no_teacher_metric() -> None:
-    metrics = (StreamSums(FIGURES) + terms(1.0, 4, teacher=None)).metrics(stream("main", 4))
+    metrics = (StreamSums(FIGURES) + terms(1.0, 4, teacher=math.nan)).metrics(stream("main", 4))
     assert "main/teacher_logprob_nats" not in metrics
 
 

@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from minidist.errors import ModelError
-from minidist.models.heads import check_head, head_of, load_teacher_head, on_device, vocabulary_size
+from minidist.models.heads import check_head, head_of, load_teacher_head, vocabulary_size
 from minidist.models.hub import load_model
-from minidist.types import TeacherHead
 from tests.support.config import teacher_config
 from tests.support.micro import FAMILIES, alone, states, uneven_rows
 from tests.support.tiny import VOCABULARY, row_logits, tiny_model
@@ -38,11 +36,6 @@ HEADS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@torch.no_grad()
-def logits_from(head: TeacherHead, hidden: torch.Tensor) -> torch.Tensor:
-    return on_device(head, torch.device("cpu"))(hidden)
-
-
 @pytest.mark.parametrize("name", HEADS)
 def test_a_teacher_head_is_read_from_its_checkpoint(tmp_path: Path, name: str) -> None:
     kind, fields = HEADS[name]
@@ -52,8 +45,8 @@ def test_a_teacher_head_is_read_from_its_checkpoint(tmp_path: Path, name: str) -
     model.save_pretrained(tmp_path)
     head = load_teacher_head(teacher_config(model=str(tmp_path)), None)
     row = uneven_rows()[1]
-    got = logits_from(head, alone(model, row))
     with torch.no_grad():
+        got = head(alone(model, row))
         assert (got - row_logits(model, row)).abs().max() < 1e-4
         assert torch.equal(got, head_of(model)(alone(model, row)))
 
@@ -63,14 +56,14 @@ def test_a_teacher_head_is_read_from_shards(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     head = load_teacher_head(teacher_config(model=str(tmp_path)), None)
-    assert np.array_equal(head.weight, model.lm_head.weight.detach().numpy())
+    assert torch.equal(head.weight, model.lm_head.weight)
 
 
 def test_a_vocabulary_slice_leaves_no_probability_outside(tmp_path: Path) -> None:
     model = tiny_model("llama", vocabulary=20)
     model.save_pretrained(tmp_path)
     hidden = alone(model, uneven_rows()[0])
-    sliced = logits_from(load_teacher_head(teacher_config(model=str(tmp_path)), VOCABULARY), hidden)
+    sliced = load_teacher_head(teacher_config(model=str(tmp_path)), VOCABULARY)(hidden)
     assert sliced.shape == (4, VOCABULARY)
     assert torch.allclose(sliced.softmax(-1).sum(-1), torch.ones(4))
     with torch.no_grad():
@@ -81,12 +74,11 @@ def test_a_vocabulary_slice_leaves_no_probability_outside(tmp_path: Path) -> Non
 def test_a_sixteen_bit_head_gives_float32_logits(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     head = load_teacher_head(teacher_config(model=str(tmp_path), dtype="bfloat16"), None)
-    assert head.weight.dtype == np.uint16
+    assert head.weight.dtype == torch.bfloat16
     model = load_model(teacher_config(model=str(tmp_path), dtype="bfloat16"), "teacher.model")
     hidden = torch.randn(3, 64, dtype=torch.bfloat16)
     with torch.no_grad():
-        wanted = head_of(model)(hidden)
-    got = logits_from(head, hidden)
+        wanted, got = head_of(model)(hidden), head(hidden)
     assert got.dtype == wanted.dtype == torch.float32
     assert torch.equal(got, wanted)
 

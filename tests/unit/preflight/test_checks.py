@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from minidist.cluster import actors
+from minidist.cluster import machine
 from minidist.config import DistillConfig, load
 from minidist.config.cluster import ClusterConfig
 from minidist.config.teacher import SoftPromptConfig
@@ -28,7 +28,7 @@ DIGITS = character_tokenizer("0123")
 
 @pytest.fixture
 def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (actors, checks):
+    for module in (machine, checks):
         monkeypatch.setattr(module, "cores", lambda: 8)
 
 

@@ -11,6 +11,7 @@ import pytest
 from minidist.config import DistillConfig
 from minidist.roles import warm
 from minidist.roles.host import Roles
+from minidist.roles.make import LearnerSetup
 from minidist.roles.warm import WarmRoles, same_architecture
 from tests.support.tiny import tiny_model, tiny_renderer
 
@@ -77,7 +78,8 @@ def run(call: Coroutine[Any, Any, Any]) -> Any:
 
 
 def learner(roles: WarmRoles, **options: Any) -> Any:
-    return run(roles.learner(CONFIG.student, CONFIG.learner, {"main": {"type": "reverse_kl"}}, **{"teacher": None} | options))
+    objectives: Any = {"main": {"type": "reverse_kl"}}
+    return run(roles.learner(LearnerSetup(CONFIG.student, CONFIG.learner, objectives, **options)))
 
 
 def processes(engines: Any) -> list[int]:
@@ -119,9 +121,8 @@ def test_a_student_takes_the_place_of_another_by_its_weights_where_the_architect
     monkeypatch.setattr(warm, "same_architecture", lambda left, right: left.name[0] == right.name[0])
 
     async def start(path: Path) -> tuple[Any, Any]:
-        return await roles.engines(CONFIG.student, CONFIG.rollout), await roles.learner(
-            CONFIG.student, CONFIG.learner, {}, teacher=None
-        )
+        engines = await roles.engines(CONFIG.student, CONFIG.rollout)
+        return engines, await roles.learner(LearnerSetup(CONFIG.student, CONFIG.learner, {}))
 
     small, smaller, large = Path("s1"), Path("s2"), Path("l1")
     engines, held = run(roles.student(small, start))
