@@ -31,9 +31,11 @@ class Example:
         return rest if self.labelled is None else rest[self.labelled]
 
     def as_rollout(self) -> Rollout:
-        """The example as a rollout that nobody sampled, for `collate` and for a teacher to score."""
-        prompt = Prompt(0, self.tokens[: self.start], "")
-        rest, labelled = self.tokens[self.start :], self.labelled
+        """The example up to its last label, as a rollout that nobody sampled, for `collate` and for a teacher to score."""
+        prompt, rest, labelled = Prompt(0, self.tokens[: self.start], ""), self.tokens[self.start :], self.labelled
+        if labelled is not None:
+            end = int(labelled.nonzero()[0][-1]) + 1
+            rest, labelled = rest[:end], None if labelled[:end].all() else labelled[:end]
         return Rollout.written(prompt, rest, None, version=-1, stopped=True, writer=Writer.DATASET, labelled=labelled)
 
 

@@ -177,7 +177,7 @@ def _read_dataset(source: SourceConfig) -> Iterator[Record]:
         rows: Iterable[Any] = datasets.load_dataset(
             source.path, source.subset, split=source.split, streaming=source.rows is not None
         )
-        yield from rows
+        yield from rows  # type: ignore[misc]
     except (OSError, ValueError, DatasetGenerationError, json.JSONDecodeError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise DataError(f"cannot read the data {source.path!r} (split {source.split!r}): {reason}") from None

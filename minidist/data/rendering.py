@@ -1,8 +1,7 @@
 """Text to tokens and back, as the model's own tokenizer and chat template do it. No other module tokenizes text."""
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from minidist.config.data import RenderConfig
 from minidist.data.chat import Chat
 from minidist.data.conversations import Message
+from minidist.data.encoding import CUT, Encoder
 from minidist.data.examples import Example
 from minidist.data.templates import BadRow
 from minidist.errors import ModelError
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
 
 Asking = str | Sequence[Message]
 """A prompt: the text of a user, or a conversation up to the assistant's turn."""
-
-_INCOMPLETE = "\ufffd"  # what tokenizers decode the first bytes of an incomplete character to
-_CUT = "\ufdd0"  # no character of any text: cuts a special token that stands in user text in two, so that it stays text
-_ANCHORS = ("\n", "a")  # begin a text whose continuation is tokenized, so that no blank is added before the continuation
 
 
 class Renderer:
@@ -42,15 +38,15 @@ class Renderer:
             raise ModelError("data.chat_template is on, but the tokenizer has no chat template; set data.chat_template=off")
         self.tokenizer = tokenizer
         self.eos = int(str(tokenizer.eos_token_id))
-        self.counts: Counter[str] = Counter()
+        self._encoder = Encoder(tokenizer)
+        self.counts = self._encoder.counts
         """Texts that needed more than tokenizing: rejoined, special, truncated."""
         self.chat = Chat(tokenizer, config) if config.chat_template != "off" and tokenizer.chat_template is not None else None
         self._mode = config.special_tokens
         self.truncate = config.truncate
         self._specials = _special_tokens(tokenizer)
         self._written_out = re.compile("|".join(map(re.escape, sorted(self._specials, key=len, reverse=True))) or r"(?!)")
-        self._before = _begin(tokenizer)
-        tail = self._bare(self.chat.after) if self.chat else []
+        tail = self._encoder.bare(self.chat.after) if self.chat else []
         ends = [index for index, token in enumerate(tail) if token in self._specials.values()]
         self._tail, self._ends_turn = tail, ends[0] if ends else None
         self.end = tail[ends[0]] if ends else self.eos
@@ -72,7 +68,7 @@ class Renderer:
         prompt, text = self._prompt(asking, tools)
         if self.chat is None:
             assert isinstance(answer, str)
-            ids = self._continued(prompt, text, answer)
+            ids = self._encoder.continued(prompt, text, answer, begun=True)
             return Example(_array([*prompt, *ids, *([] if ids[-1:] == [self.eos] else [self.eos])]), len(prompt))
         message = {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
         written = self.chat.answer(_messages(asking), message, text, tools)
@@ -96,15 +92,13 @@ class Renderer:
 
     def text(self, text: str) -> Array:
         """Token ids of plain text between the tokens that the tokenizer adds at the beginning and the end-of-sequence token."""
-        ids = self._begun(self._bare(text))
+        ids = self._encoder.begun(self._encoder.bare(text))
         return _array([*ids, *([] if ids[-1:] == [self.eos] else [self.eos])])
 
     def cut(self, text: str, tokens: int, side: str) -> str:
         """The text without `tokens` tokens at its left or right side."""
         self.counts["truncated"] += 1
-        ids = self._bare(text)
-        kept = self._decode(ids[tokens:] if side == "left" else ids[: max(0, len(ids) - tokens)])
-        return kept.lstrip(_INCOMPLETE) if side == "left" else kept.rstrip(_INCOMPLETE)
+        return self._encoder.cut(text, tokens, side)
 
     def guard(self, text: str) -> str:
         """Text of a user as `data.special_tokens` has it: special tokens in it stay, become plain text, or are refused."""
@@ -114,42 +108,28 @@ class Renderer:
         if self._mode == "refuse":
             raise BadRow(f"it holds the special token {found[0]!r} written out; set data.special_tokens to text or to control")
         self.counts["special"] += 1
-        return self._written_out.sub(lambda match: match[0][0] + _CUT + match[0][1:], text) if self._mode == "text" else text
+        return self._written_out.sub(lambda match: match[0][0] + CUT + match[0][1:], text) if self._mode == "text" else text
 
     def decode(self, tokens: Array) -> str:
         """Text of an answer, without the id that ended it."""
         ids = tokens.tolist()
-        return self._decode(ids[:-1] if ids and ids[-1] in self.stops else ids)
+        return self._encoder.decode(ids[:-1] if ids and ids[-1] in self.stops else ids)
 
     def pieces(self, tokens: Array) -> list[str]:
-        """The part of the decoded text that belongs to each token; joined, the pieces are the whole text.
-
-        The exception is a character of several tokens: the last token has the character, the tokens before have the
-        replacement character U+FFFD. Special tokens are shown by their names.
-        """
-        ids, pieces = tokens.tolist(), []
-        # Each token is decoded together with the tokens back to the last but one border between characters: some tokenizers
-        # strip a blank at the start of a text, so a token decoded alone would lose its leading blank.
-        context, border, shown = 0, 0, ""
-        for end in range(1, len(ids) + 1):
-            text = self._decode(ids[context:end])[len(self._decode(ids[context:border])) :]
-            cut = text.endswith(_INCOMPLETE)
-            piece = text.removeprefix(shown if text.startswith(shown) else shown.rstrip(_INCOMPLETE))
-            pieces.append(piece or (_INCOMPLETE if cut else ""))
-            context, border, shown = (context, border, text) if cut else (border, end, "")
-        return pieces
+        """The part of the decoded text that belongs to each token; see `Encoder.pieces`."""
+        return self._encoder.pieces(tokens)
 
     def _prompt(self, asking: Asking, tools: Any) -> tuple[list[int], str]:
         """Token ids and text of a prompt."""
         if self.chat is not None:
             text = self.chat.prompt(_messages(asking), tools)
-            return self._bare(text), text
+            return self._encoder.bare(text), text
         if not isinstance(asking, str):
             raise ModelError(
                 "the rows are conversations, and the tokenizer has no chat template, or data.chat_template is off; use a "
                 "tokenizer with a template, or write the prompt as a template over the columns"
             )
-        return self._begun(self._bare(asking)), asking
+        return self._encoder.begun(self._encoder.bare(asking)), asking
 
     def _ended(self, ids: list[int]) -> tuple[list[int], int]:
         """The ids of an assistant's turn, and how many of them are labels: those up to the token that ends the turn."""
@@ -163,69 +143,12 @@ class Renderer:
         return (ids, last) if last is not None else ([*ids, self.end], len(ids) + 1)
 
     def _continued(self, prompt: list[int], text: str, more: str) -> list[int]:
-        """Ids of `more` after the ids `prompt` of `text`."""
-        if not more:
-            return []
-        joined = self._bare(text + more)
-        joined = self._begun(joined) if self.chat is None else joined
-        if joined[: len(prompt)] == prompt:
-            return joined[len(prompt) :]
-        self.counts["rejoined"] += 1
-        whole = self._decode(joined)
-        for ids in self._continuations(more):
-            if self._decode(prompt + ids) == whole:
-                return ids
-        raise BadRow("the tokenizer cannot write the answer after the prompt: no tokens of the answer give the joined text")
-
-    def _continuations(self, more: str) -> Iterator[list[int]]:
-        """Ways to write a text that continues another: alone, and after a beginning that is then cut off."""
-        alone = self._bare(more)
-        yield alone
-        for anchor in _ANCHORS:
-            begun, beginning = self._bare(anchor + more), self._bare(anchor)
-            if begun[: len(beginning)] == beginning:
-                yield begun[len(beginning) :]
-        yield alone[1:]
-        if (subwords := self._subwords(more)) is not None:
-            yield subwords
-
-    def _subwords(self, more: str) -> list[int] | None:
-        """WordPiece alone: the longest pieces that continue a word, then the other words."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        prefix = getattr(backend and backend.model, "continuing_subword_prefix", None)
-        if backend is None or not prefix:
-            return None
-        written = backend.normalizer.normalize_str(more) if backend.normalizer else more
-        word, ids = re.split(r"\W", written, maxsplit=1)[0], []
-        rest = self._bare(written[len(word) :])
-        while word:
-            ends = (end for end in range(len(word), 0, -1) if backend.token_to_id(prefix + word[:end]) is not None)
-            if (end := next(ends, None)) is None:
-                return None
-            ids, word = [*ids, backend.token_to_id(prefix + word[:end])], word[end:]
-        return ids + rest
-
-    def _begun(self, ids: list[int]) -> list[int]:
-        """The ids after those that the tokenizer adds at the beginning of a text, once."""
-        return ids if ids[: len(self._before)] == self._before else self._before + ids
-
-    def _bare(self, text: str) -> list[int]:
-        """Ids of a text, without those that the tokenizer adds."""
-        first, *parts = text.split(_CUT)
-        ids = list(self.tokenizer(first, add_special_tokens=False)["input_ids"])
-        for part in parts:
-            before = self._decode(ids)
-            written = (each for each in self._continuations(part) if self._decode(ids + each) == before + part)
-            ids += next(written, None) or next(self._continuations(part))
-        return ids
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return self._encoder.continued(prompt, text, more, begun=False)
 
 
 def visible(text: str) -> str:
     """A text for people, without the marks of `Renderer.guard`."""
-    return text.replace(_CUT, "")
+    return text.replace(CUT, "")
 
 
 def _messages(asking: Asking) -> Sequence[Message]:
@@ -250,13 +173,6 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
     added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
     named = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=False)
     return added | {str(token): int(str(index)) for token, index in named if index is not None}
-
-
-def _begin(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The ids that the tokenizer adds before a text."""
-    bare, whole = (list(tokenizer("a", add_special_tokens=added)["input_ids"]) for added in (False, True))
-    starts = (start for start in range(len(whole) - len(bare) + 1) if whole[start : start + len(bare)] == bare)
-    return whole[: next(starts, 0)]
 
 
 def character_tokenizer(alphabet: str) -> "PreTrainedTokenizerBase":

@@ -120,7 +120,7 @@ def read_model(config: ModelConfig, where: str) -> ModelFacts:
 
 @dataclass(frozen=True)
 class Rows(Generic[T]):
-    """The usable rows of a source, the number of rows left out, and the renderer's counts. `name`: of the source, for people."""
+    """The usable rows of a source, those left out, and the renderer's counts. `name`: of the source, for people."""
 
     name: str
     source: SourceConfig

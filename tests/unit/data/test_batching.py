@@ -197,3 +197,15 @@ def test_docstring_examples() -> None:
     names = {"Prompt": Prompt, "Rollout": Rollout, "Finish": Finish, "Row": Row, "Stream": Stream}
     done = doctest.testmod(batching, extraglobs=names)
     assert done.attempted and done.failed == 0
+
+
+def test_only_labelled_tokens_are_trained_and_scored_at_their_own_positions() -> None:
+    """A conversation: two turns of the assistant in one row, with a user's turn between them."""
+    labelled = np.array([True, True, False, False, True, False])
+    rollout = Example(np.arange(10, 18), 2, labelled).as_rollout()
+    assert rollout.tokens.tolist() == [12, 13, 14, 15, 16]  # nothing after the last label
+    scores = TeacherScores(Payload.SAMPLED, logprobs=np.arange(5, dtype=np.float32))
+    row = collate("gold", [rollout], [scores]).rows[0]
+    assert row.labels.tolist() == [12, 13, 16] and row.outputs.tolist() == [1, 2, 5]
+    assert [int(row.tokens[output + 1]) for output in row.outputs] == row.labels.tolist()
+    assert row.scores is not None and row.scores.logprobs is not None and row.scores.logprobs.tolist() == [0, 1, 4]

@@ -161,4 +161,4 @@ def test_an_error_in_the_data_is_found_before_torch_is_imported(home: Path, verb
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.MULTILINE))
     assert done.returncode == 2 and "has no column 'instruction'" in done.stderr
-    assert "datasets" in imported and not imported & {"torch", "transformers", "ray", "vllm", "deepspeed"}
+    assert "jinja2" in imported and not imported & {"torch", "transformers", "ray", "vllm", "deepspeed"}

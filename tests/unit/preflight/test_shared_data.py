@@ -24,8 +24,10 @@ def test_the_dolly_recipe_reads_dolly_with_the_minimind_chat_template(tmp_path: 
     example = plan.examples[0]
     asked = plan.renderer.tokenizer.decode(example.tokens[: example.start])
     assert asked.startswith("<|im_start|>user\n") and "<|im_end|>\n<|im_start|>assistant\n" in asked
-    assert example.tokens[-1] == plan.renderer.eos == plan.renderer.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert plan.renderer.eos not in example.tokens[example.start : -1]
+    assert example.answer[-1] == plan.renderer.eos == plan.renderer.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert plan.renderer.eos not in example.answer[:-1]
+    rollout = example.as_rollout()
+    assert rollout.tokens.tolist() == example.answer.tolist() and rollout.labelled is None
     assert max(len(example.tokens) for example in plan.examples) <= config.data.max_tokens
 
 
