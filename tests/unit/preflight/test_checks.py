@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from minidist.config.teacher import SoftPromptConfig
 from minidist.data.rendering import character_tokenizer
 from minidist.errors import ConfigError, MinidistError, ModelError
 from minidist.preflight import checks
-from minidist.preflight.checks import check_cores, check_gpus, check_soft_prompt
+from minidist.preflight.checks import check_context, check_cores, check_gpus, check_soft_prompt, check_split
 from minidist.preflight.facts import shared_vocabulary
 from minidist.preflight.plan import plan_distill
 from tests.support.tiny import tiny_renderer
@@ -162,3 +163,22 @@ def test_an_error_in_the_data_is_found_before_torch_is_imported(home: Path, verb
     imported = set(re.findall(r"^import time:.*\| +([\w.]+)$", done.stderr, re.MULTILINE))
     assert done.returncode == 2 and "has no column 'instruction'" in done.stderr
     assert "jinja2" in imported and not imported & {"torch", "transformers", "ray", "vllm", "deepspeed"}
+
+
+def test_text_may_fill_the_context_and_not_more() -> None:
+    check_context(8, 8, "data.max_tokens")
+    with pytest.raises(ConfigError, match=r"data\.max_tokens is 9, more than the model's context of 8 tokens"):
+        check_context(8, 9, "data.max_tokens")
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "parts", "fits"), [(8, 2, 2, True), (8, 2, 4, True), (6, 4, 3, False), (6, 6, 4, False)]
+)
+def test_tensor_parallelism_gives_each_device_whole_heads(heads: int, kv_heads: int, parts: int, fits: bool) -> None:
+    """Heads for keys and values are divided among the devices, or each is on several of them."""
+    model: Any = SimpleNamespace(shape=SimpleNamespace(heads=heads, kv_heads=kv_heads), where="student.model")
+    if fits:
+        check_split(model, parts, "cluster.rollout.tensor_parallel")
+        return
+    with pytest.raises(ConfigError, match=f"tensor_parallel is {parts}, and student.model has {heads} attention heads"):
+        check_split(model, parts, "cluster.rollout.tensor_parallel")

@@ -1,0 +1,32 @@
+"""When a run writes checkpoints."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from minidist.stages.watch import CheckpointWatch
+
+
+class Watch(CheckpointWatch):
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(("every", "written"), [(3, [3, 6]), (1, [1, 2, 3, 4, 5, 6, 7]), (None, []), (8, [])])
+def test_a_checkpoint_is_written_after_every_so_many_steps(every: int | None, written: list[int]) -> None:
+    found: list[int] = []
+
+    async def write(step: int, learner: Any, state: Any) -> None:
+        found.append(step)
+
+    directory = SimpleNamespace(checkpoints=SimpleNamespace(write=write))
+    run: Any = SimpleNamespace(directory=directory, config=SimpleNamespace(run=SimpleNamespace(checkpoint_every=every)))
+    nobody: Any = None
+    watch = Watch(run, nobody, nobody)
+    for step in range(1, 8):
+        asyncio.run(watch.checkpoint(step))
+    assert found == written
+    asyncio.run(watch.stopped(7))
+    assert found == [*written, 7]
