@@ -3,7 +3,7 @@
 # make check        lint, types, fast tests
 # make soak         slow tests: two Ray nodes on this machine, SIGTERM to Ray actors, every row of Dolly
 # make bench        measurements: memory against what minidist check says, mixed sampling by turns against in step, losses in chunks
-#                   against the plain ones and TRL's
+#                   against the plain ones and TRL's, rows of large files
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -41,6 +41,7 @@ bench: $(READY_DEV)
 	$(VENV)/bin/python -m tests.benchmarks.memory
 	$(VENV)/bin/python -m tests.benchmarks.mixed
 	$(VENV)/bin/python -m tests.benchmarks.chunked
+	$(VENV)/bin/python -m tests.benchmarks.rows
 
 setup: $(READY_DEV)
 
