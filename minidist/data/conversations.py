@@ -70,3 +70,9 @@ def split_last(messages: Sequence[Message], column: str) -> tuple[list[Message],
     if not any(message["role"] != "system" for message in asking):
         raise BadRow(f"its {column} has no message before the assistant's")
     return asking, messages[last] if last < len(messages) else None
+
+
+def up_to_answer(messages: list[Message]) -> list[Message]:
+    """The conversation up to the assistant's last turn; all of it where the assistant has none."""
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return messages[: answers[-1] + 1] if answers else messages

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minidist.config.data import SourceConfig
-from minidist.data.conversations import Message, is_conversation, read_messages, split_last
+from minidist.data.conversations import Message, is_conversation, read_messages, split_last, up_to_answer
 from minidist.data.rendering import Asking, Renderer, visible
 from minidist.data.templates import BadRow, Template
 from minidist.data.values import read_json
@@ -62,7 +62,10 @@ class ExchangeReader:
         """The exchange of a row."""
         column, tools = self._source.messages, self._tools(row)
         if column is not None:
-            return _conversation(read_messages(row.get(column), column, self._guard), column, tools)
+            messages = read_messages(row.get(column), column, self._guard)
+            if self._source.labels == "last":
+                messages = up_to_answer(messages)
+            return _conversation(messages, column, tools)
         prompt = self._cell(self._prompt, row)
         answer = self._cell(self._answer, row) if self._answer else None
         if isinstance(prompt, str) and not prompt.strip():

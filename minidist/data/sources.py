@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from minidist.config.data import SourceConfig
 from minidist.data import tasks
+from minidist.data.conversations import is_conversation
 from minidist.data.examples import Example, gold_rollout
 from minidist.data.exchanges import Exchange, ExchangeReader, Record
 from minidist.data.files import read_source
@@ -74,7 +75,12 @@ def read_rows(source: SourceConfig) -> Iterator[Record]:
     first = list(islice(rows, _PEEKED))
     if not first:
         raise DataError(f"{source.path} has no rows")
-    _check_columns(source, list(dict.fromkeys(name for row in first for name in row)))
+    conversations = [name for name, cell in first[0].items() if is_conversation(cell)]
+    try:
+        _check_columns(source, list(dict.fromkeys(name for row in first for name in row)))
+    except DataError as error:
+        hint = f"; {conversations[0]} holds conversations: set messages: {conversations[0]}" if conversations else ""
+        raise DataError(f"{error}{hint}") from None
     return chain(first, rows)
 
 

@@ -73,10 +73,22 @@ class Template:
         return self._guard(text)
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Runs no code, and makes no value so large that a machine stops."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """`*` and `**` with a bound on what they make."""
+        sizes = [len(each) if isinstance(each, str | list | tuple) else abs(each) for each in (left, right)]
+        repeats = operator == "*" and any(isinstance(each, str | list | tuple) for each in (left, right))
+        if (repeats and sizes[0] * sizes[1] > _LONGEST) or (operator == "**" and sizes[1] > 1000):
+            raise OverflowError(f"{operator} would make a value of more than {_LONGEST:,} parts")
+        return super().call_binop(context, operator, left, right)
+
+
 def _environment(value: Callable[[Any], str]) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=value
-    )
+    environment = _Sandbox(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=value)
     environment.filters["tojson"] = to_json
     return environment
 

@@ -1,4 +1,4 @@
-"""Reading rows: `python -m tests.benchmarks.rows`. Eight rows of a file of 300,000 against a file of 8, and the rate of rendering.
+"""Reading rows: `python -m tests.benchmarks.rows`. Eight rows of a file of 300,000 against a file of 8, and the rate.
 
 Each measurement is a process of its own that reads prompts with the tokenizer of the generated tasks; peak memory is the
 process's largest resident set.

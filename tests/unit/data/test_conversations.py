@@ -48,6 +48,18 @@ def test_labels_can_be_those_of_the_last_turn_alone(tmp_path: Path) -> None:
     assert labels(chat_renderer(), config) == "four<|im_end|>"
 
 
+def test_the_last_turn_is_trained_where_a_user_speaks_after_it(tmp_path: Path) -> None:
+    turns = [*TURNS, {"role": "user", "content": "five"}]
+    config = source(tmp_path / "r.jsonl", {"m": turns}, messages="m")
+    assert labels(chat_renderer(), config) == "two<|im_end|>four<|im_end|>"
+    assert labels(chat_renderer(), config.model_copy(update={"labels": "last"})) == "four<|im_end|>"
+
+
+def test_a_column_of_messages_is_named_where_another_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no column 'prompt', which prompt uses; .*; m holds conversations: set messages: m"):
+        read_prompts(source(tmp_path / "r.jsonl", {"m": TURNS}), chat_renderer(), max_prompt_tokens=200)
+
+
 def test_a_rollout_answers_the_last_message_of_a_user(tmp_path: Path) -> None:
     renderer, config = chat_renderer(), source(tmp_path / "r.jsonl", {"m": TURNS}, messages="m")
     (prompt,), _ = read_prompts(config, renderer, max_prompt_tokens=200, gold=True)
