@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from minidist.config.data import SourceConfig
-from minidist.data.values import read_json
+from minidist.data.values import read_first_json, read_json
 from minidist.errors import DataError
 
 Record = dict[str, Any]
 
+_CHUNK = 1 << 16  # characters of a JSON list that are read at a time
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
@@ -82,13 +83,35 @@ def _json_lines(path: Path) -> Iterator[Record]:
 
 
 def _json(path: Path) -> Iterator[Record]:
-    """A list of objects; or objects one after another, as in .jsonl."""
+    """A list of objects, read one after another; or objects line by line, as in .jsonl."""
     with _text(path) as file:
-        start = file.read(1)
+        start = " "
         while start.isspace():
             start = file.read(1)
-        rows = read_json(start + file.read()) if start == "[" else None
-    yield from _json_lines(path) if rows is None else rows
+        if start == "[":
+            yield from _elements(file)
+            return
+    yield from _json_lines(path)
+
+
+def _elements(file: IO[str]) -> Iterator[Any]:
+    """The values of a JSON list behind its opening bracket, each read when it is asked for."""
+    text, size = "", _CHUNK
+    while not text.startswith("]"):
+        text = text.removeprefix(",").lstrip()
+        try:
+            value, end = read_first_json(text)
+        except ValueError:
+            end = 0
+        rest = text[end:].lstrip()
+        if end and rest.startswith((",", "]")):  # else the value may go on, as 12 does in 123
+            yield value
+            text, size = rest, _CHUNK
+        elif more := file.read(size):
+            text, size = (text + more).lstrip(), 2 * size
+        else:
+            read_first_json(text)  # raises with the reason
+            raise ValueError("the list has no closing bracket")
 
 
 def _separated(path: Path) -> Iterator[Record]:

@@ -44,6 +44,15 @@ def read_json(text: str) -> Any:
     return _DECODER.decode(text)
 
 
+def read_first_json(text: str) -> tuple[Any, int]:
+    """The JSON value at the beginning of a text, and its length. Raises ValueError where there is none, or only a part of one.
+
+    >>> read_first_json('{"a": 1.50}, {')
+    ({'a': 1.50}, 11)
+    """
+    return _DECODER.raw_decode(text)
+
+
 def _integer(digits: str) -> int | Number:
     # Python reads at most 4,300 digits, and drops the sign of -0.
     return int(digits) if len(digits) < 4000 and digits != "-0" else Number(digits)

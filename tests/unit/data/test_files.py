@@ -115,19 +115,38 @@ def test_a_folder_of_a_directory_is_a_subset(tmp_path: Path) -> None:
         list(read_source(SourceConfig(path=str(tmp_path), subset="d")))
 
 
+def test_a_json_list_is_read_one_value_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"c": number, "d": "x, ] }" * number, "e": [1.5, {"f": None}]} for number in range(40)]
+    monkeypatch.setattr("minidist.data.files._CHUNK", 7)
+    for text in (json.dumps(rows), json.dumps(rows, indent=2), json.dumps(rows, separators=(",", ":"))):
+        (tmp_path / "r.json").write_text(f"\n {text} \n")
+        assert list(read_file(tmp_path / "r.json")) == rows
+    (tmp_path / "r.json").write_text("[]")
+    assert list(read_file(tmp_path / "r.json")) == []
+    for text, reason in (
+        (json.dumps(rows)[:-1], "no closing bracket"),
+        (json.dumps(rows)[:-9], "row 39: the row cannot be read"),
+    ):
+        (tmp_path / "r.json").write_text(text)
+        with pytest.raises(DataError, match=reason):
+            list(read_file(tmp_path / "r.json"))
+
+
 def test_eight_rows_of_a_large_file_cost_eight_rows(tmp_path: Path) -> None:
     """Peak memory of a process that reads the first rows of a file of 300,000 rows, against one of a file of 8."""
     row = json.dumps({"prompt": "word " * 40, "answer": "x"}) + "\n"
-    (tmp_path / "few.jsonl").write_text(row * 8)
-    (tmp_path / "many.jsonl").write_text(row * 300_000)
+    for name, rows in (("few", 8), ("many", 300_000)):
+        (tmp_path / f"{name}.jsonl").write_text(row * rows)
+        (tmp_path / f"{name}.json").write_text("[" + (row + ",") * (rows - 1) + row + "]")
     script = (
         "import resource, sys\nfrom itertools import islice\nfrom pathlib import Path\n"
         "from minidist.data.files import read_file\nassert len(list(islice(read_file(Path(sys.argv[1])), 8))) == 8\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
-    peaks = [
-        int(subprocess.run([sys.executable, "-c", script, tmp_path / name], capture_output=True, check=True).stdout)
-        for name in ("few.jsonl", "many.jsonl")
-    ]
-    assert peaks[1] < peaks[0] + 2048  # KiB
+    for ending in ("jsonl", "json"):
+        few, many = (
+            int(subprocess.run([sys.executable, "-c", script, tmp_path / f"{name}.{ending}"], capture_output=True).stdout)
+            for name in ("few", "many")
+        )
+        assert many < few + 2048  # KiB
     check_source(SourceConfig(path=str(tmp_path / "many.jsonl")))
