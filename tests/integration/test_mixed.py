@@ -26,6 +26,7 @@ def teacher(stack: Stack) -> Iterator[Any]:
     """A teacher in transformers that also takes turns, in an actor of its own."""
     arguments = {"context": stack.context, "config": teacher_config(model=str(stack.teacher_path)), "mixing": True}
     teacher = stack.run(stack.cluster.host("teacher", make_teacher, **arguments))
+    stack.run(stack.engine.load(stack.student))  # whatever weights another test has left
     yield teacher
     stack.dismiss(teacher)
 
