@@ -4,7 +4,7 @@ Index t of every per-token array describes the t-th *generated* token. Axes: B r
 T generated tokens, L loss tokens of a row, K listed tokens, D hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -39,7 +39,7 @@ class Payload(StrEnum):
 
 
 class Finish(StrEnum):
-    """Why a rollout ended: with the end-of-sequence token, or at the token limit."""
+    """Why a rollout ended: with an id that ends answers, or at the token limit."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -51,6 +51,51 @@ class Writer(StrEnum):
     STUDENT = "student"
     TEACHER = "teacher"
     DATASET = "dataset"
+
+
+class Vocabulary(int):
+    """The ids over which the softmax of student and teacher is taken, as an int: all ids below it but the `absent` ones.
+
+    An id is absent where only one of the models has it, or neither has. It is never sampled and has no probability. A plain int
+    stands for a vocabulary without absent ids.
+
+    >>> Vocabulary(5, [3]).ids, Vocabulary(5, [3]) == 5
+    ([0, 1, 2, 4], True)
+    """
+
+    absent: tuple[int, ...]
+
+    def __new__(cls, width: int, absent: Iterable[int] = ()) -> "Vocabulary":
+        made = super().__new__(cls, width)
+        made.absent = tuple(absent)
+        return made
+
+    def __getnewargs__(self) -> Any:
+        return int(self), self.absent
+
+    @classmethod
+    def of(cls, width: int) -> "Vocabulary":
+        """The vocabulary that an int is, or stands for."""
+        return width if isinstance(width, cls) else cls(width)
+
+    @property
+    def count(self) -> int:
+        """Number of the ids."""
+        return int(self) - len(self.absent)
+
+    @property
+    def ids(self) -> list[int]:
+        """The ids, in rising order."""
+        absent = set(self.absent)
+        return [index for index in range(self) if index not in absent]
+
+
+def allowed_ids(vocabulary: int | None, width: int) -> list[int] | None:
+    """The ids that a model with `width` classes may write; None: all of them."""
+    if vocabulary is None:
+        return None
+    ids = Vocabulary.of(vocabulary).ids
+    return ids if len(ids) < width else None
 
 
 @dataclass(frozen=True)
@@ -140,7 +185,7 @@ class Rollout:
     ) -> "Rollout":
         """A rollout whose tokens [T] all come from one version of the weights.
 
-        stopped: whether it ended with the end-of-sequence token, not at the token limit. fields: other fields, by name.
+        stopped: whether it ended with an id that ends answers, not at the token limit. fields: other fields, by name.
         """
         ids = np.asarray(tokens, dtype=np.int32)
         return cls(

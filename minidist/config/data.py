@@ -92,6 +92,9 @@ class RenderConfig(Section):
 
     chat_template: Literal["auto", "on", "off"] = "auto"
     """Wrap prompts in the tokenizer's chat template: if it has one (auto), always (on), or never (off)."""
+    template_from: str = "student"
+    """Whose chat template it is: that of the student, of the teacher, of a tokenizer in a directory, or in a Jinja file. The
+    trained student is saved with it. evaluate takes the first of its models for the student."""
     template_options: dict[str, Any] = Field(default={})
     """Variables of the chat template, such as enable_thinking: false."""
     system: str | None = None

@@ -110,10 +110,14 @@ class Renderer:
         self.counts["special"] += 1
         return self._written_out.sub(lambda match: match[0][0] + CUT + match[0][1:], text) if self._mode == "text" else text
 
+    def ended(self, tokens: Sequence[int] | Array) -> bool:
+        """Whether an answer ended with one of `stops`, and not at the token limit."""
+        return len(tokens) > 0 and int(tokens[-1]) in self.stops
+
     def decode(self, tokens: Array) -> str:
         """Text of an answer, without the id that ended it."""
         ids = tokens.tolist()
-        return self._encoder.decode(ids[:-1] if ids and ids[-1] in self.stops else ids)
+        return self._encoder.decode(ids[:-1] if self.ended(ids) else ids)
 
     def pieces(self, tokens: Array) -> list[str]:
         """The part of the decoded text that belongs to each token; see `Encoder.pieces`."""

@@ -71,7 +71,7 @@ class LocalLearner:
             checkpoint_activations(student.model)
         self._guard = FiniteGuard(student.model)
         self._step = 0
-        self._tokens = len(student.renderer.tokenizer)
+        self._tokens = min(len(student.renderer.tokenizer), student.model.config.get_text_config().vocab_size)
         self._worker = Worker("learner")
         self._backend = self._worker.run_now(BACKENDS[config.backend], self._pass, config, self._group)
         self._weights = StudentWeights(student, self._backend, first=self._group.rank == 0)

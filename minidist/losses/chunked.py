@@ -15,10 +15,12 @@ from torch.autograd.function import once_differentiable
 
 from minidist.losses.costs import recomputed, wide
 from minidist.losses.targets import Objective, TokenTargets
+from minidist.types import Vocabulary
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states [N, D] to logits [N, V] in float32, vocabulary already sliced."""
 
+_NEVER = -1e4  # the logit of an id that has no probability
 _BLOCK = 1 << 21
 """Numbers in a block: 8 MiB a table, of which there are a handful at a time."""
 
@@ -27,7 +29,8 @@ _BLOCK = 1 << 21
 class LinearHead:
     """A head that is one matrix: logits = cap(scale * (hidden @ weight.T + bias))[:, :vocabulary], in float32.
 
-    weight [V, D], bias [V] or None, cap(x) = soft_cap * tanh(x / soft_cap) when `soft_cap` is set.
+    weight [V, D], bias [V] or None, cap(x) = soft_cap * tanh(x / soft_cap) when `soft_cap` is set. Ids that are absent from the
+    vocabulary get logits whose probability is 0 in float32; minus infinity would make 0 * infinity of a divergence's terms.
     """
 
     weight: Tensor
@@ -48,7 +51,9 @@ class LinearHead:
     def finish(self, raw_NV: Tensor) -> Tensor:
         """Logits from the products that `raw` returns."""
         logits = wide(raw_NV) if self.scale == 1 else wide(raw_NV) * self.scale
-        return logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+        logits = logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
+        absent = () if self.vocabulary is None else Vocabulary.of(self.vocabulary).absent
+        return logits.index_fill(-1, torch.tensor(absent, device=logits.device), _NEVER) if absent else logits
 
 
 @dataclass(frozen=True)

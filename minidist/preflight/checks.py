@@ -18,6 +18,7 @@ from minidist.errors import ConfigError, ModelError, RunDirectoryError
 from minidist.models.files import resolve, whole_model
 from minidist.preflight.facts import ModelFacts, PairFacts
 from minidist.run.directory import RunDirectory
+from minidist.types import Vocabulary
 
 # Head sizes that vLLM 0.32's attention on a CPU has kernels for.
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -125,15 +126,15 @@ def check_kernel(config: DistillConfig) -> None:
         raise ConfigError(f"learner.kernel is liger, and liger-kernel is not installed; {remedy}")
 
 
-def check_classes(config: DistillConfig, vocabulary: int) -> None:
+def check_classes(config: DistillConfig, vocabulary: Vocabulary) -> None:
     """No list of classes is longer than the vocabulary."""
+    shared = vocabulary.count
     asked = {f"{key}.top_k": each.listed for key, each in config.objectives.items() if each.listed is not None}
     if config.teacher.payload == "top_k" and "top_k" in config.teacher.model_fields_set:
         asked["teacher.top_k"] = config.teacher.top_k
     for key, count in asked.items():
-        if count > vocabulary:
-            remedy = f"set it to {vocabulary} or less"
-            raise ConfigError(f"{key} is {count}, and student and teacher share {vocabulary} tokens; {remedy}")
+        if count > shared:
+            raise ConfigError(f"{key} is {count}, and student and teacher share {shared} tokens; set it to {shared} or less")
 
 
 def check_soft_prompt(config: DistillConfig, prompt: SoftPromptConfig, renderer: Renderer, context: int) -> None:

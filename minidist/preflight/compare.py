@@ -71,7 +71,7 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     longest = config.evaluation.max_new_tokens or configs[first].rollout.max_new_tokens
     data = configs[first].data
     check_test_length(data.max_prompt_tokens + longest, shared.max_tokens)
-    test = RowReader(shared.renderer, data).prompts("test", config.evaluation.test)
+    test = RowReader(shared.renderer, data, [shared.models]).prompts("test", config.evaluation.test)
     # Of all cells the first that mixes needs the most memory; lines of the others say what distinguishes them.
     fullest = next((name for name, cell in configs.items() if cell.takes_turns), first)
     lines = [*plans[fullest].lines, test.line, *(cell_line(name, cell) for name, cell in configs.items())]

@@ -1,9 +1,11 @@
 """Facts of a run: tokenizers, model configurations, shapes and rows, each read once. No weights are read."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from minidist.config.data import QuestionsConfig, RenderConfig, SourceConfig
@@ -13,24 +15,27 @@ from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.sources import read_examples, read_prompts
 from minidist.errors import ModelError
-from minidist.types import Prompt
+from minidist.preflight.vocabulary import Meanings, meanings, shared_ids, used_ids
+from minidist.types import Prompt, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from minidist.models.shape import Shape
 
-T = TypeVar("T")
+T = TypeVar("T", Prompt, Example, Question)
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """A model as its tokenizer and its configuration describe it. `where`: the key of the configuration that names it."""
+    """A model as its tokenizer and its configuration describe it. `where`: the key of the configuration that names it;
+    `stops`: ids at which its files end an answer."""
 
     where: str
     tokenizer: "PreTrainedTokenizerBase"
     config: "PretrainedConfig"
     lora: LoraConfig | None = None
+    stops: frozenset[int] = frozenset()
 
     @cached_property
     def shape(self) -> "Shape":
@@ -51,6 +56,11 @@ class ModelFacts:
         """Rows of the embedding, padded ones included."""
         return int(self.config.get_text_config().vocab_size)
 
+    @cached_property
+    def meanings(self) -> Meanings:
+        """What each id means to the model."""
+        return meanings(self.tokenizer, self.rows)
+
 
 @dataclass(frozen=True)
 class PairFacts:
@@ -60,10 +70,33 @@ class PairFacts:
     teacher: ModelFacts
 
     @cached_property
-    def vocabulary(self) -> int:
-        """Width of the softmax that they share. Raises ModelError where their tokenizers differ."""
-        student, teacher = self.student, self.teacher
-        return shared_vocabulary(student.tokenizer, teacher.tokenizer, student.rows, teacher.rows)
+    def vocabulary(self) -> Vocabulary:
+        """The ids that both have. Raises ModelError where one of them means two things."""
+        return shared_ids(self.student.meanings, self.teacher.meanings)
+
+    @property
+    def stops(self) -> set[int]:
+        """The shared ids at which the student's files end an answer."""
+        return {index for index in self.student.stops if index in self.student.meanings and index in self.teacher.meanings}
+
+    def check_ids(self, where: str, ids: Iterable[int]) -> None:
+        """Raise ModelError unless both models have all of the ids, which the text of `where` uses."""
+        for model in (self.student, self.teacher):
+            missing = sorted({int(index) for index in ids} - model.meanings.keys())
+            if missing:
+                raise ModelError(f"{where}: {self._lack(model, missing[0])}")
+
+    def _lack(self, model: ModelFacts, index: int) -> str:
+        """A sentence on an id in use that `model` does not have."""
+        token = str(self.student.tokenizer.convert_ids_to_tokens(index))
+        found = f"id {index} ({token!r}) is used, and "
+        if index in model.tokenizer.get_vocab().values():
+            return f"{found}{model.where} has {model.rows} rows of embedding; widen it (resize_token_embeddings)"
+        means = self.student.meanings.get(index, token.encode())
+        moved = next((other for other, meaning in model.meanings.items() if meaning == means), None)
+        place = "does not have it" if moved is None else f"has it at id {moved}"
+        cure = "render with a chat template whose tokens both have (data.template_from), or set models with the same tokens"
+        return f"{found}the tokenizer of {model.where} {place}; {cure}"
 
     @property
     def context(self) -> int:
@@ -71,51 +104,49 @@ class PairFacts:
         return min(self.student.context, self.teacher.context)
 
 
-def shared_vocabulary(
-    student: "PreTrainedTokenizerBase", teacher: "PreTrainedTokenizerBase", student_rows: int, teacher_rows: int
-) -> int:
-    """Width of the softmax that both models share. Raises ModelError, and shows the difference, where their tokenizers differ.
+def rendering_tokenizer(config: RenderConfig, student: ModelFacts, teacher: ModelFacts) -> "PreTrainedTokenizerBase":
+    """The student's tokenizer with the chat template that data.template_from names."""
+    if config.template_from == "student":
+        return student.tokenizer
+    tokenizer = copy(student.tokenizer)
+    tokenizer.chat_template = _template(config.template_from, teacher)
+    return tokenizer
 
-    `student_rows` and `teacher_rows` count the rows of the embeddings, which padding may have widened: ids beyond the narrower
-    embedding are padding, and are sliced off before the softmax.
-    """
-    student_ids, teacher_ids = student.get_vocab(), teacher.get_vocab()
-    if student_ids != teacher_ids:
-        tokens = student_ids.keys() | teacher_ids.keys()
-        token = min((token for token in tokens if student_ids.get(token) != teacher_ids.get(token)), key=str)
-        counts = f"{len(student_ids)} and {len(teacher_ids)} tokens"
-        found = f"{token!r} is id {student_ids.get(token)} in one and {teacher_ids.get(token)} in the other"
-        need = "distillation token by token needs the same one"
-        raise ModelError(f"student and teacher have different tokenizers: {counts}, and {found}; {need}")
-    for name in ("eos_token_id", "chat_template"):
-        left, right = getattr(student, name), getattr(teacher, name)
-        if left != right:
-            shown = f"{left!r} and {right!r}" if name == "eos_token_id" else "not the same text"
-            remedy = "copy one's tokenizer to the other"
-            raise ModelError(f"student and teacher tokenizers have different {name}: {shown}; {remedy}")
-    rows = min(student_rows, teacher_rows)
-    if rows < len(student_ids):
-        found = f"a model has {rows} rows of embedding for a tokenizer of {len(student_ids)} tokens"
-        raise ModelError(f"{found}; the checkpoint and its tokenizer do not belong together")
-    return rows
+
+def _template(name: str, teacher: ModelFacts) -> Any:
+    """The chat template of the teacher's tokenizer, of a tokenizer's directory, or in a file."""
+    if name != "teacher" and not Path(name).is_dir():
+        try:
+            return Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            needed = "set it to student, teacher, a file with a Jinja template, or the directory of a tokenizer"
+            raise ModelError(f"data.template_from: {name} cannot be read ({type(error).__name__}); {needed}") from None
+    from minidist.models.hub import load_tokenizer
+
+    tokenizer = teacher.tokenizer if name == "teacher" else load_tokenizer(name, "data.template_from")
+    if tokenizer.chat_template is None:
+        raise ModelError(f"data.template_from is {name}, whose tokenizer has no chat template; set student, or another one")
+    return tokenizer.chat_template
 
 
 def read_student(config: StudentConfig) -> ModelFacts:
     """The student, from its checkpoint or from `student.architecture`."""
+    from minidist.models.endings import stop_ids
     from minidist.models.hub import architecture, load_config, student_tokenizer
 
     tokenizer = student_tokenizer(config)
     trained = config.model is not None
     model = load_config(config, "student.model") if trained else architecture(config, tokenizer)
-    return ModelFacts("student.model", tokenizer, model, config.lora)
+    return ModelFacts("student.model", tokenizer, model, config.lora, stop_ids(config.model, "student.model"))
 
 
 def read_model(config: ModelConfig, where: str) -> ModelFacts:
     """A model from its checkpoint."""
+    from minidist.models.endings import stop_ids
     from minidist.models.hub import load_config, load_tokenizer
 
     tokenizer = load_tokenizer(config.model or "", where, trust_remote_code=config.trust_remote_code)
-    return ModelFacts(where, tokenizer, load_config(config, where))
+    return ModelFacts(where, tokenizer, load_config(config, where), stops=stop_ids(config.model, where))
 
 
 @dataclass(frozen=True)
@@ -145,10 +176,11 @@ _COUNTED = {
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads the rows of all sources of a run, rendered alike."""
+    """Reads the rows of all sources of a run, rendered alike. `pairs`: models that must have all ids of the rows."""
 
     renderer: Renderer
     config: RenderConfig
+    pairs: Sequence[PairFacts] = ()
 
     def prompts(self, name: str, source: SourceConfig, *, gold: bool = False) -> Rows[Prompt]:
         """`gold`: whether their answers are trained on."""
@@ -165,4 +197,6 @@ class RowReader:
     def _rows(self, name: str, source: SourceConfig, read: Callable[..., tuple[list[T], int]], **limits: Any) -> Rows[T]:
         before = self.renderer.counts.copy()
         found, skipped = read(source, self.renderer, max_prompt_tokens=self.config.max_prompt_tokens, **limits)
+        for pair in self.pairs:
+            pair.check_ids(f"{name}: {source.path}", used_ids(found))
         return Rows(name, source, found, skipped, self.renderer.counts - before)

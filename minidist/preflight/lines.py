@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from minidist.config import DistillConfig, SftConfig
 from minidist.config.models import LoraConfig
 from minidist.data.examples import Example
+from minidist.data.rendering import Renderer
 from minidist.preflight.facts import PairFacts
 
 if TYPE_CHECKING:
@@ -16,9 +17,40 @@ def model_line(name: str, shape: "Shape") -> str:
     return f"{name}: {shape.family}, {shape.checkpoint_parameters / 1e6:,.2f} M parameters, vocabulary {shape.vocabulary:,}"
 
 
-def pair_lines(models: PairFacts) -> list[str]:
-    """The teacher, and the vocabulary that student and teacher share."""
-    return [model_line("teacher", models.teacher.shape), f"vocabulary {models.vocabulary:,} in common"]
+def pair_lines(models: PairFacts, template_from: str) -> list[str]:
+    """The teacher, the vocabulary that student and teacher share, and what only one of them has."""
+    return [model_line("teacher", models.teacher.shape), _shared_line(models), *difference_lines(models, template_from)]
+
+
+def _shared_line(models: PairFacts) -> str:
+    counts: dict[str, int] = {}
+    for name, model in (("student", models.student), ("teacher", models.teacher)):
+        counts[f"ids of the {name} alone"] = len(model.meanings.keys() - set(models.vocabulary.ids))
+        counts[f"rows of the {name} without a token"] = model.rows - len(model.meanings)
+        counts[f"tokens of the {name} without a row"] = len(model.tokenizer) - len(model.meanings)
+    unused = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count > 0)
+    never = f"; {unused}: never sampled, of no probability" if unused else ""
+    return f"vocabulary {models.vocabulary.count:,} in common{never}"
+
+
+def difference_lines(models: PairFacts, template_from: str) -> list[str]:
+    """The end-of-sequence token and the chat template, where student and teacher differ in them, and which is used."""
+    student, teacher = models.student.tokenizer, models.teacher.tokenizer
+    name, found = models.student.where, []
+    if student.eos_token_id != teacher.eos_token_id:
+        ends, others = (f"{each.eos_token!r} ({each.eos_token_id})" for each in (student, teacher))
+        found.append(f"end-of-sequence tokens differ: {ends} of {name}, which ends answers, and {others} of the teacher")
+    if student.chat_template != teacher.chat_template:
+        used = {"student": f"that of {name}", "teacher": "the teacher's"}.get(template_from, template_from)
+        found.append(f"chat templates of {name} and teacher differ: {used} is used (data.template_from)")
+    return found
+
+
+def ending_lines(renderer: Renderer) -> list[str]:
+    """The ids at which generation stops, where they are several."""
+    tokens = renderer.tokenizer.convert_ids_to_tokens(list(renderer.stops))
+    named = ", ".join(f"{token!r} ({index})" for token, index in zip(tokens, renderer.stops, strict=True))
+    return [f"an answer ends with any of {named}"] if len(renderer.stops) > 1 else []
 
 
 def student_lines(shape: "Shape", lora: LoraConfig | None) -> list[str]:

@@ -3,19 +3,22 @@
 Every refusal is a UserError. What can be refused without a tokenizer is refused before torch is imported.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
+from minidist.config.data import RenderConfig
 from minidist.config.models import ModelConfig
 from minidist.data.examples import Example, as_example
 from minidist.data.questions import Question
 from minidist.data.rendering import Renderer
 from minidist.preflight import checks, lines, scores
 from minidist.preflight.cost import memory_lines, sft_memory_lines
-from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student
+from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student, rendering_tokenizer
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
-from minidist.types import PROBE_TOKENS, Prompt, Rollout
+from minidist.preflight.vocabulary import common
+from minidist.types import PROBE_TOKENS, Prompt, Rollout, Vocabulary
 
 if TYPE_CHECKING:
     from minidist.teachers.cache.store import Origin, ScoreCache
@@ -29,14 +32,14 @@ class Plan:
         renderer: text to tokens.
         max_tokens: longest sequence of an engine or of the learner.
         lines: the plan for people.
-        vocabulary: width of the softmax that student and teacher share; None without a teacher.
+        vocabulary: ids over which the softmax of student and teacher is taken; None without a teacher.
         cache: scores that are read in place of asking a teacher, or None.
     """
 
     renderer: Renderer
     max_tokens: int
     lines: list[str]
-    vocabulary: int | None = field(kw_only=True)
+    vocabulary: Vocabulary | None = field(kw_only=True)
     cache: "ScoreCache | None" = field(default=None, kw_only=True)
 
     @property
@@ -62,9 +65,10 @@ class SftPlan(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillPlan(Plan):
-    """The plan of a distillation. `streams`: rows of the streams that have data."""
+    """The plan of a distillation. `streams`: rows of the streams that have data. `models`: student and teacher."""
 
-    vocabulary: int
+    vocabulary: Vocabulary
+    models: PairFacts
     prompts: list[Prompt]
     validation_prompts: list[Prompt]
     streams: dict[str, list[Example]]
@@ -83,7 +87,7 @@ class DistillPlan(Plan):
 class ScorePlan(Plan):
     """The plan of scoring. `texts`: rows to score, each once. `origin`: the teacher, as its cache will name it."""
 
-    vocabulary: int
+    vocabulary: Vocabulary
     texts: list[Rollout]
     origin: "Origin"
 
@@ -94,9 +98,9 @@ class ScorePlan(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatePlan(Plan):
-    """The plan of an evaluation. `vocabulary`: the narrowest that a model shares with the teacher."""
+    """The plan of an evaluation. `vocabulary`: the ids that all models share with the teacher."""
 
-    vocabulary: int
+    vocabulary: Vocabulary
     prompts: list[Prompt]
     questions: dict[str, list[Question]] = field(default_factory=dict)
 
@@ -110,7 +114,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     checks.check_files(config, _student_names(config), [data.train, data.validation])
     student = read_student(config.student)
     checks.check_context(student.context, data.max_tokens, "data.max_tokens")
-    reader = RowReader(Renderer(student.tokenizer, data), data)
+    reader = RowReader(Renderer(student.tokenizer, data, student.stops), data)
     rows = [reader.examples("train", data.train, max_tokens=data.max_tokens)]
     if data.validation is not None:
         rows.append(reader.examples("validation", data.validation, max_tokens=data.max_tokens))
@@ -131,7 +135,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
     checks.check_distillation(config, models)
     max_tokens = _with_probe(models.context, data.max_prompt_tokens + config.rollout.max_new_tokens)
-    reader = RowReader(Renderer(models.student.tokenizer, data), data)
+    reader = _reader(data, [models])
     prompts = prompts or reader.prompts("prompts", data.prompts, gold=config.gold)
     checks.check_prompt_count(config, len(prompts.found))
     scored = [stream.max_tokens for stream in config.streams.values() if stream.objective.needs]
@@ -141,7 +145,8 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     examples = {name: rows.found for name, rows in streams.items()}
     cache, cache_lines = _cache(config, models, prompts.found, examples)
     shapes = (models.student.shape, models.teacher.shape)
-    description = [*lines.student_lines(shapes[0], config.student.lora), *lines.pair_lines(models), prompts.line]
+    described = [*lines.pair_lines(models, data.template_from), *lines.ending_lines(reader.renderer)]
+    description = [*lines.student_lines(shapes[0], config.student.lora), *described, prompts.line]
     description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
     description += [*lines.distillation_lines(config), *memory_lines(config, *shapes, longest=max_tokens)]
     return DistillPlan(
@@ -149,6 +154,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
         max_tokens,
         description,
         vocabulary=models.vocabulary,
+        models=models,
         cache=cache,
         prompts=prompts.found,
         validation_prompts=validation.found if validation else [],
@@ -164,11 +170,12 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     vocabulary, max_tokens = models.vocabulary, scores.longest_row(config.data)
     checks.check_context(models.teacher.context, max_tokens, "the longest row of data.sources")
     checks.check_teacher_engine(config, models.teacher)
-    reader = RowReader(Renderer(models.student.tokenizer, config.data), config.data)
+    reader = _reader(config.data, [models])
     texts, text_lines = scores.read_texts(config.data, reader)
     facts = TeacherFacts(config, models, reader.renderer, texts[0].prompt, max_tokens)
     of_teacher, origin = teacher_lines(facts), scores.cache_origin(config, models)
-    description = [*lines.pair_lines(models), *text_lines, *of_teacher, scores.size_line(config, texts, models)]
+    described = lines.pair_lines(models, config.data.template_from)
+    description = [*described, *text_lines, *of_teacher, scores.size_line(config, texts, models)]
     return ScorePlan(reader.renderer, max_tokens, description, vocabulary=vocabulary, texts=texts, origin=origin)
 
 
@@ -179,19 +186,21 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     teacher = read_model(config.teacher, "teacher.model")
     models = {name: read_model(as_model(config, path), f"models.{name}") for name, path in config.models.items()}
     pairs = [PairFacts(model, teacher) for model in models.values()]
-    vocabulary = min(pair.vocabulary for pair in pairs)
+    vocabulary = common(pair.vocabulary for pair in pairs)
     tokens = data.max_prompt_tokens + config.rollout.max_new_tokens
     for pair in pairs:
         checks.check_context(pair.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
         if config.rollout.engine == "vllm":
             checks.check_head_size(pair.student, config.cluster.gpus, "rollout.engine=hf")
     max_tokens = _with_probe(pairs[-1].context, tokens)
-    reader = RowReader(Renderer(pairs[0].student.tokenizer, data), data)
+    reader = _reader(data, pairs)
     prompts = reader.prompts("test", data.test)
     questions = {
         name: reader.questions(f"questions.{name}", source, max_tokens=max_tokens) for name, source in data.questions.items()
     }
     described = [lines.model_line(name, model.shape) for name, model in models.items()]
+    described += [line for pair in pairs for line in lines.difference_lines(pair, data.template_from)]
+    described += lines.ending_lines(reader.renderer)
     described += [prompts.line, *(each.line for each in questions.values())]
     found = {name: each.found for name, each in questions.items()}
     return EvaluatePlan(reader.renderer, max_tokens, described, vocabulary=vocabulary, prompts=prompts.found, questions=found)
@@ -200,6 +209,16 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
 def as_model(config: EvaluateConfig, path: str) -> ModelConfig:
     """The section of a model that is evaluated."""
     return ModelConfig(model=path, dtype=config.dtype, trust_remote_code=config.teacher.trust_remote_code)
+
+
+def _reader(config: RenderConfig, pairs: Sequence[PairFacts]) -> RowReader:
+    """Reads rows whose ids all models have, with the tokenizer of the first student; answers end where any student's may."""
+    first, shared = pairs[0], set(common(pair.vocabulary for pair in pairs).ids)
+    tokenizer = rendering_tokenizer(config, first.student, first.teacher)
+    renderer = Renderer(tokenizer, config, shared.intersection(*[set().union(*(pair.stops for pair in pairs))]))
+    for pair in pairs:
+        pair.check_ids("the end of an answer", [renderer.end])
+    return RowReader(renderer, config, pairs)
 
 
 def _student_names(config: SftConfig | DistillConfig | ScoreConfig) -> dict[str, str | None]:
@@ -235,5 +254,5 @@ def _cache(
     """The scores that stand in for a teacher, if any, and a line about them."""
     if config.teacher.live:
         return None, []
-    cache = scores.open_cache(config, models.student, vocabulary=models.vocabulary, prompts=prompts, streams=streams)
+    cache = scores.open_cache(config, models, prompts=prompts, streams=streams)
     return cache, [f"teacher's scores: {len(cache):,} rows in {cache.path}, no process"]

@@ -9,7 +9,7 @@ from minidist.config.data import ScoreDataConfig
 from minidist.config.teacher import CacheTeacherConfig
 from minidist.data.sources import Example, gold_rollout
 from minidist.errors import ConfigError
-from minidist.preflight.facts import ModelFacts, PairFacts, RowReader
+from minidist.preflight.facts import PairFacts, RowReader
 from minidist.preflight.memory import score_bytes_per_token
 from minidist.teachers.cache.origin import origin_of
 from minidist.teachers.cache.store import INDEX, Origin, ScoreCache, check_origin, key_of, require
@@ -54,7 +54,7 @@ def check_cache_directory(path: Path) -> None:
 
 def cache_origin(config: ScoreConfig, models: PairFacts) -> Origin:
     """The teacher as the cache will name it. Raises ConfigError where config.cache holds the scores of another teacher."""
-    origin = origin_of(config.teacher, models.student.tokenizer, models.vocabulary)
+    origin = origin_of(config.teacher, models.teacher.tokenizer, models.vocabulary)
     if (config.cache / INDEX).exists():
         check_origin(config.cache, origin, writing=True)
     return origin
@@ -74,15 +74,14 @@ def size_line(config: ScoreConfig, texts: Sequence[Rollout], models: PairFacts) 
 
 def open_cache(
     config: DistillConfig,
-    student: ModelFacts,
+    models: PairFacts,
     *,
-    vocabulary: int,
     prompts: Sequence[Prompt],
     streams: Mapping[str, Sequence[Example]],
 ) -> ScoreCache:
     """teacher.cache. Raises ConfigError or DataError unless it holds the scores of every row that the run can draw."""
     assert isinstance(config.teacher, CacheTeacherConfig)
-    check_origin(config.teacher.cache, origin_of(config.teacher, student.tokenizer, vocabulary))
+    check_origin(config.teacher.cache, origin_of(config.teacher, models.teacher.tokenizer, models.vocabulary))
     cache = ScoreCache(config.teacher.cache)
     gold = [stream for stream in config.streams.values() if stream.writer == "dataset" and stream.objective.needs is not None]
     if config.objective.needs is not None or gold:

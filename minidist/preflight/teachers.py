@@ -26,11 +26,11 @@ class TeacherFacts:
 
 def teacher_lines(facts: TeacherFacts) -> list[str]:
     """Lines of the plan about the teacher. Raises ConfigError or ModelError where it cannot be the teacher of this run."""
-    teacher, padded = facts.run.teacher, facts.models.teacher.rows - facts.models.vocabulary
+    teacher, padded = facts.run.teacher, facts.models.teacher.rows - facts.models.vocabulary.count
     check = _CHECKS.get(type(teacher))
     found = [] if check is None else check(teacher, facts)
     if not teacher.cuts_padding and padded > 0:
-        share = f"teacher's log-probabilities hold the share of {padded:,} padded ids"
+        share = f"teacher's log-probabilities hold the share of {padded:,} ids that are not shared"
         found.append(f"{share}, which vLLM cannot slice off (teacher.backend=hf can)")
     return found
 

@@ -1,13 +1,12 @@
 """transformers as the reference sampler: slow, exact and easy to read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
@@ -17,12 +16,11 @@ from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
 from minidist.models.arrays import to_tensor
 from minidist.models.hub import load_model
+from minidist.rollout.answers import Job, answered
 from minidist.rollout.ngrams import completions
 from minidist.rollout.seeds import sample_seed
-from minidist.types import Prompt, Rollout, Sampling, Weights
+from minidist.types import Prompt, Rollout, Sampling, Vocabulary, Weights
 
-Job = tuple[Prompt, int]
-"""A prompt and the number of its sample."""
 ROWS = 128  # sequences decoded side by side
 
 
@@ -93,17 +91,10 @@ def sample(
     """
 
     def decode(jobs: list[Job]) -> list[Rollout]:
-        rows = zip(jobs, _decode(model, jobs, sampling, renderer.eos, vocabulary), strict=True)
+        rows = zip(jobs, _decode(model, jobs, sampling, renderer.stops, vocabulary), strict=True)
         return [answered(job, renderer, *decoded, version=version) for job, decoded in rows]
 
     return by_length(sampling.jobs(prompts), ROWS, decode)
-
-
-def answered(job: Job, renderer: Renderer, tokens: ArrayLike, logprobs: ArrayLike, **fields: Any) -> Rollout:
-    """The rollout of a job that decoded `tokens`, an end-of-sequence token last; `fields`: version, and others by name."""
-    (prompt, number), ids = job, np.asarray(tokens)
-    stopped, text = bool(ids[-1] == renderer.eos), renderer.decode(ids)
-    return Rollout.written(prompt, ids, logprobs, stopped=stopped, sample=number, text=text, **fields)
 
 
 def by_length(jobs: Sequence[Job], rows: int, decode: Callable[[list[Job]], list[Rollout]]) -> list[Rollout]:
@@ -117,7 +108,7 @@ def by_length(jobs: Sequence[Job], rows: int, decode: Callable[[list[Job]], list
 
 
 def _decode(
-    model: PreTrainedModel, jobs: list[Job], sampling: Sampling, eos: int, vocabulary: int | None
+    model: PreTrainedModel, jobs: list[Job], sampling: Sampling, stops: Collection[int], vocabulary: int | None
 ) -> list[tuple[list[int], list[float]]]:
     """Tokens and log-probabilities of each job, token by token."""
     decoding = Decoding(model, [prompt for prompt, _ in jobs])
@@ -131,12 +122,12 @@ def _decode(
                 banned = completions([*jobs[row][0].tokens.tolist(), *written[row][0]], sampling.no_repeat_ngram_size)
                 logits_BV[row, list(banned)] = float("-inf")
         logprobs_BV = warp(logits_BV, sampling, vocabulary)
-        tokens_B = torch.full((len(jobs),), eos)
+        tokens_B = torch.zeros(len(jobs), dtype=torch.long)  # finished rows read any id
         for row in live:
             tokens_B[row] = token = _draw(logprobs_BV[row], sampling.temperature, generators[row])
             written[row][0].append(token)
             written[row][1].append(float(logprobs_BV[row, token]))
-        live = [row for row in live if written[row][0][-1] != eos]
+        live = [row for row in live if written[row][0][-1] not in stops]
         if not live:
             break
         decoding.read(tokens_B)
@@ -174,6 +165,8 @@ class Decoding:
 def warp(logits_BV: Tensor, sampling: Sampling, vocabulary: int | None = None) -> Tensor:
     """Log-probabilities [B, V] of the sampled distribution: temperature first, then top-p."""
     logits_BV = logits_BV[:, :vocabulary]
+    if vocabulary is not None and (absent := Vocabulary.of(vocabulary).absent):
+        logits_BV = logits_BV.index_fill(-1, torch.tensor(absent), float("-inf"))
     logprobs_BV = torch.log_softmax(logits_BV / sampling.temperature if sampling.temperature > 0 else logits_BV, -1)
     if sampling.truncated:
         ordered, order = logprobs_BV.sort(-1, descending=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minidist.errors import CanaryError
-from minidist.types import Array, Measures, Rollout, Writer
+from minidist.types import Array, Measures, Rollout, Vocabulary, Writer
 
 
 def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats: float) -> float | None:
@@ -43,14 +43,14 @@ def check_teacher(measures: Measures, vocabulary: int, margin: float) -> float |
     """
     if measures.teacher_logprob is None:
         return None
-    mean, uniform = float(measures.teacher_logprob.mean()), -math.log(vocabulary)
+    mean, uniform = float(measures.teacher_logprob.mean()), -math.log(Vocabulary.of(vocabulary).count)
     if not math.isfinite(mean):
         raise CanaryError(f"the teacher's mean log-probability is {mean}: its weights or its scores are broken")
     # A uniform guess with noise of variance v has a mean of -ln V - v / 2. On the text of a poor student a trained teacher may
     # have that mean too, but not with so little spread.
     noisy = float(measures.teacher_logprob.var()) / 2 > 2 * margin * abs(uniform)
     if abs(mean - uniform) <= margin * abs(uniform) and not noisy:
-        found = f"{mean:.3f} nats, a uniform guess over {vocabulary} tokens is {uniform:.3f}"
+        found = f"{mean:.3f} nats, a uniform guess over {Vocabulary.of(vocabulary).count} tokens is {uniform:.3f}"
         cause = "the teacher is untrained, or its weights or head were not loaded"
         raise CanaryError(f"the teacher's mean log-probability is {found}: {cause}")
     return mean

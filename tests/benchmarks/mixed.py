@@ -172,7 +172,7 @@ async def _draws(folder: Path) -> dict[str, float]:
     teacher = save_model(folder / "teacher", SHAPE | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}, 2)
     student = save_model(folder / "student", SHAPE, 1)
     prompt = Prompt(0, renderer.prompt("b="), "b=")
-    expected = law(student.eval(), teacher.eval(), prompt, alpha=ALPHA, count=3, eos=renderer.eos)
+    expected = law(student.eval(), teacher.eval(), prompt, alpha=ALPHA, count=3, stops=renderer.stops)
     async with _Pair(folder, renderer, "float32", 0.5, max_tokens=16) as pair:
         drawn = {
             "by turns": await _write(pair.turns, [prompt], 3, seed=0, samples=DRAWS),

@@ -148,7 +148,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     root = tmp_path_factory.mktemp("models")
     save_model(root / "student", SHAPE, 1)
     save_model(root / "teacher", SHAPE | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}, 2)
-    renderer = Renderer(character_tokenizer(find("sort").alphabet), RenderConfig())
+    tokenizer = character_tokenizer(find("sort").alphabet)
+    # Two ids end an answer, as in a model whose generation_config lists one beside the tokenizer's.
+    renderer = Renderer(tokenizer, RenderConfig(), stops=tokenizer.encode("q", add_special_tokens=False))
     with asyncio.Runner() as runner:
         cluster = Cluster(_ROOM, root / "logs")
         runner.run(cluster.__aenter__())

@@ -22,7 +22,7 @@ from minidist.models.heads import load_teacher_head
 from minidist.models.hub import build_student, load_model
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.hf import HFEngine
-from minidist.types import Batch, Rollout, Sampling, Weights
+from minidist.types import Batch, Finish, Rollout, Sampling, Weights
 from tests.integration.conftest import OBJECTIVES, SHAPE, Stack, save_model, settings
 from tests.support.config import make_objective, teacher_config
 from tests.support.learners import local_learner
@@ -85,7 +85,7 @@ def test_vllm_equals_the_transformers_engine(stack: Stack) -> None:
     slow = asyncio.run(reference.generate(prompts, GREEDY))
     fast = stack.run(stack.engine.generate(prompts, GREEDY))
     assert [list(rollout.tokens) for rollout in slow] == [list(rollout.tokens) for rollout in fast]
-    assert [rollout.finish for rollout in slow] == [rollout.finish for rollout in fast]
+    assert [(rollout.finish, rollout.text) for rollout in slow] == [(rollout.finish, rollout.text) for rollout in fast]
     sequences = [[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()] for rollout in fast]
     ours, theirs = asyncio.run(reference.score(sequences)), stack.run(stack.engine.score(sequences))
     assert max(abs(a - b) for left, right in zip(ours, theirs, strict=True) for a, b in zip(left, right, strict=True)) < EXACT
@@ -116,6 +116,17 @@ def test_vllm_blocks_the_ngrams_that_transformers_blocks(stack: Stack, size: int
         )
         given = len(rollout.prompt.tokens) - size + 1
         assert all(gram not in grams[:at] for at, gram in enumerate(grams) if at >= given)
+
+
+def test_each_of_the_ids_that_end_an_answer_ends_it(stack: Stack) -> None:
+    rollouts, stops = written(stack, samples=8), stack.renderer.stops
+    ended = [rollout for rollout in rollouts if rollout.finish is Finish.STOP]
+    assert {int(rollout.tokens[-1]) for rollout in ended} == set(stops) and len(stops) == 2
+    for rollout in rollouts:
+        assert not np.isin(rollout.tokens[:-1], stops).any()
+        assert (rollout.finish is Finish.STOP) == bool(np.isin(rollout.tokens[-1], stops))
+        kept = rollout.tokens[:-1] if rollout.finish is Finish.STOP else rollout.tokens
+        assert rollout.text == stack.renderer.tokenizer.decode(kept)
 
 
 def test_same_seed_same_samples_other_seed_other_samples(stack: Stack) -> None:

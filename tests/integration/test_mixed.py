@@ -60,7 +60,7 @@ def test_draws_follow_the_mixture(stack: Stack, teacher: Any, alpha: float, draw
     engine = TurnTakingEngine(stack.engine, teacher, alpha, stack.renderer)
     rollouts = written(stack, engine, [prompt], samples=draws, **options)
     models = model_at(stack.student), model_at(stack.teacher_path)
-    expected = law(*models, prompt, alpha=alpha, count=3, eos=stack.renderer.eos, **options)
+    expected = law(*models, prompt, alpha=alpha, count=3, stops=stack.renderer.stops, **options)
     assert p_value(expected, rollouts) > 1e-3
     coins = np.concatenate([rollout.coins for rollout in rollouts if rollout.coins is not None])
     assert coins.mean() == pytest.approx(alpha, abs=4 * (alpha * (1 - alpha) / len(coins)) ** 0.5)
@@ -109,7 +109,7 @@ def test_keys_and_values_kept_between_turns_give_the_right_logprobs(stack: Stack
         assert rollout.coins is not None
         assert np.isnan(rollout.logprobs).tolist() == rollout.coins.tolist()
         assert np.abs(rollout.logprobs - student_logprobs)[~rollout.coins].max(initial=0) < 2e-4
-        stops = np.flatnonzero(rollout.tokens == stack.renderer.eos).tolist()
+        stops = np.flatnonzero(np.isin(rollout.tokens, stack.renderer.stops)).tolist()
         assert stops == ([len(rollout.tokens) - 1] if rollout.finish is Finish.STOP else [])
         assert rollout.text == stack.renderer.decode(rollout.tokens)
 
@@ -159,6 +159,6 @@ def test_new_weights_write_the_next_text(stack: Stack, teacher: Any, tmp_path: P
     finally:
         stack.run(stack.engine.load(stack.student))
     models = other, model_at(stack.teacher_path)
-    expected = law(*models, prompt, alpha=0.3, count=3, eos=stack.renderer.eos, temperature=0.3)
+    expected = law(*models, prompt, alpha=0.3, count=3, stops=stack.renderer.stops, temperature=0.3)
     assert p_value(expected, rollouts) > 1e-3
     assert {int(version) for rollout in rollouts for version in rollout.versions} == {before + 1}

@@ -185,7 +185,7 @@ def test_a_server_scores_its_samples_as_it_sampled_them(stack: Stack, server: Li
     assert [list(rollout.tokens) for rollout in written] == [list(rollout.tokens) for rollout in again]
     assert len({tuple(rollout.tokens) for rollout in written}) == 8
     for rollout, scored in zip(written, scores, strict=True):
-        assert len(rollout.tokens) == 16 or rollout.tokens[-1] == stack.renderer.eos
+        assert len(rollout.tokens) == 16 or rollout.tokens[-1] in stack.renderer.stops
         assert scored.logprobs is not None and np.abs(rollout.logprobs - scored.logprobs).max() < EXACT
 
 

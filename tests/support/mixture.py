@@ -20,7 +20,7 @@ def law(
     *,
     alpha: float,
     count: int,
-    eos: int,
+    stops: Sequence[int],
     temperature: float = 1.0,
     top_p: float = 1.0,
     vocabulary: int | None = None,
@@ -33,8 +33,10 @@ def law(
         q, p = (_tables(model, prompt, prefixes, temperature, top_p, vocabulary) for model in (student, teacher))
         mixed = alpha * p + (1 - alpha) * q
         grown = {(*prefix, y): alive[prefix] * mixed[i, y] for i, prefix in enumerate(prefixes) for y in range(mixed.shape[1])}
-        found |= {sequence: probability for sequence, probability in grown.items() if sequence[-1] == eos}
-        alive = {sequence: probability for sequence, probability in grown.items() if sequence[-1] != eos and probability > 0}
+        found |= {sequence: probability for sequence, probability in grown.items() if sequence[-1] in stops}
+        alive = {
+            sequence: probability for sequence, probability in grown.items() if sequence[-1] not in stops and probability > 0
+        }
     return found | alive
 
 

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
 from minidist.models.hub import load_model
-from minidist.rollout.hf import Decoding, HFEngine, Job, answered, by_length, warp
+from minidist.rollout.answers import Job, answered
+from minidist.rollout.hf import Decoding, HFEngine, by_length, warp
 from minidist.types import Array, Prompt, Rollout, Sampling
 
 ROWS = 256  # sequences decoded side by side
@@ -62,24 +63,24 @@ def sample_mixed(
     assert sampling.no_repeat_ngram_size is None, "a mixture blocks no n-grams"
 
     def decode(jobs: list[Job]) -> list[Rollout]:
-        rows = zip(jobs, *_decode(mixture, jobs, sampling, renderer.eos, vocabulary), strict=True)
+        rows = zip(jobs, *_decode(mixture, jobs, sampling, renderer.stops, vocabulary), strict=True)
         return [_rollout(job, renderer, *decoded, version=version) for job, *decoded in rows]
 
     return by_length(sampling.jobs(prompts), ROWS, decode)
 
 
 def _rollout(job: Job, renderer: Renderer, tokens_T: Array, logprobs_T: Array, coins_T: Array, *, version: int) -> Rollout:
-    """One row of `_decode`, cut after its first end-of-sequence token."""
-    stops = np.flatnonzero(tokens_T == renderer.eos)
+    """One row of `_decode`, cut after the first id that ends it."""
+    stops = np.flatnonzero(np.isin(tokens_T, renderer.stops))
     cut = slice(stops[0] + 1 if len(stops) else None)
     logprobs = np.where(coins_T, np.float32("nan"), logprobs_T)
     return answered(job, renderer, tokens_T[cut], logprobs[cut], version=version, coins=coins_T[cut])
 
 
 def _decode(
-    mixture: Mixture, jobs: list[Job], sampling: Sampling, eos: int, vocabulary: int | None
+    mixture: Mixture, jobs: list[Job], sampling: Sampling, stops: Sequence[int], vocabulary: int | None
 ) -> tuple[Array, Array, Array]:
-    """Tokens, the student's log-probabilities of them, and coins, each [B, T]; values after a row's first EOS are noise."""
+    """Tokens, the student's log-probabilities of them, and coins, each [B, T]; values after the end of a row are noise."""
     prompts = [prompt for prompt, _ in jobs]
     models = [Decoding(model, prompts, logits_to_keep=1) for model in (mixture.student, mixture.teacher)]
     # Two uniform numbers a token: the first draws the token, the second its coin.
@@ -91,7 +92,7 @@ def _decode(
         q_BV, p_BV = (warp(model.logits(), sampling, vocabulary) for model in models)
         tokens_B, coins_B = draw(q_BV, p_BV, mixture.alpha, uniforms_B2)
         drawn.append((tokens_B, q_BV.gather(-1, tokens_B[:, None]).squeeze(-1), coins_B))
-        finished_B |= tokens_B == eos
+        finished_B |= torch.isin(tokens_B, torch.tensor(stops))
         if finished_B.all():
             break
         for model in models:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minidist.data.rendering import Renderer
+from minidist.rollout.answers import answered
 from minidist.rollout.mixed.engine import MixedEngine
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm.sessions import Turn, TurnRequest, TurnResult, TurnTaker
@@ -93,8 +94,8 @@ class _Sequence:
 
     def rollout(self, renderer: Renderer, version: int) -> Rollout:
         tokens = np.asarray(self.tokens[len(self.prompt.tokens) :], dtype=np.int32)
-        fields = {"sample": self.sample, "text": renderer.decode(tokens), "coins": self.coins[: len(tokens)]}
-        return Rollout.written(self.prompt, tokens, self.logprobs, version=version, stopped=self.stopped, **fields)
+        coins = self.coins[: len(tokens)]
+        return answered((self.prompt, self.sample), renderer, tokens, self.logprobs, version=version, coins=coins)
 
 
 class TurnTakingEngine(MixedEngine):

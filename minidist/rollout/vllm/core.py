@@ -22,11 +22,12 @@ from minidist.config.teacher import LocalTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import RoleError
 from minidist.models.files import resolve
+from minidist.rollout.answers import Job, answered
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
-from minidist.types import Array, Prompt, Rollout, Sampling
+from minidist.types import Array, Prompt, Rollout, Sampling, allowed_ids
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -85,9 +86,9 @@ class VLLMCore:
         self._engine = self._worker.run_now(_make_engine, settings)
         self._shared = hide_shared_memory() if settings.tensor_parallel > 1 else []
         width = int(self._engine.vllm_config.model_config.get_vocab_size())  # classes of the softmax, padding included
-        # Ids beyond the shared vocabulary are padding, which the learner slices off: the engine must not sample them.
-        self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < width else None
-        self.sessions = Sessions(self._engine, renderer.eos, self._allowed)
+        # Ids outside the shared vocabulary have no probability in the learner: the engine must not sample them.
+        self._allowed = allowed_ids(vocabulary, width)
+        self.sessions = Sessions(self._engine, renderer.stops, self._allowed)
 
     async def write(self, prompts: Sequence[Prompt], sampling: Sampling, *, version: int) -> list[Rollout]:
         """`sampling.samples` rollouts a prompt, in order, of weights `version`. Cancelling the call aborts its requests.
@@ -98,10 +99,10 @@ class VLLMCore:
             "only an engine started with ngrams=True blocks n-grams"
         )
         jobs = sampling.jobs(prompts)
-        asked = partial(sampling_params, sampling, self._renderer.eos, self._allowed, logprobs=0)
+        asked = partial(sampling_params, sampling, self._renderer.stops, self._allowed, logprobs=0)
         parameters = [asked(seed=sample_seed(sampling.seed, prompt.row, number)) for prompt, number in jobs]
         outputs = await self._run([prompt.tokens.tolist() for prompt, _ in jobs], parameters)
-        rollouts = [self._rollout(*job, output, version) for job, output in zip(jobs, outputs, strict=True)]
+        rollouts = [self._rollout(job, output, version) for job, output in zip(jobs, outputs, strict=True)]
         self.tokens_written += sum(len(rollout.tokens) for rollout in rollouts)
         return rollouts
 
@@ -181,12 +182,10 @@ class VLLMCore:
         self._engine.engine_core.abort_requests(done.reqs_to_abort)
         self._finished |= {output.request_id: output for output in done.request_outputs if output.finished}
 
-    def _rollout(self, prompt: Prompt, number: int, output: Any, version: int) -> Rollout:
+    def _rollout(self, job: Job, output: Any, version: int) -> Rollout:
         completion = output.outputs[0]
-        tokens = np.asarray(completion.token_ids, dtype=np.int32)
         logprobs = [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)]
-        stopped, text = completion.finish_reason == "stop", self._renderer.decode(tokens)
-        return Rollout.written(prompt, tokens, logprobs, version=version, stopped=stopped, sample=number, text=text)
+        return answered(job, self._renderer, completion.token_ids, logprobs, version=version)
 
     def _reload(self, tensors: list[tuple[str, Any]]) -> None:
         # A direct model.load_weights fails on a CPU. The tensors must include a tied head. The caller proves the swap.

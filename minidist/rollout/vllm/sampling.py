@@ -1,13 +1,15 @@
 """What vLLM is asked to sample: the parameters of its requests, made from `Sampling` in one place."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from minidist.rollout.ngrams import OPTION
 from minidist.types import Sampling
 
 
-def sampling_params(sampling: Sampling, eos: int, allowed: list[int] | None, **fields: Any) -> Any:
-    """vLLM's SamplingParams of a request that draws as `sampling` says, ends with `eos`, and writes the `allowed` ids alone.
+def sampling_params(sampling: Sampling, stops: Sequence[int], allowed: list[int] | None, **fields: Any) -> Any:
+    """vLLM's SamplingParams of a request that draws as `sampling` says, ends with any of `stops` and with no other id, and
+    writes the `allowed` ids alone.
 
     fields: further parameters, and those that differ from `sampling`, by name. None in `allowed`: every id.
     """
@@ -17,4 +19,6 @@ def sampling_params(sampling: Sampling, eos: int, allowed: list[int] | None, **f
     drawn["max_tokens"] = sampling.max_new_tokens
     if sampling.no_repeat_ngram_size is not None:
         drawn["extra_args"] = {OPTION: sampling.no_repeat_ngram_size}
-    return SamplingParams(**drawn | {"stop_token_ids": [eos], "allowed_token_ids": allowed, "detokenize": False} | fields)
+    # vLLM would add the ids at which the model's own generation_config ends.
+    ending = {"stop_token_ids": list(stops), "ignore_eos": True}
+    return SamplingParams(**drawn | ending | {"allowed_token_ids": allowed, "detokenize": False} | fields)

@@ -18,8 +18,8 @@ class Turn:
     """The next piece of one sequence that an engine writes.
 
     index: of the sequence within its call. unread: tokens that this engine has not read yet; at its first turn the prompt and
-    all that was written so far, later what the other engine has written since. count: tokens to write, fewer if the
-    end-of-sequence token is among them. seed: of this engine's draws on the sequence, the same at every turn.
+    all that was written so far, later what the other engine has written since. count: tokens to write, fewer if one of
+    them ends the answer. seed: of this engine's draws on the sequence, the same at every turn.
     """
 
     index: int
@@ -84,9 +84,9 @@ class Sessions:
     Waiting requests hold keys and values that vLLM cannot take back, so a caller opens at most `capacity` sequences.
     """
 
-    def __init__(self, engine: Any, eos: int, allowed: list[int] | None) -> None:
+    def __init__(self, engine: Any, stops: Sequence[int], allowed: list[int] | None) -> None:
         self._engine = engine
-        self._eos = eos
+        self._stops = stops
         self._allowed = allowed
         self._calls: dict[str, _Call] = {}
         self._by_name: dict[str, _Session] = {}
@@ -128,7 +128,7 @@ class Sessions:
             if output.new_logprobs is not None:
                 session.logprobs += output.new_logprobs.logprobs[:, 0].tolist()
             if output.finish_reason is not None:
-                stopped = session.tokens[-1] == self._eos
+                stopped = session.tokens[-1] in self._stops
                 session.call.results.append(TurnResult(session.index, session.tokens, session.logprobs, stopped))
                 session.call.working -= 1
         return others
@@ -167,7 +167,7 @@ class Sessions:
     def _template(self, request: TurnRequest) -> Any:
         """A request as vLLM's input processor makes it, once for all requests that differ in tokens and seed alone."""
         fields = {"max_tokens": 1, "seed": 0, "logprobs": 0 if request.logprobs else None}
-        parameters = sampling_params(request.sampling, self._eos, self._allowed, **fields)
+        parameters = sampling_params(request.sampling, self._stops, self._allowed, **fields)
         tasks = self._engine.get_supported_tasks()
         return self._engine.input_processor.process_inputs("", {"prompt_token_ids": [0]}, parameters, tasks, resumable=True)
 

@@ -10,6 +10,7 @@ from minidist.errors import ModelError
 from minidist.models.files import resolve
 from minidist.run.files import sha256
 from minidist.teachers.cache.store import Origin
+from minidist.types import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,19 +19,23 @@ _IGNORED = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
 
 def origin_of(config: TeacherConfig, tokenizer: "PreTrainedTokenizerBase", vocabulary: int) -> Origin:
-    """The origin of this teacher's scores, or that a cache in its stead must have. Reads all of the weights."""
+    """The origin of this teacher's scores, or that a cache in its stead must have. Reads all of the weights.
+
+    `tokenizer`: the teacher's. Another student may have another one, as long as they share the same ids.
+    """
     path = resolve(config.model or "", "teacher.model", weights=False)
     shape = {key: value for key, value in json.loads((path / "config.json").read_text()).items() if key not in _IGNORED}
+    absent = () if config.payload == "hidden" else Vocabulary.of(vocabulary).absent
     return Origin(
         model=config.model or "",
         backend=config.backend,
         shape=_text_sum(shape),
         weights=_weights(config, path),
-        tokenizer=_text_sum([tokenizer.get_vocab(), tokenizer.eos_token_id]),
+        tokenizer=_text_sum([tokenizer.get_vocab(), tokenizer.eos_token_id, *absent]),
         dtype=config.dtype,
         payload=config.payload,
-        top_k=min(config.top_k, vocabulary) if config.payload == "top_k" else None,
-        vocabulary=None if config.payload == "hidden" else vocabulary,
+        top_k=min(config.top_k, Vocabulary.of(vocabulary).count) if config.payload == "top_k" else None,
+        vocabulary=None if config.payload == "hidden" else int(vocabulary),
     )
 
 

@@ -16,10 +16,11 @@ from minidist.data.rendering import Renderer
 from minidist.errors import RoleError
 from minidist.models.heads import vocabulary_size
 from minidist.models.hub import load_config
+from minidist.rollout.answers import answered
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.teachers.server import protocol
-from minidist.types import Prompt, Rollout, Sampling, TeacherScores
+from minidist.types import Prompt, Rollout, Sampling, TeacherScores, allowed_ids
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
@@ -39,7 +40,7 @@ class ServerTeacher:
         self._renderer = renderer
         self._vocabulary = vocabulary
         self._classes = classes_asked(config, width, vocabulary)
-        self._allowed = list(range(vocabulary)) if vocabulary is not None and vocabulary < width else None
+        self._allowed = allowed_ids(vocabulary, width)
         self._slots = asyncio.Semaphore(self._server.requests)
         # Requests wait for a slot, never for a connection, since that wait would count towards their timeout.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._server.requests)
@@ -82,23 +83,21 @@ class ServerTeacher:
 
     async def _write(self, model: str, prompt: Prompt, number: int, sampling: Sampling) -> Rollout:
         body = {"model": model, "prompt": prompt.tokens.tolist(), "seed": sample_seed(sampling.seed, prompt.row, number)}
-        # Only the renderer's end-of-sequence token ends an answer.
-        body |= {"ignore_eos": True, "stop_token_ids": [self._renderer.eos], "allowed_token_ids": self._allowed}
+        # The ids that end answers in every engine do so here, and no others.
+        body |= {"ignore_eos": True, "stop_token_ids": list(self._renderer.stops), "allowed_token_ids": self._allowed}
         body |= protocol.drawing(sampling) | {"logprobs": 0, "return_token_ids": True}
         answer = await self._ask("POST", protocol.COMPLETIONS, body)
         try:
             choice = answer["choices"][0]
             tokens = np.array(choice["token_ids"], dtype=np.int32)
             logprobs = np.array(choice["logprobs"]["token_logprobs"], dtype=np.float32)
-            stopped = choice["finish_reason"] == "stop"
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise RoleError(
                 f"the server at {self._address} returns no token ids ({type(error).__name__}: {error}); the teacher "
                 "needs a vLLM server that supports return_token_ids"
             ) from None
         known = logprobs if protocol.untruncated(sampling) and self._allowed is None else None
-        text = self._renderer.decode(tokens)
-        return Rollout.written(prompt, tokens, known, version=0, stopped=stopped, sample=number, text=text)
+        return answered((prompt, number), self._renderer, tokens, known, version=0)
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """The server's answer; while the server is busy or absent, the request is sent again after a pause that doubles."""

@@ -17,10 +17,9 @@ from minidist.config import DistillConfig, load
 from minidist.config.cluster import ClusterConfig
 from minidist.config.teacher import SoftPromptConfig
 from minidist.data.rendering import character_tokenizer
-from minidist.errors import ConfigError, MinidistError, ModelError
+from minidist.errors import ConfigError, MinidistError
 from minidist.preflight import checks
 from minidist.preflight.checks import check_context, check_cores, check_gpus, check_soft_prompt, check_split
-from minidist.preflight.facts import shared_vocabulary
 from minidist.preflight.plan import plan_distill
 from tests.support.tiny import tiny_renderer
 
@@ -60,42 +59,6 @@ def test_more_gpus_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("fields", [{}, {"rollout": {"actors": 300}}, {"learner": {"cpus": 6.5}}], ids=str)
 def test_shares_of_the_machine_are_accepted(fields: dict[str, Any]) -> None:
     check_cores(ClusterConfig(**fields))
-
-
-def test_same_tokenizers_share_the_narrower_embedding() -> None:
-    assert shared_vocabulary(DIGITS, character_tokenizer("0123"), 6, 6) == 6
-    assert shared_vocabulary(DIGITS, DIGITS, 6, 64) == 6
-    assert shared_vocabulary(DIGITS, DIGITS, 64, 8) == 8
-
-
-def test_a_token_with_another_id_is_shown() -> None:
-    with pytest.raises(ModelError, match="different tokenizers: 6 and 6 tokens, and '2' is id 4 in one and 5 in the other"):
-        shared_vocabulary(DIGITS, character_tokenizer("0132"), 6, 6)
-
-
-def test_a_missing_token_is_shown() -> None:
-    with pytest.raises(ModelError, match="6 and 7 tokens, and '4' is id None in one and 6 in the other"):
-        shared_vocabulary(DIGITS, character_tokenizer("01234"), 7, 7)
-
-
-def test_another_end_of_sequence_token_is_shown() -> None:
-    other = character_tokenizer("0123")
-    other.eos_token = "<unk>"
-    with pytest.raises(ModelError, match="different eos_token_id: 0 and 1"):
-        shared_vocabulary(DIGITS, other, 6, 6)
-
-
-def test_another_chat_template_is_refused() -> None:
-    other = character_tokenizer("0123")
-    other.chat_template = "{{ messages }}"
-    with pytest.raises(ModelError, match="different chat_template: not the same text; copy"):
-        shared_vocabulary(DIGITS, other, 6, 6)
-
-
-@pytest.mark.parametrize("sizes", [(5, 6), (6, 5)])
-def test_an_embedding_smaller_than_the_tokenizer_is_refused(sizes: tuple[int, int]) -> None:
-    with pytest.raises(ModelError, match="5 rows of embedding for a tokenizer of 6 tokens"):
-        shared_vocabulary(DIGITS, DIGITS, *sizes)
 
 
 PROMPTED: dict[str, Any] = {

@@ -9,12 +9,13 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from transformers import LlamaConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from minidist import cli
 from minidist.cluster import machine
 from minidist.config import Config, DistillConfig, SftConfig, load
-from minidist.data.rendering import character_tokenizer
 from minidist.models.shape import read_shape
 from minidist.preflight import cost
 from minidist.preflight.memory import GIB, Need
@@ -32,9 +33,12 @@ LITTLE = read_shape(LlamaConfig(**SMALL))
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directories with the real shapes and no weights, and a row of data."""
     root = tmp_path_factory.mktemp("pair")
+    words = {"<eos>": 0, "ab": 1} | {f"w{index}": index for index in range(2, 128256)}  # a token for every row
+    backend = Tokenizer(WordLevel(words, unk_token="ab"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="ab")
     for name, config in (("student", MIDDLE), ("teacher", LARGE)):
         config.save_pretrained(root / name)
-        character_tokenizer("ab=").save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
     (root / "rows.jsonl").write_text("".join(json.dumps({"instruction": "ab", "input": ""}) + "\n" for _ in range(256)))
     return root
 

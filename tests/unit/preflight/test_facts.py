@@ -34,8 +34,8 @@ def test_the_context_of_a_pair_is_that_of_the_shorter_model() -> None:
     assert (pair.student.context, pair.context) == (64, 48)
 
 
-def test_the_vocabulary_of_a_pair_is_the_narrower_embedding() -> None:
-    assert PairFacts(facts("ab="), facts("ab=", vocab_size=40)).vocabulary == 32
+def test_the_vocabulary_of_a_pair_is_that_of_both_tokenizers() -> None:
+    assert PairFacts(facts("ab="), facts("ab=", vocab_size=40)).vocabulary == 5
     with pytest.raises(ModelError, match="different tokenizers"):
         _ = PairFacts(facts("ab="), facts("ba=")).vocabulary
 

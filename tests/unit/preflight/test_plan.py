@@ -5,6 +5,7 @@ from typing import Any
 
 from minidist.config import DistillConfig
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
+from minidist.types import Vocabulary
 from tests.support.tiny import random_rollouts, tiny_renderer
 
 TREE: dict[str, Any] = {
@@ -18,7 +19,7 @@ TREE: dict[str, Any] = {
 
 
 def soft_prompt_lines(**sections: Any) -> list[str]:
-    models: Any = SimpleNamespace(teacher=SimpleNamespace(context=2048, rows=8), vocabulary=8)
+    models: Any = SimpleNamespace(teacher=SimpleNamespace(context=2048, rows=8), vocabulary=Vocabulary(8))
     config, prompt = DistillConfig.model_validate(TREE | sections), random_rollouts([(3, 4)])[0].prompt
     return teacher_lines(TeacherFacts(config, models, tiny_renderer(), prompt, tokens=47))
 

@@ -10,14 +10,15 @@ import torch
 from transformers import PreTrainedModel
 
 import minidist.rollout.mixed.lockstep as module
+from minidist.config.data import RenderConfig
+from minidist.data.rendering import Renderer
 from minidist.rollout.hf import sample
 from minidist.rollout.mixed.lockstep import Mixture, draw, sample_mixed
 from minidist.types import Finish, Prompt, Rollout, Sampling
 from tests.support.mixture import law, p_value
 from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
 
-RENDERER = tiny_renderer()
-EOS = RENDERER.eos
+RENDERER = Renderer(tiny_renderer().tokenizer, RenderConfig(), stops=[2])
 DRAWS = 5_000
 PROMPT = random_rollouts([(4, 1)])[0].prompt
 FIVE = {"vocabulary": 5}  # the first five ids, the end of the sequence among them: 85 sequences of at most three tokens
@@ -47,7 +48,7 @@ def draws(pair: tuple[PreTrainedModel, PreTrainedModel], **options: Any) -> list
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.9}, {"alpha": 1.0}, {"alpha": 0.0}])
 def test_draws_follow_the_mixture(pair: tuple[PreTrainedModel, PreTrainedModel], options: dict[str, float]) -> None:
-    expected = law(*pair, PROMPT, count=3, eos=EOS, **{"alpha": 0.3, **FIVE, **options})  # type: ignore[arg-type]
+    expected = law(*pair, PROMPT, count=3, stops=RENDERER.stops, **{"alpha": 0.3, **FIVE, **options})  # type: ignore[arg-type]
     assert sum(expected.values()) == pytest.approx(1)
     assert p_value(expected, draws(pair, **options)) > 1e-3
 
@@ -56,7 +57,7 @@ def test_the_p_value_tells_the_mixture_from_similar_distributions(
     pair: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mixture of logits, one coin for the whole sequence, and another alpha are rejected."""
-    expected = law(*pair, PROMPT, alpha=0.3, count=3, eos=EOS, **FIVE)
+    expected = law(*pair, PROMPT, alpha=0.3, count=3, stops=RENDERER.stops, **FIVE)
     teacher, student = draws(pair, alpha=1.0), draws(pair, alpha=0.0, seed=1)
     heads = np.random.default_rng(0).random(DRAWS) < 0.3
     assert p_value(expected, [teacher[i] if heads[i] else student[i] for i in range(DRAWS)]) < 1e-9
@@ -77,7 +78,7 @@ def test_coins_have_their_posterior(pair: tuple[PreTrainedModel, PreTrainedModel
         chosen = np.array(
             [rollout.tokens[0] for rollout in rollouts if rollout.coins is not None and rollout.coins[0] == heads]
         )
-        expected = law(model, model, PROMPT, alpha=0.5, count=1, eos=EOS, **FIVE)
+        expected = law(model, model, PROMPT, alpha=0.5, count=1, stops=RENDERER.stops, **FIVE)
         assert len(chosen) == pytest.approx(DRAWS * (0.3 if heads else 0.7), abs=4 * math.sqrt(0.21 * DRAWS))
         for (token,), probability in expected.items():
             spread = 4 * math.sqrt(probability * (1 - probability) / len(chosen))
@@ -91,7 +92,7 @@ def test_rollouts_hold_tokens_coins_and_student_logprobs(pair: tuple[PreTrainedM
     assert [(each.prompt.row, each.sample) for each in rollouts] == [(row, number) for row in range(3) for number in range(8)]
     assert {each.finish for each in rollouts} == {Finish.STOP, Finish.LENGTH}
     for rollout in rollouts:
-        stops = np.flatnonzero(rollout.tokens == EOS)
+        stops = np.flatnonzero(np.isin(rollout.tokens, RENDERER.stops))
         assert stops.tolist() == ([len(rollout.tokens) - 1] if rollout.finish is Finish.STOP else [])
         assert rollout.finish is Finish.STOP or len(rollout.tokens) == 12
         assert rollout.versions.tolist() == [3] * len(rollout.tokens)

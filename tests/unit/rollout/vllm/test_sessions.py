@@ -9,7 +9,7 @@ import pytest
 from minidist.rollout.vllm.sessions import Sessions, Turn, TurnRequest, TurnResult
 from minidist.types import Sampling
 
-EOS = 0
+STOPS = (0, 6)
 
 
 class FakeEngine:
@@ -42,7 +42,7 @@ def sessions(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Sessions:
     monkeypatch.setattr(
         Sessions, "_template", lambda *_: SimpleNamespace(sampling_params=SimpleNamespace(seed=0, max_tokens=1))
     )
-    return Sessions(engine, EOS, None)
+    return Sessions(engine, STOPS, None)
 
 
 def request(turns: list[Turn], finished: tuple[int, ...] = (), fraction: float = 1.0) -> TurnRequest:
@@ -64,10 +64,10 @@ def test_a_later_turn_reads_the_last_token_of_the_turn_before_it(engine: FakeEng
     assert {each.sampling_params.seed for each in engine.requests} == {5}
 
 
-def test_the_end_of_sequence_token_stops_a_turn(sessions: Sessions) -> None:
-    sessions.submit(request([Turn(0, [7], 9, seed=5)]))
-    sessions.take([output(0, [3, EOS], "stop")])
-    assert [result.stopped for result in sessions.collect("call")] == [True]
+def test_each_id_that_ends_answers_stops_a_turn(sessions: Sessions) -> None:
+    sessions.submit(request([Turn(index, [7], 9, seed=5) for index in range(3)]))
+    sessions.take([output(0, [3, 0], "stop"), output(1, [3, 6], "stop"), output(2, [3, 5])])
+    assert [result.stopped for result in sessions.collect("call")] == [True, True, False]
 
 
 def test_outputs_of_other_requests_are_returned(sessions: Sessions) -> None:
