@@ -61,8 +61,9 @@ class Learner(Protocol):
         """Take the batch's optimizer steps. Raises DivergedError before the optimizer moves."""
         ...
 
-    async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
-        """Per-token log-probabilities and divergences of a stream, without training; `temperature` divides the logits."""
+    async def measure(self, stream: Stream, temperature: float = 1.0, top_p: float = 1.0) -> Measures:
+        """Per-token log-probabilities and divergences of a stream, without training; `temperature` divides the logits. With
+        `top_p`, the student's log-probabilities are of its nucleus, as a rollout engine has them; divergences never are."""
         ...
 
     async def weights(self) -> Weights | None:

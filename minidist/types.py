@@ -146,8 +146,19 @@ class Sampling:
 
     @property
     def truncated(self) -> bool:
-        """Whether tokens outside the nucleus of top_p are never sampled."""
-        return self.top_p < 1
+        """Whether tokens outside the nucleus of top_p are never sampled. Greedy decoding has none: its log-probabilities are
+        those of the whole distribution at temperature 1."""
+        return self.temperature > 0 and self.top_p < 1
+
+    @property
+    def own(self) -> bool:
+        """Whether answers are drawn from the model's own distribution, as divergences need them."""
+        return self.temperature == 1 and not self.truncated
+
+    @property
+    def processed(self) -> tuple[float, float]:
+        """Temperature and top_p of the distribution whose log-probabilities an answer has, as `Learner.measure` takes them."""
+        return (self.temperature, self.top_p) if self.temperature > 0 else (1.0, 1.0)
 
     def jobs(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, int]]:
         """Prompt and sample number of each rollout of a call, in the order in which the call returns them."""

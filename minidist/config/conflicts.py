@@ -154,6 +154,8 @@ def sft(c: "SftConfig") -> Iterator[str]:
             yield f"data.{name} needs answer (train on answers) or text (train on plain text)"
     if (c.evaluation.every or c.evaluation.patience) and c.data.validation is None:
         yield "evaluation.every and evaluation.patience need data.validation: rows for the validation loss"
+    if "temperature" in c.evaluation.model_fields_set:
+        yield "evaluation.temperature belongs to distill; sft evaluates the loss on given answers"
     if c.evaluation.patience and c.evaluation.every is None:
         yield "evaluation.patience needs evaluation.every: the steps between two evaluations"
     if c.learner.kernel != "torch":
@@ -169,8 +171,8 @@ def evaluate(c: "EvaluateConfig") -> Iterator[str]:
         yield "evaluate trains nothing: set teacher.placement=actor, and leave teacher.prompt out"
     if not c.teacher.live:
         yield "evaluate needs a live teacher to score new text; set teacher.backend=hf"
-    if c.rollout.temperature != 1 or c.rollout.truncated:
-        yield "evaluate measures divergences on samples at rollout.temperature=1 and rollout.top_p=1"
+    if c.rollout.temperature == 0 and len(c.seeds or []) > 1:
+        yield f"rollout.temperature 0 gives the same answers with every seed, and seeds are {c.seeds}; give one"
     if len(set(c.seeds or [])) < len(c.seeds or []):
         yield f"seeds are {c.seeds}: a repeated seed gives the same answers; give different ones"
 

@@ -18,7 +18,8 @@ from minidist.config.teacher import AnyTeacherConfig
 
 class EvaluateConfig(StageSection):
     """Measures accuracy, ROUGE-L, divergences from the teacher, exposure bias, calibration, length, truncation, repetition and
-    diversity of a list of models."""
+    diversity of a list of models. Divergences and exposure bias need rollout.temperature=1 and rollout.top_p=1, and are left
+    out elsewhere."""
 
     conflicts: ClassVar = conflicts.evaluate
     stage: Literal["evaluate"]

@@ -36,8 +36,8 @@ class Examiner:
     Args:
         held_out: the prompts and questions.
         teacher: scores the students' samples; hidden states make the divergences exact, other payloads leave them out.
-        sampling: one answer a prompt, at temperature 1. With `no_repeat_ngram_size`, figures of the text are of such answers;
-            divergences are of other answers, drawn without it.
+        sampling: one answer a prompt. Divergences are left out unless it draws from the model's own distribution. With
+            `no_repeat_ngram_size`, figures of the text are of such answers; divergences are of other answers, drawn without it.
         seeds: sampling seeds; figures are means over them.
         tolerance_nats: engine and learner must agree this closely on the log-probabilities of the student's samples.
     """
@@ -63,14 +63,18 @@ class Examiner:
         drawn = [await self._sampled_by_teacher(replace(self._sampling, seed=seed)) for seed in self._seeds]
         rounds = [self._text_figures(rollouts) for rollouts in drawn]
         answered = {} if learner is None else await self._answer_questions(learner, as_teacher=True)
-        return dict.fromkeys(names, Figure(0.0)) | over_seeds(rounds) | answered
+        divergences = dict.fromkeys(names, Figure(0.0)) if self._sampling.own else {}
+        return divergences | over_seeds(rounds) | answered
 
     async def _examine(self, engine: RolloutEngine, learner: Learner, seed: int) -> Figures:
         """The figures of one sampling seed."""
         prompts, sampling = self._held_out.prompts, replace(self._sampling, seed=seed)
         plain = replace(sampling, no_repeat_ngram_size=None)
         rollouts = await engine.generate(prompts, plain)
-        measures = await learner.measure(await self._scored("student", rollouts))
+        if sampling.own:
+            measures = await learner.measure(await self._scored("student", rollouts))
+        else:
+            measures = await learner.measure(collate("student", rollouts), *sampling.processed)
         check_engine(measures, rollouts, self._tolerance)  # both must hold the same weights
         figures = divergence.reverse(measures)
         if figures:  # without full distributions the teacher's samples would measure nothing

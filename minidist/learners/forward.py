@@ -13,7 +13,7 @@ from minidist.config.learner import LearnerConfig
 from minidist.data.batching import MicroBatch
 from minidist.data.rendering import Renderer
 from minidist.learners.teacher import Visitor
-from minidist.losses.chunked import Head, LazyLogits, LossTerms, chunked_loss, complete, log_probabilities
+from minidist.losses.chunked import Head, LazyLogits, LossTerms, chunked_loss, complete, log_probabilities, nucleus_logprob
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.losses.targets import Objective, TokenCredit, TokenTargets
 from minidist.models.arrays import to_tensor
@@ -94,23 +94,29 @@ class ForwardPass(nn.Module):
         parts = [slice(start, start + size) for start in range(0, max(len(micro.labels), chunks * size - size + 1), size)]
         return torch.cat([visitor(part, log_probabilities(head(hidden_LD[part]), temperature)) for part in parts])
 
-    def measure(
-        self, micro: MicroBatch, *, chunks: int, teacher_hidden_LE: Tensor | None, temperature: float = 1.0, whole: bool = False
-    ) -> Tensor:
+    def measure(self, micro: MicroBatch, *, teacher_hidden_LE: Tensor | None, top_p: float = 1.0, **options: Any) -> Tensor:
         """Figures of each loss token: [L, 1], the label's log-probability under the student; [L, 2], also under the teacher;
-        or [L, 4], also reverse and forward KL, where the teacher's full vocabulary is known. Arguments as in `visit`."""
+        or [L, 4], also reverse and forward KL, where the teacher's full vocabulary is known.
+
+        Args:
+            micro: the text.
+            teacher_hidden_LE: the teacher's hidden states, where the micro-batch does not bring them.
+            top_p: of the nucleus over which the student's log-probabilities are taken; divergences are over all tokens.
+            options: those of `visit`.
+        """
         targets, teacher = _targets(micro, self.model.device), self._teacher(micro, teacher_hidden_LE)
 
         def figures(part: slice, student_NV: Tensor) -> Tensor:
-            scored = complete(targets.at(part), None if teacher is None else teacher.at(part), temperature)
-            columns = [scored.of_labels(student_NV)]
+            known = None if teacher is None else teacher.at(part)
+            scored = complete(targets.at(part), known, options.get("temperature", 1.0))
+            columns = [nucleus_logprob(student_NV, scored.labels_N, top_p)]
             if scored.teacher_logprob_N is not None:
                 columns.append(scored.teacher_logprob_N)
             if scored.teacher_NV is not None:
                 columns += [reverse_kl(student_NV, scored.teacher_NV), forward_kl(student_NV, scored.teacher_NV)]
             return torch.stack(columns, -1)
 
-        return self.visit(micro, figures, chunks=chunks, temperature=temperature, whole=whole)
+        return self.visit(micro, figures, **options)
 
     def _teacher(self, micro: MicroBatch, hidden_LE: Tensor | None) -> LazyLogits | None:
         """The teacher's logits, if its hidden states are known: `hidden_LE`, or those among the micro-batch's scores."""

@@ -79,8 +79,8 @@ class LocalLearner:
     async def update(self, batch: Batch) -> Update:
         return await self._worker.run(self._update, batch)
 
-    async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
-        return await self._worker.run(self._measure, stream, temperature=temperature)
+    async def measure(self, stream: Stream, temperature: float = 1.0, top_p: float = 1.0) -> Measures:
+        return await self._worker.run(self._measure, stream, temperature=temperature, top_p=top_p)
 
     async def weights(self) -> Weights | None:
         """Every tensor of the checkpoint, including a tied output head: an engine without it would keep its old head."""

@@ -28,10 +28,10 @@ class LearnerRanks:
         updates = await together(rank.update(part) for rank, part in zip(self.members, parts, strict=True))
         return updates[0]
 
-    async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
-        """Per-token figures of a stream, in row order."""
+    async def measure(self, stream: Stream, *distribution: float) -> Measures:
+        """Per-token figures of a stream, in row order. `distribution`: temperature and top_p, as of `Learner.measure`."""
         shares = self._shares(stream)
-        parts = await together(rank.measure(share, temperature) for rank, share in zip(self.members, shares, strict=True))
+        parts = await together(rank.measure(share, *distribution) for rank, share in zip(self.members, shares, strict=True))
         return _in_order(parts, self._dealt(stream))
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:

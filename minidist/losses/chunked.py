@@ -128,6 +128,26 @@ def log_probabilities(logits_NV: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(logits_NV if temperature == 1 else logits_NV / temperature, -1)
 
 
+def nucleus_logprob(logprobs_NV: Tensor, labels_N: Tensor, top_p: float) -> Tensor:
+    """Log-probabilities [N] of labels under a distribution [N, V] cut to its nucleus and renormalised:
+
+        log q(label) - log(sum of q over the fewest likeliest tokens whose probabilities add up to top_p, and the label)
+
+    The label always counts as sampled: at the border of the nucleus the rounding of another engine may have kept it.
+
+    >>> nucleus_logprob(torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([1]), 0.7).exp()
+    tensor([0.3750])
+    """
+    label_N = logprobs_NV.gather(-1, labels_N[:, None]).squeeze(-1)
+    if top_p >= 1:
+        return label_N
+    ordered_NV = logprobs_NV.exp().sort(-1, descending=True).values
+    kept_NV = ordered_NV.cumsum(-1) - ordered_NV < top_p  # the mass before the token has not reached top_p
+    mass_N = (ordered_NV * kept_NV).sum(-1)
+    outside_N = label_N.exp() < ordered_NV.masked_fill(~kept_NV, torch.inf).amin(-1)
+    return label_N - (mass_N + outside_N * label_N.exp()).log()
+
+
 @torch.no_grad()
 def complete(targets: TokenTargets, teacher_NV: Tensor | None, temperature: float) -> TokenTargets:
     """`targets` with the full vocabulary of the teacher's logits, where they are known, and with the labels' log-probabilities

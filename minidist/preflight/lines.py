@@ -7,6 +7,7 @@ from minidist.config.models import LoraConfig
 from minidist.data.examples import Example
 from minidist.data.rendering import Renderer
 from minidist.preflight.facts import PairFacts
+from minidist.types import Sampling
 
 if TYPE_CHECKING:
     from minidist.models.shape import Shape
@@ -67,6 +68,14 @@ def training_line(config: SftConfig, examples: list[Example]) -> str:
     """Labels, steps and learner of supervised fine-tuning."""
     labels = sum(example.labels for example in examples)
     return f"{labels:,} labels; {config.run.steps} steps of {config.batch_rows} rows; learner {config.learner.backend}"
+
+
+def divergence_lines(temperature: float, top_p: float, key: str) -> list[str]:
+    """That divergences are left out, where answers are not drawn from the model's own distribution."""
+    if Sampling(max_new_tokens=1, temperature=temperature, top_p=top_p).own:
+        return []
+    drawn = "greedy answers" if temperature == 0 else f"answers at temperature {temperature:g} and top_p {top_p:g}"
+    return [f"evaluation of {drawn} ({key}): divergences and exposure bias need samples at 1, and are left out"]
 
 
 def distillation_lines(config: DistillConfig) -> list[str]:

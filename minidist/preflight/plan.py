@@ -148,6 +148,8 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     described = [*lines.pair_lines(models, data.template_from), *lines.ending_lines(reader.renderer)]
     description = [*lines.student_lines(shapes[0], config.student.lora), *described, prompts.line]
     description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
+    if config.evaluation.every is not None:
+        description += lines.divergence_lines(config.evaluation.temperature, 1.0, "evaluation.temperature")
     description += [*lines.distillation_lines(config), *memory_lines(config, *shapes, longest=max_tokens)]
     return DistillPlan(
         reader.renderer,
@@ -201,6 +203,7 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     described = [lines.model_line(name, model.shape) for name, model in models.items()]
     described += [line for pair in pairs for line in lines.difference_lines(pair, data.template_from)]
     described += lines.ending_lines(reader.renderer)
+    described += lines.divergence_lines(config.rollout.temperature, config.rollout.top_p, "rollout.temperature, rollout.top_p")
     described += [prompts.line, *(each.line for each in questions.values())]
     found = {name: each.found for name, each in questions.items()}
     return EvaluatePlan(reader.renderer, max_tokens, described, vocabulary=vocabulary, prompts=prompts.found, questions=found)

@@ -12,7 +12,8 @@ from minidist.types import Array, Measures, Rollout, Vocabulary, Writer
 def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats: float) -> float | None:
     """Mean difference between the engine's log-probabilities of its samples and the learner's of the same tokens, nats.
 
-    Only tokens that the student chose count; `measures` has all tokens of the rollouts. None where the student chose none.
+    Only tokens that the student chose count; `measures` has all tokens of the rollouts, under the distribution that they were
+    sampled from (`Sampling.processed`). None where the student chose none.
     Raises CanaryError when the difference exceeds `tolerance_nats`.
     """
     masks = [_chosen_by_student(rollout) for rollout in rollouts]
@@ -24,7 +25,7 @@ def check_engine(measures: Measures, rollouts: Sequence[Rollout], tolerance_nats
     mean, worst = float(differences.mean()), float(differences.max())
     if not mean <= tolerance_nats:
         found = f"their log-probabilities of the same tokens differ by {mean:.3g} nats on average ({worst:.3g} at most)"
-        remedy = "check weights, precision and the shift of the labels"
+        remedy = "check weights, precision, temperature, top_p and the shift of the labels"
         raise CanaryError(f"engine and learner disagree: {found}, more than {tolerance_nats:g}; {remedy}")
     return mean
 

@@ -95,12 +95,15 @@ class DistillWatch(CheckpointWatch):
             assert batch.main is not None
             self._measured = await self._learner.measure(batch.main)
         if checked and self._measured is not None:
-            self._check(batch, self._measured)
+            await self._check(batch, self._measured)
 
-    def _check(self, batch: Batch, measures: Measures) -> None:
-        sampled = self._config.rollout.temperature == 1 and not self._config.rollout.truncated
-        if sampled and any(rollout.writer is Writer.STUDENT for rollout in batch.rollouts):
-            difference = check_engine(measures, batch.rollouts, self._tolerance)
+    async def _check(self, batch: Batch, measures: Measures) -> None:
+        if any(rollout.writer is Writer.STUDENT for rollout in batch.rollouts):
+            rollout = self._config.rollout
+            drawn = Sampling(max_new_tokens=1, temperature=rollout.temperature, top_p=rollout.top_p)
+            assert batch.main is not None
+            sampled = measures if drawn.own else await self._learner.measure(batch.main, *drawn.processed)
+            difference = check_engine(sampled, batch.rollouts, self._tolerance)
             if difference is not None:
                 batch.metrics["canary/engine_learner_nats_mean"] = difference
                 self._worst = max(self._worst, difference)
@@ -160,6 +163,7 @@ class DistillWatch(CheckpointWatch):
 def _examiner(config: DistillConfig, plan: DistillPlan, teachers: Teachers | None, tolerance_nats: float) -> Examiner | None:
     if config.evaluation.every is None or teachers is None:
         return None
-    validation, sampling = config.data.validation, Sampling(max_new_tokens=config.rollout.max_new_tokens)
+    validation, temperature = config.data.validation, config.evaluation.temperature
+    sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens, temperature=temperature)
     held_out = HeldOut(plan.validation_prompts, validation is not None and validation.task is not None)
     return Examiner(held_out, teachers, sampling, seeds=[config.run.seed], tolerance_nats=tolerance_nats)

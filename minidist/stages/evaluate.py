@@ -35,7 +35,8 @@ async def evaluate(run: StageRun[EvaluateConfig, EvaluatePlan], roles: Roles) ->
     teacher, _ = await both(roles.teachers(config.teacher), models.load(students[0]) if students else nothing())
     held_out = HeldOut(run.plan.prompts, config.data.test.task is not None, run.plan.questions)
     rollout, tolerance = config.rollout, config.canaries.logprob_tolerance(config.dtype)
-    sampling = Sampling(max_new_tokens=rollout.max_new_tokens, no_repeat_ngram_size=rollout.no_repeat_ngram_size)
+    fields = rollout.model_dump(include={"max_new_tokens", "temperature", "top_p", "no_repeat_ngram_size"})
+    sampling = Sampling(**fields)
     seeds = config.seeds or [config.run.seed]
     examiner = Examiner(held_out, teacher, sampling, seeds=seeds, tolerance_nats=tolerance)
     result: dict[str, Any] = {}

@@ -27,8 +27,7 @@ REFUSED = [
     ("distill", ["rollout.temperature=0", "rollout.samples_per_prompt=2"], ["rollout.temperature 0", "samples_per_prompt=1"]),
     ("distill", ["rollout.top_p=0"], ["rollout.top_p is 0"]),
     ("evaluate", ["teacher.payload=top_k"], ["set teacher.payload=hidden"]),
-    ("evaluate", ["rollout.temperature=0.7"], ["rollout.temperature=1", "rollout.top_p=1"]),
-    ("evaluate", ["rollout.top_p=0.9"], ["rollout.temperature=1", "rollout.top_p=1"]),
+    ("evaluate", ["rollout.temperature=0", "seeds=[1,2]"], ["rollout.temperature 0 gives the same answers", "give one"]),
     ("evaluate", ["seeds=[1, 2, 1]"], ["seeds are [1, 2, 1]", "give different ones"]),
     ("distill", ["rollout.no_repeat_ngram_size=6"], ["rollout.no_repeat_ngram_size belongs to evaluate", "leave it out"]),
     (

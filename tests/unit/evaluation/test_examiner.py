@@ -24,7 +24,7 @@ class Measuring:
         self.exact = exact
         self.written = 0
 
-    async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
+    async def measure(self, stream: Stream, temperature: float = 1.0, top_p: float = 1.0) -> Measures:
         row = np.repeat(np.arange(len(stream.rows)), [len(each.labels) for each in stream.rows]).astype(np.int32)
         zeros = np.zeros(len(row))
         return Measures(row, zeros, zeros - 1, *([zeros + 2, zeros + 3] if self.exact else []))
@@ -56,11 +56,30 @@ def test_divergences_are_left_out_where_the_payload_does_not_hold_them(exact: bo
     assert teacher.written == (2 if exact else 0), "samples of the teacher that would measure nothing"
 
 
+@pytest.mark.parametrize("sampling", [replace(PLAIN, temperature=0.0), replace(PLAIN, temperature=0.7, top_p=0.9)])
+def test_divergences_are_left_out_of_answers_that_are_no_samples_of_the_model(sampling: Sampling) -> None:
+    """Text is measured, and engine and learner are compared on the distribution that the answers were drawn from."""
+    asked = []
+
+    class Watched(Measuring):
+        async def measure(self, stream: Stream, temperature: float = 1.0, top_p: float = 1.0) -> Measures:
+            asked.append((temperature, top_p, stream.rows[0].scores))
+            return await super().measure(stream)
+
+    teacher, student = Watched(True), Watched(False)
+    examiner = examiner_of(teacher, sampling=sampling)
+    figures = to_record(asyncio.run(examiner.examine(student, student)))
+    assert figures["length_mean_tokens"] == 4.0 and not any("kl" in name or "bias" in name for name in figures)
+    assert asked == [(*((0.7, 0.9) if sampling.temperature else (1.0, 1.0)), None)] and teacher.written == 0
+    of_teacher = to_record(asyncio.run(examiner.examine_teacher()))
+    assert of_teacher.keys() == figures.keys()
+
+
 def test_the_loss_on_gold_answers_is_that_of_all_their_tokens() -> None:
     """The learner gets them whole, after their prompts; without their tokens the figure is left out."""
 
     class Reading(Measuring):
-        async def measure(self, stream: Stream, temperature: float = 1.0) -> Measures:
+        async def measure(self, stream: Stream, temperature: float = 1.0, top_p: float = 1.0) -> Measures:
             if stream.name != "gold":
                 return await super().measure(stream)
             logprobs = -np.concatenate([row.labels for row in stream.rows]) / 10

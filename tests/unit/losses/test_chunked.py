@@ -1,5 +1,6 @@
 """Chunk by chunk equals the whole, in value and gradient."""
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.autograd import grad
 
 from minidist.losses import akl, chunked_loss, forward_kl, jsd, reverse_kl
-from minidist.losses.chunked import LazyLogits, LinearHead, _parts, chunk_count
+from minidist.losses.chunked import LazyLogits, LinearHead, _parts, chunk_count, nucleus_logprob
 from minidist.losses.objectives import K2, Match, Supervised
 from minidist.losses.targets import Objective, TokenCredit, TokenTargets
 from tests.support.config import make_objective
@@ -274,3 +275,21 @@ def test_gradients_of_two_micro_batches_add_up() -> None:
         chunked_loss(Supervised(), student, TokenTargets(labels[part]), chunk_tokens=3).loss.backward()
     wanted = grad(-(hidden @ weight.T).log_softmax(-1)[range(N), labels].sum(), (hidden, weight))
     assert torch.allclose(hidden.grad, wanted[0]) and torch.allclose(weight.grad, wanted[1])
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.6, 0.95, 1.0])
+def test_nucleus_log_probabilities_are_those_of_a_naive_cut(top_p: float) -> None:
+    """Sort, keep tokens until their mass reaches top_p, renormalise; a label outside counts as sampled."""
+    table_NV = (3 * torch.randn(40, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).log_softmax(-1)
+    labels_N = torch.arange(40) % 9
+    found_N = nucleus_logprob(table_NV, labels_N, top_p)
+    outside = 0
+    for line, label, found in zip(table_NV.exp().tolist(), labels_N.tolist(), found_N.tolist(), strict=True):
+        kept: list[int] = []
+        for token in sorted(range(9), key=lambda each: -line[each]):
+            if sum(line[each] for each in kept) < top_p:
+                kept.append(token)
+        outside += label not in kept
+        total = sum(line[each] for each in {*kept, label})
+        assert found == pytest.approx(math.log(line[label] / total))
+    assert (outside > 0) == (top_p < 1)

@@ -30,16 +30,36 @@ def rollouts(writer: PreTrainedModel) -> list[Rollout]:
     return sample(writer, tiny_renderer(), prompts, Sampling(samples=3, max_new_tokens=8), version=0)
 
 
-def measured(model: PreTrainedModel, rollouts: list[Rollout]) -> Measures:
-    learner = local_learner(model, LearnerConfig(), {})
+def measured(model: PreTrainedModel, rollouts: list[Rollout], sampling: Sampling | None = None) -> Measures:
+    learner = local_learner(model, LearnerConfig(chunk_tokens=5), {})
+    distribution = () if sampling is None else sampling.processed
     try:
-        return asyncio.run(learner.measure(collate("x", rollouts, [None] * len(rollouts), objective="")))  # type: ignore[list-item]
+        return asyncio.run(learner.measure(collate("x", rollouts), *distribution))
     finally:
         asyncio.run(learner.close())
 
 
 def test_engine_and_learner_of_the_same_weights_agree(writer: PreTrainedModel, rollouts: list[Rollout]) -> None:
     assert check_engine(measured(writer, rollouts), rollouts, 1e-3) < 1e-5
+
+
+WARPED = [Sampling(max_new_tokens=8, temperature=t, top_p=p) for t, p in ((0.7, 1.0), (1.0, 0.8), (1.4, 0.7), (0.0, 0.8))]
+
+
+@pytest.mark.parametrize("sampling", WARPED, ids=str)
+def test_engine_and_learner_agree_on_the_distribution_that_was_sampled(writer: PreTrainedModel, sampling: Sampling) -> None:
+    """And on no other: another temperature or top_p in the engine is noticed, beyond the tolerance of 16 bits."""
+    prompts = [rollout.prompt for rollout in random_rollouts([(2, 1), (5, 1), (3, 1)])]
+
+    def written(**changes: float) -> list[Rollout]:
+        return sample(writer, tiny_renderer(), prompts, replace(sampling, samples=3, **changes), version=0)  # type: ignore[arg-type]
+
+    assert check_engine(measured(writer, written(), sampling), written(), 1e-3) < 1e-5
+    wrong = [{"temperature": 2.0}] + ([{"temperature": 0.3}, {"top_p": 0.5}] if sampling.temperature else [])
+    for changes in wrong:
+        others = written(**changes)
+        with pytest.raises(CanaryError, match="engine and learner disagree"):
+            check_engine(measured(writer, others, sampling), others, 0.05)
 
 
 def test_a_learner_of_other_weights_is_noticed(rollouts: list[Rollout]) -> None:
