@@ -15,6 +15,7 @@ from minidist.errors import ConfigError
 from minidist.losses.objectives import PolicyGradient, make_objective
 from minidist.methods import CREDIT_METHODS
 from minidist.preflight.checks import check_classes, check_kernel
+from minidist.types import Vocabulary
 
 BASE: dict[str, Any] = {
     "stage": "distill",
@@ -221,9 +222,9 @@ def test_jsd_accepts_its_ends_with_endpoint_kl(tmp_path: Path) -> None:
 def test_a_list_longer_than_the_vocabulary_is_refused(overrides: list[str], key: str, tmp_path: Path) -> None:
     config = made(tmp_path, *overrides)
     with pytest.raises(ConfigError) as caught:
-        check_classes(config, 29)
+        check_classes(config, Vocabulary(29))
     assert str(caught.value) == f"{key} is 30, and student and teacher share 29 tokens; set it to 29 or less"
-    check_classes(config, 30)
+    check_classes(config, Vocabulary(30))
 
 
 def test_a_kernel_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,4 +239,4 @@ def test_a_kernel_that_is_not_installed_is_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_a_default_list_may_be_longer(tmp_path: Path) -> None:
-    check_classes(made(tmp_path, "objective={type: akl}", "teacher={model: t, payload: top_k}"), 29)
+    check_classes(made(tmp_path, "objective={type: akl}", "teacher={model: t, payload: top_k}"), Vocabulary(29))
