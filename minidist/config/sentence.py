@@ -1,6 +1,7 @@
 """Validation errors of pydantic as one sentence."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any, get_args, get_origin
 
@@ -28,6 +29,7 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
     else:
         message = str(first["msg"])
         text = f"{where} is {first['input']!r}; {message[0].lower()}{message[1:]}"
+    text = re.sub(r"(?<=://)[^\s/'\"]*@", "...@", text)  # an address may hold a password
     return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 

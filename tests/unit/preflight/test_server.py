@@ -47,11 +47,11 @@ def test_a_server_that_cannot_be_the_teacher_is_refused_in_a_sentence(server: Se
     for settings, tokens, sentence in cases:
         with pytest.raises(ConfigError, match=sentence):
             checked(settings, tokens=tokens)
-    server.models = lambda headers: (200, {}, {"data": [{"id": "a"}, {"id": "b"}]})
+    server.models = lambda path: (200, {}, {"data": [{"id": "a"}, {"id": "b"}]})
     with pytest.raises(ConfigError, match=r"serves a, b; set teacher\.server\.model"):
         checked(good)
-    server.models = lambda headers: (404, {}, b"nothing here")
-    with pytest.raises(ConfigError, match="is no OpenAI-style server; /v1/models gives 404 nothing here"):
+    server.models = lambda path: (404, {}, b"nothing here")
+    with pytest.raises(ConfigError, match=r"is no vLLM server .*; /v1/models gives 404 nothing here"):
         checked(good)
     server.close()
     with pytest.raises(ConfigError, match=f"no server answers at {server.url}"):
@@ -60,7 +60,7 @@ def test_a_server_that_cannot_be_the_teacher_is_refused_in_a_sentence(server: Se
 
 def test_a_server_that_cannot_score_is_refused_before_the_run(server: Server) -> None:
     server.behave = lambda body, number: (200, {}, {"choices": [{"text": "a"}]}) if "max_tokens" in body else None
-    with pytest.raises(ConfigError, match="needs a vLLM server"):
+    with pytest.raises(ConfigError, match=r"prompt_logprobs: Field required.*teacher.server.api=vllm needs such a server"):
         checked(config(MODEL, server))
     server.behave = refused(400, times=99)
     with pytest.raises(ConfigError, match="refuses a request"):
