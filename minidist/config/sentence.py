@@ -29,8 +29,12 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
     else:
         message = str(first["msg"])
         text = f"{where} is {first['input']!r}; {message[0].lower()}{message[1:]}"
-    text = re.sub(r"(?<=://)[^\s/'\"]*@", "...@", text)  # an address may hold a password
-    return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+    return without_password(text) + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def without_password(text: str) -> str:
+    """A text whose addresses show neither user nor password."""
+    return re.sub(r"(?<=://)[^\s/'\"]*@", "...@", text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

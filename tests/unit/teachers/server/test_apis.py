@@ -250,20 +250,31 @@ def changed(server: Server, change: Change, times: int) -> None:
     server.behave = behave
 
 
+async def twice(server: Server, change: Change, call: Callable[[], Awaitable[T]]) -> T:
+    """The result of a call whose first answer is changed; then all answers are, and the call ends in one short sentence."""
+    changed(server, change, times=len(server.seen) + 1)
+    requests, result = len(server.seen), await call()
+    assert len(server.seen) == requests + 2
+    changed(server, change, times=999)
+    with pytest.raises(
+        RoleError, match=r"gave no usable answer in 2 attempts \(.*\) over \d+\.\d s; the last error: .*"
+    ) as caught:
+        await call()
+    sentence = str(caught.value)
+    assert sentence.endswith(f"teacher.server.api={server.api} needs such a server")
+    assert len(sentence) < 500 and sentence.isprintable() and len(server.seen) == requests + 4
+    return result
+
+
 @pytest.mark.parametrize("case", SCORES)
 def test_malformed_scores_are_asked_for_again_and_then_refused_in_a_sentence(model: str, server: Server, case: str) -> None:
-    whole = score(model, server)
-    changed(server, SCORES[case][server.api], times=len(server.seen) + 1)
-    again = score(model, server)
-    assert again.top_logprobs is not None and (again.top_logprobs == whole.top_logprobs).all() and len(server.seen) == 3
-    changed(server, SCORES[case][server.api], times=99)
-    with pytest.raises(
-        RoleError, match=r"gave no usable answer in 2 attempts \(teacher.server.attempts\) over \d+\.\d s; .*"
-    ) as caught:
-        score(model, server, attempts=2)
-    sentence = str(caught.value)
-    assert f"teacher.server.api={server.api} needs such a server" in sentence
-    assert len(sentence) < 500 and sentence.isprintable() and len(server.seen) == 5
+    async def scored(teacher: ServerTeacher) -> TeacherScores:
+        (found,) = await twice(server, SCORES[case][server.api], lambda: teacher.score(ROLLOUTS[:1]))
+        return found
+
+    found = ask(model, server, scored, attempts=2, served="tiny")
+    best = np.sort(expected(ROLLOUTS[0])[:, :VOCABULARY], axis=1)[:, :-5:-1]
+    assert found.top_logprobs is not None and np.abs(found.top_logprobs - best).max() < 1e-6
 
 
 def text(answer: Any, **fields: Any) -> None:
@@ -305,12 +316,12 @@ TEXTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("case", TEXTS)
 def test_malformed_texts_are_asked_for_again_and_then_refused_in_a_sentence(model: str, server: Server, case: str) -> None:
-    changed(server, lambda answer: text(answer, **TEXTS[case]), times=1)
-    assert write(model, server).tokens.tolist()[1:] == [5, 0] and len(server.seen) == 2
-    changed(server, lambda answer: text(answer, **TEXTS[case]), times=99)
-    with pytest.raises(RoleError, match="gave no usable answer in 2 attempts") as caught:
-        write(model, server, attempts=2)
-    assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
+    async def written(teacher: ServerTeacher) -> Rollout:
+        prompts = [ROLLOUTS[0].prompt]
+        (found,) = await twice(server, lambda answer: text(answer, **TEXTS[case]), lambda: teacher.extend(prompts, SAMPLING))
+        return found
+
+    assert ask(model, server, written, attempts=2, served="tiny").tokens.tolist()[1:] == [5, 0]
 
 
 def test_an_answer_at_the_token_limit_is_a_cut_answer_unless_it_ends_itself(model: str, server: Server) -> None:
