@@ -59,7 +59,7 @@ class _ServerCheck:
 
     async def run(self, renderer: Renderer, prompt: Prompt, tokens: int) -> list[str]:
         """Lines of the plan."""
-        self._connection = Connection(self._config, classes=self._classes)
+        self._connection = Connection(self._config, classes=self._classes, logs=False)
         self.where = self._connection.address
         try:
             name, context = await self._model()

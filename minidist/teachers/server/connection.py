@@ -54,13 +54,16 @@ class Connection:
 
     Cancelling a call cancels its request. Raises RoleError where the server refuses, or gives no usable answer.
 
-    classes: log-probabilities that are requested at each position, for the sentence of a server that allows fewer.
+    Args:
+        classes: log-probabilities that are requested at each position, for the sentence of a server that allows fewer.
+        logs: whether pauses are lines of the log.
     """
 
-    def __init__(self, config: ServerTeacherConfig, *, classes: int) -> None:
+    def __init__(self, config: ServerTeacherConfig, *, classes: int, logs: bool = True) -> None:
         self._config = config
         self._server = config.server
         self._classes = classes
+        self._logs = logs
         self.address = protocol.address(config.server)
         self.counts = Counts()
         self._pausing = 0
@@ -96,7 +99,7 @@ class Connection:
 
     async def _pause(self, seconds: float, error: NoAnswer) -> None:
         """Wait; of all requests that wait at one time, the first is a line of the log."""
-        if not self._pausing:
+        if self._logs and not self._pausing:
             log.warning("the server at %s: %s; the request is sent again in %.1f s", self.address, error, seconds)
         self.counts.retries += 1
         self.counts.paused_s += seconds
