@@ -33,6 +33,7 @@ _CLIP = Alarm("policy/clip_frac", "clipped tokens")
 _WEIGHT_MAX = Alarm("policy/weight_max", "large importance weight")
 _WEIGHT_MIN = Alarm("policy/weight_min", "small importance weight", below=True)
 _DISLIKED = Alarm("policy/disliked_frac", "tokens the teacher dislikes")
+_FLOORED = Alarm("teacher/floored_frac", "tokens to which the teacher gives no probability")
 _AGE = Alarm("age/updates_max", "old samples")
 
 
@@ -48,6 +49,9 @@ class CanaryConfig(Section):
     """Largest difference of the probe's log-probabilities after a weight transfer. None: 5e-3 in float32, 0.5 in 16 bits."""
     uniform_margin: float = Field(default=0.02, ge=0, lt=1)
     """A teacher whose mean log-probability is within this share of -ln V is taken for an untrained model."""
+    floored_frac: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of a step's scored tokens whose teacher log-probability lies below ln 2^-149 (-inf, -9999), and counts as
+    that number; a larger share stops the run: such a teacher is truncated, or has another vocabulary."""
     alarm_length: Annotated[float | None, _LENGTH, FREE] = Field(default=0.5, gt=0)
     """Least mean length, as a share of the first step's. None switches the alarm off, here and in all fields below."""
     alarm_truncated: Annotated[float | None, _TRUNCATED, FREE] = Field(default=0.5, gt=0, le=1)
@@ -65,6 +69,8 @@ class CanaryConfig(Section):
     """Least importance weight of a token: smaller weights belong to tokens that the student would hardly ever write."""
     alarm_disliked: Annotated[float | None, _DISLIKED, FREE] = Field(default=0.5, ge=0, le=1)
     """Largest share of sampled tokens with less than a sixth of the student's probability under the teacher."""
+    alarm_floored: Annotated[float | None, _FLOORED, FREE] = Field(default=0.0, ge=0, le=1)
+    """Largest share of tokens as in floored_frac. 0: the first such token raises the alarm."""
     alarm_age: Annotated[float | None, _AGE, FREE] = Field(default=16.0, ge=0)
     """Most optimizer steps between the weights that wrote a token and the weights that are trained on it."""
     stop_on: Annotated[list[str], FREE] = Field(default=[])

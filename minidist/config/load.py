@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from minidist.config.sentence import sentence
+from minidist.config.sentence import sentence, without_password
 from minidist.config.stages import CONFIGS, Command
 from minidist.errors import ConfigError
 
@@ -58,21 +58,22 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _override(tree: dict[str, Any], override: str) -> None:
     """Set one dotted key in place, and create missing sections on the path."""
+    shown = without_password(override)
     dotted, equals, value = override.partition("=")
     if not equals or not dotted:
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+        raise ConfigError(f"override {shown!r} is not of the form section.key=value")
     *sections, key = dotted.split(".")
     for depth, section in enumerate(sections):
         child = tree.get(section)
         if child is None:
             child = tree[section] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {'.'.join(sections[: depth + 1])} is a value, not a section")
+            raise ConfigError(f"override {shown!r}: {'.'.join(sections[: depth + 1])} is a value, not a section")
         tree = child
     try:
         tree[key] = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {value!r} is not a valid YAML value") from None
+        raise ConfigError(f"override {shown!r}: its value is not a valid YAML value") from None
 
 
 def _fill(value: Any, where: str) -> Any:

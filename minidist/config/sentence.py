@@ -1,6 +1,7 @@
 """Validation errors of pydantic as one sentence."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any, get_args, get_origin
 
@@ -28,7 +29,12 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
     else:
         message = str(first["msg"])
         text = f"{where} is {first['input']!r}; {message[0].lower()}{message[1:]}"
-    return text + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+    return without_password(text) + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def without_password(text: str) -> str:
+    """A text whose addresses show neither user nor password."""
+    return re.sub(r"(?<=://)[^\s/'\"]*@", "...@", text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

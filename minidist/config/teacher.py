@@ -1,20 +1,50 @@
 """`teacher`: the model that scores tokens, one class a backend; each class declares what its backend can do."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from minidist.config.base import Section
 from minidist.config.models import ModelConfig
 from minidist.types import Payload
 
 
-class ServerConfig(Section):
-    """A vLLM server with the OpenAI protocol that holds the teacher."""
+def _address(url: str) -> str:
+    """The url, if it is an address and nothing else; messages show no part of one that may hold a password."""
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna").decode()
+        port = parts.port
+    except ValueError as error:  # UnicodeError is one
+        raise ValueError(f"teacher.server.url is no address ({str(error)[:80]}); {_EXPECTED}") from None
+    if "@" in parts.netloc:
+        raise ValueError("teacher.server.url holds a user or a password; leave it out, and set teacher.server.key_variable")
+    if not re.fullmatch(r"[\w.-]+|[0-9a-f:.]+", host) or port == 0 or not re.fullmatch(r"[!-~]+", url):
+        raise ValueError(f"teacher.server.url is {url[:80]!r}, no address; {_EXPECTED}")
+    if parts.query or parts.fragment or not parts.scheme.isascii():
+        raise ValueError(f"teacher.server.url is {url[:80]!r}, with a query or a fragment; {_EXPECTED}")
+    return url
 
-    url: str = Field(pattern=r"^https?://")
-    """Address of the server without /v1, such as http://127.0.0.1:8000."""
+
+_EXPECTED = "expected http://NAME:PORT or https://NAME:PORT"
+
+
+class ServerConfig(Section):
+    """The server that holds the teacher.
+
+    A log-probability below ln 2^-149 = -103.28, the least that float32 can hold as a probability, counts as that number: -inf,
+    and vLLM's -9999, too. The metric `teacher/floored_frac` counts such tokens, canaries.alarm_floored names the first, and
+    canaries.floored_frac refuses many. NaN, +inf, numbers above 0 by more than rounding, and answers of another shape are not
+    used: the request is sent again, and after the last attempt the run ends.
+    """
+
+    url: Annotated[str, AfterValidator(_address)] = Field(pattern=r"^https?://")
+    """Address of the server without /v1, such as http://127.0.0.1:8000; no user, no password."""
+    api: Literal["vllm", "sglang"] = "vllm"
+    """What the server speaks. vllm: the OpenAI protocol as vLLM extends it. sglang: SGLang's native /generate."""
     model: str | None = None
     """Name under which the server offers the teacher. None: the server's only model."""
     requests: int = Field(default=32, ge=1)
@@ -22,8 +52,10 @@ class ServerConfig(Section):
     timeout_s: float = Field(default=120, gt=0)
     """Longest wait for one response, seconds."""
     attempts: int = Field(default=6, ge=1)
-    """Attempts of one request. When the server is busy (429, 5xx) or does not respond, the request is sent again after a pause
-    that doubles each time, or that the Retry-After header sets."""
+    """Attempts of one request. When the server is busy (429, 5xx), does not respond or sends a malformed answer, the request is
+    sent again after a pause that doubles each time, or that the Retry-After header sets."""
+    pause_s: float = Field(default=60, gt=0)
+    """Longest pause between two attempts, seconds, whatever Retry-After requests."""
     key_variable: str | None = None
     """Environment variable that holds the server's API key. None: no key is sent."""
 
@@ -73,8 +105,8 @@ class TeacherConfig(ModelConfig):
     model: str
     """A directory, or a name on the Hugging Face hub. Every backend reads the tokenizer and the shape from here."""
     backend: str
-    """Engine of the teacher. hf: transformers, every payload. vllm: vLLM, payloads sampled and top_k. server: a vLLM server
-    over HTTP, payload sampled, and top_k up to the server's --max-logprobs. vllm and server include padded ids in the softmax.
+    """Engine of the teacher. hf: transformers, every payload. vllm: vLLM, payloads sampled and top_k. server: a vLLM or SGLang
+    server over HTTP, payload sampled, and top_k up to the server's limit. vllm and server include padded ids in the softmax.
     cache: no engine; scores of given text are read from the directory that minidist score wrote."""
     payload: Payload = Payload.HIDDEN
     """What the teacher returns for each token: `sampled` (the token's log-probability), `top_k` (also the K likeliest classes;
@@ -134,7 +166,7 @@ class ServerTeacherConfig(TeacherConfig):
     cuts_padding: ClassVar[bool] = False
     backend: Literal["server"] = "server"
     server: ServerConfig
-    """The vLLM server, with its url."""
+    """The server, with its url."""
 
     @property
     def remote_name(self) -> str:

@@ -12,6 +12,7 @@ from minidist.experience.streams import Source
 from minidist.methods.credit import CreditMethod
 from minidist.protocols import ExperienceSource, Teacher, Text
 from minidist.run.tracking import Clock
+from minidist.teachers.payload import floored_frac
 from minidist.types import Batch, Prompt, Rollout, Stream
 
 
@@ -43,9 +44,11 @@ class Collector(ExperienceSource):
         with self.clock.span("generate"):
             drafts = [(source, await source.text.draw(step, prompts)) for source in self.sources]
         with self.clock.span("score"):
-            main, *others = await self._streams(drafts)
+            (main, *others), floored = await self._streams(drafts)
         rollouts = tuple(drafts[0][1])
         metrics = {f"rollout/{name}": value for name, value in describe_text(rollouts).items()} | await self._main.figures()
+        if floored is not None:
+            metrics["teacher/floored_frac"] = floored
         if self.credit is None:
             return Batch(step, ((main, *others),), rollouts, metrics, main)
         with self.clock.span("credit"):
@@ -63,8 +66,8 @@ class Collector(ExperienceSource):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._main.load_state_dict(state, self.prompts.items)
 
-    async def _streams(self, drafts: Sequence[tuple[Source, list[Rollout]]]) -> list[Stream]:
-        """The streams of the drafts, with the scores of all texts from one call."""
+    async def _streams(self, drafts: Sequence[tuple[Source, list[Rollout]]]) -> tuple[list[Stream], float | None]:
+        """The streams of the drafts, with the scores of all texts from one call, and the share of tokens without one."""
         texts = [rollout for source, rollouts in drafts if source.scored for rollout in rollouts]
         assert self.teacher is not None or not texts, "a source that is scored needs a teacher"
         all_scores = await self.teacher.score(texts) if self.teacher is not None and texts else []
@@ -73,7 +76,7 @@ class Collector(ExperienceSource):
         for source, rollouts in drafts:
             scores = [by_text[id(rollout)] for rollout in rollouts] if source.scored else None
             streams.append(collate(source.name, rollouts, scores, weight=source.weight))
-        return streams
+        return streams, floored_frac(all_scores)
 
     def _steps(self, step: int, main: Stream, others: Sequence[Stream]) -> tuple[tuple[Stream, ...], ...]:
         """The streams of each optimizer step: a minibatch of the main stream, and rows of the other streams."""

@@ -37,6 +37,16 @@ def _chosen_by_student(rollout: Rollout) -> Array:
     return np.ones(len(rollout.tokens), dtype=bool) if rollout.coins is None else ~rollout.coins
 
 
+def check_floored(share: float | None, limit: float) -> None:
+    """Raise CanaryError when the share of scored tokens that have no probability under the teacher exceeds `limit`."""
+    if share is not None and share > limit:
+        found = f"{share:.1%} of the scored tokens have a log-probability below ln 2^-149"
+        remedy = "let the teacher's server report untruncated log-probabilities of the student's vocabulary"
+        raise CanaryError(
+            f"the teacher gives tokens no probability: {found}, more than canaries.floored_frac={limit:g}; {remedy}"
+        )
+
+
 def check_teacher(measures: Measures, vocabulary: int, margin: float) -> float | None:
     """The teacher's mean log-probability, nats; None where `measures` has none of a teacher.
 

@@ -213,6 +213,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def readable(text: str) -> str:
-    """Text with its control characters replaced, so that no answer can move the cursor of a terminal."""
-    kept = ("\n", "\t")
-    return "".join("\ufffd" if unicodedata.category(letter) == "Cc" and letter not in kept else letter for letter in text)
+    """Text without what moves a terminal's cursor, turns its writing, or cannot be written: \ufffd in its place."""
+    turning = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+    def hidden(letter: str) -> bool:
+        return letter in turning or (unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t")
+
+    return "".join("\ufffd" if hidden(letter) else letter for letter in text)

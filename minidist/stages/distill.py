@@ -16,7 +16,7 @@ from minidist.preflight.plan import DistillPlan
 from minidist.roles.host import HostedRoles, Roles, host_roles
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.run.alarms import Alarms
-from minidist.run.canaries import check_engine, check_teacher
+from minidist.run.canaries import check_engine, check_floored, check_teacher
 from minidist.run.tracking import Clock, Recorder, log, step_metrics
 from minidist.stages import StageRun
 from minidist.stages.watch import CheckpointWatch, make_recorder
@@ -88,6 +88,7 @@ class DistillWatch(CheckpointWatch):
 
     async def before_update(self, batch: Batch) -> None:
         """Compare engine, learner and teacher on the first batch and every `canaries.every` steps."""
+        check_floored(batch.metrics.get("teacher/floored_frac"), self._config.canaries.floored_frac)
         checked = batch.step % self._config.canaries.every == 0
         # Checks and recorded figures are at temperature 1.
         self._measured = batch.measures if self._config.objective.temperature == 1 else None

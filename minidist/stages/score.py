@@ -13,11 +13,12 @@ from minidist.config import ScoreConfig
 from minidist.preflight.plan import ScorePlan
 from minidist.protocols import Teacher
 from minidist.roles.host import Roles
-from minidist.run.canaries import check_teacher
+from minidist.run.canaries import check_floored, check_teacher
 from minidist.run.tracking import Recorder, log
 from minidist.stages import StageRun
 from minidist.teachers.cache.store import ScoreCache
 from minidist.teachers.cache.writer import ScoreWriter
+from minidist.teachers.payload import floored_frac
 from minidist.types import Measures, Rollout, TeacherScores
 
 
@@ -71,6 +72,11 @@ class _Scoring:
 
     async def _add(self, batch: Sequence[Rollout], number: int) -> None:
         scores = await self._teacher.score(batch)
+        if share := floored_frac(scores):
+            log.warning(
+                "batch %d: %.2g of the tokens have no probability under the teacher (canaries.floored_frac)", number, share
+            )
+            check_floored(share, self._config.canaries.floored_frac)
         if number % self._config.canaries.every == 0:
             self._check(scores)
         await asyncio.to_thread(self._writer.add, batch, scores)

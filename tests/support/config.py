@@ -84,7 +84,8 @@ def refusal(path: Path, *overrides: str) -> str:
     return sentence
 
 
-def assert_refused(directory: Path, stage: str, overrides: Sequence[str], parts: Sequence[str]) -> None:
-    """The smallest configuration of a stage is refused with these overrides, in a sentence with these parts."""
+def assert_refused(directory: Path, stage: str, overrides: Sequence[str], parts: Sequence[str]) -> str:
+    """The sentence, with these parts, in which the smallest configuration of a stage is refused with these overrides."""
     sentence = refusal(write_stage(directory, stage), *overrides)
     assert [part for part in parts if part not in sentence] == [], sentence
+    return sentence

@@ -75,3 +75,44 @@ def test_missing_and_foreign_fields_are_refused(tmp_path: Path, fields: list[str
 def test_a_prompted_teacher_runs_in_transformers() -> None:
     with pytest.raises(ValidationError, match="Input should be 'hf'"):
         teacher_config(model="t", backend="vllm", placement="learner", prompt={})
+
+
+SECRET = "hunter2"
+ADDRESSES = [
+    (f"http://user:{SECRET}@host", "holds a user or a password; leave it out, and set teacher.server.key_variable"),
+    (f"http://{SECRET}@host:80", "holds a user or a password"),
+    (f"ftp://user:{SECRET}@host", "teacher.server.url is 'ftp://...@host'"),
+    ("http://host:port", "is no address"),
+    ("http://host:99999", "is no address"),
+    ("http://host:0", "no address"),
+    ("http://host:-1", "is no address"),
+    ("http://", "no address"),
+    ("http://:8000", "no address"),
+    ("http://a b", "no address"),
+    ("http://a..b", "is no address"),
+    ("http://[::1", "is no address"),
+    (f"http://{'a' * 64}.de", "is no address"),
+    ("http://a\\u0000b", "no address"),
+    ("http://host/\\u001b[2J", "no address"),
+    ("http://bücher.de", "no address"),
+    ("http://host/\\u202e", "no address"),
+    ("http://host?key=1", "with a query or a fragment"),
+    ("http://host#part", "with a query or a fragment"),
+]
+
+
+@pytest.mark.parametrize(("url", "part"), ADDRESSES, ids=[url for url, _ in ADDRESSES])
+def test_what_is_no_address_of_a_server_is_refused(tmp_path: Path, url: str, part: str) -> None:
+    fields = ["teacher.backend=server", "teacher.payload=top_k", f'teacher.server.url="{url}"']
+    assert SECRET not in assert_refused(tmp_path, "distill", fields, ["teacher.server.url", part])
+
+
+@pytest.mark.parametrize("field", ["teacher.server", "teacher", "teacher.model.x", "student.model.url"])
+def test_no_message_shows_the_password_of_an_address(tmp_path: Path, field: str) -> None:
+    assert SECRET not in assert_refused(tmp_path, "distill", [f"{field}=http://user:{SECRET}@host"], [])
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "https://a-b.c_d.example/v1/", "http://[::1]:80/proxy"])
+def test_addresses_are_accepted(url: str) -> None:
+    config = teacher_config(model="t", **SERVER | {"server": {"url": url}})
+    assert config.remote_name == f"server:{url}"

@@ -57,6 +57,7 @@ def test_the_student_writes_and_the_teacher_scores_the_same_tokens() -> None:
         "rollout/truncated_frac": 1.0,
         "rollout/repetition_frac": 0.0,
         "rollout/distinct_4": 1.0,
+        "teacher/floored_frac": 0.0,
     }
     assert set(clock.take()) == {"time/generate_s", "time/score_s"}
 

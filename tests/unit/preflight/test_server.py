@@ -1,5 +1,7 @@
 """A teacher's server is checked before a run: a server that cannot be the teacher is refused in one sentence."""
 
+import asyncio
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -47,11 +49,11 @@ def test_a_server_that_cannot_be_the_teacher_is_refused_in_a_sentence(server: Se
     for settings, tokens, sentence in cases:
         with pytest.raises(ConfigError, match=sentence):
             checked(settings, tokens=tokens)
-    server.models = lambda headers: (200, {}, {"data": [{"id": "a"}, {"id": "b"}]})
+    server.models = lambda path: (200, {}, {"data": [{"id": "a"}, {"id": "b"}]})
     with pytest.raises(ConfigError, match=r"serves a, b; set teacher\.server\.model"):
         checked(good)
-    server.models = lambda headers: (404, {}, b"nothing here")
-    with pytest.raises(ConfigError, match="is no OpenAI-style server; /v1/models gives 404 nothing here"):
+    server.models = lambda path: (404, {}, b"nothing here")
+    with pytest.raises(ConfigError, match=r"is no vLLM server .*; /v1/models gives 404 nothing here"):
         checked(good)
     server.close()
     with pytest.raises(ConfigError, match=f"no server answers at {server.url}"):
@@ -60,7 +62,7 @@ def test_a_server_that_cannot_be_the_teacher_is_refused_in_a_sentence(server: Se
 
 def test_a_server_that_cannot_score_is_refused_before_the_run(server: Server) -> None:
     server.behave = lambda body, number: (200, {}, {"choices": [{"text": "a"}]}) if "max_tokens" in body else None
-    with pytest.raises(ConfigError, match="needs a vLLM server"):
+    with pytest.raises(ConfigError, match=r"prompt_logprobs: Field required.*teacher.server.api=vllm needs such a server"):
         checked(config(MODEL, server))
     server.behave = refused(400, times=99)
     with pytest.raises(ConfigError, match="refuses a request"):
@@ -71,3 +73,62 @@ def test_another_tokenizer_is_refused_before_the_run(server: Server) -> None:
     server.behave = lambda body, number: (200, {}, {"tokens": [3, 1, 4]}) if "max_tokens" not in body else None
     with pytest.raises(ModelError, match=r"different tokenizers: .* and at index 0"):
         checked(config(MODEL, server))
+
+
+@pytest.fixture
+def sglang() -> Iterator[Server]:
+    made = Server("sglang")
+    yield made
+    made.close()
+
+
+def test_a_good_sglang_server_is_a_line_of_the_plan(sglang: Server) -> None:
+    assert checked(config(MODEL, sglang)) == [f"teacher served as tiny at {sglang.url}"]
+    assert checked(config(MODEL, sglang, served="tiny"))
+
+
+def test_an_sglang_server_that_cannot_be_the_teacher_is_refused_in_a_sentence(sglang: Server) -> None:
+    with pytest.raises(ConfigError, match=r"takes 48 tokens, .* start it with --context-length 49"):
+        checked(config(MODEL, sglang), tokens=48)
+    sglang.behave = lambda body, number: (200, {}, {"tokens": [3, 1, 4]}) if "prompt" in body else None
+    with pytest.raises(ModelError, match=r"different tokenizers: .* and at index 0"):
+        checked(config(MODEL, sglang))
+    sglang.behave = lambda body, number: (400, {}, {"error": {"message": "no tokenizer"}}) if "prompt" in body else None
+    assert "its tokenizer was not compared (" in checked(config(MODEL, sglang))[1]
+    embedding = {"model_path": "a", "is_generation": False}
+    sglang.models = lambda path: (200, {}, embedding) if path == "/get_model_info" else None
+    with pytest.raises(ConfigError, match="is_generation: Input should be True"):
+        checked(config(MODEL, sglang))
+    sglang.models = lambda path: (503, {}, b"") if path == "/health" else None
+    with pytest.raises(ConfigError, match=r"no usable answer in 2 attempts .* the last error: 503"):
+        checked(config(MODEL, sglang))
+
+
+@pytest.mark.parametrize(("speaks", "asked", "path"), [("vllm", "sglang", "/health"), ("sglang", "vllm", "/v1/models")])
+def test_a_server_of_another_kind_is_refused_by_name(speaks: str, asked: str, path: str) -> None:
+    made = Server(speaks)
+    kind = {"vllm": "vLLM", "sglang": "SGLang"}[asked]
+    with pytest.raises(ConfigError, match=rf"is no {kind} server \(teacher.server.api={asked}\); {path} gives 404"):
+        checked(config(MODEL, made, api=asked))
+    made.close()
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[" * 100_000, b"null", json.dumps({"data": {}}).encode(), b"\xff", b""])
+@pytest.mark.parametrize("api", ["vllm", "sglang"])
+def test_a_check_ends_in_a_sentence_whatever_the_server_answers(api: str, answer: bytes) -> None:
+    made = Server(api)
+    made.models = lambda path: (200, {}, answer) if path != "/health" else None
+    with pytest.raises(ConfigError, match="no usable answer"):
+        checked(config(MODEL, made))
+    made.models = lambda path: None
+    made.behave = lambda body, number: (200, {}, answer)
+    with pytest.raises(ConfigError, match="no usable answer"):
+        checked(config(MODEL, made))
+    made.close()
+
+
+def test_a_plan_is_also_made_inside_an_event_loop(server: Server) -> None:
+    async def inside() -> list[str]:
+        return checked(config(MODEL, server))
+
+    assert asyncio.run(inside())

@@ -111,6 +111,7 @@ def test_a_fault_of_the_text_raises_its_alarm_in_the_step(write: Writing, text: 
         ("policy/weight_max", 11.0, "large importance weight"),
         ("policy/weight_min", 1e-5, "small importance weight"),
         ("policy/disliked_frac", 0.6, "tokens the teacher dislikes"),
+        ("teacher/floored_frac", 1e-4, "tokens to which the teacher gives no probability"),
         ("age/updates_max", 17.0, "old samples"),
         ("policy/weight_max", math.nan, "large importance weight"),
     ],

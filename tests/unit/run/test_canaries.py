@@ -12,7 +12,7 @@ from minidist.config.learner import LearnerConfig
 from minidist.data.batching import collate
 from minidist.errors import CanaryError
 from minidist.rollout.hf import sample
-from minidist.run.canaries import check_engine, check_teacher
+from minidist.run.canaries import check_engine, check_floored, check_teacher
 from minidist.types import Measures, Rollout, Sampling, Writer
 from tests.support.learners import local_learner
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
@@ -140,3 +140,10 @@ def test_a_uniform_teacher_stops_the_run(off: float) -> None:
 def test_a_teacher_whose_log_probabilities_are_nan_stops_the_run() -> None:
     with pytest.raises(CanaryError):
         check_teacher(scored(-1.0, math.nan), VOCABULARY, 0.02)
+
+
+def test_a_teacher_that_gives_many_tokens_no_probability_is_refused() -> None:
+    check_floored(None, 0.05)
+    check_floored(0.05, 0.05)
+    with pytest.raises(CanaryError, match=r"no probability: 6.0% .* more than canaries.floored_frac=0.05; let the teacher"):
+        check_floored(0.06, 0.05)

@@ -1,0 +1,139 @@
+"""Questions over HTTP: asked again while the server is busy, absent or answers what no server of its kind would."""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+import httpx
+
+from minidist.config.teacher import ServerTeacherConfig
+from minidist.errors import RoleError
+from minidist.run.tracking import log
+from minidist.teachers.payload import Malformed
+from minidist.teachers.server import protocol
+from minidist.teachers.server.wire import Question, shown
+
+_FIRST_PAUSE_S = 0.5
+_AGAIN = {httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS}
+T = TypeVar("T")
+
+
+@dataclass
+class Counts:
+    """Answers, requests that were sent again, and the seconds of the pauses before them."""
+
+    requests: int = 0
+    retries: int = 0
+    paused_s: float = 0.0
+
+
+class NoAnswer(RoleError):
+    """One attempt without a usable answer; `pause_s`: the pause that the server requests."""
+
+    def __init__(self, found: str, pause_s: float | None = None) -> None:
+        super().__init__(found)
+        self.pause_s = pause_s
+
+
+class Refused(RoleError):
+    """A request that the server refuses for good; `found`: its status and message."""
+
+    def __init__(self, sentence: str, path: str = "", status: int = 0, found: str = "") -> None:
+        super().__init__(sentence)
+        self.path = path
+        self.status = status
+        self.found = found
+
+
+class Connection:
+    """At most `teacher.server.requests` requests at a time, each in up to `teacher.server.attempts` attempts.
+
+    Cancelling a call cancels its request. Raises RoleError where the server refuses, or gives no usable answer.
+
+    Args:
+        classes: log-probabilities that are requested at each position, for the sentence of a server that allows fewer.
+        logs: whether pauses are lines of the log.
+    """
+
+    def __init__(self, config: ServerTeacherConfig, *, classes: int, logs: bool = True) -> None:
+        self._config = config
+        self._server = config.server
+        self._classes = classes
+        self._logs = logs
+        self.address = protocol.address(config.server)
+        self.counts = Counts()
+        self._pausing = 0
+        self._slots = asyncio.Semaphore(self._server.requests)
+        # Requests wait for a slot, never for a connection. The limit of timeout_s is set around a whole request.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._server.requests)
+        key = protocol.headers(self._server)
+        self._client = httpx.AsyncClient(base_url=self.address, headers=key, timeout=None, limits=limits)
+
+    async def ask(self, question: Question[T]) -> T:
+        """What the server answers; every attempt but the first follows a pause that doubles, or that the server requests."""
+        started, attempts, error = time.monotonic(), self._server.attempts, NoAnswer("")
+        for attempt in range(attempts):
+            try:
+                async with self._slots:
+                    answer = question.read(await self._send(question))
+                self.counts.requests += 1
+                return answer
+            except Malformed as malformed:
+                error = NoAnswer(f"{malformed}; teacher.server.api={self._server.api} needs such a server")
+            except NoAnswer as failure:
+                error = failure
+            if attempt + 1 < attempts:
+                doubled = _FIRST_PAUSE_S * 2 ** min(attempt, 30) * random.uniform(0.5, 1)
+                await self._pause(min(doubled if error.pause_s is None else error.pause_s, self._server.pause_s), error)
+        raise RoleError(
+            f"the server at {self.address} gave no usable answer in {attempts} attempts "
+            f"(teacher.server.attempts) over {time.monotonic() - started:.1f} s; the last error: {error}"
+        ) from error.__cause__
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _pause(self, seconds: float, error: NoAnswer) -> None:
+        """Wait; of all requests that wait at one time, the first is a line of the log."""
+        if self._logs and not self._pausing:
+            log.warning("the server at %s: %s; the request is sent again in %.1f s", self.address, error, seconds)
+        self.counts.retries += 1
+        self.counts.paused_s += seconds
+        self._pausing += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._pausing -= 1
+
+    async def _send(self, question: Question[T]) -> bytes:
+        """The bytes of an answer; NoAnswer where the next attempt may have one, RoleError where none will."""
+        try:
+            async with asyncio.timeout(self._server.timeout_s):
+                answer = await self._client.request(question.method, question.path, json=question.body)
+        except TimeoutError as error:
+            raise NoAnswer(f"no whole answer in {self._server.timeout_s:g} s (teacher.server.timeout_s)") from error
+        except httpx.RequestError as error:
+            raise NoAnswer(shown(f"{type(error).__name__} {error}")) from error
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise RoleError(f"teacher.server.url is no address ({shown(str(error))}); correct it") from None
+        if answer.status_code in _AGAIN or answer.is_server_error:
+            raise NoAnswer(protocol.error_text(answer), _retry_after(answer))
+        if not answer.is_success:
+            sentence = protocol.refusal(self._config, answer, self._classes)
+            raise Refused(sentence, question.path, answer.status_code, protocol.error_text(answer))
+        return answer.content
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    """The pause that the server requests, in seconds; its header holds seconds or a date."""
+    header = answer.headers.get("Retry-After", "")
+    if header.replace(".", "", 1).isdecimal():
+        return float(header)
+    try:
+        return max(0.0, (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError, OverflowError):
+        return None
