@@ -46,5 +46,9 @@ class AlarmError(MinidistError):
     """A run stopped by an alarm of `canaries.stop_on`. Its checkpoint is written, and the run can resume."""
 
 
+class DiskFullError(MinidistError):
+    """A disk is full, or a quota used up. What was whole before is whole still, and the run can resume."""
+
+
 class RoleError(MinidistError):
     """A rollout engine, teacher or learner failed or died."""

@@ -22,15 +22,16 @@ class RunConfig(PlaceConfig):
 
     seed: int = Field(default=0, ge=0)
     """Seed of all random numbers of the run: initial weights, data order, sampling."""
-    steps: int = Field(default=100, ge=1)
+    steps: Annotated[int, FREE] = Field(default=100, ge=1)
     """Steps: each collects text, takes one optimizer step (several with inner epochs or minibatches), and publishes the weights
-    once."""
+    once. A run that is started again with more steps goes on from its last checkpoint; what ends with the run, such as a
+    linear or cosine learner.optimizer.schedule, then ends at the new end."""
     deterministic: bool = False
     """Make the run reproducible bit by bit: non-deterministic algorithms are refused, and engines clear their key-value caches
     before they write. An interrupted run then resumes exactly as if it had not been interrupted."""
     checkpoint_every: Annotated[int | None, FREE] = Field(default=100, ge=1)
-    """Steps between checkpoints under checkpoints/, from which the same command resumes the run. None: write a checkpoint only
-    when Ctrl-C or SIGTERM stops the run."""
+    """Steps between checkpoints under checkpoints/, from which the same command resumes the run; the last step has one too.
+    None: write a checkpoint only when Ctrl-C or SIGTERM stops the run."""
     checkpoints_kept: Annotated[int, FREE] = Field(default=2, ge=1)
     """Number of newest checkpoints to keep."""
     rollouts_every: Annotated[int, FREE] = Field(default=20, ge=1)

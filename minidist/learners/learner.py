@@ -30,6 +30,7 @@ from minidist.losses.kernels import in_one_pass
 from minidist.losses.targets import Objective
 from minidist.models.forward import checkpoint_activations
 from minidist.models.hub import context_length
+from minidist.run.files import writing
 from minidist.types import MAIN, PROBE_TOKENS, Batch, Measures, Probe, Stream, Update, Weights
 
 BACKENDS: dict[str, type[PlainTorch]] = {"single": PlainTorch, "deepspeed": DeepSpeed}
@@ -194,13 +195,15 @@ class LocalLearner:
         return Probe(tokens, measures.student_logprob.astype(np.float32).reshape(2, length - 1))
 
     def _save(self, path: Path) -> None:
-        self._weights.save(path)
-        if self._group.rank == 0:  # a directory for itself: vLLM would take another safetensors file for a part of the student
-            self._teacher.save(path / "teacher")
+        with writing(path):
+            self._weights.save(path)
+            if self._group.rank == 0:  # a directory for itself: vLLM takes every safetensors file for a part of the student
+                self._teacher.save(path / "teacher")
 
     def _save_state(self, path: Path) -> None:
         state = chain(self._backend.read_state(self._step), self._teacher.state())
-        save_state(path, self._step, state, write=self._group.rank == 0)
+        with writing(path):
+            save_state(path, self._step, state, write=self._group.rank == 0)
 
     def _resume(self, path: Path) -> None:
         reader = StateReader(path)

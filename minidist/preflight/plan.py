@@ -16,6 +16,7 @@ from minidist.data.rendering import Renderer
 from minidist.preflight import checks, lines, scores
 from minidist.preflight.cost import memory_lines, sft_memory_lines
 from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student, rendering_tokenizer
+from minidist.preflight.growth import growth_lines
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
 from minidist.preflight.vocabulary import common
 from minidist.types import PROBE_TOKENS, Prompt, Rollout, Vocabulary
@@ -121,6 +122,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     examples, *validation = (each.found for each in rows)
     description = [*lines.student_lines(student.shape, config.student.lora), *(each.line for each in rows)]
     description += [lines.training_line(config, examples), *sft_memory_lines(config, student.shape, longest=data.max_tokens)]
+    description += growth_lines(config)
     held_out = validation[0] if validation else []
     return SftPlan(
         reader.renderer, data.max_tokens, description, vocabulary=None, examples=examples, validation_examples=held_out
@@ -151,6 +153,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     if config.evaluation.every is not None:
         description += lines.divergence_lines(config.evaluation.temperature, 1.0, "evaluation.temperature")
     description += [*lines.distillation_lines(config), *memory_lines(config, *shapes, longest=max_tokens)]
+    description += growth_lines(config)
     return DistillPlan(
         reader.renderer,
         max_tokens,

@@ -9,17 +9,28 @@ one is a function of (run.seed, step, row, sample).
 import asyncio
 import json
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
-from minidist.errors import RunDirectoryError
+from pydantic import NonNegativeInt, with_config
+from typing_extensions import TypedDict
+
+from minidist.errors import DiskFullError, RunDirectoryError
 from minidist.protocols import Learner
-from minidist.run.files import damage, rename, sha256, sync
+from minidist.run.files import damage, read_record, remove, rename, sha256, sync, writing
 from minidist.run.tracking import log
 
 _SUMS = "sums.json"
+_REMEDY = "set run.overwrite=true to start the run again"
+
+
+@with_config(extra="allow")
+class State(TypedDict):
+    """The fields of state.json that every run has."""
+
+    step: NonNegativeInt
+    metrics_bytes: NotRequired[NonNegativeInt]
 
 
 @dataclass(frozen=True)
@@ -39,35 +50,51 @@ class Checkpoints:
         self._kept = kept
 
     async def write(self, step: int, learner: Learner, state: dict[str, Any]) -> None:
-        """Write a checkpoint under a hidden name, and rename it when it is whole."""
+        """Write a checkpoint under a hidden name, and rename it when it is whole. Raises DiskFullError, and frees its files."""
         path, partial = self._directory / f"step_{step:06d}", self._directory / f".step_{step:06d}"
         for unfinished in self._directory.glob(".step_*"):  # of a run that was killed while it wrote
-            shutil.rmtree(unfinished)
+            remove(unfinished)
+        try:
+            with writing(path):
+                await self._write(path, partial, learner, {"step": step, **state})
+        except DiskFullError:
+            if partial.exists():
+                remove(partial)
+            raise
+
+    async def _write(self, path: Path, partial: Path, learner: Learner, state: dict[str, Any]) -> None:
         partial.mkdir(parents=True)
         await learner.save(partial)
         await learner.save_state(partial)
-        (partial / "state.json").write_text(json.dumps({"step": step, **state}) + "\n")
+        (partial / "state.json").write_text(json.dumps(state) + "\n")
         await asyncio.to_thread(_seal, partial)
         if path.exists():  # renamed, since deleting takes time, in which a crash would leave no checkpoint of this step
-            path.rename(self._directory / f".step_{step:06d}.old")
+            path.rename(partial.with_suffix(".old"))
         rename(partial, path)
         paths = self._paths()
         index = paths.index(path)
         # Checkpoints of later steps were skipped as damaged when this run resumed, and belong to steps that it takes again.
         for old in [*paths[: max(0, index + 1 - self._kept)], *paths[index + 1 :], *self._directory.glob(".step_*")]:
-            shutil.rmtree(old)
+            remove(old)
+
+    @property
+    def last(self) -> int | None:
+        """The step of the last checkpoint, damaged or not; None without any."""
+        paths = self._paths()
+        return int(paths[-1].name.removeprefix("step_")) if paths else None
 
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint; None when the run has none. Raises RunDirectoryError when all are damaged."""
+        if self._directory.exists() and not self._directory.is_dir():
+            raise RunDirectoryError(f"{self._directory} is not a directory of checkpoints; {_REMEDY}")
         paths = self._paths()
         for path in reversed(paths):
-            if (fault := _fault(path)) is None:
-                state = json.loads((path / "state.json").read_text())
-                return Checkpoint(path, state["step"], state)
-            log.warning("checkpoint %s is damaged (%s) and is skipped", path, fault)
+            try:
+                return _read(path)
+            except RunDirectoryError as fault:
+                log.warning("checkpoint %s is damaged: %s", path, fault)
         if paths:
-            remedy = "set run.overwrite=true to start the run again"
-            raise RunDirectoryError(f"every checkpoint under {self._directory} is damaged; {remedy}")
+            raise RunDirectoryError(f"every checkpoint under {self._directory} is damaged; {_REMEDY}")
         return None
 
     def _paths(self) -> list[Path]:
@@ -85,11 +112,12 @@ def _seal(path: Path) -> None:
         sync(file)
 
 
-def _fault(path: Path) -> str | None:
-    """The first fault of a checkpoint; None for an intact one."""
-    try:
-        sums: dict[str, str] = json.loads((path / _SUMS).read_text())
-    except (OSError, ValueError):
-        return f"{_SUMS} is missing or unreadable"
+def _read(path: Path) -> Checkpoint:
+    """A checkpoint, if its files are those that were written. Raises RunDirectoryError."""
+    remedy = "it is skipped"
+    sums = read_record(path / _SUMS, dict[str, str], remedy)
     faults = (f"{name} {fault}" for name, expected in sums.items() if (fault := damage(path / name, expected)))
-    return next(faults, None)
+    if (fault := next(faults, None)) is not None:
+        raise RunDirectoryError(f"{fault}; {remedy}")
+    state = read_record(path / "state.json", State, remedy)
+    return Checkpoint(path, state["step"], dict(state))

@@ -7,13 +7,32 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NotRequired
 
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
+from typing_extensions import TypedDict
 
 from minidist.errors import DataError
+from minidist.run.files import shaped
+
+Logprobs = list[float | None] | None
+
+
+class Row(TypedDict):
+    """A line of rollouts/step_000020.jsonl: the fields that are shown."""
+
+    prompt: str
+    answer: str
+    finish: str
+    tokens: list[int]
+    pieces: NotRequired[list[str] | None]
+    logprobs: NotRequired[Logprobs]
+    student_logprobs: NotRequired[Logprobs]
+    teacher_logprobs: NotRequired[Logprobs]
+    coins: NotRequired[list[int] | None]
+
 
 Colour = tuple[int, int, int]
 
@@ -110,29 +129,38 @@ def read_samples(directory: Path, step: int | None = None) -> tuple[Path, list[S
     if not directory.is_dir():
         raise DataError(f"no run directory at {directory}")
     names = {file.stem.removeprefix("step_"): file for file in (directory / "rollouts").glob("step_*.jsonl")}
-    found = {int(name): file for name, file in names.items() if name.isdigit()}
+    found = {int(name): file for name, file in names.items() if name.isdecimal() and file.is_file()}
     if not found:
         raise DataError(f"{directory} holds no rollouts/step_*.jsonl; run.rollouts_every sets how often a run writes them")
     if step is not None and step not in found:
         raise DataError(f"{directory} has no rollouts of step {step}; it has {', '.join(map(str, sorted(found)))}")
     file = found[max(found) if step is None else step]
-    return file, [_sample(file, line, number) for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1)]
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({error}); name another step") from None
+    return file, [_sample(file, line, number) for number, line in enumerate(lines, start=1)]
 
 
 def _sample(file: Path, line: str, number: int) -> Sample:
+    where, remedy = f"{file}: line {number} is not a recorded rollout", "name another step"
     try:
-        row: dict[str, Any] = json.loads(line)
-        logprobs = row.get("student_logprobs") or row.get("logprobs")
-        student = None if logprobs is None else [math.nan if value is None else value for value in logprobs]
-        teacher, coins = row.get("teacher_logprobs"), row.get("coins")
-        sample = Sample(row["prompt"], row["answer"], row["finish"], row.get("pieces"), student, teacher, coins)
-        columns = (row["tokens"], sample.pieces, sample.student, sample.teacher, sample.coins)
-        lengths = {len(column) for column in columns if column is not None}
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise DataError(f"{file}: line {number} is not a recorded rollout; the run may have ended while writing it") from None
-    if len(lengths) > 1:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        raise DataError(f"{where}; {remedy}") from None
+    row = shaped(values, Row, where, remedy, DataError)
+    student = _numbers(row.get("student_logprobs") or row.get("logprobs"))
+    teacher, coins = _numbers(row.get("teacher_logprobs")), row.get("coins")
+    sample = Sample(row["prompt"], row["answer"], row["finish"], row.get("pieces"), student, teacher, coins)
+    columns = (row["tokens"], sample.pieces, sample.student, sample.teacher, sample.coins)
+    if len({len(column) for column in columns if column is not None}) > 1:
         raise DataError(f"{file}: line {number} has columns of different lengths; each must have one entry a token")
     return sample
+
+
+def _numbers(logprobs: Logprobs) -> list[float] | None:
+    """Log-probabilities with NaN in place of null."""
+    return None if logprobs is None else [math.nan if value is None else value for value in logprobs]
 
 
 def show(directory: Path, *, step: int | None, rows: int, html: Path | None, console: Console | None = None) -> None:
@@ -191,11 +219,12 @@ def _answer(sample: Sample, *, colours: bool) -> Text:
 
 def _summary(sample: Sample) -> list[str]:
     """The lines below an answer."""
+    finish = readable(sample.finish)
     if not sample.student:
-        return [f"finish {sample.finish}"]
+        return [f"finish {finish}"]
     values, count = sample.values, len(sample.student)
     chosen = "" if sample.coins is None else f" ({sum(sample.coins)} chosen by the teacher)"
-    line = f"{count} tokens{chosen}, finish {sample.finish}, mean log q {_mean(sample.student):.3f}"
+    line = f"{count} tokens{chosen}, finish {finish}, mean log q {_mean(sample.student):.3f}"
     if sample.teacher is None:
         return [line + " nats"]
     line += f", mean log p {_mean(sample.teacher):.3f}, mean difference {_mean(values):+.3f} nats"

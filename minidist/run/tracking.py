@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from minidist.run.files import write_text, writing
 from minidist.types import MAIN, Array, Batch, Measures, Rollout, Update, Writer
 
 log = logging.getLogger("minidist")
@@ -84,11 +85,13 @@ class Recorder:
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Write metrics that belong to a step without ending it, such as those of an evaluation."""
-        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._metrics.flush()
+        with writing(self._directory / "metrics.jsonl"):
+            self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._metrics.flush()
         if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+            with writing(self._directory / "tensorboard"):
+                for name, value in metrics.items():
+                    self._board.add_scalar(name, value, step)
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout], measures: Measures | None = None) -> None:
         """Write prompts and answers to rollouts/step_000020.jsonl, with the `measures` of all their tokens in order."""
@@ -97,9 +100,9 @@ class Recorder:
         borders = np.cumsum([len(rollout.tokens) for rollout in rollouts])[:-1]
         measured = (measures.student_logprob, measures.teacher_logprob) if measures else (None, None)
         logprobs = [repeat(None) if values is None else np.split(values, borders) for values in measured]
-        with (folder / f"step_{step:06d}.jsonl").open("w", encoding="utf-8") as file:
-            for row in map(self._row, rollouts, *logprobs):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        rows = map(self._row, rollouts, *logprobs)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(folder / f"step_{step:06d}.jsonl", lines)
 
     def _row(self, rollout: Rollout, student_logprobs: Array | None, teacher_logprobs: Array | None) -> dict[str, object]:
         """`logprobs` are of the sampled distribution, the others of the untruncated ones at temperature 1, nats.
@@ -122,9 +125,13 @@ class Recorder:
 
     def close(self) -> None:
         self._bar.stop()
-        self._metrics.close()
-        if self._board is not None:
-            self._board.close()
+        try:
+            with writing(self._directory / "metrics.jsonl"):
+                self._metrics.close()
+        finally:
+            if self._board is not None:
+                with writing(self._directory / "tensorboard"):
+                    self._board.close()
 
 
 def step_metrics(objective: str, metrics: dict[str, float], batch: Batch, update: Update) -> dict[str, float]:

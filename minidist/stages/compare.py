@@ -76,7 +76,9 @@ def settings(config: DistillConfig) -> dict[str, Any]:
 
 def _recorded(config: CompareConfig, records: Records, name: str, seed: int) -> bool:
     cell, record = config.cell(name, seed), records.find(name, seed)
-    return record is not None and record["settings"] == settings(cell) and not cell.run.overwrite
+    if record is None or cell.run.overwrite:
+        return False
+    return record["settings"] == settings(cell) and record.get("steps", cell.run.steps) >= cell.run.steps
 
 
 class Cells:

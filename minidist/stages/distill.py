@@ -37,15 +37,13 @@ async def distill(run: DistillRun, roles: Roles) -> dict[str, Any]:
     with closing(make_recorder(run, _shown(config), run.plan.renderer.pieces)) as recorder:
         watch = DistillWatch(run, hosted, source, transfer, recorder)
         if checkpoint is not None:
-            await learner.resume(checkpoint.path)
+            await watch.resume(checkpoint)
         if members:
             await transfer.publish(learner, members)  # engines are proved before their first token, as after every update
         if checkpoint is None:
             await watch.examine(-1)
-        else:
-            watch.load_state_dict(checkpoint.state)
         steps = await train(Run(config.run.steps, source, learner, clock, watch, members, transfer, run.start))
-        await learner.save(final)
+        await watch.save(final)
     summary: dict[str, Any] = {"steps": steps, "model": str(final)}
     for role, actors in (("engine", engines), ("learner", learner), ("teacher", hosted.teachers)):
         summary |= {role: await actors.describe()} if actors else {}

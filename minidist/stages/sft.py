@@ -30,8 +30,7 @@ async def sft(run: StageRun[SftConfig, SftPlan], roles: Roles) -> dict[str, Any]
         watch = SftWatch(run, learner, recorder)
         loop = Run(config.run.steps, source, learner, Clock(), watch, step=run.start)
         if checkpoint is not None:
-            await learner.resume(checkpoint.path)
-            watch.load_state_dict(checkpoint.state)
+            await watch.resume(checkpoint)
             loop.done = watch.patience_lost()
         steps = await train(loop)
         await watch.save_final()
@@ -67,12 +66,13 @@ class SftWatch(CheckpointWatch):
         self._losses = [(step, loss) for step, loss in state["losses"]]
 
     async def save_final(self) -> None:
-        best = self._directory.path / "best"
+        best, final = self._directory.path / "best", self._directory.final
         if best.exists():
-            shutil.rmtree(self._directory.final, ignore_errors=True)
-            best.rename(self._directory.final)
-        else:
-            await self._learner.save(self._directory.final)
+            shutil.rmtree(final, ignore_errors=True)
+            best.rename(final)
+        elif not (self._config.evaluation.patience and self._losses and final.exists()):
+            await self.save(final)
+        # Else a finished run went on, and no later weights were better than those in final/.
 
     def summary(self) -> dict[str, Any]:
         if not self._losses:
@@ -86,7 +86,7 @@ class SftWatch(CheckpointWatch):
     async def _judge(self) -> bool:
         """Keep the weights of a new best; stop after `patience` evaluations without one."""
         if self._config.evaluation.patience is not None and self._since_best() == 0:
-            await self._learner.save(self._directory.path / "best")
+            await self.save(self._directory.path / "best")
         return self.patience_lost()
 
     def patience_lost(self) -> bool:

@@ -1,9 +1,14 @@
 """The part of a training run that its stages share: figures as it goes, and checkpoints from which it resumes."""
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from minidist.errors import RunDirectoryError
 from minidist.protocols import Learner
+from minidist.run.checkpoint import Checkpoint
+from minidist.run.files import remove, rename, writing
 from minidist.run.tracking import Pieces, Recorder, log
 from minidist.stages import StageRun
 
@@ -15,17 +20,18 @@ def make_recorder(run: StageRun[Any, Any], shown: Mapping[str, str], pieces: Pie
 
 
 class CheckpointWatch:
-    """Writes a checkpoint every `run.checkpoint_every` steps, and when the run is stopped."""
+    """Writes a checkpoint every `run.checkpoint_every` steps, after the last one, and when the run is stopped."""
 
     def __init__(self, run: StageRun[Any, Any], learner: Learner, recorder: Recorder) -> None:
         self._directory = run.directory
         self._every = run.config.run.checkpoint_every
+        self._steps = run.config.run.steps
         self._learner = learner
         self._recorder = recorder
 
     async def checkpoint(self, step: int) -> None:
         """Write a checkpoint after `step` steps where one is due."""
-        if self._every and step % self._every == 0:
+        if self._every and (step % self._every == 0 or step == self._steps):
             await self._directory.checkpoints.write(step, self._learner, self.state_dict())
 
     async def stopped(self, step: int) -> None:
@@ -36,3 +42,27 @@ class CheckpointWatch:
     def state_dict(self) -> dict[str, Any]:
         """The state of a resumed run beside the learner's."""
         raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        raise NotImplementedError
+
+    async def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint. Raises RunDirectoryError where it is of another kind of run."""
+        await self._learner.resume(checkpoint.path)
+        try:
+            self.load_state_dict(checkpoint.state)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            found = f"{checkpoint.path}/state.json is not the state of this kind of run ({type(error).__name__}: {error})"
+            raise RunDirectoryError(f"{found}; set run.overwrite=true to start the run again") from None
+
+    async def save(self, path: Path) -> None:
+        """Write the student, whole or not at all. Raises DiskFullError."""
+        partial = path.with_name(f".{path.name}")
+        if os.path.lexists(partial):  # of a run that was killed while it wrote
+            remove(partial)
+        await self._learner.save(partial)
+        with writing(path):
+            if os.path.lexists(path):
+                remove(path)
+            rename(partial, path)

@@ -197,8 +197,26 @@ def test_a_finished_run_is_left_alone_and_another_one_refused(models: Path) -> N
     again = run("sft", config)
     assert again.returncode == 0 and "finished already" in again.stderr
     assert (models / "student" / "final" / "model.safetensors").stat().st_mtime_ns == before
-    other = run("sft", config, "run.steps=41")
-    assert other.returncode == 2 and "run.steps was 40 and is now 41" in other.stderr
+    other = run("sft", config, "batch_rows=41")
+    assert other.returncode == 2 and "batch_rows was" in other.stderr and "is now 41" in other.stderr
+    fewer = run("sft", config, "run.steps=39")
+    assert fewer.returncode == 2 and "has taken 40 already; raise it" in fewer.stderr
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_a_finished_run_goes_on_as_one_of_more_steps(models: Path, patience: int | None) -> None:
+    """The same metrics, and the same weights to the last bit, as a run that had all the steps from its start."""
+    for name, every in (("grown", 4), ("whole", 100)):
+        config = sft(models, f"{name}-{patience}", SHAPE, 200, 9, 3)
+        config["run"] |= {"deterministic": True, "checkpoint_every": every}
+        config["evaluation"] = {"every": 3, "patience": patience}
+        for steps in (6, 9) if name == "grown" else (9,):
+            done = run("sft", write(models / f"{name}.yaml", config), f"run.steps={steps}")
+            assert done.returncode == 0, done.stderr
+        assert ("run.steps was 6 and is now 9: the run goes on from its checkpoint after 6" in done.stderr) == (name == "grown")
+    grown, whole = models / f"grown-{patience}", models / f"whole-{patience}"
+    assert numbers(grown) == numbers(whole) and json.loads((grown / "summary.json").read_text())["steps"] == 9
+    assert (grown / "final" / "model.safetensors").read_bytes() == (whole / "final" / "model.safetensors").read_bytes()
 
 
 def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: Started) -> None:

@@ -159,9 +159,8 @@ def written(answer: Answer, writing: Writing) -> Answer:
     """The answer, if the run could have asked for it; else Malformed."""
     tokens, longest = answer.tokens, writing.sampling.max_new_tokens
     expect(0 < len(tokens) <= longest, f"it wrote {len(tokens)} tokens, and 1 to {longest} were requested")
-    expect(
-        int(tokens.max()) < writing.banned.start, f"it wrote token {tokens.max()}, out of the {writing.banned.start} allowed"
-    )
+    refused = tokens[(tokens >= writing.width) | np.isin(tokens, writing.banned)]
+    expect(not len(refused), f"it wrote token {refused[:1]}, out of the {writing.width - len(writing.banned)} allowed")
     stops = ", ".join(map(str, writing.stops))
     ended = int(tokens[-1]) in writing.stops
     expect(ended or not answer.stopped, f"it ended an answer with token {tokens[-1]}, and the student's end at {stops}")

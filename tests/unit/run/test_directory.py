@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -71,11 +72,11 @@ def test_a_run_with_a_summary_is_finished(tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused_with_both_values(tmp_path: Path) -> None:
     run_in(tmp_path / "run").start()
-    other = run_in(tmp_path / "run", steps=6)
+    other = run_in(tmp_path / "run", seed=6)
     for refused in (other.check, other.start):
-        with pytest.raises(RunDirectoryError, match=r"run.steps was 5 and is now 6; .*run.overwrite=true"):
+        with pytest.raises(RunDirectoryError, match=r"run.seed was 0 and is now 6; .*run.overwrite=true"):
             refused()
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["steps"] == 5
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["seed"] == 0
 
 
 def test_a_shared_directory_keeps_its_cells_until_it_is_overwritten(tmp_path: Path) -> None:
@@ -289,7 +290,6 @@ FREE: list[dict[str, Any]] = [
 BOUND: list[dict[str, Any]] = [
     {"learner.optimizer.lr": 0.5},
     {"learner.optimizer.grad_clip": None},
-    {"run.steps": 7},
     {"run.seed": 7},
     {"run.deterministic": True},
     {"prefix.student": 0.5, "prefix.teacher": 0.5},
@@ -325,3 +325,123 @@ def test_a_moved_run_resumes(tmp_path: Path) -> None:
     (tmp_path / "a").rename(tmp_path / "b")
     found = RunDirectory(distill(tmp_path / "b")).start()
     assert found is not None and found.path.parent.parent == tmp_path / "b"
+
+
+def finished_after(path: Path, steps: int, *, checkpoint: bool = True, planned: int | None = None) -> None:
+    """A run that took all of its steps, or fewer than planned."""
+    directory = run_in(path, steps=planned or steps)
+    assert directory.start() is None
+    (path / "metrics.jsonl").write_text("0123456789")
+    if checkpoint:
+        asyncio.run(directory.checkpoints.write(steps, Files(), {"metrics_bytes": 10}))  # type: ignore[arg-type]
+    directory.finish({"steps": steps})
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
+    finished_after(tmp_path, 5)
+    assert run_in(tmp_path, steps=5).finished() and run_in(tmp_path, steps=5).earlier_steps is None
+    more = run_in(tmp_path, steps=8)
+    assert more.earlier_steps == 5 and not more.finished()
+    found = more.start()
+    assert found is not None and found.step == 5
+    assert more.summary is None, "it is not finished any more"
+    end(more)
+    assert not run_in(tmp_path, steps=8).finished() and run_in(tmp_path, steps=8).earlier_steps is None
+    found = run_in(tmp_path, steps=12).start()  # an unfinished run goes on too
+    assert found is not None and found.step == 5
+
+
+@pytest.mark.parametrize("unfinished", [False, True])
+def test_a_run_does_not_go_back_to_fewer_steps(tmp_path: Path, unfinished: bool) -> None:
+    finished_after(tmp_path, 5)
+    if unfinished:
+        (tmp_path / "summary.json").unlink()
+    with pytest.raises(RunDirectoryError, match=r"run.steps is 4, and the run in .* has taken 5 already; raise it, or set"):
+        run_in(tmp_path, steps=4).check()
+    run_in(tmp_path, steps=4, overwrite=True).check()
+
+
+def test_a_finished_run_without_a_checkpoint_is_not_deleted_to_go_on(tmp_path: Path) -> None:
+    finished_after(tmp_path, 5, checkpoint=False)
+    with pytest.raises(RunDirectoryError, match=r"run.steps is now 8, .* after 5 without a checkpoint to go on from; set stud"):
+        run_in(tmp_path, steps=8).start()
+    assert (tmp_path / "metrics.jsonl").read_text() == "0123456789"
+
+
+def test_a_run_that_stopped_improving_has_no_more_steps_to_take(tmp_path: Path) -> None:
+    finished_after(tmp_path, 5, planned=20)
+    assert run_in(tmp_path, steps=30).finished() and run_in(tmp_path, steps=20).finished()
+
+
+def not_a_file(file: Path, how: str) -> None:
+    """In place of a file: a directory, a pipe, a link to nothing, bytes, deep JSON, or JSON of another shape."""
+    file.unlink(missing_ok=True)
+    if how == "directory":
+        file.mkdir()
+    elif how == "pipe":
+        os.mkfifo(file)
+    elif how == "link":
+        file.symlink_to(file.parent / "nothing")
+    else:
+        texts = {"binary": b"\xff\x00\x80", "deep": b"[" * 100_000, "nested": b"[" * 400 + b"]" * 400, "list": b"[1]"}
+        file.write_bytes((texts | {"null": b"null", "text": b'{"stage": 3, "run": [], "steps": "many", "step": "x"}'})[how])
+
+
+HOW = ["directory", "pipe", "link", "binary", "deep", "nested", "list", "null", "text"]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(
+    "name", ["summary.json", "config.json", "checkpoints/step_000005/state.json", "checkpoints", "metrics.jsonl"]
+)
+def test_files_of_another_kind_are_refused_with_their_name(tmp_path: Path, name: str, how: str) -> None:
+    finished_after(tmp_path, 5)
+    if name == "checkpoints":
+        shutil.rmtree(tmp_path / name)
+    not_a_file(tmp_path / name, how)
+    if name == "config.json":
+        with pytest.raises(RunDirectoryError, match="holds files but no run"):
+            run_in(tmp_path, steps=8).check()
+    elif name == "metrics.jsonl" and how not in ("directory", "pipe", "link"):
+        return  # any bytes are metrics
+    elif name == "checkpoints" and how == "directory":
+        with pytest.raises(RunDirectoryError, match="without a checkpoint to go on from"):
+            run_in(tmp_path, steps=8).start()
+    else:
+        with pytest.raises(RunDirectoryError) as caught:
+            directory = run_in(tmp_path, steps=8)
+            directory.finished()
+            directory.start()
+        assert len(str(caught.value).splitlines()) == 1 and "; " in str(caught.value)
+
+
+@pytest.mark.parametrize("where", ["{}/file/run", "{}/" + "a" * 300, "/proc/run", "{}/a\0b"])
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(RunDirectoryError, match=r"run.directory .* (is a file, or below one|cannot be used: )"):
+        run_in(Path(where.format(tmp_path))).start()
+
+
+def test_a_link_as_the_lock_is_refused_and_its_target_kept(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("years of work")
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(RunDirectoryError, match=r"run.directory .* cannot be used: .lock is a symbolic link; set another"):
+        run_in(tmp_path / "run").start()
+    assert (tmp_path / "precious").read_text() == "years of work"
+
+
+def test_the_content_of_a_lock_file_is_kept(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("precious")
+    run_in(tmp_path).start()
+    assert (tmp_path / ".lock").read_text() == "precious"
+
+
+def test_links_in_a_run_are_removed_without_what_they_name(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "file").write_text("precious")
+    end(started(tmp_path / "run"))
+    (tmp_path / "run" / "tensorboard").symlink_to(tmp_path / "elsewhere")
+    run_in(tmp_path / "run").start()
+    assert not (tmp_path / "run" / "tensorboard").exists()
+    assert (tmp_path / "elsewhere" / "file").read_text() == "precious"

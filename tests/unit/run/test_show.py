@@ -1,5 +1,6 @@
 """Answers of a run, as they are shown."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,39 @@ def test_missing_and_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> 
     (tmp_path / "rollouts" / "step_000020.jsonl").write_text('{"prompt": "a", "ans')
     with pytest.raises(DataError, match=r"line 1 is not a recorded rollout"):
         read_samples(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1]",
+        "null",
+        "[" * 100_000,
+        json.dumps(ROW | {"tokens": 3}),
+        json.dumps(ROW | {"answer": None}),
+        json.dumps(ROW | {"logprobs": ["a"]}),
+        json.dumps(ROW | {"coins": {"a": 1}}),
+        json.dumps(ROW | {"finish": ["stop"]}),
+    ],
+)
+def test_a_line_of_another_shape_is_refused(tmp_path: Path, line: str) -> None:
+    directory = written(tmp_path, ROW)
+    next((directory / "rollouts").glob("*.jsonl")).write_text(line + "\n")
+    with pytest.raises(DataError, match=r"step_\d+.jsonl: line 1 is not a recorded rollout.*; name another step"):
+        read_samples(directory)
+
+
+def test_bytes_are_refused_and_directories_are_no_rollouts(tmp_path: Path) -> None:
+    directory = written(tmp_path, ROW)
+    (directory / "rollouts" / "step_000999.jsonl").mkdir()
+    file, _ = read_samples(directory)
+    assert not file.name.startswith("step_000999")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"cannot be read .*; name another step"):
+        read_samples(directory)
+
+
+def test_the_end_of_an_answer_cannot_move_the_cursor(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    show(written(tmp_path, ROW | {"finish": "\x1b[2J"}), step=None, rows=1, html=None, console=console)
+    assert "\x1b" not in console.file.getvalue()  # type: ignore[attr-defined]

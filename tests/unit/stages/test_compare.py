@@ -15,6 +15,7 @@ from minidist.config import CompareConfig, ToyConfig, load
 from minidist.config.compare import merged
 from minidist.config.toy import MixtureConfig, ZipfConfig
 from minidist.errors import ConfigError, RunDirectoryError
+from minidist.preflight.checks import check_cell_directories
 from minidist.preflight.compare import plan_compare
 from minidist.run.directory import RunDirectory
 from minidist.stages.toy import fit, head_of, teacher, toy
@@ -110,9 +111,10 @@ def test_cells_may_be_added_but_not_changed(tmp_path: Path) -> None:
     RunDirectory(config.cell("own", 0)).start()
     more = read(tmp_path, {"own": OWN, "gold": {}}, seeds=[0, 1, 2, 3])
     RunDirectory(more).check()
-    changed = read(tmp_path, {"own": OWN}, ("base.run.steps=6",))
+    check_cell_directories(read(tmp_path, {"own": OWN}, ("base.run.steps=6",)), "own")  # the cell goes on
+    changed = read(tmp_path, {"own": OWN}, ("base.canaries.every=6",))
     with pytest.raises(
-        RunDirectoryError, match=r"cells.own has changed: .*run.steps was 5 and is now 6.*cells.own.run.overwrite"
+        RunDirectoryError, match=r"cells.own has changed: .*canaries.every was 20 and is now 6.*cells.own.run.overwrite"
     ):
         plan_compare(changed)
     with pytest.raises(RunDirectoryError, match=r"evaluation\.test\.rows"):

@@ -14,15 +14,17 @@ class Watch(CheckpointWatch):
         return {}
 
 
-@pytest.mark.parametrize(("every", "written"), [(3, [3, 6]), (1, [1, 2, 3, 4, 5, 6, 7]), (None, []), (8, [])])
-def test_a_checkpoint_is_written_after_every_so_many_steps(every: int | None, written: list[int]) -> None:
+@pytest.mark.parametrize(("every", "written"), [(3, [3, 6, 7]), (1, [1, 2, 3, 4, 5, 6, 7]), (None, []), (8, [7])])
+def test_a_checkpoint_is_written_after_every_so_many_steps_and_after_the_last(every: int | None, written: list[int]) -> None:
     found: list[int] = []
 
     async def write(step: int, learner: Any, state: Any) -> None:
         found.append(step)
 
     directory = SimpleNamespace(checkpoints=SimpleNamespace(write=write))
-    run: Any = SimpleNamespace(directory=directory, config=SimpleNamespace(run=SimpleNamespace(checkpoint_every=every)))
+    run: Any = SimpleNamespace(
+        directory=directory, config=SimpleNamespace(run=SimpleNamespace(checkpoint_every=every, steps=7))
+    )
     nobody: Any = None
     watch = Watch(run, nobody, nobody)
     for step in range(1, 8):
