@@ -14,6 +14,7 @@ from minidist.data.rendering import Renderer
 from minidist.preflight import checks, lines, scores
 from minidist.preflight.cost import memory_lines, sft_memory_lines
 from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student
+from minidist.preflight.families import check_learnt
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
 from minidist.types import PROBE_TOKENS, Prompt, Rollout
 
@@ -109,6 +110,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     data = config.data
     checks.check_files(config, _student_names(config), [data.train, data.validation])
     student = read_student(config.student)
+    layout = check_learnt(student, config.learner)
     checks.check_context(student.context, data.max_tokens, "data.max_tokens")
     reader = RowReader(Renderer(student.tokenizer, data), data)
     rows = [reader.examples("train", data.train, max_tokens=data.max_tokens)]
@@ -116,7 +118,11 @@ def plan_sft(config: SftConfig) -> SftPlan:
         rows.append(reader.examples("validation", data.validation, max_tokens=data.max_tokens))
     examples, *validation = (each.found for each in rows)
     description = [*lines.student_lines(student.shape, config.student.lora), *(each.line for each in rows)]
-    description += [lines.training_line(config, examples), *sft_memory_lines(config, student.shape, longest=data.max_tokens)]
+    description += [
+        lines.training_line(config, examples),
+        *layout,
+        *sft_memory_lines(config, student.shape, longest=data.max_tokens),
+    ]
     held_out = validation[0] if validation else []
     return SftPlan(
         reader.renderer, data.max_tokens, description, vocabulary=None, examples=examples, validation_examples=held_out
@@ -129,6 +135,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     sources = [data.prompts, data.validation, *(stream.data for stream in config.streams.values())]
     checks.check_files(config, _student_names(config) | {"teacher.model": config.teacher.model}, sources)
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
+    layout = check_learnt(models.student, config.learner)
     checks.check_distillation(config, models)
     max_tokens = _with_probe(models.context, data.max_prompt_tokens + config.rollout.max_new_tokens)
     reader = RowReader(Renderer(models.student.tokenizer, data), data)
@@ -143,7 +150,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     shapes = (models.student.shape, models.teacher.shape)
     description = [*lines.student_lines(shapes[0], config.student.lora), *lines.pair_lines(models), prompts.line]
     description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
-    description += [*lines.distillation_lines(config), *memory_lines(config, *shapes, longest=max_tokens)]
+    description += [*lines.distillation_lines(config), *layout, *memory_lines(config, *shapes, longest=max_tokens)]
     return DistillPlan(
         reader.renderer,
         max_tokens,
@@ -181,10 +188,13 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     pairs = [PairFacts(model, teacher) for model in models.values()]
     vocabulary = min(pair.vocabulary for pair in pairs)
     tokens = data.max_prompt_tokens + config.rollout.max_new_tokens
+    checks.check_teacher_engine(config, teacher)
+    layout: list[str] = []
     for pair in pairs:
+        layout += check_learnt(pair.student, config.learner)
         checks.check_context(pair.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
         if config.rollout.engine == "vllm":
-            checks.check_head_size(pair.student, config.cluster.gpus, "rollout.engine=hf")
+            checks.check_engine(pair.student, config.cluster.gpus, "rollout.engine=hf")
     max_tokens = _with_probe(pairs[-1].context, tokens)
     reader = RowReader(Renderer(pairs[0].student.tokenizer, data), data)
     prompts = reader.prompts("test", data.test)
@@ -192,7 +202,7 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
         name: reader.questions(f"questions.{name}", source, max_tokens=max_tokens) for name, source in data.questions.items()
     }
     described = [lines.model_line(name, model.shape) for name, model in models.items()]
-    described += [prompts.line, *(each.line for each in questions.values())]
+    described += [*dict.fromkeys(layout), prompts.line, *(each.line for each in questions.values())]
     found = {name: each.found for name, each in questions.items()}
     return EvaluatePlan(reader.renderer, max_tokens, described, vocabulary=vocabulary, prompts=prompts.found, questions=found)
 
