@@ -50,7 +50,7 @@ class ForwardPass(nn.Module):
         super().__init__()
         check_head(student.model)
         self.model = student.model
-        self.padded = padded_layout(config.layout, student.model.device)
+        self.padded = padded_layout(config.layout, student.model)
         self.chunk_tokens = config.chunk(student.vocabulary or student.model.config.get_text_config().vocab_size)
         self._teacher_head = teacher_head
         self._vocabulary = student.vocabulary

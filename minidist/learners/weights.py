@@ -12,6 +12,7 @@ from minidist.models.arrays import to_array
 from minidist.models.files import is_adapter
 from minidist.models.hub import load_model
 from minidist.models.lora import merged, read_adapters, rebased, save_adapters
+from minidist.models.names import as_in_files
 from minidist.types import Weights
 
 
@@ -24,11 +25,13 @@ class StudentWeights:
         self._first = first
 
     def publish(self, version: int) -> Weights | None:
-        """Every tensor of the plain checkpoint, adapters merged; None from a rank that only took part in gathering them."""
+        """Every tensor of the plain checkpoint, adapters merged, under the names of its files; None from a rank that only took
+        part in gathering them."""
         tensors = self._backend.tensors()
         if not self._first:
             return None
-        arrays = {name: to_array(tensor) for name, tensor in self._merged(tensors).items()}
+        files = as_in_files(self._student.model, self._merged(tensors))
+        arrays = {name: to_array(tensor) for name, tensor in files.items()}
         return Weights(version, {n: array for n, (array, _) in arrays.items()}, {n: dtype for n, (_, dtype) in arrays.items()})
 
     def save(self, path: Path) -> None:

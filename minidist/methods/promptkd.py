@@ -71,7 +71,7 @@ class PromptedTeacher:
         self._model = model.requires_grad_(False)
         if learner.activation_checkpointing:
             checkpoint_activations(model)
-        self._padded = padded_layout(learner.layout, model.device)
+        self._padded = padded_layout(learner.layout, model)
         self.head = head_of(model, vocabulary)
         self._group = group or OneProcess()
         self._anchor = config.anchor

@@ -11,11 +11,34 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from minidist.data.batching import MicroBatch
 from minidist.errors import ModelError
+from minidist.models.families import PACKED
 
 
-def padded_layout(layout: str, device: torch.device) -> bool:
-    """Whether micro-batches are computed as rectangles (`buckets`) rather than as one packed row."""
-    return layout == "buckets" or (layout == "auto" and device.type == "cpu")
+def padded_layout(layout: str, model: PreTrainedModel) -> bool:
+    """Whether micro-batches are computed as rectangles (`buckets`) rather than as one packed row.
+
+    Raises ModelError where they would be packed, and the model, as it is on this device, lets packed rows see one another.
+    """
+    if layout == "auto":
+        layout = "buckets" if model.device.type == "cpu" or model.config.model_type not in PACKED else "packed"
+    if layout == "packed":
+        _check_packing(model)
+    return layout == "buckets"
+
+
+@torch.no_grad()
+def _check_packing(model: PreTrainedModel) -> None:
+    """Raise ModelError if the hidden states of a packed row depend on the row before it."""
+    positions = np.tile(np.arange(8), 2)
+    row = MicroBatch(positions % 4, positions, np.repeat([0, 1], 8), np.arange(8, 16), np.zeros(8, dtype=np.int64), (0, 1))
+    other = replace(row, tokens=np.where(row.sequence == 0, 3 - row.tokens, row.tokens))
+    before_LD, after_LD = (hidden_states(model, each, padded=False).float() for each in (row, other))
+    difference = float((before_LD - after_LD).abs().max())
+    if difference > 0.02 * float(before_LD.abs().max()):
+        raise ModelError(
+            f"learner.layout: packed rows of {type(model).__name__} see one another (hidden states move by {difference:.3g}); "
+            "set learner.layout=buckets"
+        )
 
 
 def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool, prompt_PD: Tensor | None = None) -> Tensor:

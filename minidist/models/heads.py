@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ModelError
 from minidist.losses.chunked import Head, LinearHead
 from minidist.models.files import resolve
 from minidist.models.hub import load_config
+from minidist.models.names import names_in_files
 from minidist.models.shape import skeleton
 
 
@@ -21,9 +23,11 @@ def load_teacher_head(config: TeacherConfig, vocabulary: int | None, device: tor
     """The head of `teacher.model`, on the learner's device; `vocabulary` slices padded ids off before the softmax. Raises
     ModelError if the checkpoint holds none."""
     path, model_config = resolve(config.model or "", "teacher.model"), load_config(config, "teacher.model")
-    model = skeleton(model_config, trust_remote_code=config.trust_remote_code)
-    weight = _read(path, _names(model))
-    bias = _read(path, ["lm_head.bias"]) if getattr(model.get_output_embeddings(), "bias", None) is not None else None
+    model: Any = skeleton(model_config, trust_remote_code=config.trust_remote_code)
+    ends = [model.get_output_embeddings(), model.get_input_embeddings()]
+    tied = ends[0].weight is ends[1].weight
+    weight = _read(path, _names(model, ends if tied else ends[:1], "weight"))
+    bias = None if getattr(ends[0], "bias", None) is None else _read(path, _names(model, ends[:1], "bias"))
     if weight is None:
         raise ModelError(
             f"teacher.model: {path} has no output head in its safetensors files, which payload hidden needs; save the whole "
@@ -39,14 +43,10 @@ def vocabulary_size(config: PretrainedConfig) -> int:
     return int(config.get_text_config().vocab_size)
 
 
-def _names(model: PreTrainedModel) -> list[str]:
-    """Names that the head may have in the checkpoint: its module's, or that of the input embedding it is tied to."""
-    ends = [model.get_output_embeddings(), model.get_input_embeddings()]
+def _names(model: PreTrainedModel, ends: list[nn.Module], tensor: str) -> list[str]:
+    """Names that a tensor of the first of these modules may have in the checkpoint: its own, or that of one it is tied to."""
     modules = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
-    head, embedding = (f"{modules[id(end)]}.weight" for end in ends)
-    names = [head, embedding] if model.config.get_text_config().tie_word_embeddings else [head]
-    # Some checkpoints (GPT-2's) omit the prefix of the base model.
-    return names + [name.removeprefix(f"{model.base_model_prefix}.") for name in names]
+    return names_in_files(model, [f"{modules[id(end)]}.{tensor}" for end in ends])
 
 
 def _read(path: Path, names: list[str]) -> Tensor | None:
@@ -74,10 +74,44 @@ def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
 
 
 def _linear_head(weight: Tensor, bias: Tensor | None, config: PretrainedConfig, vocabulary: int | None) -> LinearHead:
-    """With the factor of a model's logits: Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`."""
-    multiplier = getattr(config, "logit_scale", None)
-    scale = 1.0 / float(getattr(config, "logits_scaling", None) or 1.0) if multiplier is None else float(multiplier)
-    return LinearHead(weight, bias, scale, getattr(config, "final_logit_softcapping", None), vocabulary)
+    """With what the family does to its logits: factors, of which a configuration has one at most, and a soft cap."""
+    text = config.get_text_config()
+    scale = 1.0
+    for name, power in _FACTORS.items():
+        scale *= float(getattr(text, name, None) or 1.0) ** power
+    return LinearHead(weight, bias, scale, getattr(text, "final_logit_softcapping", None), vocabulary)
+
+
+_FACTORS = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1}
+"""Factors of the logits: of Cohere, of Falcon-H1, and of Granite, which divides."""
+
+
+@torch.no_grad()
+def check_logits(config: PretrainedConfig, where: str, *, trust_remote_code: bool = False) -> None:
+    """Raise ModelError if the family changes its logits in ways that `head_of` does not reproduce, without any weights: the
+    skeleton's own forward pass runs on random hidden states and a random head of a few classes."""
+    model: Any = skeleton(config, trust_remote_code=trust_remote_code)
+    old = model.get_output_embeddings()
+    head = nn.Linear(old.in_features, _CLASSES, bias=old.bias is not None)
+    model.set_output_embeddings(head)
+    hidden_BSD = torch.randn(1, 4, old.in_features)
+    for part in (model.base_model, model.get_decoder()):
+        part.forward = lambda *_, **__: _Hidden(last_hidden_state=hidden_BSD)
+    try:
+        logits = model(input_ids=torch.zeros(1, 4, dtype=torch.long), use_cache=False).logits[0].float()
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return  # the forward pass needs more than hidden states: `check_head` compares when the weights are loaded
+    _compare(logits, _linear_head(head.weight, head.bias, config, None)(hidden_BSD[0]), f"{where}: {config.model_type}")
+
+
+_CLASSES = 8
+
+
+class _Hidden(BaseModelOutputWithPast):
+    """The output of a base model, of which only the hidden states are known."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 @torch.no_grad()
@@ -86,10 +120,13 @@ def check_head(model: PreTrainedModel) -> None:
     ids = torch.arange(4, device=next(model.parameters()).device)[None]
     logits = model(input_ids=ids, use_cache=False).logits[0].float()
     recomputed = head_of(model)(model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0])
-    scale = float(logits.abs().max()) + 1.0
+    _compare(logits, recomputed, type(model).__name__)
+
+
+def _compare(logits: Tensor, recomputed: Tensor, model: str) -> None:
     difference = float((logits - recomputed).abs().max())
-    if difference > 0.02 * scale:
+    if difference > 0.02 * (float(logits.abs().max()) + 1.0):
         raise ModelError(
-            f"{type(model).__name__} is not supported: it changes its logits after the output head in a way that minidist does "
-            f"not reproduce (they differ by {difference:.3g})"
+            f"{model} is not supported: it changes its logits after the output head in a way that minidist does not reproduce "
+            f"(they differ by {difference:.3g})"
         )

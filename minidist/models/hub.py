@@ -17,6 +17,7 @@ from minidist.data.rendering import character_tokenizer
 from minidist.data.tasks import find
 from minidist.errors import ModelError
 from minidist.models.device import pick_device
+from minidist.models.families import attention_kernel, freeze_other_parts
 from minidist.models.files import refused, resolve, whole_model
 
 
@@ -64,20 +65,29 @@ def build_student(
     if config.model is not None:
         return load_model(config, "student.model", on_gpu)
     torch.manual_seed(seed)
-    model: Any = AutoModelForCausalLM.from_config(architecture(config, tokenizer), dtype=getattr(torch, config.dtype))
-    return model.to(pick_device(on_gpu)).eval()
+    shape = architecture(config, tokenizer)
+    options = {"dtype": getattr(torch, config.dtype), "attn_implementation": attention_kernel(shape)}
+    return _ready(AutoModelForCausalLM.from_config(shape, **options), on_gpu)
 
 
 def load_model(config: ModelConfig, where: str, on_gpu: bool = False) -> PreTrainedModel:
     """The model of a checkpoint in evaluation mode (no dropout), from safetensors only, on the role's device."""
     path = whole_model(resolve(config.model or "", where), where)
+    shape = load_config(config, where)
+    options = {"dtype": getattr(torch, config.dtype), "attn_implementation": attention_kernel(shape)}
     with refused(f"{where}: cannot load {path}"):
         model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, config.dtype), trust_remote_code=config.trust_remote_code, use_safetensors=True
+            path, trust_remote_code=config.trust_remote_code, use_safetensors=True, **options
         )
+    return _ready(model, on_gpu)
+
+
+def _ready(model: Any, on_gpu: bool) -> PreTrainedModel:
+    """The model on the role's device, without dropout; what text never reaches is frozen."""
+    freeze_other_parts(model)
     return model.to(pick_device(on_gpu)).eval()
 
 
 def context_length(config: PretrainedConfig) -> int:
     """The longest sequence that the model accepts, in tokens."""
-    return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)

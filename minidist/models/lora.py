@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from minidist.config.models import LoraConfig
 from minidist.errors import ModelError
+from minidist.models.families import is_wrapped
 from minidist.models.files import ADAPTER_CONFIG, refused
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
@@ -81,9 +82,10 @@ def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) 
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Every linear layer but the output head, by its full name."""
-    head = model.get_output_embeddings()
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not head}
+    """Every linear layer of the language model but the output head, by its full name."""
+    language = {id(m) for m in (model.get_decoder() if is_wrapped(model.config) else model).modules()}
+    language.discard(id(model.get_output_embeddings()))
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and id(m) in language}
 
 
 def _chosen(targets: list[str], layers: tuple[str, ...], model: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from minidist.config.models import LoraConfig
 from minidist.errors import ModelError
+from minidist.models.families import freeze_other_parts
 from minidist.models.lora import inject
 
 
@@ -32,6 +33,8 @@ class Shape:
     """transformers' `model_type`, such as `llama`."""
     adapted_layers: tuple[str, ...] = ()
     """Full names of the layers that get LoRA adapters."""
+    unadapted: float = 0.0
+    """Share of the language model's matrices, embeddings apart, that get no adapter, such as experts in one tensor."""
 
     @property
     def checkpoint_parameters(self) -> int:
@@ -54,11 +57,15 @@ def skeleton(config: PretrainedConfig, *, trust_remote_code: bool = False) -> Pr
 def read_shape(config: PretrainedConfig, lora: LoraConfig | None = None) -> Shape:
     """The shape of a model's configuration. With `lora` only the adapters are trainable: rank * (in + out) of each layer.
 
-    Raises ModelError for an adapter target that names no linear layer.
+    Raises ModelError for an adapter target that names no linear layer, and for a family without attention.
     """
     model, text = skeleton(config), config.get_text_config()
+    freeze_other_parts(model)
+    language = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     adapted = () if lora is None else inject(model, lora, "", seed=0).layers
-    heads = int(text.num_attention_heads)
+    heads = getattr(text, "num_attention_heads", None)
+    if not isinstance(heads, int):
+        raise ModelError(f"{config.model_type} is not supported: it has no attention, or not as many heads in every layer")
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
@@ -73,4 +80,18 @@ def read_shape(config: PretrainedConfig, lora: LoraConfig | None = None) -> Shap
         head_norms=any(name.endswith("q_norm") for name, _ in model.named_modules()),
         family=str(config.model_type),
         adapted_layers=adapted,
+        unadapted=_unadapted(model, language, adapted),
     )
+
+
+def _unadapted(model: PreTrainedModel, language: list[str], adapted: tuple[str, ...]) -> float:
+    """The share of the matrices of the language model, whose parameters are `language` by name, that have no adapter."""
+    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    with_adapters = {f"{layer}.base_layer.weight" for layer in adapted}
+    matrices = {
+        name: parameter.numel()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim > 1 and id(parameter) not in ends and name.replace(".base_layer.", ".") in language
+    }
+    without = sum(size for name, size in matrices.items() if name not in with_adapters)
+    return without / max(1, sum(matrices.values())) if adapted else 0.0

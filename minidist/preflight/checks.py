@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 
 from minidist.cluster.machine import cores, cpu_share
-from minidist.config import CompareConfig, Config, DistillConfig, ScoreConfig
+from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.data import SourceConfig
 from minidist.config.teacher import SoftPromptConfig
@@ -17,6 +17,7 @@ from minidist.data.sources import check_source
 from minidist.errors import ConfigError, ModelError, RunDirectoryError
 from minidist.models.files import resolve, whole_model
 from minidist.preflight.facts import ModelFacts, PairFacts
+from minidist.preflight.families import check_in_vllm, check_teacher
 from minidist.run.directory import RunDirectory
 from minidist.types import Vocabulary
 
@@ -78,7 +79,7 @@ def check_distillation(config: DistillConfig, models: PairFacts) -> None:
     check_classes(config, models.vocabulary)
     check_kernel(config)
     if config.rollout.engine == "vllm":
-        check_head_size(models.student, config.cluster.gpus, "rollout.engine=hf")
+        check_engine(models.student, config.cluster.gpus, "rollout.engine=hf")
     check_split(models.student, config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
     tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     check_context(models.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
@@ -87,18 +88,20 @@ def check_distillation(config: DistillConfig, models: PairFacts) -> None:
             check_context(models.student.context, stream.max_tokens, f"streams.{name}.max_tokens")
     check_teacher_engine(config, models.teacher)
     if config.takes_turns and not config.teacher.in_vllm:
-        check_head_size(models.teacher, config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
+        check_engine(models.teacher, config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
 
 
-def check_teacher_engine(config: DistillConfig | ScoreConfig, teacher: ModelFacts) -> None:
-    """vLLM can serve the teacher, where the teacher is in vLLM."""
+def check_teacher_engine(config: DistillConfig | EvaluateConfig | ScoreConfig, teacher: ModelFacts) -> None:
+    """The engine of the teacher can compute its scores."""
+    check_teacher(config, teacher)
     if config.teacher.in_vllm:
-        check_head_size(teacher, config.cluster.gpus, "teacher.backend=hf")
+        check_engine(teacher, config.cluster.gpus, "teacher.backend=hf")
         check_split(teacher, config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
 
 
-def check_head_size(model: ModelFacts, gpus: int, cure: str) -> None:
-    """vLLM has attention kernels for the model. vLLM would refuse the model too, but only after it has loaded the weights."""
+def check_engine(model: ModelFacts, gpus: int, cure: str) -> None:
+    """vLLM has kernels for the model. vLLM would refuse the model too, but only after it has loaded the weights."""
+    check_in_vllm(model, gpus, cure)
     size = model.shape.head_size
     if not gpus and size not in _CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, _CPU_HEAD_SIZES))

@@ -57,9 +57,13 @@ def ending_lines(renderer: Renderer) -> list[str]:
 def student_lines(shape: "Shape", lora: LoraConfig | None) -> list[str]:
     """The student, and the adapters that are trained in it."""
     if lora is None:
-        return [model_line("student", shape)]
+        frozen = (shape.parameters - shape.trainable) / 1e6
+        kept = f"; {frozen:,.2f} M of them are not of its language model, and stay as they are"
+        return [model_line("student", shape) + (kept if frozen else "")]
     kinds = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in shape.adapted_layers))
     adapters = f"rank {lora.rank} in {len(shape.adapted_layers)} layers ({kinds}), {shape.trainable:,} parameters are trained"
+    if shape.unadapted >= 0.01:
+        adapters += f"; {shape.unadapted:.0%} of the weights of its layers have no adapter and stay as they are"
     held = "the adapters alone" if lora.save == "adapter" else "the whole model, merged"
     return [model_line("student", shape), f"LoRA: {adapters}; final/ holds {held}"]
 

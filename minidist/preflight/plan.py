@@ -16,6 +16,7 @@ from minidist.data.rendering import Renderer
 from minidist.preflight import checks, lines, scores
 from minidist.preflight.cost import memory_lines, sft_memory_lines
 from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student, rendering_tokenizer
+from minidist.preflight.families import check_learnt
 from minidist.preflight.growth import growth_lines
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
 from minidist.preflight.vocabulary import common
@@ -114,6 +115,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     data = config.data
     checks.check_files(config, _student_names(config), [data.train, data.validation])
     student = read_student(config.student)
+    layout = check_learnt(student, config.learner)
     checks.check_context(student.context, data.max_tokens, "data.max_tokens")
     reader = RowReader(Renderer(student.tokenizer, data, student.stops), data)
     rows = [reader.examples("train", data.train, max_tokens=data.max_tokens)]
@@ -121,8 +123,8 @@ def plan_sft(config: SftConfig) -> SftPlan:
         rows.append(reader.examples("validation", data.validation, max_tokens=data.max_tokens))
     examples, *validation = (each.found for each in rows)
     description = [*lines.student_lines(student.shape, config.student.lora), *(each.line for each in rows)]
-    description += [lines.training_line(config, examples), *sft_memory_lines(config, student.shape, longest=data.max_tokens)]
-    description += growth_lines(config)
+    description += [lines.training_line(config, examples), *layout]
+    description += [*sft_memory_lines(config, student.shape, longest=data.max_tokens), *growth_lines(config)]
     held_out = validation[0] if validation else []
     return SftPlan(
         reader.renderer, data.max_tokens, description, vocabulary=None, examples=examples, validation_examples=held_out
@@ -135,6 +137,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     sources = [data.prompts, data.validation, *(stream.data for stream in config.streams.values())]
     checks.check_files(config, _student_names(config) | {"teacher.model": config.teacher.model}, sources)
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
+    layout = check_learnt(models.student, config.learner)
     checks.check_distillation(config, models)
     max_tokens = _with_probe(models.context, data.max_prompt_tokens + config.rollout.max_new_tokens)
     reader = _reader(data, [models])
@@ -152,7 +155,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
     if config.evaluation.every is not None:
         description += lines.divergence_lines(config.evaluation.temperature, 1.0, "evaluation.temperature")
-    description += [*lines.distillation_lines(config), *memory_lines(config, *shapes, longest=max_tokens)]
+    description += [*lines.distillation_lines(config), *layout, *memory_lines(config, *shapes, longest=max_tokens)]
     description += growth_lines(config)
     return DistillPlan(
         reader.renderer,
@@ -193,10 +196,13 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     pairs = [PairFacts(model, teacher) for model in models.values()]
     vocabulary = common(pair.vocabulary for pair in pairs)
     tokens = data.max_prompt_tokens + config.rollout.max_new_tokens
+    checks.check_teacher_engine(config, teacher)
+    layout: list[str] = []
     for pair in pairs:
+        layout += check_learnt(pair.student, config.learner)
         checks.check_context(pair.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
         if config.rollout.engine == "vllm":
-            checks.check_head_size(pair.student, config.cluster.gpus, "rollout.engine=hf")
+            checks.check_engine(pair.student, config.cluster.gpus, "rollout.engine=hf")
     max_tokens = _with_probe(pairs[-1].context, tokens)
     reader = _reader(data, pairs)
     prompts = reader.prompts("test", data.test)
@@ -205,7 +211,7 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     }
     described = [lines.model_line(name, model.shape) for name, model in models.items()]
     described += [line for pair in pairs for line in lines.difference_lines(pair, data.template_from)]
-    described += lines.ending_lines(reader.renderer)
+    described += [*lines.ending_lines(reader.renderer), *dict.fromkeys(layout)]
     described += lines.divergence_lines(config.rollout.temperature, config.rollout.top_p, "rollout.temperature, rollout.top_p")
     described += [prompts.line, *(each.line for each in questions.values())]
     found = {name: each.found for name, each in questions.items()}

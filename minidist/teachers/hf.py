@@ -50,7 +50,7 @@ class HFTeacher(TurnTaker):
         model = load_model(config, "teacher.model", on_gpu).requires_grad_(False)
         check_head(model)
         self._architecture = type(model).__name__
-        self._padded = padded_layout("auto", model.device)
+        self._padded = padded_layout("auto", model)
         self._group = OneProcess()
         self._scorer: Any = Scorer(model, vocabulary, hidden=config.payload == "hidden", padded=self._padded)
         self._worker = Worker("teacher")

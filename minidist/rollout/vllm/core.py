@@ -25,6 +25,7 @@ from minidist.models.files import resolve
 from minidist.rollout.answers import Job, answered
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
+from minidist.rollout.vllm.reload import reload
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
 from minidist.types import Array, Prompt, Rollout, Sampling, allowed_ids
@@ -82,6 +83,7 @@ class VLLMCore:
         self._finished: dict[str, Any] = {}
         self._names = map(str, count())
         self._blocks_ngrams = settings.ngrams
+        self._on_gpu = settings.on_gpu
         # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
         self._engine = self._worker.run_now(_make_engine, settings)
         self._shared = hide_shared_memory() if settings.tensor_parallel > 1 else []
@@ -188,8 +190,8 @@ class VLLMCore:
         return answered(job, self._renderer, completion.token_ids, logprobs, version=version)
 
     def _reload(self, tensors: list[tuple[str, Any]]) -> None:
-        # A direct model.load_weights fails on a CPU. The tensors must include a tied head. The caller proves the swap.
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
+        # The caller proves the swap.
+        self._engine.collective_rpc(reload, args=(tensors,), kwargs={"on_gpu": self._on_gpu})
         if not self._engine.reset_prefix_cache():
             raise RoleError("vLLM did not clear its prefix cache after new weights: requests on the old weights still run")
 

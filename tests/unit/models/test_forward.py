@@ -1,11 +1,16 @@
 """Hidden states of flat micro-batches: rows do not see one another, in either layout."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from minidist.data.batching import pack
+from minidist.errors import ModelError
 from minidist.models.forward import padded_layout
 from minidist.types import Row
+from tests.support.families import family_model
 from tests.support.micro import FAMILIES, alone, states, uneven_rows
 from tests.support.tiny import VOCABULARY, tiny_model
 
@@ -41,7 +46,21 @@ def test_sliding_window_holds_in_either_layout(padded: bool) -> None:
         assert (got - alone(model, rows[index])).abs().max() < 1e-5
 
 
-def test_a_cpu_pads_rows_and_a_gpu_packs_them() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+def test_a_cpu_pads_rows_and_a_gpu_packs_those_of_proved_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    proved: list[Any] = []
+    monkeypatch.setattr("minidist.models.forward._check_packing", proved.append)
+
+    def model(device: str, family: str = "llama") -> Any:
+        return SimpleNamespace(device=torch.device(device), config=SimpleNamespace(model_type=family))
+
+    cpu, gpu = model("cpu"), model("cuda")
     assert [padded_layout("auto", cpu), padded_layout("auto", gpu)] == [True, False]
+    assert padded_layout("auto", model("cuda", "opt")), "packed rows of opt see one another"
     assert [padded_layout("buckets", gpu), padded_layout("packed", cpu)] == [True, False]
+    assert proved == [gpu, cpu], "what is packed is proved on its device"
+
+
+def test_packed_rows_that_see_one_another_are_refused() -> None:
+    assert not padded_layout("packed", tiny_model("llama"))
+    with pytest.raises(ModelError, match=r"packed rows of OPTForCausalLM see one another .* set learner.layout=buckets"):
+        padded_layout("packed", family_model("opt"))

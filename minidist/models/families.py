@@ -1,0 +1,37 @@
+"""What families of models need: their kernels of attention, the layouts of their rows, the parts that are trained."""
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+PACKED = frozenset(
+    "cohere2 gemma2 gemma3 gemma3_text gpt2 gpt_neox granite llama mistral mixtral olmo2 phi3 qwen2 qwen3 qwen3_moe smollm3".split()
+)
+"""Families, by `model_type`, for which a test proves that rows packed into one do not see one another (configs/FAMILIES.md)."""
+
+
+def attention_kernel(config: PretrainedConfig) -> str | None:
+    """transformers' plain attention, where scores have a soft cap, which the fused kernels leave out without a word; None:
+    transformers chooses."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+
+
+def is_wrapped(config: PretrainedConfig) -> bool:
+    """Whether the model also reads images or sound: its language model is a part of it."""
+    return config.get_text_config() is not config
+
+
+def freeze_other_parts(model: PreTrainedModel) -> None:
+    """Freeze the parts of a wrapped model that text never reaches, so that weight decay cannot move them."""
+    if not is_wrapped(model.config):
+        return
+    parts = (model.get_decoder(), model.get_output_embeddings())
+    language = {id(parameter) for part in parts for parameter in part.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in language)
+
+
+def other_layers(config: PretrainedConfig) -> list[str]:
+    """Kinds of layers that are no softmax attention: convolutions, linear attention, state spaces."""
+    text = config.get_text_config()
+    kinds = {kind for kind in getattr(text, "layer_types", None) or () if kind in ("conv", "linear_attention", "mamba")}
+    kinds |= {"mamba"} if any(name.startswith("mamba_") for name in vars(text)) else set()
+    return sorted(kind.replace("_", " ") for kind in kinds)
