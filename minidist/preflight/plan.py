@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.models import ModelConfig
+from minidist.config.teacher import TeacherConfig
 from minidist.data.examples import Example, as_example
 from minidist.data.questions import Question
 from minidist.data.rendering import Renderer
@@ -15,6 +16,7 @@ from minidist.preflight import checks, lines, scores
 from minidist.preflight.cost import memory_lines, sft_memory_lines
 from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student
 from minidist.preflight.growth import growth_lines
+from minidist.preflight.precision import precision_lines
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
 from minidist.types import PROBE_TOKENS, Prompt, Rollout
 
@@ -110,6 +112,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     data = config.data
     checks.check_files(config, _student_names(config), [data.train, data.validation])
     student = read_student(config.student)
+    checks.check_embedding(student)
     checks.check_context(student.context, data.max_tokens, "data.max_tokens")
     reader = RowReader(Renderer(student.tokenizer, data), data)
     rows = [reader.examples("train", data.train, max_tokens=data.max_tokens)]
@@ -118,7 +121,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     examples, *validation = (each.found for each in rows)
     description = [*lines.student_lines(student.shape, config.student.lora), *(each.line for each in rows)]
     description += [lines.training_line(config, examples), *sft_memory_lines(config, student.shape, longest=data.max_tokens)]
-    description += growth_lines(config)
+    description += [*student.lines, *growth_lines(config), *precision_lines(config.cluster, _dtypes(config))]
     held_out = validation[0] if validation else []
     return SftPlan(
         reader.renderer, data.max_tokens, description, vocabulary=None, examples=examples, validation_examples=held_out
@@ -129,7 +132,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     """`prompts`: those of data.prompts, where another plan has read them."""
     data = config.data
     sources = [data.prompts, data.validation, *(stream.data for stream in config.streams.values())]
-    checks.check_files(config, _student_names(config) | {"teacher.model": config.teacher.model}, sources)
+    checks.check_files(config, _student_names(config) | _teacher_names(config.teacher), sources)
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
     checks.check_distillation(config, models)
     max_tokens = _with_probe(models.context, data.max_prompt_tokens + config.rollout.max_new_tokens)
@@ -146,7 +149,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     description = [*lines.student_lines(shapes[0], config.student.lora), *lines.pair_lines(models), prompts.line]
     description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
     description += [*lines.distillation_lines(config), *memory_lines(config, *shapes, longest=max_tokens)]
-    description += growth_lines(config)
+    description += [*models.student.lines, *growth_lines(config), *precision_lines(config.cluster, _dtypes(config))]
     return DistillPlan(
         reader.renderer,
         max_tokens,
@@ -160,7 +163,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
 
 
 def plan_score(config: ScoreConfig) -> ScorePlan:
-    names = _student_names(config) | {"teacher.model": config.teacher.model}
+    names = _student_names(config) | _teacher_names(config.teacher)
     checks.check_files(config, names, config.data.sources.values())
     scores.check_cache_directory(config.cache)
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
@@ -172,13 +175,14 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     facts = TeacherFacts(config, models, reader.renderer, texts[0].prompt, max_tokens)
     of_teacher, origin = teacher_lines(facts), scores.cache_origin(config, models)
     description = [*lines.pair_lines(models), *text_lines, *of_teacher, scores.size_line(config, texts, models)]
+    description += precision_lines(config.cluster, {"teacher.dtype": config.teacher.dtype})
     return ScorePlan(reader.renderer, max_tokens, description, vocabulary=vocabulary, texts=texts, origin=origin)
 
 
 def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     data = config.data
     names = {f"models.{name}": path for name, path in config.models.items()}
-    checks.check_files(config, names | {"teacher.model": config.teacher.model}, [data.test, *data.questions.values()])
+    checks.check_files(config, names | _teacher_names(config.teacher), [data.test, *data.questions.values()])
     teacher = read_model(config.teacher, "teacher.model")
     models = {name: read_model(as_model(config, path), f"models.{name}") for name, path in config.models.items()}
     pairs = [PairFacts(model, teacher) for model in models.values()]
@@ -196,6 +200,7 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     }
     described = [lines.model_line(name, model.shape) for name, model in models.items()]
     described += [prompts.line, *(each.line for each in questions.values())]
+    described += precision_lines(config.cluster, {"dtype": config.dtype, "teacher.dtype": config.teacher.dtype})
     found = {name: each.found for name, each in questions.items()}
     return EvaluatePlan(reader.renderer, max_tokens, described, vocabulary=vocabulary, prompts=prompts.found, questions=found)
 
@@ -207,6 +212,16 @@ def as_model(config: EvaluateConfig, path: str) -> ModelConfig:
 
 def _student_names(config: SftConfig | DistillConfig | ScoreConfig) -> dict[str, str | None]:
     return {"student.model": config.student.model, "student.tokenizer": config.student.tokenizer}
+
+
+def _teacher_names(teacher: TeacherConfig) -> dict[str, str | None]:
+    return {"teacher.model": teacher.model, "teacher.tokenizer": teacher.tokenizer}
+
+
+def _dtypes(config: SftConfig | DistillConfig) -> dict[str, str]:
+    """The precisions of the models that this program's processes hold, by their keys."""
+    teacher = {"teacher.dtype": config.teacher.dtype} if isinstance(config, DistillConfig) and config.teacher.hosted else {}
+    return {"student.dtype": config.student.dtype} | teacher
 
 
 def _with_probe(context: int, tokens: int) -> int:

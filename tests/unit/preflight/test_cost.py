@@ -21,6 +21,7 @@ from minidist.preflight.memory import GIB, Need
 from minidist.rollout import hf
 from minidist.rollout.mixed import lockstep
 from tests.support.shapes import LARGE, MIDDLE, SMALL
+from tests.support.weights import write_weights
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "recipes" / "llama-70b-to-8b.yaml"
@@ -34,6 +35,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pair")
     for name, config in (("student", MIDDLE), ("teacher", LARGE)):
         config.save_pretrained(root / name)
+        write_weights(root / name)
         character_tokenizer("ab=").save_pretrained(root / name)
     (root / "rows.jsonl").write_text("".join(json.dumps({"instruction": "ab", "input": ""}) + "\n" for _ in range(256)))
     return root
