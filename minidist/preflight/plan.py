@@ -17,6 +17,7 @@ from minidist.preflight.cost import memory_lines, sft_memory_lines
 from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student
 from minidist.preflight.growth import growth_lines
 from minidist.preflight.precision import precision_lines
+from minidist.preflight.space import space_lines
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
 from minidist.types import PROBE_TOKENS, Prompt, Rollout
 
@@ -121,7 +122,8 @@ def plan_sft(config: SftConfig) -> SftPlan:
     examples, *validation = (each.found for each in rows)
     description = [*lines.student_lines(student.shape, config.student.lora), *(each.line for each in rows)]
     description += [lines.training_line(config, examples), *sft_memory_lines(config, student.shape, longest=data.max_tokens)]
-    description += [*student.lines, *growth_lines(config), *precision_lines(config.cluster, _dtypes(config))]
+    description += [*student.lines, *space_lines(config, student.shape), *growth_lines(config)]
+    description += precision_lines(config.cluster, _dtypes(config))
     held_out = validation[0] if validation else []
     return SftPlan(
         reader.renderer, data.max_tokens, description, vocabulary=None, examples=examples, validation_examples=held_out
@@ -149,7 +151,8 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     description = [*lines.student_lines(shapes[0], config.student.lora), *lines.pair_lines(models), prompts.line]
     description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
     description += [*lines.distillation_lines(config), *memory_lines(config, *shapes, longest=max_tokens)]
-    description += [*models.student.lines, *growth_lines(config), *precision_lines(config.cluster, _dtypes(config))]
+    description += [*models.student.lines, *space_lines(config, shapes[0]), *growth_lines(config)]
+    description += precision_lines(config.cluster, _dtypes(config))
     return DistillPlan(
         reader.renderer,
         max_tokens,
