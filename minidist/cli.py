@@ -98,6 +98,11 @@ def main() -> None:
     except MinidistError as error:
         print(f"minidist: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"minidist: {error.filename} cannot be used: {error.strerror}; correct it, and try again", file=sys.stderr)
+        sys.exit(1)
 
 
 def _run(verb: str, path: Path, overrides: list[str] | None) -> None:

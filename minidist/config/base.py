@@ -31,6 +31,11 @@ class StageSection(Section):
     conflicts: ClassVar[Callable[[Any], Iterator[str]]]
     """The rules between the sections, which yield one sentence for each combination of settings that is refused."""
 
+    @property
+    def shapes_only(self) -> tuple[str, ...]:
+        """Keys of models whose weights the stage does not read: only tokenizer and shapes."""
+        return ()
+
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         for conflict in type(self).conflicts(self):

@@ -20,8 +20,14 @@ def learner(c: "SftConfig | DistillConfig") -> Iterator[str]:
         yield "learner.offload_optimizer needs learner.zero_stage 1, 2 or 3"
     if c.learner.kernel == "liger" and not c.cluster.gpus:
         yield "learner.kernel liger runs on a GPU, and cluster.gpus is 0; set learner.kernel=torch"
-    if c.learner.backend == "deepspeed" and c.learner.zero_stage == 0 and c.student.dtype != "float32":
-        yield f"learner.zero_stage 0 keeps no float32 copy of {c.student.dtype} weights; set learner.zero_stage=1"
+    if c.student.dtype == "float16":
+        yield "student.dtype float16 loses small gradients, and no loss is scaled; set student.dtype=bfloat16 or float32"
+    copies = c.learner.backend == "deepspeed" and c.learner.zero_stage > 0
+    trained = c.student.lora is None or c.learner.backend == "deepspeed"  # adapters are float32
+    if c.student.dtype == "bfloat16" and trained and not copies:
+        setting = "learner.backend single" if c.learner.backend == "single" else "learner.zero_stage 0"
+        cure = "set learner.backend=deepspeed with learner.zero_stage=1 or more, or student.dtype=float32"
+        yield f"{setting} keeps no float32 copy of bfloat16 weights, whose small steps would be rounded away; {cure}"
 
 
 def teacher_role(c: "DistillConfig | ScoreConfig") -> Iterator[str]:
@@ -141,6 +147,8 @@ def distill(c: "DistillConfig") -> Iterator[str]:
     if c.teacher.learns and not c.objective.matches_teacher:
         mismatch = f"objective.type {c.objective.type} is no divergence from the teacher, as a teacher that learns needs"
         yield f"{mismatch}; set objective.type=reverse_kl, or teacher.placement=actor"
+    if c.teacher.learns and c.teacher.dtype == "float16":
+        yield "teacher.dtype float16 loses small gradients of teacher.prompt; set teacher.dtype=bfloat16 or float32"
     if c.evaluation.patience is not None:
         yield "evaluation.patience belongs to sft; distillation runs for run.steps"
     if c.evaluation.every and c.data.validation is None:

@@ -52,6 +52,11 @@ class DistillConfig(StageSection):
         return with_method(tree) if isinstance(tree, dict) else tree
 
     @property
+    def shapes_only(self) -> tuple[str, ...]:
+        """The teacher's, where its weights are elsewhere and the learner does not apply its head."""
+        return () if self.teacher.hosted or self.teacher.payload == "hidden" else ("teacher.model",)
+
+    @property
     def teacher_mix(self) -> float:
         """Share of the teacher in the distribution from which the student's text is sampled."""
         return self.objective.teacher_mix if self.rollout.teacher_mix is None else self.rollout.teacher_mix

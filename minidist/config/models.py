@@ -18,6 +18,8 @@ class ModelConfig(Section):
     """Precision of the weights in memory and in computation."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model; only for code that you have read."""
+    tokenizer: str | None = None
+    """A directory or hub name of the tokenizer, where the model's directory has none or another one. None: the model's own."""
 
 
 class LoraConfig(Section):
@@ -42,8 +44,7 @@ class StudentConfig(ModelConfig):
     """Fields of a transformers configuration, including `model_type` (llama, qwen2, qwen3, gpt2 ...); the vocabulary size comes
     from the tokenizer. The weights are initialised randomly from run.seed. None: `model` is a checkpoint."""
     tokenizer: str | None = None
-    """A directory or hub name; `characters:TASK` makes a character tokenizer for a generated task. None: the tokenizer of the
-    checkpoint."""
+    """A directory or hub name; `characters:TASK` makes a character tokenizer for a generated task. None: the model's own."""
     lora: LoraConfig | None = None
     """Train low-rank adapters. None: train all weights."""
 

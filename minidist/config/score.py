@@ -37,3 +37,7 @@ class ScoreConfig(StageSection):
     """Rows of a file: the most that wait in memory, and that are scored again after the process was killed."""
     cluster: Annotated[ClusterConfig, FREE] = ClusterConfig()
     canaries: CanaryConfig = CanaryConfig()
+
+    @property
+    def shapes_only(self) -> tuple[str, ...]:
+        return ("student.model",) if self.teacher.hosted else ("student.model", "teacher.model")

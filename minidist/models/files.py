@@ -1,15 +1,21 @@
 """The directory of a model, on this machine or downloaded from the Hugging Face hub. Imports no torch."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import safe_open
 
-from minidist.errors import ModelError
+from minidist.errors import MinidistError, ModelError
+from minidist.run.files import read_record, shaped
 
 ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+_JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
@@ -39,11 +45,67 @@ def whole_model(path: Path, where: str) -> Path:
 
 @contextmanager
 def refused(sentence: str) -> Iterator[None]:
-    """Raise an error of transformers or PEFT as a ModelError: `sentence`, and the first line of the error."""
+    """Raise an error of transformers or PEFT as a ModelError: `sentence`, and the beginning of the error.
+
+    Files that others wrote bring these libraries to raise errors of any type.
+    """
     try:
         yield
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{sentence}: {str(error).splitlines()[0]}") from None
+    except (MinidistError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()] or ["no reason given"]
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        raise ModelError(f"{sentence}: {kind}{reason[:300]}") from None
+
+
+def check_json(path: Path, where: str) -> None:
+    """The small JSON files of a model or a tokenizer hold objects. Raises ModelError."""
+    for name in _JSON_FILES:
+        if os.path.lexists(path / name):
+            read_record(path / name, dict[str, Any], f"correct this file of {where}", ModelError)
+
+
+def check_weights(name: str, where: str) -> None:
+    """A model has weights in safetensors, every file of them whole. Raises ModelError."""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        _check_names(_on_hub(name), name, where)
+        return
+    _check_names({file.name for file in path.iterdir()}, name, where)
+    whole = path / WEIGHTS
+    files = [whole] if whole.is_file() else [path / file for file in weight_files(path, where)]
+    for file in files:
+        with refused(f"{where}: {file} is not a whole file of weights; copy the model again"), safe_open(file, "np"):
+            pass
+
+
+def weight_files(path: Path, where: str) -> list[str]:
+    """Names of the files that the index of a model's weights lists. Raises ModelError."""
+    index = read_record(path / INDEX, dict[str, Any], "copy the model again", ModelError)
+    where = f"{where}: {path / INDEX} is of another shape"
+    return sorted(set(shaped(index.get("weight_map"), dict[str, str], where, "copy the model again", ModelError).values()))
+
+
+def _check_names(names: set[str] | None, name: str, where: str) -> None:
+    if names is None or names & {WEIGHTS, INDEX}:
+        return
+    pickled = sorted(each for each in names if each.endswith((".bin", ".pt", ".pth")) and "training_args" not in each)
+    if pickled:
+        found = f"{name} holds its weights as {pickled[0]} alone, a kind of file that can run code when it is read"
+        cure = f"convert it where you trust it, AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(DIRECTORY)"
+        raise ModelError(f"{where}: {found}; {cure} of transformers, and set {where} to that directory")
+    expected = f"expected {WEIGHTS}, or {INDEX} with the files that it lists"
+    raise ModelError(f"{where}: {name} holds no weights; {expected}; set {where} to the directory of a whole model")
+
+
+def _on_hub(name: str) -> set[str] | None:
+    """Names of a model's files on the hub; None where the hub cannot be asked."""
+    try:
+        return set(HfApi().list_repo_files(name))
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
+        return None
 
 
 def is_adapter(path: Path) -> bool:

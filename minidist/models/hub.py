@@ -19,13 +19,21 @@ from minidist.errors import ModelError
 from minidist.models.device import pick_device
 from minidist.models.families import attention_kernel, freeze_other_parts
 from minidist.models.files import refused, resolve, whole_model
+from minidist.models.generation import left_out_line, read_generation, settled
+from minidist.models.sizes import check_sizes
+from minidist.run.tracking import log
+
+# Where a tokenizer may be in a directory of its own.
+_CURES = {f"{role}.model": f" (set {role}.tokenizer to a directory that has one)" for role in ("student", "teacher")}
 
 
 def load_config(config: ModelConfig, where: str) -> PretrainedConfig:
     """The transformers configuration of a checkpoint; its weights are not downloaded."""
     path = whole_model(resolve(config.model or "", where, weights=False), where)
     with refused(f"{where}: {path} has no usable config.json"):
-        return AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        found = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    check_sizes(found, f"{where}: {path}/config.json")
+    return found
 
 
 def load_tokenizer(name: str, where: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -33,13 +41,15 @@ def load_tokenizer(name: str, where: str, *, trust_remote_code: bool = False) ->
     if name.startswith("characters:"):
         return character_tokenizer(find(name.removeprefix("characters:")).alphabet)
     path = resolve(name, where, weights=False)
-    with refused(f"{where}: {path} has no usable tokenizer"):
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with refused(f"{where}: {path} has no usable tokenizer{_CURES.get(where, '')}"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer("a text")  # finds settings of another type
+    return tokenizer
 
 
-def student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer `student.tokenizer`; if it is not set, that of `student.model`."""
-    where = "student.tokenizer" if config.tokenizer else "student.model"
+def tokenizer_of(config: ModelConfig, where: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model or, where `tokenizer` beside `model` is set, that one. `where`: the key of the model."""
+    where = f"{where.removesuffix('.model')}.tokenizer" if config.tokenizer else where
     return load_tokenizer(config.tokenizer or config.model or "", where, trust_remote_code=config.trust_remote_code)
 
 
@@ -55,7 +65,10 @@ def architecture(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> P
     first, end, padding = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     padding = None if padding == end else padding  # the embedding of a padding token is never trained
     tokens = {"bos_token_id": first, "vocab_size": len(tokenizer), "eos_token_id": end, "pad_token_id": padding}
-    return type(known)(**tokens | fields)
+    with refused("student.architecture"):
+        made = type(known)(**tokens | fields)
+    check_sizes(made, "student.architecture")
+    return made
 
 
 def build_student(
@@ -73,12 +86,17 @@ def build_student(
 def load_model(config: ModelConfig, where: str, on_gpu: bool = False) -> PreTrainedModel:
     """The model of a checkpoint in evaluation mode (no dropout), from safetensors only, on the role's device."""
     path = whole_model(resolve(config.model or "", where), where)
-    shape = load_config(config, where)
-    options = {"dtype": getattr(torch, config.dtype), "attn_implementation": attention_kernel(shape)}
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "use_safetensors": True}
+    options |= {"dtype": getattr(torch, config.dtype), "attn_implementation": attention_kernel(load_config(config, where))}
+    found = read_generation(path, where)
+    if found is not None:
+        options["generation_config"] = found[0]
     with refused(f"{where}: cannot load {path}"):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=config.trust_remote_code, use_safetensors=True, **options
-        )
+        model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
+    # Without a file of their own the settings are those of config.json.
+    model.generation_config, left_out = settled(model.generation_config.to_diff_dict()) if found is None else found
+    if left_out:
+        log.warning("%s", left_out_line(where, left_out))
     return _ready(model, on_gpu)
 
 

@@ -15,7 +15,7 @@ from minidist.config.teacher import SoftPromptConfig
 from minidist.data.rendering import Renderer
 from minidist.data.sources import check_source
 from minidist.errors import ConfigError, ModelError, RunDirectoryError
-from minidist.models.files import resolve, whole_model
+from minidist.models.files import check_json, check_weights, resolve, whole_model
 from minidist.preflight.facts import ModelFacts, PairFacts
 from minidist.preflight.families import check_in_vllm, check_teacher
 from minidist.run.directory import RunDirectory
@@ -33,7 +33,7 @@ def check_files(config: Config, models: Mapping[str, str | None], sources: Itera
     RunDirectory(config).check()
     check_cores(config.cluster)
     for where, name in models.items():
-        check_model_directory(name, where)
+        check_model_directory(name, where, weights=where not in config.shapes_only)
     for source in filter(None, sources):
         check_source(source)
     check_gpus(config.cluster)
@@ -62,16 +62,28 @@ def check_gpus(config: ClusterConfig) -> None:
         raise ConfigError(f"cluster.gpus is {config.gpus}, and this machine has {found}; {remedy}")
 
 
-def check_model_directory(name: str | None, where: str) -> None:
-    """A model or tokenizer is on this machine or on the hub, and is more than adapters."""
+def check_model_directory(name: str | None, where: str, *, weights: bool = True) -> None:
+    """A model or tokenizer is on this machine or on the hub, and is more than adapters. `weights`: it has weights too."""
     if name is None or name.startswith("characters:"):
         return
     path = resolve(name, where, weights=False)
+    check_json(path, where)
     if where.endswith("tokenizer"):
         return
     whole_model(path, where)
     if not (path / "config.json").is_file():
         raise ModelError(f"{where}: {path} holds no usable config.json; set {where} to the directory of a model")
+    if weights:
+        check_weights(name, where)
+
+
+def check_embedding(model: ModelFacts) -> None:
+    """Every token has a row in the embedding. A pair of models is checked as a pair."""
+    highest = max(model.tokenizer.get_vocab().values(), default=-1)
+    if highest >= model.rows:
+        found = f"{model.where} has {model.rows} rows of embedding, and its tokenizer has ids up to {highest}"
+        cure = "save the model after resize_token_embeddings of transformers, or set student.tokenizer to its own"
+        raise ModelError(f"{found}; {cure}")
 
 
 def check_distillation(config: DistillConfig, models: PairFacts) -> None:

@@ -40,9 +40,11 @@ class ModelFacts:
     @cached_property
     def shape(self) -> "Shape":
         """Sizes, from a skeleton of the model without weights."""
+        from minidist.models.files import refused
         from minidist.models.shape import read_shape
 
-        return read_shape(self.config, self.lora)
+        with refused(f"{self.where}: no model can be built from its config.json"):
+            return read_shape(self.config, self.lora)
 
     @property
     def context(self) -> int:
@@ -50,6 +52,14 @@ class ModelFacts:
         from minidist.models.hub import context_length
 
         return context_length(self.config)
+
+    @property
+    def lines(self) -> list[str]:
+        """Lines of the plan on its generation settings."""
+        from minidist.models.generation import left_out_line, read_generation
+
+        found = read_generation(Path(self.config.name_or_path), self.where) if self.config.name_or_path else None
+        return [left_out_line(self.where, found[1])] if found and found[1] else []
 
     @property
     def rows(self) -> int:
@@ -132,21 +142,20 @@ def _template(name: str, teacher: ModelFacts) -> Any:
 def read_student(config: StudentConfig) -> ModelFacts:
     """The student, from its checkpoint or from `student.architecture`."""
     from minidist.models.endings import stop_ids
-    from minidist.models.hub import architecture, load_config, student_tokenizer
+    from minidist.models.hub import architecture, load_config, tokenizer_of
 
-    tokenizer = student_tokenizer(config)
-    trained = config.model is not None
-    model = load_config(config, "student.model") if trained else architecture(config, tokenizer)
-    return ModelFacts("student.model", tokenizer, model, config.lora, stop_ids(config.model, "student.model"))
+    trained = load_config(config, "student.model") if config.model is not None else None
+    tokenizer, stops = tokenizer_of(config, "student.model"), stop_ids(config.model, "student.model")
+    return ModelFacts("student.model", tokenizer, trained or architecture(config, tokenizer), config.lora, stops)
 
 
 def read_model(config: ModelConfig, where: str) -> ModelFacts:
     """A model from its checkpoint."""
     from minidist.models.endings import stop_ids
-    from minidist.models.hub import load_config, load_tokenizer
+    from minidist.models.hub import load_config, tokenizer_of
 
-    tokenizer = load_tokenizer(config.model or "", where, trust_remote_code=config.trust_remote_code)
-    return ModelFacts(where, tokenizer, load_config(config, where), stops=stop_ids(config.model, where))
+    found = load_config(config, where)
+    return ModelFacts(where, tokenizer_of(config, where), found, stops=stop_ids(config.model, where))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.data import RenderConfig
 from minidist.config.models import ModelConfig
+from minidist.config.teacher import TeacherConfig
 from minidist.data.examples import Example, as_example
 from minidist.data.questions import Question
 from minidist.data.rendering import Renderer
@@ -18,6 +19,8 @@ from minidist.preflight.cost import memory_lines, sft_memory_lines
 from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student, rendering_tokenizer
 from minidist.preflight.families import check_learnt
 from minidist.preflight.growth import growth_lines
+from minidist.preflight.precision import precision_lines
+from minidist.preflight.space import space_lines
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
 from minidist.preflight.vocabulary import common
 from minidist.types import PROBE_TOKENS, Prompt, Rollout, Vocabulary
@@ -116,6 +119,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     checks.check_files(config, _student_names(config), [data.train, data.validation])
     student = read_student(config.student)
     layout = check_learnt(student, config.learner)
+    checks.check_embedding(student)
     checks.check_context(student.context, data.max_tokens, "data.max_tokens")
     reader = RowReader(Renderer(student.tokenizer, data, student.stops), data)
     rows = [reader.examples("train", data.train, max_tokens=data.max_tokens)]
@@ -124,7 +128,9 @@ def plan_sft(config: SftConfig) -> SftPlan:
     examples, *validation = (each.found for each in rows)
     description = [*lines.student_lines(student.shape, config.student.lora), *(each.line for each in rows)]
     description += [lines.training_line(config, examples), *layout]
-    description += [*sft_memory_lines(config, student.shape, longest=data.max_tokens), *growth_lines(config)]
+    description += sft_memory_lines(config, student.shape, longest=data.max_tokens)
+    description += [*student.lines, *space_lines(config, student.shape), *growth_lines(config)]
+    description += precision_lines(config.cluster, _dtypes(config))
     held_out = validation[0] if validation else []
     return SftPlan(
         reader.renderer, data.max_tokens, description, vocabulary=None, examples=examples, validation_examples=held_out
@@ -135,7 +141,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     """`prompts`: those of data.prompts, where another plan has read them."""
     data = config.data
     sources = [data.prompts, data.validation, *(stream.data for stream in config.streams.values())]
-    checks.check_files(config, _student_names(config) | {"teacher.model": config.teacher.model}, sources)
+    checks.check_files(config, _student_names(config) | _teacher_names(config.teacher), sources)
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
     layout = check_learnt(models.student, config.learner)
     checks.check_distillation(config, models)
@@ -156,7 +162,8 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     if config.evaluation.every is not None:
         description += lines.divergence_lines(config.evaluation.temperature, 1.0, "evaluation.temperature")
     description += [*lines.distillation_lines(config), *layout, *memory_lines(config, *shapes, longest=max_tokens)]
-    description += growth_lines(config)
+    description += [*models.student.lines, *space_lines(config, shapes[0]), *growth_lines(config)]
+    description += precision_lines(config.cluster, _dtypes(config))
     return DistillPlan(
         reader.renderer,
         max_tokens,
@@ -171,7 +178,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
 
 
 def plan_score(config: ScoreConfig) -> ScorePlan:
-    names = _student_names(config) | {"teacher.model": config.teacher.model}
+    names = _student_names(config) | _teacher_names(config.teacher)
     checks.check_files(config, names, config.data.sources.values())
     scores.check_cache_directory(config.cache)
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
@@ -184,13 +191,14 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     of_teacher, origin = teacher_lines(facts), scores.cache_origin(config, models)
     described = lines.pair_lines(models, config.data.template_from)
     description = [*described, *text_lines, *of_teacher, scores.size_line(config, texts, models)]
+    description += precision_lines(config.cluster, {"teacher.dtype": config.teacher.dtype})
     return ScorePlan(reader.renderer, max_tokens, description, vocabulary=vocabulary, texts=texts, origin=origin)
 
 
 def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     data = config.data
     names = {f"models.{name}": path for name, path in config.models.items()}
-    checks.check_files(config, names | {"teacher.model": config.teacher.model}, [data.test, *data.questions.values()])
+    checks.check_files(config, names | _teacher_names(config.teacher), [data.test, *data.questions.values()])
     teacher = read_model(config.teacher, "teacher.model")
     models = {name: read_model(as_model(config, path), f"models.{name}") for name, path in config.models.items()}
     pairs = [PairFacts(model, teacher) for model in models.values()]
@@ -214,6 +222,7 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     described += [*lines.ending_lines(reader.renderer), *dict.fromkeys(layout)]
     described += lines.divergence_lines(config.rollout.temperature, config.rollout.top_p, "rollout.temperature, rollout.top_p")
     described += [prompts.line, *(each.line for each in questions.values())]
+    described += precision_lines(config.cluster, {"dtype": config.dtype, "teacher.dtype": config.teacher.dtype})
     found = {name: each.found for name, each in questions.items()}
     return EvaluatePlan(reader.renderer, max_tokens, described, vocabulary=vocabulary, prompts=prompts.found, questions=found)
 
@@ -235,6 +244,16 @@ def _reader(config: RenderConfig, pairs: Sequence[PairFacts]) -> RowReader:
 
 def _student_names(config: SftConfig | DistillConfig | ScoreConfig) -> dict[str, str | None]:
     return {"student.model": config.student.model, "student.tokenizer": config.student.tokenizer}
+
+
+def _teacher_names(teacher: TeacherConfig) -> dict[str, str | None]:
+    return {"teacher.model": teacher.model, "teacher.tokenizer": teacher.tokenizer}
+
+
+def _dtypes(config: SftConfig | DistillConfig) -> dict[str, str]:
+    """The precisions of the models that this program's processes hold, by their keys."""
+    teacher = {"teacher.dtype": config.teacher.dtype} if isinstance(config, DistillConfig) and config.teacher.hosted else {}
+    return {"student.dtype": config.student.dtype} | teacher
 
 
 def _with_probe(context: int, tokens: int) -> int:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from minidist.run.files import write_text, writing
+from minidist.run.files import full_disk, write_text, writing
 from minidist.types import MAIN, Array, Batch, Measures, Rollout, Update, Writer
 
 log = logging.getLogger("minidist")
@@ -68,7 +69,9 @@ class Recorder:
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps.start or None)
+            threading.excepthook = _quiet_when_full
+            with writing(directory / "tensorboard"):
+                self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps.start or None)
         clocks = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), *clocks)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
@@ -158,12 +161,20 @@ def start_log(directory: Path | None) -> None:
     log.handlers = [shown]
     log.propagate = False
     if directory is not None:
-        log.addHandler(_plain((directory / "log.txt").open("a", encoding="utf-8")))
+        kept = _plain((directory / "log.txt").open("a", encoding="utf-8"))
+        kept.handleError = lambda record: None  # a full disk ends the run where its numbers are written
+        log.addHandler(kept)
 
 
 def _rounded(logprobs: Array | None) -> list[float | None] | None:
     """Log-probabilities for JSON, which has no NaN: null for a token without one."""
     return None if logprobs is None else [None if math.isnan(value) else round(value, 4) for value in logprobs.tolist()]
+
+
+def _quiet_when_full(failed: threading.ExceptHookArgs) -> None:
+    """Errors of threads as Python prints them, but for a full disk: TensorBoard's thread hands that on to the next write."""
+    if failed.exc_value is None or full_disk(failed.exc_value) is None:
+        threading.__excepthook__(failed)
 
 
 def _plain(stream: TextIO) -> logging.Handler:

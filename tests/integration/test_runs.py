@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -217,6 +220,35 @@ def test_a_finished_run_goes_on_as_one_of_more_steps(models: Path, patience: int
     grown, whole = models / f"grown-{patience}", models / f"whole-{patience}"
     assert numbers(grown) == numbers(whole) and json.loads((grown / "summary.json").read_text())["steps"] == 9
     assert (grown / "final" / "model.safetensors").read_bytes() == (whole / "final" / "model.safetensors").read_bytes()
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+from minidist.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("bytes", "written"), [(60_000, "checkpoints/step_000004"), (1_500, "(metrics.jsonl|tensorboard)")])
+def test_a_full_disk_ends_a_run_with_a_sentence_and_its_last_checkpoint_whole(models: Path, bytes: int, written: str) -> None:
+    """No file may grow beyond `bytes`, as on a disk that is full; then there is room again."""
+    name = f"full-{bytes}"
+    config = sft(models, name, SHAPE, 200, 40, 3) | {"evaluation": {}}
+    config["run"] |= {"deterministic": True, "checkpoint_every": 2}
+    file = write(models / f"{name}.yaml", config)
+    assert run("sft", file, "run.steps=2").returncode == 0
+    command = [sys.executable, "-c", LIMITED, str(bytes), "sft", str(file)]
+    full = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+    assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
+    assert re.fullmatch(
+        rf"minidist: {models}/{name}/{written} could not be written: .*; free space.*", full.stderr.splitlines()[-1]
+    )
+    assert [path.name for path in (models / name / "checkpoints").iterdir()] == ["step_000002"]
+    assert not (models / name / "summary.json").exists()
+    again = run("sft", file)
+    assert again.returncode == 0 and "resuming from" in again.stderr
+    assert [line["step"] for line in metrics(models / name)] == list(range(40))
 
 
 def test_evaluate_prints_one_table_and_writes_it(models: Path, nothing_left: Started) -> None:

@@ -223,7 +223,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
     """The arguments of vLLM's engine."""
     arguments: dict[str, Any] = {
         "model": str(settings.model),
-        "tokenizer": str(settings.model),
+        "skip_tokenizer_init": True,  # it reads and writes ids, and the tokenizer may be in another directory
         "dtype": settings.dtype,
         "seed": settings.seed,
         "max_model_len": settings.max_tokens,

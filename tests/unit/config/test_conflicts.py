@@ -51,7 +51,18 @@ REFUSED = [
     (
         "distill",
         ["learner.zero_stage=0", "student.dtype=bfloat16"],
-        ["learner.zero_stage 0", "bfloat16 weights", "set learner.zero_stage=1"],
+        ["learner.zero_stage 0", "bfloat16 weights", "learner.zero_stage=1 or more"],
+    ),
+    (
+        "sft",
+        ["learner.backend=single", "student.dtype=bfloat16"],
+        ["learner.backend single keeps no float32 copy of bfloat16", "set learner.backend=deepspeed"],
+    ),
+    ("sft", ["student.dtype=float16"], ["student.dtype float16", "set student.dtype=bfloat16 or float32"]),
+    (
+        "distill",
+        ["teacher={placement: learner, prompt: {}, dtype: float16, model: t}"],
+        ["teacher.dtype float16", "set teacher.dtype=bfloat16 or float32"],
     ),
     (
         "distill",
@@ -141,7 +152,8 @@ ALLOWED = [
     ["objective.temperature=2", "streams.old={data: {path: a.txt, text: '{{ text }}'}, objective: {type: reverse_kl}}"],
     ["learner={zero_stage: 3, offload_optimizer: true, offload_parameters: true}", "student.dtype=bfloat16"],
     ["learner={zero_stage: 1}", "student.dtype=bfloat16"],
-    ["learner={backend: single, zero_stage: 0}", "student.dtype=bfloat16"],
+    ["learner={backend: single, zero_stage: 0}", "student={dtype: bfloat16, model: s, lora: {rank: 2}}"],
+    ["learner.zero_stage=1", "student.dtype=bfloat16", "teacher.dtype=float16"],
     ["cluster.rollout.tensor_parallel=2", "cluster.gpus=4"],
     ["cluster.rollout={tensor_parallel: 2, gpus: 2}", "cluster.gpus=2"],
     ["rollout.temperature=0"],

@@ -22,6 +22,7 @@ from minidist.preflight import checks
 from minidist.preflight.checks import check_context, check_cores, check_gpus, check_soft_prompt, check_split
 from minidist.preflight.plan import plan_distill
 from tests.support.tiny import tiny_renderer
+from tests.support.weights import write_weights
 
 DIGITS = character_tokenizer("0123")
 
@@ -97,6 +98,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, file in (("student", "config.json"), ("teacher", "config.json"), ("adapter", "adapter_config.json")):
         (root / name).mkdir()
         (root / name / file).write_text("{}")
+        write_weights(root / name)
     (root / "empty").mkdir()
     (root / "rows.jsonl").write_text(json.dumps({"question": "ab="}) + "\n")
     tree = PROMPTED | {

@@ -22,6 +22,7 @@ from minidist.preflight.memory import GIB, Need
 from minidist.rollout import hf
 from minidist.rollout.mixed import lockstep
 from tests.support.shapes import LARGE, MIDDLE, SMALL
+from tests.support.weights import write_weights
 
 ROOT = Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "recipes" / "llama-70b-to-8b.yaml"
@@ -38,6 +39,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="ab")
     for name, config in (("student", MIDDLE), ("teacher", LARGE)):
         config.save_pretrained(root / name)
+        write_weights(root / name)
         tokenizer.save_pretrained(root / name)
     (root / "rows.jsonl").write_text("".join(json.dumps({"instruction": "ab", "input": ""}) + "\n" for _ in range(256)))
     return root

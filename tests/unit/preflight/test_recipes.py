@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2TokenizerFast, OPTConfig
 from minidist.cluster import machine
 from minidist.config import DistillConfig, EvaluateConfig, SftConfig, load
 from minidist.preflight.plan import plan_distill, plan_evaluate, plan_sft
+from tests.support.weights import write_weights
 
 RECIPES = Path(__file__).parents[3] / "configs" / "recipes" / "minillm"
 MODELS: dict[str, tuple[PretrainedConfig, PretrainedConfig]] = {
@@ -62,6 +63,7 @@ def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def save(path: Path, config: PretrainedConfig) -> str:
     """A model's shape with a tokenizer, without weights."""
     config.save_pretrained(path)
+    write_weights(path)
     words = [*sorted({chr(n) for n in range(33, 127)}), "\u0120", "\u010a", "<|endoftext|>"]
     (path / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
     (path / "merges.txt").write_text("#version: 0.2\n")

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, checked before they are read, the newest few kept."""
 
 import asyncio
+import errno
 import json
 import logging
 import shutil
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from minidist.errors import RunDirectoryError
+from minidist.errors import DiskFullError, RunDirectoryError
 from minidist.learners.state import StateReader, save_state
 from minidist.run.checkpoint import Checkpoint, Checkpoints
 
@@ -31,8 +32,8 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 class FileLearner:
     """Writes real files: a folder beside the model's, and a training state of the step it is at."""
 
-    def __init__(self, fails_in: str = "") -> None:
-        self.step, self.fails_in = 0, fails_in
+    def __init__(self, fails_in: str = "", number: int = 0) -> None:
+        self.step, self.fails_in, self.number = 0, fails_in, number
 
     async def save(self, path: Path) -> None:
         (path / "model.safetensors").write_bytes(bytes(range(200)) + bytes([self.step % 256]))
@@ -46,7 +47,7 @@ class FileLearner:
 
     def _fail(self, verb: str) -> None:
         if self.fails_in == verb:
-            raise OSError("disk full")
+            raise OSError(self.number, "disk full") if self.number else OSError("disk full")
 
 
 def write(folder: Path, *steps: int, kept: int = 3, fails_in: str = "", **state: Any) -> None:
@@ -186,3 +187,35 @@ def test_every_file_has_its_sum(tmp_path: Path) -> None:
     write(tmp_path, 1)
     sums = json.loads((tmp_path / "step_000001" / "sums.json").read_text())
     assert sorted(sums) == sorted(set(FILES) - {"sums.json"})
+
+
+@pytest.mark.parametrize("verb", ["save", "save_state"])
+def test_a_full_disk_leaves_the_older_checkpoint_and_no_half_one(tmp_path: Path, verb: str) -> None:
+    write(tmp_path, 1, kept=1)
+    learner: Any = FileLearner(verb, errno.ENOSPC)
+    with pytest.raises(DiskFullError, match=r"step_000002 could not be written: No space left on device; free space"):
+        asyncio.run(Checkpoints(tmp_path, 1).write(2, learner, {}))
+    assert names(tmp_path) == ["step_000001"] and newest(tmp_path).step == 1
+
+
+@pytest.mark.parametrize("sums", ["[]", "null", "{}", '{"a": 1}', '{"../x": "y"}', '{"a\\u0000": "y"}', "[" * 100_000])
+def test_sums_of_another_shape_are_damage(tmp_path: Path, sums: str) -> None:
+    write(tmp_path, 1, 2)
+    (tmp_path / "step_000002" / "sums.json").write_text(sums)
+    if sums == "{}":  # whole by its sums, which name no file, but without a state
+        (tmp_path / "step_000002" / "state.json").unlink()
+    assert newest(tmp_path).step == 1
+
+
+def test_links_and_files_in_place_of_checkpoints_are_skipped_and_removed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "checkpoints"
+    write(folder, 1)
+    (folder / "step_000002").symlink_to(tmp_path / "elsewhere")
+    (folder / "step_000003").write_text("a file")
+    (folder / ".step_000004").symlink_to(tmp_path / "nothing")
+    assert newest(folder).step == 1
+    write(folder, 2, kept=1)
+    assert (
+        names(folder) == ["step_000002"] and (tmp_path / "elsewhere").is_dir() and not list((tmp_path / "elsewhere").iterdir())
+    )

@@ -1,13 +1,16 @@
 """Files that survive a crash."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from minidist.errors import RunDirectoryError
+from minidist.errors import DiskFullError, ModelError, RunDirectoryError
 from minidist.run import files
-from minidist.run.files import damage, lock, sha256, write_json
+from minidist.run.files import damage, lock, read_record, sha256, write_json, writing
 
 
 def test_a_crash_while_writing_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +57,35 @@ def test_a_lock_is_held_until_it_is_closed(tmp_path: Path) -> None:
         lock(tmp_path / "new", use="reading", setting="cache")
     held.close()
     lock(tmp_path / "new", use="reading", setting="cache").close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(OSError(number, os.strerror(number)) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos: Disk quota exceeded"),
+    ],
+    ids=str,
+)
+def test_a_full_disk_is_a_sentence_with_the_path(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(DiskFullError, match=r"metrics.jsonl could not be written: .*; free space there, .* last checkpoint"):
+        with writing(tmp_path / "metrics.jsonl"):
+            raise error
+
+
+def test_other_errors_of_writing_stay_as_they_are(tmp_path: Path) -> None:
+    for error in (OSError(errno.EIO, "I/O error"), ValueError("bad")):
+        with pytest.raises(type(error)), writing(tmp_path):
+            raise error
+
+
+def test_a_record_has_its_shape_or_names_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"a": 1}')
+    assert read_record(file, dict[str, int], "mend it") == {"a": 1}
+    file.write_text('{"a": "b"}')
+    with pytest.raises(ModelError, match=r"a.json is of another shape \(a: Input should be a valid integer.*\); mend it$"):
+        read_record(file, dict[str, int], "mend it", ModelError)
+    with pytest.raises(RunDirectoryError, match=r"b.json is missing; mend it"):
+        read_record(tmp_path / "b.json", dict[str, int], "mend it")
