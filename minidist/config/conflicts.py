@@ -162,7 +162,7 @@ def sft(c: "SftConfig") -> Iterator[str]:
             yield f"data.{name} needs answer (train on answers) or text (train on plain text)"
     if (c.evaluation.every or c.evaluation.patience) and c.data.validation is None:
         yield "evaluation.every and evaluation.patience need data.validation: rows for the validation loss"
-    if "temperature" in c.evaluation.model_fields_set:
+    if c.evaluation.temperature != 1:
         yield "evaluation.temperature belongs to distill; sft evaluates the loss on given answers"
     if c.evaluation.patience and c.evaluation.every is None:
         yield "evaluation.patience needs evaluation.every: the steps between two evaluations"

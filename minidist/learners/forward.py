@@ -13,7 +13,16 @@ from minidist.config.learner import LearnerConfig
 from minidist.data.batching import MicroBatch
 from minidist.data.rendering import Renderer
 from minidist.learners.teacher import Visitor
-from minidist.losses.chunked import Head, LazyLogits, LossTerms, chunked_loss, complete, log_probabilities, nucleus_logprob
+from minidist.losses.chunked import (
+    Head,
+    LazyLogits,
+    LossTerms,
+    chunked_loss,
+    columns_of,
+    complete,
+    log_probabilities,
+    nucleus_logprob,
+)
 from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.losses.targets import Objective, TokenCredit, TokenTargets
 from minidist.models.arrays import to_tensor
@@ -71,7 +80,7 @@ class ForwardPass(nn.Module):
             teacher_hidden_LE: the teacher's hidden states, where the micro-batch does not bring them.
         """
         hidden_LD = hidden_states(self.model, micro, padded=self.padded)
-        targets = _targets(micro, hidden_LD.device)
+        targets = _targets(micro, hidden_LD.device, self._vocabulary)
         if objective.group_tokens is not None:
             targets = replace(targets, group_N=_groups(micro, objective.group_tokens).to(hidden_LD.device))
         student, teacher = LazyLogits(head_of(self.model, self._vocabulary), hidden_LD), self._teacher(micro, teacher_hidden_LE)
@@ -104,7 +113,8 @@ class ForwardPass(nn.Module):
             top_p: of the nucleus over which the student's log-probabilities are taken; divergences are over all tokens.
             options: those of `visit`.
         """
-        targets, teacher = _targets(micro, self.model.device), self._teacher(micro, teacher_hidden_LE)
+        vocabulary = None if options.get("whole") else self._vocabulary
+        targets, teacher = _targets(micro, self.model.device, vocabulary), self._teacher(micro, teacher_hidden_LE)
 
         def figures(part: slice, student_NV: Tensor) -> Tensor:
             known = None if teacher is None else teacher.at(part)
@@ -126,15 +136,17 @@ class ForwardPass(nn.Module):
         return None if hidden_LE is None or self._teacher_head is None else LazyLogits(self._teacher_head, hidden_LE)
 
 
-def _targets(micro: MicroBatch, device: torch.device) -> TokenTargets:
+def _targets(micro: MicroBatch, device: torch.device, vocabulary: int | None) -> TokenTargets:
+    """Ids are columns of the head's logits over the vocabulary."""
     scores, credit = micro.scores or TeacherScores(Payload.SAMPLED), micro.credit
 
     def tensor(array: Array | None, dtype: torch.dtype | None = None) -> Tensor | None:
         return None if array is None else to_tensor(array, str(array.dtype)).to(device, dtype)
 
+    top_ids_NK = tensor(scores.top_ids, torch.int64)
     return TokenTargets(
-        torch.as_tensor(micro.labels, device=device),
-        top_ids_NK=tensor(scores.top_ids, torch.int64),
+        columns_of(torch.as_tensor(micro.labels, device=device), vocabulary),
+        top_ids_NK=None if top_ids_NK is None else columns_of(top_ids_NK, vocabulary),
         top_logprobs_NK=tensor(scores.top_logprobs),
         teacher_logprob_N=tensor(scores.logprobs),
         credit=credit and TokenCredit(*(torch.as_tensor(getattr(credit, f.name), device=device) for f in fields(credit))),

@@ -20,17 +20,16 @@ from minidist.types import Vocabulary
 Head = Callable[[Tensor], Tensor]
 """Hidden states [N, D] to logits [N, V] in float32, vocabulary already sliced."""
 
-_NEVER = -1e4  # the logit of an id that has no probability
 _BLOCK = 1 << 21
 """Numbers in a block: 8 MiB a table, of which there are a handful at a time."""
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """A head that is one matrix: logits = cap(scale * (hidden @ weight.T + bias))[:, :vocabulary], in float32.
+    """A head that is one matrix: logits = cap(scale * (hidden @ weight.T + bias))[:, vocabulary], in float32.
 
-    weight [V, D], bias [V] or None, cap(x) = soft_cap * tanh(x / soft_cap) when `soft_cap` is set. Ids that are absent from the
-    vocabulary get logits whose probability is 0 in float32; minus infinity would make 0 * infinity of a divergence's terms.
+    weight [V, D], bias [V] or None, cap(x) = soft_cap * tanh(x / soft_cap) when `soft_cap` is set. Of a vocabulary with
+    absent ids, [N, V] has a column for each of the others; `columns_of` maps ids to them.
     """
 
     weight: Tensor
@@ -52,8 +51,11 @@ class LinearHead:
         """Logits from the products that `raw` returns."""
         logits = wide(raw_NV) if self.scale == 1 else wide(raw_NV) * self.scale
         logits = logits if self.soft_cap is None else self.soft_cap * torch.tanh(logits / self.soft_cap)
-        absent = () if self.vocabulary is None else Vocabulary.of(self.vocabulary).absent
-        return logits.index_fill(-1, torch.tensor(absent, device=logits.device), _NEVER) if absent else logits
+        if self.vocabulary is None or not (absent := Vocabulary.of(self.vocabulary).absent):
+            return logits
+        kept = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        kept[list(absent)] = False
+        return logits[:, kept]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,24 @@ class LazyLogits:
     def at(self, part: slice) -> Tensor:
         """The logits of some of the tokens, without gradient."""
         return self.head(self.hidden_ND[part])
+
+
+def columns_of(ids: Tensor, vocabulary: int | None) -> Tensor:
+    """The columns of a head's logits that belong to ids of its vocabulary.
+
+    >>> columns_of(torch.tensor([0, 3]), Vocabulary(4, [1]))
+    tensor([0, 2])
+    """
+    if vocabulary is None or not (absent := Vocabulary.of(vocabulary).absent):
+        return ids
+    return ids - torch.searchsorted(torch.tensor(absent, device=ids.device), ids)
+
+
+def ids_of(columns: Tensor, vocabulary: int | None) -> Tensor:
+    """The ids to which columns of a head's logits belong."""
+    if vocabulary is None or not Vocabulary.of(vocabulary).absent:
+        return columns
+    return torch.tensor(Vocabulary.of(vocabulary).ids, device=columns.device)[columns]
 
 
 class LossTerms(NamedTuple):

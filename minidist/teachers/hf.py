@@ -13,6 +13,7 @@ from minidist.config.teacher import LocalTeacherConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.rendering import Renderer
 from minidist.learners.group import OneProcess, ProcessGroup
+from minidist.losses.chunked import columns_of, ids_of
 from minidist.models.arrays import to_array
 from minidist.models.forward import hidden_states, padded_layout
 from minidist.models.heads import check_head, head_of
@@ -27,7 +28,7 @@ class HFTeacher(TurnTaker):
     """Scores rollouts with a frozen transformers model, `config.batch_tokens` at a time, and writes with the same weights.
 
     Args:
-        vocabulary: ids from this one on are padding and are never sampled; None: no id is padding.
+        vocabulary: the ids that student and teacher share; others are never sampled. None: all ids.
         on_gpu: whether the model runs on a GPU.
         group: the ranks over which ZeRO-3 partitions the model. All ranks take part in every call, each with other rollouts.
         core: a vLLM engine with the same weights, through which the teacher also takes turns with a student.
@@ -94,12 +95,13 @@ class HFTeacher(TurnTaker):
         if self._config.payload == "hidden":
             split = [to_array(part) for part in output.split(lengths)]
             return [TeacherScores(Payload.HIDDEN, hidden=array, hidden_dtype=dtype) for array, dtype in split]
-        labels_N = torch.as_tensor(micro.labels, device=output.device)
+        labels_N = columns_of(torch.as_tensor(micro.labels, device=output.device), self._vocabulary)
         logprobs = _arrays(output.gather(-1, labels_N[:, None]).squeeze(-1), lengths)
         if self._config.payload == "sampled":
             return [TeacherScores(Payload.SAMPLED, logprobs=row) for row in logprobs]
         top = output.topk(min(self._config.top_k, output.shape[-1]), -1)
-        rows = zip(logprobs, _arrays(top.indices.to(torch.int32), lengths), _arrays(top.values, lengths), strict=True)
+        ids_NK = ids_of(top.indices, self._vocabulary).to(torch.int32)
+        rows = zip(logprobs, _arrays(ids_NK, lengths), _arrays(top.values, lengths), strict=True)
         return [TeacherScores(Payload.TOP_K, logprobs=row, top_ids=ids, top_logprobs=values) for row, ids, values in rows]
 
 

@@ -22,6 +22,7 @@ from minidist.models.heads import load_teacher_head
 from minidist.models.hub import build_student, load_model
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.hf import HFEngine
+from minidist.run.canaries import check_engine
 from minidist.types import Batch, Finish, Rollout, Sampling, Weights
 from tests.integration.conftest import OBJECTIVES, SHAPE, Stack, save_model, settings
 from tests.support.config import make_objective, teacher_config
@@ -60,6 +61,16 @@ def test_engine_gives_the_learners_log_probabilities_of_its_samples(stack: Stack
     assert len({tuple(rollout.tokens) for rollout in rollouts}) > 1
     assert np.std(engine) > 0.3  # not a uniform model, on which anything agrees
     assert np.abs(engine - measured.student_logprob).max() < EXACT
+
+
+@pytest.mark.parametrize("warped", [{"temperature": 0.7, "top_p": 0.9}, {"temperature": 1.3}, {"temperature": 0.0}], ids=str)
+def test_the_canary_holds_at_other_temperatures_and_top_p(stack: Stack, warped: dict[str, float]) -> None:
+    rollouts, sampling = written(stack, **warped), replace(SAMPLING, **warped)  # type: ignore[arg-type]
+    stream = on_policy_batch(stack, rollouts).steps[0][0]
+    difference = check_engine(stack.run(stack.learner.measure(stream, *sampling.processed)), rollouts, 1e-3)
+    assert difference is not None and difference < EXACT
+    with pytest.raises(CanaryError, match="engine and learner disagree"):
+        check_engine(stack.run(stack.learner.measure(stream, 0.5, 0.8)), rollouts, 0.05)
 
 
 def test_log_probabilities_are_of_the_sampled_distribution(stack: Stack) -> None:

@@ -32,8 +32,9 @@ def answer_of(renderer: Renderer, text: str) -> Array:
     return renderer.example("1", text).answer
 
 
-def tiny_renderer(**settings: Any) -> Renderer:
-    return Renderer(character_tokenizer("0123456789="), RenderConfig(**settings))
+def tiny_renderer(*stops: int, **settings: Any) -> Renderer:
+    """`stops`: ids that end answers beside <eos>."""
+    return Renderer(character_tokenizer("0123456789="), RenderConfig(**settings), stops)
 
 
 def random_rollouts(lengths: Sequence[tuple[int, int]], *, seed: int = 0, vocabulary: int = VOCABULARY) -> list[Rollout]:

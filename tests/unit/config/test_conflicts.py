@@ -10,6 +10,7 @@ REFUSED = [
     ("sft", ["data.train.path=a.jsonl"], ["data.train needs answer", "or text"]),
     ("sft", ["data.validation.path=a.jsonl"], ["data.validation needs answer"]),
     ("sft", ["evaluation.patience=3"], ["evaluation.patience needs evaluation.every"]),
+    ("sft", ["evaluation.temperature=0"], ["evaluation.temperature belongs to distill"]),
     ("sft", ["evaluation.every=3", "data.validation=null"], ["evaluation.every", "need data.validation"]),
     (
         "distill",

@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from minidist.errors import ModelError
+from minidist.losses.chunked import LinearHead
 from minidist.models.heads import check_head, head_of, load_teacher_head, vocabulary_size
 from minidist.models.hub import load_model
+from minidist.types import Vocabulary
 from tests.support.config import teacher_config
+from tests.support.divergences import FAMILY
 from tests.support.micro import FAMILIES, alone, states, uneven_rows
 from tests.support.tiny import VOCABULARY, row_logits, tiny_model
 
@@ -57,6 +60,23 @@ def test_a_teacher_head_is_read_from_shards(tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors.index.json").is_file()
     head = load_teacher_head(teacher_config(model=str(tmp_path)), None)
     assert torch.equal(head.weight, model.lm_head.weight)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILY))
+def test_absent_ids_take_no_part_in_a_divergence_or_its_gradient(name: str) -> None:
+    """Values and gradients are those of heads that have no rows for them."""
+    generator, hidden_ND = torch.Generator().manual_seed(0), torch.randn(6, 8)
+    weights = [torch.randn(9, 8, generator=generator) for _ in range(2)]
+    kept = [0, 1, 3, 5, 6]
+
+    def found(cut: list[int] | slice, vocabulary: int) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = hidden_ND.clone().requires_grad_()
+        student, teacher = (LinearHead(weight[cut], vocabulary=vocabulary)(hidden).log_softmax(-1) for weight in weights)
+        value_N = FAMILY[name](student, teacher.detach())
+        return value_N.detach(), torch.autograd.grad(value_N.sum(), hidden)[0]
+
+    for masked, exact in zip(found(slice(None), Vocabulary(7, [2, 4])), found(kept, 5), strict=True):
+        assert torch.isfinite(masked).all() and torch.allclose(masked, exact, atol=1e-5)
 
 
 def test_a_vocabulary_slice_leaves_no_probability_outside(tmp_path: Path) -> None:

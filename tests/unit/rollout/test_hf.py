@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 import minidist.rollout.hf as module
 from minidist.config.models import ModelConfig
 from minidist.models.arrays import to_array
-from minidist.rollout.hf import HFEngine, sample
+from minidist.rollout.hf import HFEngine, sample, warp
 from minidist.rollout.seeds import sample_seed
-from minidist.types import Finish, Prompt, Rollout, Sampling, Weights
+from minidist.types import Finish, Prompt, Rollout, Sampling, Vocabulary, Weights
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
 RENDERER = tiny_renderer()
@@ -179,3 +179,29 @@ def test_engine_scores_and_takes_new_weights(tmp_path: Path) -> None:
         await engine.close()
 
     asyncio.run(use())
+
+
+def test_an_answer_ends_at_any_id_that_ends_answers() -> None:
+    """Its tokens are those without the second id up to there; finish and visible text agree."""
+    model, prompts, renderer = tiny_model(), made_prompts(2, 7, 4, 5), tiny_renderer(4)
+    sampling = Sampling(max_new_tokens=12, samples=6)
+    found, endings = sample(model, renderer, prompts, sampling, version=0), set()
+    for rollout, free in zip(found, written(model, prompts, samples=6), strict=True):
+        ids = free.tokens.tolist()
+        end = min((ids.index(stop) for stop in (0, 4) if stop in ids), default=11)
+        assert rollout.tokens.tolist() == ids[: end + 1]
+        stopped = ids[end] in (0, 4)
+        assert rollout.finish is (Finish.STOP if stopped else Finish.LENGTH)
+        assert rollout.text == renderer.decode(np.array(ids[:end] if stopped else ids[: end + 1]))
+        endings.add(ids[end] if stopped else None)
+    assert endings >= {0, 4}
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "top_p": 0.9}, {"temperature": 0.0, "top_p": 0.5}])
+def test_absent_ids_are_never_drawn_and_carry_no_probability(options: dict[str, float]) -> None:
+    """As in a model whose head has no rows for them."""
+    sampling, logits = Sampling(max_new_tokens=4, **options), torch.randn(5, 9)  # type: ignore[arg-type]
+    found = warp(logits, sampling, Vocabulary(7, [2, 4]))
+    kept = [0, 1, 3, 5, 6]
+    assert torch.allclose(found[:, kept], warp(logits[:, kept], sampling))
+    assert (found[:, [2, 4]] == -torch.inf).all() and found.shape == (5, 7)

@@ -20,7 +20,7 @@ from minidist.protocols import Learner
 from minidist.roles.make import RoleContext, make_learner
 from minidist.run.canaries import check_teacher
 from minidist.teachers.hf import HFTeacher
-from minidist.types import Batch, Measures, Stream, TeacherScores
+from minidist.types import Batch, Measures, Stream, TeacherScores, Vocabulary
 from tests.support.config import objective_config, teacher_config
 from tests.support.tiny import VOCABULARY, random_rollouts, row_logits, tiny_model, tiny_renderer
 
@@ -216,3 +216,42 @@ def test_a_stream_has_one_payload(pair: Pair) -> None:
         pack(few + sampled, budget=1000, padded=False)
     with pytest.raises(AssertionError, match="all rows of a stream have scores"):
         pack((*few, replace(sampled[0], scores=None)), budget=1000, padded=False)
+
+
+@pytest.mark.parametrize("fields", [{}, {"payload": "top_k", "top_k": 14}, {"payload": "top_k", "top_k": 3}], ids=str)
+def test_an_id_that_is_absent_takes_no_part(pair: Pair, fields: dict[str, Any]) -> None:
+    """The loss, and the teacher's likeliest tokens, are those of models whose heads have no row for it."""
+    vocabulary, kept = Vocabulary(VOCABULARY + 2, [VOCABULARY]), [*range(VOCABULARY), VOCABULARY + 1]
+    config = teacher_config(model=str(pair.path / "teacher"), **fields)
+
+    async def scored() -> list[TeacherScores]:
+        teacher = HFTeacher(config, tiny_renderer(), vocabulary=vocabulary)
+        try:
+            return await teacher.score(ROLLOUTS)
+        finally:
+            await teacher.close()
+
+    stream = collate("text", ROLLOUTS, asyncio.run(scored()), objective="forward")
+    sgd = OptimizerConfig(type="sgd", lr=1.0, grad_clip=None)
+    student = StudentConfig(model=str(pair.path / "student"))
+    context, settings = RoleContext(tiny_renderer(), vocabulary, steps=9), LearnerConfig(backend="single", optimizer=sgd)
+    learner = make_learner(context, student, settings, OBJECTIVES, teacher=config)
+    measures = asyncio.run(learner.measure(stream))
+    metrics = asyncio.run(learner.update(Batch(0, ((stream,),)))).metrics
+    asyncio.run(learner.close())
+    losses, logprobs = [], []
+    with torch.no_grad():
+        for row in stream.rows:
+            q, p = (row_logits(model, row)[:, kept].softmax(-1) for model in (padded_student(), pair.model))
+            logprobs += q[range(len(row.labels)), row.labels.tolist()].log().tolist()  # the labels are below the absent id
+            if row.scores is not None and row.scores.top_ids is not None:
+                best = p.topk(row.scores.top_ids.shape[1]).indices
+                assert row.scores.top_ids.tolist() == [[kept[column] for column in line] for line in best.tolist()]
+            count = fields.get("top_k", len(kept))
+            order = p.argsort(-1, descending=True)
+            q, p = (table.gather(-1, order) for table in (q, p))
+            if count < len(kept):
+                q, p = (torch.cat([each[:, :count], each[:, count:].sum(-1, keepdim=True)], -1) for each in (q, p))
+            losses.append((p * (p / q).log()).sum(-1))
+    assert metrics["loss/nats_per_token"] == pytest.approx(float(torch.cat(losses).mean()), abs=1e-5)
+    assert np.abs(measures.student_logprob - np.array(logprobs)).max() < 1e-4

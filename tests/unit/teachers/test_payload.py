@@ -7,7 +7,7 @@ import pytest
 
 from minidist.losses.divergences import EXCLUDED
 from minidist.teachers.payload import FLOOR, Malformed, bounded, classes_asked, floored_frac, to_scores
-from minidist.types import Payload, TeacherScores
+from minidist.types import Payload, TeacherScores, Vocabulary
 from tests.support.config import teacher_config
 from tests.support.server import PADDED
 from tests.support.tiny import VOCABULARY
@@ -53,3 +53,11 @@ def test_lists_that_no_model_gives_are_refused(ids: list[int], values: list[floa
     settings = teacher_config(model="x", backend="vllm", payload="top_k", top_k=2)
     with pytest.raises(Malformed, match=found):
         to_scores(np.array([-1.0]), np.array([ids]), np.array([values]), settings, None)
+
+
+def test_absent_ids_are_dropped_like_padded_ones() -> None:
+    ids, values = np.array([[14, 2, 13, 5, 1, 15]]), np.array([[-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]])
+    settings = teacher_config(model="x", backend="vllm", payload="top_k", top_k=2)
+    assert classes_asked(settings, PADDED, Vocabulary(VOCABULARY, [2])) == 6
+    found = to_scores(np.array([-2.0]), ids, values, settings, Vocabulary(VOCABULARY, [2]))
+    assert found.top_ids is not None and found.top_ids.tolist() == [[5, 1]]

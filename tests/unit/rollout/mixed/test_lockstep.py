@@ -107,6 +107,17 @@ def test_rollouts_hold_tokens_coins_and_student_logprobs(pair: tuple[PreTrainedM
         assert np.allclose(rollout.logprobs[~rollout.coins], student_logprobs[~rollout.coins], atol=1e-5)
 
 
+def test_a_row_ends_at_any_id_that_ends_answers(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    sampling, renderer = Sampling(max_new_tokens=12, samples=40), tiny_renderer(4)
+    found = sample_mixed(Mixture(*pair, 0.3), renderer, [PROMPT], sampling, version=3, vocabulary=13)
+    for rollout, free in zip(found, mixed(pair, [PROMPT], samples=40), strict=True):
+        ids = free.tokens.tolist()
+        end = min((ids.index(stop) for stop in (EOS, 4) if stop in ids), default=11)
+        assert rollout.tokens.tolist() == ids[: end + 1] and rollout.coins is not None and len(rollout.coins) == end + 1
+        assert (rollout.finish is Finish.STOP) == (ids[end] in (EOS, 4)) and rollout.text == renderer.decode(rollout.tokens)
+    assert {int(rollout.tokens[-1]) for rollout in found} >= {EOS, 4}
+
+
 def test_a_sample_depends_on_its_seed_and_not_on_the_batch(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
     prompts = [rollout.prompt for rollout in random_rollouts([(2, 1), (7, 1), (4, 1)])]
     together = [rollout.tokens.tolist() for rollout in mixed(pair, prompts)]

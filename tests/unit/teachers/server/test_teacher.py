@@ -15,7 +15,7 @@ from minidist.config.teacher import TeacherConfig
 from minidist.errors import MinidistError, RoleError
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.server.teacher import ServerTeacher
-from minidist.types import Finish, Payload, Rollout, Sampling
+from minidist.types import Finish, Payload, Rollout, Sampling, Vocabulary
 from tests.support.server import PADDED, Server, config, refused, table
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
 
@@ -99,6 +99,26 @@ def test_extend_sends_a_seed_for_each_sample_and_keeps_token_ids(model: str, ser
     assert greedy[0].logprobs is not None and truncated[0].logprobs is None
     ask(wide, lambda teacher: teacher.extend(prompts[:1], sampling))
     assert server.seen[-1][1]["allowed_token_ids"] == list(range(VOCABULARY))  # padded ids are never sampled
+
+
+def test_a_server_is_asked_to_stop_at_every_id_that_ends_answers(model: str, server: Server) -> None:
+    async def run() -> list[Rollout]:
+        teacher = ServerTeacher(config(model, server), tiny_renderer(5), vocabulary=Vocabulary(13, [7]))
+        try:
+            return await teacher.extend([ROLLOUTS[0].prompt], Sampling(max_new_tokens=3))
+        finally:
+            await teacher.close()
+
+    length = {"token_ids": [1, 2, 3], "logprobs": {"token_logprobs": [-1.0] * 3}, "finish_reason": "length"}
+    ended = length | {"token_ids": [1, 5], "logprobs": {"token_logprobs": [-1.0] * 2}, "finish_reason": "stop"}
+    for choice, finish in ((length, Finish.LENGTH), (ended, Finish.STOP)):
+        server.behave = lambda body, number, choice=choice: (200, {}, {"choices": [choice]})
+        [rollout] = asyncio.run(run())
+        assert (rollout.finish, rollout.tokens.tolist()) == (finish, choice["token_ids"])
+        assert rollout.text == tiny_renderer().decode(np.array([1] if finish is Finish.STOP else [1, 2, 3]))
+    body = [body for path, body, _ in server.seen if path == "/v1/completions"][-1]
+    assert (body["stop_token_ids"], body["ignore_eos"]) == ([0, 5], True)
+    assert body["allowed_token_ids"] == [index for index in range(13) if index != 7]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
