@@ -52,7 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def family_config(name: str, **fields: Any) -> PretrainedConfig:
     known = FAMILIES[name]
-    return AutoConfig.for_model(name, **(known if "text_config" in known else _IDS | known), **fields)
+    return AutoConfig.for_model(name, **((known if "text_config" in known else _IDS | known) | fields))
 
 
 def family_model(name: str, *, seed: int = 0, **fields: Any) -> PreTrainedModel:
