@@ -1,10 +1,17 @@
 """What families of models need: their kernels of attention, the layouts of their rows, the parts that are trained."""
 
-from transformers import PretrainedConfig, PreTrainedModel
+from typing import Any
 
-_PACKED = ("cohere2", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2")
-PACKED = frozenset((*_PACKED, "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3"))
+from transformers import PretrainedConfig
+
+_PACKED = """
+    cohere2 gemma2 gemma3 gemma3_text gpt2 gpt_neox granite llama mistral mixtral olmo2 phi3 qwen2 qwen3 qwen3_moe smollm3
+"""
+PACKED = frozenset(_PACKED.split())
 """Families, by `model_type`, for which a test proves that rows packed into one do not see one another (configs/FAMILIES.md)."""
+
+DIFFERENT_IN_VLLM = frozenset(["cohere2", "gpt_neox"])
+"""Families for which vLLM 0.32 on a CPU, from the same files, computes other log-probabilities than transformers."""
 
 
 def attention_kernel(config: PretrainedConfig) -> str | None:
@@ -18,7 +25,7 @@ def is_wrapped(config: PretrainedConfig) -> bool:
     return config.get_text_config() is not config
 
 
-def freeze_other_parts(model: PreTrainedModel) -> None:
+def freeze_other_parts(model: Any) -> None:
     """Freeze the parts of a wrapped model that text never reaches, so that weight decay cannot move them."""
     if not is_wrapped(model.config):
         return

@@ -94,7 +94,7 @@ def check_logits(config: PretrainedConfig, where: str, *, trust_remote_code: boo
     old = model.get_output_embeddings()
     head = nn.Linear(old.in_features, _CLASSES, bias=old.bias is not None)
     model.set_output_embeddings(head)
-    hidden_BSD = torch.randn(1, 4, old.in_features)
+    hidden_BSD: Any = torch.randn(1, 4, old.in_features)
     for part in (model.base_model, model.get_decoder()):
         part.forward = lambda *_, **__: _Hidden(last_hidden_state=hidden_BSD)
     try:

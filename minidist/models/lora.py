@@ -20,10 +20,11 @@ from transformers.pytorch_utils import Conv1D
 
 from minidist.config.models import LoraConfig
 from minidist.errors import ModelError
-from minidist.models.families import is_wrapped
+from minidist.models.families import is_wrapped, other_layers
 from minidist.models.files import ADAPTER_CONFIG, refused
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 _SAVED_PREFIX, _SAVED_WEIGHTS = "base_model.model.", "adapter_model.safetensors"
 
 
@@ -68,12 +69,17 @@ def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) 
 
     linear = linear_layers(model)
     layers = _chosen(config.targets, tuple(linear), type(model).__name__)
+    _check_saved(model, config, layers)
     transposed = frozenset(f"{name}.weight" for name in layers if isinstance(linear[name], Conv1D))
     adapters = Adapters(config, _location(base), layers, transposed)
     torch.manual_seed(seed)
     placing = init_empty_weights() if next(model.parameters()).is_meta else nullcontext()
+    # PEFT would look at the configuration of a model with experts, and adapt these in place of other layers of the same name.
+    parts = nn.Module()
+    for name, part in model.named_children():
+        parts.add_module(name, part)
     with refused(f"student.lora: PEFT cannot adapt {type(model).__name__}"), placing:
-        inject_adapter_in_model(adapters.peft(), model)
+        inject_adapter_in_model(adapters.peft(), parts)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # a 16-bit adapter would round its small steps away
@@ -81,11 +87,26 @@ def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) 
     return adapters
 
 
+def _check_saved(model: PreTrainedModel, config: LoraConfig, layers: tuple[str, ...]) -> None:
+    """Raise ModelError for saved adapters that PEFT would read as those of experts in one tensor."""
+    stacked = any(".experts." in name and parameter.ndim == 3 for name, parameter in model.named_parameters())
+    if config.save == "adapter" and stacked and any(_named(layer, end) for layer in layers for end in _OF_EXPERTS):
+        raise ModelError(
+            f"student.lora.save is adapter, and PEFT reads adapters of {' and '.join(_OF_EXPERTS)} as those of the experts of "
+            f"{type(model).__name__}, which get none here; set student.lora.save=merged, or targets to other layers"
+        )
+
+
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Every linear layer of the language model but the output head, by its full name."""
+    """Every linear layer of the language model but the output head, by its full name.
+
+    Those whose weights fused kernels of a state space read themselves (`out_proj`) are left out: an adapter would not be seen.
+    """
     language = {id(m) for m in (model.get_decoder() if is_wrapped(model.config) else model).modules()}
     language.discard(id(model.get_output_embeddings()))
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and id(m) in language}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and id(m) in language}
+    bypassed = ".out_proj" if "mamba" in other_layers(model.config) else None
+    return {name: m for name, m in layers.items() if bypassed is None or not name.endswith(bypassed)}
 
 
 def _chosen(targets: list[str], layers: tuple[str, ...], model: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The shape of a model, read from its configuration: a skeleton on the meta device, and the sizes that estimates need."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -84,7 +85,7 @@ def read_shape(config: PretrainedConfig, lora: LoraConfig | None = None) -> Shap
     )
 
 
-def _unadapted(model: PreTrainedModel, language: list[str], adapted: tuple[str, ...]) -> float:
+def _unadapted(model: Any, language: list[str], adapted: tuple[str, ...]) -> float:
     """The share of the matrices of the language model, whose parameters are `language` by name, that have no adapter."""
     ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())}
     with_adapters = {f"{layer}.base_layer.weight" for layer in adapted}

@@ -34,14 +34,17 @@ def check_in_transformers(model: ModelFacts, cure: str) -> None:
 
 def check_in_vllm(model: ModelFacts, gpus: int, cure: str) -> None:
     """vLLM can run the model's kinds of layers on this machine."""
-    from minidist.models.families import is_wrapped, other_layers
+    from minidist.models.families import DIFFERENT_IN_VLLM, is_wrapped, other_layers
 
     if is_wrapped(model.config) and find_spec("torchvision") is None:
-        found = f"{model.where} is a {model.config.model_type}, which also reads images or sound"
+        found = f"{model.where} is {model.config.model_type}, which also reads images or sound"
         raise ModelError(f"{found}; vLLM needs torchvision for it, which is not installed; install it, or set {cure}")
     if not gpus and (layers := other_layers(model.config)):
-        found = f"{model.where} is a {model.config.model_type} with layers of {' and '.join(layers)}"
-        raise ModelError(f"{found}, for which vLLM has no kernels on a CPU; set {cure}")
+        found = f"{model.where} is {model.config.model_type} with layers of {' and '.join(layers)}"
+        raise ModelError(f"{found}, which minidist does not run in vLLM on a CPU; set {cure}")
+    if not gpus and (family := str(model.config.model_type)) in DIFFERENT_IN_VLLM:
+        found = f"{model.where} is {family}, for which vLLM 0.32 on a CPU gives other log-probabilities than transformers"
+        raise ModelError(f"{found}; set {cure}")
 
 
 def _layout_lines(model: ModelFacts, learner: MeasureConfig) -> list[str]:
@@ -50,7 +53,7 @@ def _layout_lines(model: ModelFacts, learner: MeasureConfig) -> list[str]:
     family = str(model.config.model_type)
     if family in PACKED or learner.layout == "buckets":
         return []
-    unproved = f"no test proves that packed rows of a {family} do not see one another"
+    unproved = f"no test proves that packed rows of {family} do not see one another"
     if learner.layout == "packed":
         raise ModelError(f"learner.layout is packed, and {unproved}; set learner.layout=auto")
     return [f"learner: rows of similar length side by side, padded (buckets), since {unproved}"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig, StudentConfig
@@ -19,6 +19,9 @@ from minidist.config.teacher import (
 from minidist.data.rendering import Renderer
 from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.types import RankGroup
+
+if TYPE_CHECKING:
+    from minidist.rollout.vllm.core import VLLMCore
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,17 @@ def _hf_teacher(context: RoleContext, config: LocalTeacherConfig, mixing: bool, 
     from minidist.teachers.hf import HFTeacher
 
     repeatable(context.deterministic)
-    core = None
-    if mixing:  # transformers cannot take turns: a copy of the teacher in vLLM does
+
+    def core() -> "VLLMCore":
+        """Transformers cannot take turns: a copy of the teacher in vLLM does."""
         from minidist.rollout.vllm.core import VLLMCore
         from minidist.teachers.vllm import teacher_settings
 
         settings = teacher_settings(config, max_tokens=context.max_tokens, on_gpu=context.on_gpu)
-        core = VLLMCore(settings, context.renderer, name="turns", vocabulary=context.vocabulary)
-    return HFTeacher(config, context.renderer, group=group, core=core, vocabulary=context.vocabulary, on_gpu=context.on_gpu)
+        return VLLMCore(settings, context.renderer, name="turns", vocabulary=context.vocabulary)
+
+    options = {"vocabulary": context.vocabulary, "on_gpu": context.on_gpu}
+    return HFTeacher(config, context.renderer, group=group, make_core=core if mixing else None, **options)
 
 
 def _vllm_teacher(context: RoleContext, config: VLLMTeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:

@@ -1,6 +1,6 @@
 """A teacher in transformers: all payloads, from the same forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class HFTeacher(TurnTaker):
         vocabulary: the ids that student and teacher share; others are never sampled. None: all ids.
         on_gpu: whether the model runs on a GPU.
         group: the ranks over which ZeRO-3 partitions the model. All ranks take part in every call, each with other rollouts.
-        core: a vLLM engine with the same weights, through which the teacher also takes turns with a student.
+        make_core: makes a vLLM engine with the same weights, through which the teacher also takes turns with a student.
     """
 
     def __init__(
@@ -42,13 +42,16 @@ class HFTeacher(TurnTaker):
         vocabulary: int | None,
         on_gpu: bool = False,
         group: RankGroup | None = None,
-        core: VLLMCore | None = None,
+        make_core: Callable[[], VLLMCore] | None = None,
     ) -> None:
         self._config = config
         self._renderer = renderer
         self._vocabulary = vocabulary
-        self._core = core
         model = load_model(config, "teacher.model", on_gpu).requires_grad_(False)
+        for module in model.modules():
+            # vLLM runs some families with transformers' own classes, whose calls it replaces by others that read this field.
+            module.do_not_compile = True  # type: ignore[assignment]
+        self._core = None if make_core is None else make_core()
         check_head(model)
         self._architecture = type(model).__name__
         self._padded = padded_layout("auto", model)

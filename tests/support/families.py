@@ -1,9 +1,12 @@
 """A tiny random model of each family: hidden size 64, two attention heads of size 32, two layers, a vocabulary of 64."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from tests.support.tiny import tiny_renderer
 
 VOCABULARY = 64
 CONTEXT = 128
@@ -49,7 +52,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def family_config(name: str, **fields: Any) -> PretrainedConfig:
     known = FAMILIES[name]
-    return AutoConfig.for_model(name, **(known if "text_config" in known else _IDS | known), **fields)
+    return AutoConfig.for_model(name, **((known if "text_config" in known else _IDS | known) | fields))
 
 
 def family_model(name: str, *, seed: int = 0, **fields: Any) -> PreTrainedModel:
@@ -60,4 +63,12 @@ def family_model(name: str, *, seed: int = 0, **fields: Any) -> PreTrainedModel:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4)
+    return model
+
+
+def saved_family(name: str, path: Path, *, seed: int = 0) -> PreTrainedModel:
+    """The random model, with its files and those of a tokenizer in `path`."""
+    model = family_model(name, seed=seed)
+    model.save_pretrained(path)
+    tiny_renderer().tokenizer.save_pretrained(path)
     return model

@@ -10,15 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 import minidist.rollout.mixed.lockstep as module
-from minidist.config.data import RenderConfig
-from minidist.data.rendering import Renderer
 from minidist.rollout.hf import sample
 from minidist.rollout.mixed.lockstep import Mixture, draw, sample_mixed
 from minidist.types import Finish, Prompt, Rollout, Sampling
 from tests.support.mixture import law, p_value
 from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
 
-RENDERER = Renderer(tiny_renderer().tokenizer, RenderConfig(), stops=[2])
+RENDERER = tiny_renderer()
+EOS = RENDERER.eos
 DRAWS = 5_000
 PROMPT = random_rollouts([(4, 1)])[0].prompt
 FIVE = {"vocabulary": 5}  # the first five ids, the end of the sequence among them: 85 sequences of at most three tokens
