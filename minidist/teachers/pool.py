@@ -1,10 +1,15 @@
 """Several teachers that act as one, and the shards of a teacher that is too large for one device."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from minidist.concurrency import deal, together
 from minidist.protocols import Teacher
+from minidist.run.tracking import log
 from minidist.types import Prompt, Rollout, Sampling, TeacherScores
+
+_LOOK_S = 10.0
 
 
 class Teachers:
@@ -12,14 +17,20 @@ class Teachers:
 
     def __init__(self, members: Sequence[Teacher]) -> None:
         self.members = list(members)
+        self._retries: dict[int, object] = {}
+        """Requests of each teacher that were sent again, as logged."""
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         """Scores of the rollouts' tokens, in their order."""
-        return await deal(self.members, rollouts, lambda teacher, part: teacher.score(part))
+        async with _waits_are_logged(self.members, self._retries):
+            return await deal(self.members, rollouts, lambda teacher, part: teacher.score(part))
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """The teachers' samples, in the prompts' order."""
-        return await deal(self.members, prompts, lambda teacher, part: teacher.extend(part, sampling), each=sampling.samples)
+        async with _waits_are_logged(self.members, self._retries):
+            return await deal(
+                self.members, prompts, lambda teacher, part: teacher.extend(part, sampling), each=sampling.samples
+            )
 
     async def describe(self) -> dict[str, object]:
         """The first teacher, and the number of teachers."""
@@ -36,3 +47,25 @@ class Shards(Teachers):
         """Every rank writes the same text, since each token needs the whole model."""
         written = await together(rank.extend(prompts, sampling) for rank in self.members)
         return written[0]
+
+
+@asynccontextmanager
+async def _waits_are_logged(teachers: Sequence[Teacher], logged: dict[int, object]) -> AsyncIterator[None]:
+    """While teachers work, a line each time that more requests to a server were sent again: actors have no log of their own."""
+
+    async def look(number: int, teacher: Teacher) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            facts = await teacher.describe()
+            if facts.get("retries", 0) != logged.get(number, 0):
+                logged[number] = facts["retries"]
+                text = "a teacher's server: %s requests sent again so far, pauses of %.0f s in all; the last error: %s"
+                log.warning(text, facts["retries"], facts["paused_s"], facts["last_error"])
+
+    looks = [asyncio.ensure_future(look(number, teacher)) for number, teacher in enumerate(teachers)]
+    try:
+        yield
+    finally:
+        for task in looks:
+            task.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)

@@ -24,11 +24,12 @@ T = TypeVar("T")
 
 @dataclass
 class Counts:
-    """Answers, requests that were sent again, and the seconds of the pauses before them."""
+    """Answers, requests that were sent again, the seconds of the pauses before them, and the error before the last."""
 
     requests: int = 0
     retries: int = 0
     paused_s: float = 0.0
+    last_error: str = ""
 
 
 class NoAnswer(RoleError):
@@ -102,6 +103,7 @@ class Connection:
         if self._logs and not self._pausing:
             log.warning("the server at %s: %s; the request is sent again in %.1f s", self.address, error, seconds)
         self.counts.retries += 1
+        self.counts.last_error = str(error)
         self.counts.paused_s += seconds
         self._pausing += 1
         try:

@@ -1,10 +1,12 @@
 """Several teachers that act as one, and the shards of one teacher."""
 
 import asyncio
+import logging
 from typing import Any
 
 import pytest
 
+import minidist.teachers.pool as module
 from minidist.teachers.pool import Shards, Teachers
 from minidist.types import Sampling
 from tests.support.fakes import NumberedRole
@@ -33,3 +35,36 @@ def test_a_pool_describes_its_first_teacher_and_closes_all() -> None:
     assert asyncio.run(teachers.describe()) == {"class": "role 0", "actors": 2, "tokens_written": 10}
     asyncio.run(teachers.close())
     assert all(member.closed for member in members)
+
+
+class Waiting(NumberedRole):
+    """A teacher whose server is busy while it scores."""
+
+    retries = 0
+
+    async def score(self, rollouts: Any) -> Any:
+        self.retries += 3
+        await asyncio.sleep(0.2)
+        return await super().score(rollouts)
+
+    async def describe(self) -> dict[str, object]:
+        return {"retries": self.retries, "paused_s": 2.0, "last_error": "503 busy"}
+
+
+def test_a_teacher_that_waits_for_its_server_is_one_line_for_each_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_LOOK_S", 0.02)
+    members: list[Any] = [Waiting(0), NumberedRole(1)]
+    rollouts: list[Any] = [7, 8]
+
+    async def twice() -> None:
+        teachers = Teachers(members)
+        await teachers.score(rollouts)
+        await teachers.score(rollouts)
+
+    with caplog.at_level(logging.WARNING, "minidist"):
+        asyncio.run(twice())
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.partition(": ")[2].split()[0] for line in lines] == ["3", "6"]
+    assert lines[0].endswith("requests sent again so far, pauses of 2 s in all; the last error: 503 busy")
