@@ -69,9 +69,9 @@ def test_a_lock_is_held_until_it_is_closed(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_full_disk_is_a_sentence_with_the_path(tmp_path: Path, error: Exception) -> None:
-    with pytest.raises(DiskFullError, match=r"metrics.jsonl could not be written: .*; free space there, .* last checkpoint"):
-        with writing(tmp_path / "metrics.jsonl"):
-            raise error
+    sentence = r"metrics.jsonl could not be written: .*; free space there, .* last checkpoint"
+    with pytest.raises(DiskFullError, match=sentence), writing(tmp_path / "metrics.jsonl"):
+        raise error
 
 
 def test_other_errors_of_writing_stay_as_they_are(tmp_path: Path) -> None:
