@@ -48,7 +48,7 @@ def check_cache_directory(path: Path) -> None:
         return
     if not path.is_dir():
         raise ConfigError(f"cache {path} is a file; set it to a directory")
-    if any(not entry.name.startswith((".", INDEX)) for entry in path.iterdir()):
+    if any(not entry.name.startswith((".", INDEX, "scores-")) for entry in path.iterdir()):
         raise ConfigError(f"cache {path} holds files but no cache of scores; set it to another directory")
 
 

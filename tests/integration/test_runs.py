@@ -230,20 +230,23 @@ main()
 """
 
 
-@pytest.mark.parametrize(("bytes", "written"), [(60_000, "checkpoints/step_000004"), (1_500, "(metrics.jsonl|tensorboard)")])
-def test_a_full_disk_ends_a_run_with_a_sentence_and_its_last_checkpoint_whole(models: Path, bytes: int, written: str) -> None:
-    """No file may grow beyond `bytes`, as on a disk that is full; then there is room again."""
-    name = f"full-{bytes}"
+@pytest.mark.parametrize(
+    ("limit", "every", "written"), [(60_000, 2, "checkpoints/step_000004"), (6_000, 100, "(metrics.jsonl|tensorboard)")]
+)
+def test_a_full_disk_ends_a_run_with_a_sentence_and_its_last_checkpoint_whole(
+    models: Path, limit: int, every: int, written: str
+) -> None:
+    """No file may grow beyond `limit` bytes, as on a disk that is full; then there is room again."""
+    name = f"full-{limit}"
     config = sft(models, name, SHAPE, 200, 40, 3) | {"evaluation": {}}
     config["run"] |= {"deterministic": True, "checkpoint_every": 2}
     file = write(models / f"{name}.yaml", config)
     assert run("sft", file, "run.steps=2").returncode == 0
-    command = [sys.executable, "-c", LIMITED, str(bytes), "sft", str(file)]
+    command = [sys.executable, "-c", LIMITED, str(limit), "sft", str(file), f"run.checkpoint_every={every}"]
     full = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
-    assert re.fullmatch(
-        rf"minidist: {models}/{name}/{written} could not be written: .*; free space.*", full.stderr.splitlines()[-1]
-    )
+    sentence = rf"minidist: {models}/{name}/{written} could not be written: .*; free space.*"
+    assert re.fullmatch(sentence, full.stderr.splitlines()[-1]), full.stderr
     assert [path.name for path in (models / name / "checkpoints").iterdir()] == ["step_000002"]
     assert not (models / name / "summary.json").exists()
     again = run("sft", file)

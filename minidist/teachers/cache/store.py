@@ -9,21 +9,22 @@ precision. A live teacher differs from its cache as it differs from itself betwe
 
 import asyncio
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from safetensors import safe_open
+from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError, safe_open
+from typing_extensions import TypedDict
 
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ConfigError, DataError, MinidistError
-from minidist.run.files import damage
+from minidist.run.files import damage, read_record, shaped
 from minidist.run.tracking import log
-from minidist.types import Payload, Prompt, Rollout, Sampling, TeacherScores
+from minidist.types import Array, Payload, Prompt, Rollout, Sampling, TeacherScores
 
 FORMAT = 1
 INDEX = "cache.json"
@@ -50,6 +51,24 @@ class Origin:
     vocabulary: int | None
 
 
+class Shard(TypedDict):
+    """A file of the cache as cache.json lists it."""
+
+    file: Annotated[str, Field(pattern=r"^scores-\d{5}\.safetensors$")]
+    rows: int
+    tokens: int
+    sha256: str
+
+
+class Index(TypedDict):
+    """cache.json."""
+
+    format: int
+    origin: Origin
+    hidden_dtype: str
+    shards: list[Shard]
+
+
 def key_of(rollout: Rollout) -> bytes:
     """The key of a row: a checksum of the token ids of its prompt and its answer."""
     prompt, answer = (np.asarray(tokens, dtype="<i4") for tokens in (rollout.prompt.tokens, rollout.tokens))
@@ -65,10 +84,10 @@ class ScoreCache:
 
     def __init__(self, path: Path, *, mend: bool = False) -> None:
         self.path = path
-        index = _read_index(path)
-        self.origin = Origin(**index["origin"])
-        self.hidden_dtype: str = index["hidden_dtype"]
-        self.shards: list[dict[str, Any]] = []
+        index = read_index(path)
+        self.origin = index["origin"]
+        self.hidden_dtype = index["hidden_dtype"]
+        self.shards: list[Shard] = []
         self._places: dict[bytes, tuple[int, slice]] = {}  # of each row: its shard, and its tokens there
         for shard in index["shards"]:
             if fault := damage(path / shard["file"], shard["sha256"]):
@@ -105,9 +124,8 @@ class ScoreCache:
         return [safe_open(self.path / shard["file"], framework="np") for shard in self.shards]
 
     def _enter(self, number: int, file: Path) -> None:
-        with safe_open(file, framework="np") as shard:
-            keys, starts = shard.get_tensor("keys"), shard.get_tensor("starts")
-        for key, start, end in zip(keys, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        keys, borders = _rows(file, self.origin)
+        for key, start, end in zip(keys, borders[:-1], borders[1:], strict=True):
             self._places[key.tobytes()] = number, slice(start, end)
 
 
@@ -156,7 +174,7 @@ def require(cache: ScoreCache, rollouts: Sequence[Rollout], where: str) -> None:
 
 def check_origin(path: Path, asked: Origin, *, writing: bool = False) -> None:
     """Raise ConfigError unless the cache at `path` can serve these scores to a run, or take them in if `writing`."""
-    found, name = Origin(**_read_index(path)["origin"]), f"the cache {path}"
+    found, name = read_index(path)["origin"], f"the cache {path}"
     other = "set another cache" if writing else "write a cache of this teacher with minidist score, and set teacher.cache to it"
     comparable = writing or not found.weights.startswith("server:")  # the weights that a server had are unknown by now
     if found.shape != asked.shape or (comparable and found.weights != asked.weights):
@@ -184,16 +202,42 @@ def check_origin(path: Path, asked: Origin, *, writing: bool = False) -> None:
         )
 
 
-def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((path / INDEX).read_text())
-    except (OSError, ValueError):
-        raise ConfigError(
-            f"there is no score cache at {path} ({INDEX} cannot be read); write one with minidist score"
-        ) from None
-    found = index.get("format") if isinstance(index, dict) else None
-    if found != FORMAT:
+def read_index(path: Path) -> Index:
+    """cache.json. Raises ConfigError where there is none, or one of another shape."""
+    remedy = "remove it and give the minidist score command again with run.overwrite=true, which lists the shards anew"
+    if not (path / INDEX).is_file():
+        lost = f"; with shards there, {INDEX} is lost: {remedy}" if any(path.glob("scores-*.safetensors")) else ""
+        raise ConfigError(f"there is no score cache at {path} ({INDEX} is missing); write one with minidist score{lost}")
+    index = read_record(path / INDEX, dict[str, Any], remedy, ConfigError)
+    if (found := index.get("format")) != FORMAT:
         raise ConfigError(
             f"the cache {path} has format {found!r}, and this minidist reads {FORMAT}; write it again with minidist score"
         )
-    return index
+    return shaped(index, Index, f"{path / INDEX} is of another shape", remedy, ConfigError)
+
+
+def origin_of_shard(file: Path) -> tuple[Origin, str] | None:
+    """The teacher of a shard and its hidden states' dtype, as the shard itself says; None where it does not."""
+    try:
+        with safe_open(file, framework="np") as shard:
+            facts = shard.metadata() or {}
+        return TypeAdapter(Origin).validate_json(facts["origin"]), facts["hidden_dtype"]
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+
+
+def _rows(file: Path, origin: Origin) -> tuple[Array, list[int]]:
+    """The keys of a shard's rows, and the borders of their tokens. Raises ConfigError where the arrays do not fit together."""
+    needed = {"hidden": ["hidden"], "top_k": ["top_ids", "top_logprobs"], "sampled": ["logprobs"]}.get(origin.payload, [])
+    try:
+        with safe_open(file, framework="np") as shard:
+            keys, starts = shard.get_tensor("keys"), shard.get_tensor("starts")
+            tokens = {shard.get_slice(name).get_shape()[0] for name in shard.keys() if name in ARRAYS}  # noqa: SIM118
+            missing = [name for name in needed if name not in shard.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file} is not a shard of a score cache: {error}; remove the cache and write it again") from None
+    whole = keys.ndim == 2 and keys.shape[1:] == (32,) and starts.shape == (len(keys) + 1,) and starts.dtype.kind == "i"
+    if missing or not whole or starts[0] != 0 or (np.diff(starts) < 0).any() or tokens != {int(starts[-1])}:
+        found = f"it lacks {missing[0]}" if missing else "its rows and arrays have different lengths"
+        raise ConfigError(f"{file} is not a shard of a score cache: {found}; remove the cache and write it again")
+    return keys, starts.tolist()

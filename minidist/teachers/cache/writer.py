@@ -1,17 +1,31 @@
 """Writes a score cache. A shard is complete or absent, so that an interrupted run can resume."""
 
+import json
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from minidist.run.files import lock, rename, sha256, write_json
-from minidist.teachers.cache.store import ARRAYS, FORMAT, INDEX, Origin, ScoreCache, check_origin, key_of
+from minidist.errors import ConfigError
+from minidist.run.files import lock, rename, sha256, write_json, writing
+from minidist.teachers.cache.store import (
+    ARRAYS,
+    FORMAT,
+    INDEX,
+    Origin,
+    ScoreCache,
+    Shard,
+    check_origin,
+    key_of,
+    origin_of_shard,
+)
 from minidist.types import Array, Rollout, TeacherScores
+
+SHARDS = "scores-[0-9][0-9][0-9][0-9][0-9].safetensors"
 
 
 class ScoreWriter:
@@ -23,7 +37,7 @@ class ScoreWriter:
         self._adding = threading.Lock()  # a run that is stopped closes while its last rows are still being added
         self._held: list[tuple[Rollout, TeacherScores]] = []
         if not (path / INDEX).exists():
-            self._index([], "float32")
+            self._recover()
         self.existing = ScoreCache(path, mend=True)
         check_origin(path, origin, writing=True)
         self.bytes = self.existing.bytes
@@ -61,16 +75,37 @@ class ScoreWriter:
         for name in ARRAYS:
             if getattr(rows[0][1], name) is not None:
                 tensors[name] = np.concatenate([getattr(scores, name) for _, scores in rows])
-        number = 1 + max((int(shard["file"][7:-12]) for shard in self._shards), default=-1)
-        file = self._path / f"scores-{number:05d}.safetensors"
-        partial = file.with_suffix(".partial")
-        save_file(tensors, partial)
-        digest = sha256(partial)
-        rename(partial, file)
+        file = self._path / f"scores-{self._next():05d}.safetensors"
+        partial, facts = file.with_suffix(".partial"), {"origin": json.dumps(asdict(self._origin))}
+        with writing(file):
+            save_file(tensors, partial, metadata=facts | {"hidden_dtype": rows[0][1].hidden_dtype})
+            digest = sha256(partial)
+            rename(partial, file)
         self.bytes += file.stat().st_size
         self._shards.append({"file": file.name, "rows": len(rows), "tokens": sum(lengths), "sha256": digest})
         self._index(self._shards, rows[0][1].hidden_dtype)
 
-    def _index(self, shards: list[dict[str, Any]], hidden_dtype: str) -> None:
+    def _next(self) -> int:
+        """A number that no file has."""
+        return 1 + max((int(file.stem[7:]) for file in self._path.glob(SHARDS)), default=-1)
+
+    def _recover(self) -> None:
+        """Write a lost cache.json anew from the shards, which name their teacher. Raises ConfigError where one does not."""
+        shards: list[Shard] = []
+        dtype = "float32"
+        for file in sorted(self._path.glob(SHARDS)):
+            facts = origin_of_shard(file)
+            if facts is None or facts[0] != self._origin:
+                whose = "does not say whose scores it holds" if facts is None else f"holds scores of {facts[0].model}"
+                found = f"{INDEX} is lost, and {file.name} {whose}"
+                self._lock.close()
+                raise ConfigError(f"the cache {self._path} cannot be continued: {found}; set another cache, or remove that one")
+            dtype = facts[1]
+            with safe_open(file, framework="np") as shard:
+                starts = shard.get_tensor("starts")
+            shards.append({"file": file.name, "rows": len(starts) - 1, "tokens": int(starts[-1]), "sha256": sha256(file)})
+        self._index(shards, dtype)
+
+    def _index(self, shards: list[Shard], hidden_dtype: str) -> None:
         index = {"format": FORMAT, "origin": asdict(self._origin), "hidden_dtype": hidden_dtype, "shards": shards}
         write_json(self._path / INDEX, index)

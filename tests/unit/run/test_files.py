@@ -69,8 +69,8 @@ def test_a_lock_is_held_until_it_is_closed(tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_full_disk_is_a_sentence_with_the_path(tmp_path: Path, error: Exception) -> None:
-    found = r"metrics.jsonl could not be written: .*; free space there, .* last checkpoint"
-    with pytest.raises(DiskFullError, match=found), writing(tmp_path / "metrics.jsonl"):
+    sentence = r"metrics.jsonl could not be written: .*; free space there, .* last checkpoint"
+    with pytest.raises(DiskFullError, match=sentence), writing(tmp_path / "metrics.jsonl"):
         raise error
 
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
-from minidist.errors import ConfigError, DataError, MinidistError, RunDirectoryError
+from minidist.errors import ConfigError, DataError, DiskFullError, MinidistError, RunDirectoryError
+from minidist.run.files import sha256
 from minidist.teachers.cache.origin import origin_of
 from minidist.teachers.cache.store import CachedTeacher, Origin, ScoreCache, check_origin, key_of
 from minidist.teachers.cache.writer import ScoreWriter
@@ -249,3 +252,96 @@ def test_a_directory_without_a_cache_is_refused(tmp_path: Path, text: str | None
         (tmp_path / "cache.json").write_text(text)
     with pytest.raises(ConfigError, match=sentence):
         ScoreCache(tmp_path)
+
+
+def test_a_lost_index_is_made_anew_from_the_shards(saved: Path, tmp_path: Path) -> None:
+    scores, mine = live(saved, ROLLOUTS), origin(saved)
+    write(tmp_path, mine, scores)
+    before = json.loads((tmp_path / "cache.json").read_text())
+    (tmp_path / "cache.json").unlink()
+    with pytest.raises(ConfigError, match=r"cache.json is lost: .* lists the shards anew"):
+        ScoreCache(tmp_path)
+    writer = ScoreWriter(tmp_path, mine, shard_rows=2)
+    assert all(rollout in writer.existing for rollout in ROLLOUTS)
+    writer.close()
+    assert json.loads((tmp_path / "cache.json").read_text()) == before
+    for rollout, wanted in zip(ROLLOUTS, scores, strict=True):
+        assert_same_bits(ScoreCache(tmp_path).read(rollout), wanted)
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_shards_of_another_teacher_or_of_none_are_kept_and_refused(saved: Path, tmp_path: Path, silent: bool) -> None:
+    mine = origin(saved)
+    write(tmp_path, mine, live(saved, ROLLOUTS))
+    (tmp_path / "cache.json").unlink()
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    if silent:
+        save_file({"keys": np.zeros((1, 32), np.uint8)}, shards[0])
+    whose = "does not say whose scores it holds" if silent else "holds scores of "
+    with pytest.raises(ConfigError, match=f"cache.json is lost, and scores-00000.safetensors {whose}"):
+        ScoreWriter(tmp_path, mine if silent else replace(mine, weights="others"), shard_rows=2)
+    assert sorted(tmp_path.glob("*.safetensors")) == shards
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"origin": {"model": "m"}},
+        {"origin": 3},
+        {"shards": [{"file": "../secret", "rows": 1, "tokens": 1, "sha256": "x"}]},
+        {"shards": [{"file": "scores-00000.safetensors"}]},
+        {"shards": "many"},
+        {"hidden_dtype": None},
+    ],
+    ids=str,
+)
+def test_an_index_of_another_shape_is_refused(saved: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    mine = origin(saved)
+    write(tmp_path, mine, live(saved, ROLLOUTS))
+    index = json.loads((tmp_path / "cache.json").read_text())
+    (tmp_path / "cache.json").write_text(json.dumps(index | change))
+    for read in (lambda: ScoreCache(tmp_path), lambda: check_origin(tmp_path, mine)):
+        with pytest.raises(ConfigError, match=r"cache.json is of another shape \("):
+            read()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keys": np.zeros((2, 31), np.uint8)},
+        {"keys": np.zeros((3, 32), np.uint8)},
+        {"starts": np.array([0, 9, 4])},
+        {"starts": np.array([0, 4, 99])},
+        {"starts": np.array([[0, 4, 13]])},
+        {"hidden": None},
+        {"keys": None},
+    ],
+    ids=str,
+)
+def test_a_shard_whose_arrays_do_not_fit_is_refused(saved: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    write(tmp_path, origin(saved), live(saved, ROLLOUTS))
+    file = tmp_path / "scores-00000.safetensors"
+    tensors = {name: value for name, value in (load_file(file) | change).items() if value is not None}
+    save_file(tensors, file)
+    index = json.loads((tmp_path / "cache.json").read_text())
+    index["shards"][0]["sha256"] = sha256(file)
+    (tmp_path / "cache.json").write_text(json.dumps(index))
+    with pytest.raises(
+        ConfigError, match=r"scores-00000.safetensors is not a shard of a score cache: .*; remove the cache and"
+    ):
+        ScoreCache(tmp_path)
+
+
+def test_a_full_disk_leaves_the_shards_before_it(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    scores, mine = live(saved, ROLLOUTS), origin(saved)
+    writer = ScoreWriter(tmp_path, mine, shard_rows=2)
+    writer.add(ROLLOUTS[:2], scores[:2])
+    with monkeypatch.context() as patch:
+        patch.setattr("minidist.teachers.cache.writer.save_file", full)
+        with pytest.raises(DiskFullError, match=r"scores-00001.safetensors could not be written: No space left on device"):
+            writer.add(ROLLOUTS[2:4], scores[2:4])
+    writer._lock.close()
+    assert len(ScoreCache(tmp_path)) == 2
