@@ -29,6 +29,7 @@ def check_in_transformers(model: ModelFacts, cure: str) -> None:
         method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
         found = f"{model.where} is quantised ({method or 'by a method that it does not name'})"
         raise ModelError(f"{found}, and minidist reads plain weights in transformers; {cure}")
+    assert model.shape.parameters  # a configuration of which no model can be built is refused here, in a sentence
     check_logits(model.config, model.where)
 
 
