@@ -1,7 +1,7 @@
 # make quickstart   set up .venv and run the whole example on this machine
 # make test         set up .venv and run every test
 # make check        lint, types, fast tests
-# make soak         slow tests: two Ray nodes on this machine, SIGTERM to Ray actors, every row of Dolly
+# make soak         slow tests: two Ray nodes on this machine, SIGTERM to Ray actors, every row of Dolly, every family of models
 # make bench        measurements: memory against what minidist check says, mixed sampling by turns against in step, losses in chunks
 #                   against the plain ones and TRL's, rows of large files
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

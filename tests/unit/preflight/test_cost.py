@@ -97,7 +97,7 @@ def test_the_recipes_memory_equals_sums_by_hand(recipe: Any) -> None:
 def test_recipe_is_checked_offline_without_weights(
     pair: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(machine, "disk", lambda path: machine.Space(2000, 1000))  # of the cluster that the recipe is for
+    monkeypatch.setattr("minidist.preflight.space.disk", lambda path: machine.Space(2000, 1000))  # of the recipe's cluster
     monkeypatch.setattr("sys.argv", ["minidist", "check", str(RECIPE), *overrides(pair)])
     memory, seconds = psutil.Process().memory_info().rss, time.process_time()
     with pytest.raises(SystemExit) as caught:

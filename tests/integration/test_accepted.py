@@ -1,0 +1,25 @@
+"""A sample of tests/soak/test_accepted.py: what `minidist check` accepts, runs."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.accepted import refusal_or_run
+
+
+@pytest.mark.parametrize(
+    ("family", "backend", "engine", "payload"),
+    [
+        ("gpt2", "deepspeed", "vllm", "top_k"),
+        ("qwen3_moe", "single", "hf", "hidden"),
+        ("gemma2", "single", "vllm", "hidden"),
+        ("opt", "deepspeed", "hf", "top_k"),
+    ],
+)
+def test_what_check_accepts_runs(tmp_path: Path, family: str, backend: str, engine: str, payload: str) -> None:
+    assert refusal_or_run(tmp_path, family, backend=backend, engine=engine, payload=payload) is None
+
+
+def test_what_check_refuses_is_one_sentence(tmp_path: Path) -> None:
+    sentence = refusal_or_run(tmp_path, "gpt_neox", backend="single", engine="vllm", payload="hidden")
+    assert sentence is not None and "gpt_neox" in sentence and "rollout.engine=hf" in sentence
