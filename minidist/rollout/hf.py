@@ -16,6 +16,7 @@ from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
 from minidist.models.arrays import to_tensor
 from minidist.models.hub import load_model
+from minidist.models.names import load_as_in_files
 from minidist.rollout.answers import Job, answered
 from minidist.rollout.ngrams import completions
 from minidist.rollout.seeds import sample_seed
@@ -52,7 +53,7 @@ class HFEngine:
             self._version += 1
             return
         state = {name: to_tensor(array, weights.dtypes[name]) for name, array in weights.arrays.items()}
-        await self._worker.run(self._model.load_state_dict, state)
+        await self._worker.run(load_as_in_files, self._model, state)
         self._version = weights.version
 
     async def _write(self, draw: Callable[..., list[Rollout]], prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
