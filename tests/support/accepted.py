@@ -31,6 +31,7 @@ def configuration(folder: Path, family: str, *, backend: str, engine: str, paylo
         "objective": OBJECTIVES[payload],
         "rollout": {"engine": engine, "prompts_per_step": 8, "max_new_tokens": 8, "kv_cache_gib": 0.25},
         "learner": {"backend": backend},
+        "canaries": {"uniform_margin": 0},  # random teachers, some of which are close to uniform
         "cluster": {"roles": "local", "threads": 1},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
