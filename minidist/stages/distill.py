@@ -37,11 +37,13 @@ async def distill(run: DistillRun, roles: Roles) -> dict[str, Any]:
     with closing(make_recorder(run, _shown(config), run.plan.renderer.pieces)) as recorder:
         watch = DistillWatch(run, hosted, source, transfer, recorder)
         if checkpoint is not None:
-            await watch.resume(checkpoint)
+            await learner.resume(checkpoint.path)
         if members:
             await transfer.publish(learner, members)  # engines are proved before their first token, as after every update
         if checkpoint is None:
             await watch.examine(-1)
+        else:
+            watch.restore(checkpoint)  # after the publication, which the count of proved syncs does not hold
         steps = await train(Run(config.run.steps, source, learner, clock, watch, members, transfer, run.start))
         await watch.save(final)
     summary: dict[str, Any] = {"steps": steps, "model": str(final)}

@@ -48,8 +48,12 @@ class CheckpointWatch:
         raise NotImplementedError
 
     async def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint. Raises RunDirectoryError where it is of another kind of run."""
+        """Go on from a checkpoint."""
         await self._learner.resume(checkpoint.path)
+        self.restore(checkpoint)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """What goes on from a checkpoint beside the learner. Raises RunDirectoryError where it is of another kind of run."""
         try:
             self.load_state_dict(checkpoint.state)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
