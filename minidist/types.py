@@ -243,6 +243,45 @@ class Credit:
 
 
 @dataclass(frozen=True)
+class LabelledRow:
+    """A row of a labelled task as one model reads it.
+
+    Args:
+        index: number of the row in its source.
+        tokens: ids of the text with its special tokens, int32 [S]; of the prompt, where answer choices are scored.
+        label: class number, or score (regression); 0 where `targets` are the labels.
+        segments: 0 for the first text of a pair and 1 for the second, int32 [S]; None where the tokenizer gives none.
+        choices: ids of each answer choice as it follows the prompt, int32 [T] each; empty where a head gives the classes.
+        targets: the id to predict at each position, int32 [S], -1 where no loss is taken: the next token (decoders), or the
+            token under the mask. None: the label is the target.
+    """
+
+    index: int
+    tokens: Array
+    label: float = 0.0
+    segments: Array | None = None
+    choices: tuple[Array, ...] = ()
+    targets: Array | None = None
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What student and teacher learn from in one step of `minidist teach`.
+
+    Args:
+        step: the optimizer step, from 0.
+        student: training rows as the student reads them.
+        teacher: the same rows as the teacher reads them; empty without a teacher.
+        feedback: held-out rows as the student reads them, on which teaching is judged; empty where no lesson asks for them.
+    """
+
+    step: int
+    student: tuple[LabelledRow, ...]
+    teacher: tuple[LabelledRow, ...] = ()
+    feedback: tuple[LabelledRow, ...] = ()
+
+
+@dataclass(frozen=True)
 class Row:
     """One sequence of a stream, already shifted by `data.batching.collate`.
 
