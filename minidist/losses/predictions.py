@@ -9,7 +9,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Predictions:
-    """One model's predictions. N: what is predicted, one of each row (classes, scores) or several (tokens). B: rows, C: classes.
+    """One model's predictions. N: what is predicted, one of each row (classes, scores) or several (tokens). B: rows. C:
+    classes.
 
     Args:
         logits_NC: one logit for each class, [N, C]; of a score (regression), [N, 1].
