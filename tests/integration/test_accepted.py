@@ -11,6 +11,7 @@ from tests.support.accepted import refusal_or_run
     ("family", "backend", "engine", "payload"),
     [
         ("gpt2", "deepspeed", "vllm", "top_k"),
+        ("olmo2", "deepspeed", "vllm", "hidden"),
         ("qwen3_moe", "single", "hf", "hidden"),
         ("gemma2", "single", "vllm", "hidden"),
         ("opt", "deepspeed", "hf", "top_k"),

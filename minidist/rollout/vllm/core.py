@@ -24,6 +24,7 @@ from minidist.errors import RoleError
 from minidist.models.files import resolve
 from minidist.rollout.answers import Job, answered
 from minidist.rollout.seeds import sample_seed
+from minidist.rollout.vllm.borrowed import classes_unchanged
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
 from minidist.rollout.vllm.reload import reload
 from minidist.rollout.vllm.sampling import sampling_params
@@ -216,7 +217,11 @@ def _make_engine(settings: VLLMSettings) -> Any:
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
-    return LLMEngine.from_engine_args(EngineArgs(**engine_arguments(settings)))
+    arguments = EngineArgs(**engine_arguments(settings))
+    if settings.on_gpu:
+        return LLMEngine.from_engine_args(arguments)
+    with classes_unchanged(settings.model, trust_remote_code=settings.trust_remote_code):
+        return LLMEngine.from_engine_args(arguments)
 
 
 def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
