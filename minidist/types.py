@@ -273,12 +273,29 @@ class Exercise:
         student: training rows as the student reads them.
         teacher: the same rows as the teacher reads them; empty without a teacher.
         feedback: held-out rows as the student reads them, on which teaching is judged; empty where no lesson asks for them.
+        metrics: figures of the draw.
     """
 
     step: int
     student: tuple[LabelledRow, ...]
     teacher: tuple[LabelledRow, ...] = ()
     feedback: tuple[LabelledRow, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model predicts of labelled rows, without training. N: predictions, one of each row or several (tokens).
+
+    Args:
+        predicted: the likeliest class, or the score, [N].
+        labels: class or score, [N].
+        loss: mean loss of each row's predictions, [B]: nats, or squared error (regression).
+    """
+
+    predicted: Array
+    labels: Array
+    loss: Array
 
 
 @dataclass(frozen=True)
@@ -336,10 +353,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Update:
-    """The result of an update: the version under which its weights are published, and its metrics."""
+    """The result of an update: the version under which its weights are published, and its metrics.
+
+    influence [B]: where a lesson measures it, how much each row's share of the update helps the student on held-out rows.
+    """
 
     version: int
     metrics: dict[str, float]
+    influence: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,13 @@ STAGES: dict[str, Stage] = {
         run="minidist.stages.distill:distill",
         roles=_distill_roles,
     ),
+    "teach": Stage(
+        "teach",
+        "Distil a classifier, a regressor or a decoder from a teacher that may learn to teach it.",
+        plan="minidist.preflight.lessons:plan_teach",
+        run="minidist.stages.teach:teach",
+        roles=lambda config: ("learner",),
+    ),
     "evaluate": Stage(
         "evaluate",
         "Measure models against their teacher and gold answers; print a table.",
