@@ -81,7 +81,9 @@ async def _learn(run: Run[Any], batch: Batch | Exercise) -> None:
     with run.clock.span("update"):
         update = await run.learner.update(batch)
     with run.clock.span("publish"):
-        difference = await run.transfer.publish(cast(Learner, run.learner), run.engines) if run.transfer and run.engines else None
+        difference = (
+            await run.transfer.publish(cast(Learner, run.learner), run.engines) if run.transfer and run.engines else None
+        )
     metrics = batch.metrics | update.metrics | run.clock.take()
     if difference is not None:
         metrics["canary/sync_nats_max"] = difference

@@ -7,7 +7,7 @@ T generated tokens, L loss tokens of a row, K listed tokens, D hidden size, V vo
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -240,6 +240,26 @@ class Credit:
     advantage: Array
     weight: Array
     reach: Array
+
+
+TaskKind = Literal["classes", "score", "choices", "tokens", "masked"]
+"""How the outputs of a model are read: a head of classes, a head of one score, the likelihood of each answer after a prompt,
+the next token, or the token under a mask."""
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a model must know of a labelled task.
+
+    Args:
+        kind: how its outputs are read.
+        names: of the classes, in the order of their numbers; empty where there are none.
+        normalise: choices: divide the log-probability of an answer by its tokens.
+    """
+
+    kind: TaskKind
+    names: tuple[str, ...] = ()
+    normalise: bool = True
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from minidist.config.objective import ObjectiveSection
+from minidist.config.terms import GroupedSection
 from minidist.types import MAIN
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ def lesson(c: "TeachConfig") -> Iterator[str]:
     if c.trace is not None and c.lesson.type != "lgtm":
         yield f"trace follows influence, which {kind} does not measure; set lesson.type=lgtm, or leave trace out"
     if c.lesson.type == "lgtm" and c.lesson.influence != "explicit" and c.lesson.coefficient and not _imitates(c):
-        side = "teacher.loss" if c.lesson.through == "loss" else "lesson.loss"
+        side = "loss" if c.lesson.influence == "reweight" or c.lesson.through == "loss" else "lesson.loss"
         yield f"lesson.influence {c.lesson.influence} needs a term that imitates in {side}; add one, such as kd"
     if c.lesson.type == "assistants" and sum(each.steps for each in c.lesson.assistants) >= c.run.steps:
         yield f"lesson.assistants leave no step of run.steps {c.run.steps} for the student; raise run.steps"
@@ -224,18 +225,18 @@ def _imitates(c: "TeachConfig") -> bool:
     """Whether the loss whose influence LGTM follows compares student and teacher."""
     assert c.lesson.type == "lgtm"
     of_student = c.lesson.influence == "reweight" or c.lesson.through == "loss"
-    return any(term.needs_teacher for term in (c.loss if of_student else c.lesson.loss).values())
+    return any(term.needs_teacher for term in (c.loss if of_student else c.lesson.teacher_terms).values())
 
 
 def terms(c: "TeachConfig") -> Iterator[str]:
     """Between each loss term, the task, and how a step's rows are divided."""
-    losses = {"loss": c.loss} | ({"lesson.loss": c.lesson.loss} if c.lesson.teacher_learns else {})
+    losses = {"loss": c.loss, "lesson.loss": c.lesson.teacher_terms}
     for key, term in ((f"{where}.{name}", term) for where, named in losses.items() for name, term in named.items()):
         if c.task.kind == "score" and not term.for_scores:
             yield f"{key} (type {term.type}) compares classes, and the task's labels are numbers; set type mse"
         if c.task.kind in ("tokens", "masked") and not term.for_tokens:
             yield f"{key} (type {term.type}) does not serve tokens; use cross_entropy or divergence"
-        if term.grouped:
+        if isinstance(term, GroupedSection) and term.grouped:
             part = term.group_rows or c.learner.batch_rows // c.cluster.learner.ranks
             whole = c.learner.micro_rows % part == 0 and c.learner.batch_rows % (part * c.cluster.learner.ranks) == 0
             if not whole:

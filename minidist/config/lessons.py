@@ -20,6 +20,11 @@ class LessonSection(Section):
     needs_feedback: ClassVar[bool] = False
     """Whether each step also needs rows that nobody is trained on, from data.feedback."""
 
+    @property
+    def teacher_terms(self) -> LossTerms:
+        """The terms of the teacher's loss; empty where it does not learn."""
+        return {}
+
 
 class AloneConfig(LessonSection):
     """The student learns from labels alone: the baseline, the fine-tuning of a teacher, and pre-training."""
@@ -54,8 +59,8 @@ class AssistantConfig(StudentConfig):
 
 
 class AssistantsConfig(LessonSection):
-    """Each assistant learns from the model before it, the first from the teacher; the student learns from the last, in the steps
-    that are left (TAKD: Mirzadeh et al., arXiv:1902.03393)."""
+    """Each assistant learns from the model before it, the first from the teacher; the student learns from the last, in the
+    steps that are left (TAKD: Mirzadeh et al., arXiv:1902.03393)."""
 
     type: Literal["assistants"] = "assistants"
     """The lesson."""
@@ -72,10 +77,14 @@ class TaughtTeacher(LessonSection):
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-5)
     """The teacher's optimizer."""
 
+    @property
+    def teacher_terms(self) -> LossTerms:
+        return self.loss
+
 
 class OnlineConfig(TaughtTeacher):
-    """Teacher and student learn in turns from the same rows, each from labels and from the other (Anil et al., arXiv:1804.03235;
-    Zhang et al., arXiv:1706.00384; Shi et al., arXiv:2009.12683)."""
+    """Teacher and student learn in turns from the same rows, each from labels and from the other (Anil et al.,
+    arXiv:1804.03235; Zhang et al., arXiv:1706.00384; Shi et al., arXiv:2009.12683)."""
 
     type: Literal["online"] = "online"
     """The lesson."""
@@ -108,9 +117,9 @@ class LGTMConfig(TaughtTeacher):
     """The lesson."""
     influence: Literal["hvp", "explicit", "reweight"] = "hvp"
     """hvp: the teacher's gradient minus coefficient times the mixed Hessian-vector product h, which is what the published code
-    does, and lowers the student's held-out loss after its next step. explicit: the teacher also minimises the mean of each row's
-    influence times its imitation loss, the article's formula. reweight: online distillation in which the student's rows weigh as
-    much as their influence, at least 0, 1 on average."""
+    does, and lowers the student's held-out loss after its next step. explicit: the teacher also minimises the mean of each
+    row's influence times its imitation loss, the article's formula. reweight: online distillation in which the student's rows
+    weigh as much as their influence, at least 0, 1 on average."""
     coefficient: float = Field(default=1.0, ge=0)
     """Weight of the influence term beside the teacher's loss. 0: online distillation. hvp: where `relative` is set, a share of
     the gradient's norm; else a factor of h."""

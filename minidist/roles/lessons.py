@@ -20,7 +20,7 @@ from minidist.config.models import LoraConfig, ModelConfig
 from minidist.config.teach import TeachConfig
 from minidist.config.terms import TermConfig
 from minidist.learners.group import Group, OneProcess, ProcessGroup
-from minidist.models.classifiers import TaskFacts, load_predictor
+from minidist.models.classifiers import load_predictor
 from minidist.models.device import repeatable
 from minidist.teaching.learner import LessonLearner
 from minidist.teaching.learning import Adapted, Learning
@@ -30,7 +30,7 @@ from minidist.teaching.meta import Meta
 from minidist.teaching.online import Online
 from minidist.teaching.pair import Pair
 from minidist.teaching.ranks import LessonRanks
-from minidist.types import RankGroup
+from minidist.types import RankGroup, TaskFacts
 
 
 async def lesson_learner(cluster: Cluster, config: TeachConfig, task: TaskFacts) -> LessonLearner:
@@ -82,14 +82,16 @@ class _Models:
         lora: LoraConfig | None = None,
     ) -> Learning:
         """A model by its section. loss: None for a model that is not trained. steps: those in which it learns; None: all."""
-        config, lesson = self.config, self.config.lesson
+        config = self.config
         predictor = load_predictor(model, self.task, f"{name}.model", seed=config.run.seed, on_gpu=self.on_gpu)
-        taught = name == "teacher" and isinstance(lesson, TaughtTeacher)
+        optimizer = config.learner.optimizer
+        if name == "teacher" and isinstance(config.lesson, TaughtTeacher):
+            optimizer = config.lesson.optimizer
         return Learning(
             name,
             predictor,
             loss,
-            lesson.optimizer if taught else config.learner.optimizer,
+            optimizer,
             steps=steps or range(config.run.steps),
             group=self.group,
             dropout=config.learner.dropout,

@@ -6,14 +6,14 @@ from typing import Any
 
 from minidist.config import TeachConfig
 from minidist.evaluation.lessons import LessonCurve, draw_curves, score
+from minidist.experience.exercises import TaskRows
 from minidist.loop import Run, train
-from minidist.preflight.lessons import TeachPlan
+from minidist.preflight.lessons import TeachPlan, with_origin
 from minidist.roles.host import Roles
 from minidist.roles.lessons import lesson_learner
 from minidist.run.tracking import Clock, Recorder, log
 from minidist.stages import StageRun
 from minidist.stages.watch import CheckpointWatch, make_recorder
-from minidist.teaching.exercises import TaskRows
 from minidist.teaching.learner import LessonLearner, Whose
 from minidist.teaching.trace import Trace
 from minidist.types import Exercise, Update
@@ -24,7 +24,7 @@ TeachRun = StageRun[TeachConfig, TeachPlan]
 async def teach(run: TeachRun, roles: Roles) -> dict[str, Any]:
     """Teach, measure, write final/."""
     config = run.config
-    learner = await lesson_learner(roles.cluster, config, run.plan.facts)
+    learner = await lesson_learner(roles.cluster, with_origin(config), run.plan.facts)
     shown = {"student/loss": "loss", "teacher/loss": "teacher", "influence/mean": "influence", "time/update_s": "update s"}
     with closing(make_recorder(run, shown)) as recorder:
         watch = TeachWatch(run, learner, recorder)
@@ -38,14 +38,14 @@ async def teach(run: TeachRun, roles: Roles) -> dict[str, Any]:
     return {"steps": steps, "model": str(run.directory.final), "learner": await learner.describe(), **watch.summary()}
 
 
-class TeachWatch(CheckpointWatch):
+class TeachWatch(CheckpointWatch[LessonLearner]):
     """Evaluations of student and teacher, the best weights, and the influence of single rows."""
 
     def __init__(self, run: TeachRun, learner: LessonLearner, recorder: Recorder) -> None:
         super().__init__(run, learner, recorder)
         self._config = run.config
         self._plan = run.plan
-        self._judge = learner
+        self._tested: dict[str, float] = {}
         self._evaluations: list[tuple[int, dict[str, float]]] = []
         self._best: tuple[float, int, dict[str, float]] | None = None
         self._trace = None if run.config.trace is None else Trace(run.config.trace, run.plan.exercises, run.directory.path)
@@ -54,7 +54,7 @@ class TeachWatch(CheckpointWatch):
         """The influence of the traced rows, on the weights that the step starts from."""
         if self._trace is not None and batch.step % self._trace.every == 0:
             rows = self._trace.exercise(batch.step)
-            self._trace.add(batch.step, await self._judge.influence(rows))
+            self._trace.add(batch.step, await self._learner.influence(rows))
 
     async def after_step(self, step: int, batch: Exercise, update: Update, metrics: dict[str, float]) -> bool:
         if update.influence is not None:
@@ -97,7 +97,7 @@ class TeachWatch(CheckpointWatch):
             sides["teacher"] = rows.teacher
         found = {}
         for whose, read in sides.items():
-            judged = await self._judge.judge(whose, read)
+            judged = await self._learner.judge(whose, read)
             found |= {f"{whose}/{name}": value for name, value in score(self._plan.metrics, judged).items()}
         return found
 

@@ -105,10 +105,14 @@ class Learning:
         with torch.no_grad():
             return self.predictor.predict(rows, hidden=hidden)
 
-    def loss(self, own: Predictions, other: Predictions | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of each row [B], and of each term, without gradient, by name. `other`: of the model that is imitated."""
-        each_N, terms = total(self._terms, own, other, progress=self.progress)
-        return own.row_means(each_N), {name: own.row_means(value) for name, value in terms.items()}
+    def loss(self, own: Predictions, other: Predictions | None, *, imitation: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each row [B], and of each term, without gradient, by name.
+
+        other: predictions of the model that is imitated. imitation: of the terms that imitate alone.
+        """
+        terms = {name: term for name, term in self._terms.items() if term.config.needs_teacher or not imitation}
+        each_N, values = total(terms, own, other, progress=self.progress)
+        return own.row_means(each_N), {name: own.row_means(value) for name, value in values.items()}
 
     @contextmanager
     def training(self, *key: int) -> Iterator[None]:

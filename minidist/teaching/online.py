@@ -30,8 +30,8 @@ class TaughtTeacherLesson(Lesson, Generic[C]):
 
 @dataclass(frozen=True)
 class Online(TaughtTeacherLesson[OnlineConfig]):
-    """Online distillation in three orders: the teacher moves first (ProKT: Shi et al., arXiv:2009.12683), the student does, or both
-    at once from each other's old predictions (deep mutual learning: Zhang et al., arXiv:1706.00384)."""
+    """Online distillation in three orders: the teacher moves first (ProKT: Shi et al., arXiv:2009.12683), the student does, or
+    both at once, each from the other's old predictions."""
 
     def teach(self, exercise: Exercise) -> Taught:
         if self.config.order == "teacher_first":

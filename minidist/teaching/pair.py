@@ -55,17 +55,20 @@ class Pair:
         """Both, by their names."""
         return {each.name: each for each in (self.student, self.teacher) if each is not None}
 
-    def gradient(self, learner: Learning, exercise: Exercise, weights_B: Tensor | None = None) -> "Sweep":
+    def gradient(
+        self, learner: Learning, exercise: Exercise, weights_B: Tensor | None = None, *, imitation: bool = False
+    ) -> "Sweep":
         """The gradient of the learner's mean loss over the rows of all ranks, and its figures; no weights move.
 
-        weights_B: weight of each of this rank's rows in the mean, [B]; None: 1 each.
+        weights_B: weight of each of this rank's rows in the mean, [B]; None: 1 each. imitation: of the terms that imitate
+        alone.
         """
         tally = Tally()
 
         def accumulate() -> None:
             with learner.training(exercise.step):
                 for micro in self.micros(exercise):
-                    loss_B, terms = learner.loss(*self.predictions(learner, micro))
+                    loss_B, terms = learner.loss(*self.predictions(learner, micro), imitation=imitation)
                     tally.add({"loss": loss_B} | terms)
                     weighted_B = loss_B if weights_B is None else loss_B * weights_B[micro.slice].to(loss_B)
                     (weighted_B.sum() / self.count(exercise)).backward()
@@ -82,7 +85,26 @@ class Pair:
         imitated = other.predict(others, hidden=hidden) if other is not None and learner.needs_other else None
         return learner.predictor.predict(own, hidden=hidden), imitated
 
-    def imitation(self, learner: Learning, exercise: Exercise) -> Tensor:
+    def gradient_through(self, exercise: Exercise) -> list[Tensor]:
+        """The teacher's gradient of the student's mean loss, through the predictions that the student imitates."""
+        assert self.teacher is not None
+        taught = list(self.teacher.parameters.values())
+
+        def accumulate() -> None:
+            for micro in self.micros(exercise):
+                loss_B, _ = self.loss_through(micro)
+                (loss_B.sum() / self.count(exercise)).backward(inputs=taught)
+
+        return self.teacher.gradient(accumulate)
+
+    def loss_through(self, micro: "Micro") -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's loss of each row [B] with gradients to both models, in evaluation mode."""
+        assert self.teacher is not None
+        hidden = self.student.needs_hidden
+        own = self.student.predictor.predict(micro.student, hidden=hidden)
+        return self.student.loss(own, self.teacher.predictor.predict(micro.teacher, hidden=hidden))
+
+    def losses(self, learner: Learning, exercise: Exercise) -> Tensor:
         """The learner's loss of each of this rank's rows [B], in evaluation mode, without gradient."""
         with torch.no_grad():
             return torch.cat([learner.loss(*self.predictions(learner, micro))[0] for micro in self.micros(exercise)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -58,4 +59,4 @@ def _shares(rows: tuple[T, ...], ranks: int) -> list[tuple[T, ...]]:
 def _slices(count: int, parts: int) -> list[slice]:
     """Consecutive slices, as equal as can be."""
     edges = [count * part // parts for part in range(parts + 1)]
-    return [slice(start, end) for start, end in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(start, end) for start, end in pairwise(edges)]

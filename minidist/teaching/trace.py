@@ -9,8 +9,8 @@ import numpy as np
 
 from minidist.config.teach import TraceConfig
 from minidist.evaluation.lessons import draw_influence
+from minidist.experience.exercises import Exercises
 from minidist.run.files import write_text
-from minidist.teaching.exercises import Exercises
 from minidist.types import Array, Exercise
 
 
