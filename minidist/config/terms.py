@@ -93,7 +93,8 @@ class DivergenceConfig(SoftenedSection):
 
     @model_validator(mode="after")
     def _whole_softened_by_the_term(self) -> "DivergenceConfig":
-        changed = [key for key in Matching.model_fields if getattr(self.divergence, key) != Matching.model_fields[key].default]
+        shared = ("temperature", "support", "top_k")
+        changed = [key for key in shared if getattr(self.divergence, key) != Matching.model_fields[key].default]
         if changed:
             raise ValueError(f"{changed[0]} of divergence is set; the term compares all classes at its own temperature")
         return self

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_SHORTEST = 8
+
+
 @dataclass(frozen=True)
 class LabelledText:
     """A row of a labelled task as text. `answer`: of token tasks. `label`: class number or score; 0 where the text is all."""
@@ -158,14 +161,13 @@ class RowEncoder:
 
     def _pieces(self, texts: Sequence[LabelledText]) -> list[LabelledRow]:
         tokenizer: Any = self.tokenizer
-        size = self.max_tokens - tokenizer.num_special_tokens_to_add()
-        found = []
-        for text in texts:
-            ids = tokenizer(text.text, add_special_tokens=False)["input_ids"]
-            for start in range(0, len(ids), size):
-                if len(piece := ids[start : start + size]) >= min(8, size):
-                    found.append(LabelledRow(text.index, _ids(tokenizer.build_inputs_with_special_tokens(piece))))
-        return found
+        options = {"truncation": True, "max_length": self.max_tokens, "return_overflowing_tokens": True}
+        found = tokenizer([text.text for text in texts], **options)
+        rows = zip(found["overflow_to_sample_mapping"], found["input_ids"], strict=True)
+        # A last piece of a few tokens is no text.
+        return [
+            LabelledRow(texts[number].index, _ids(ids)) for number, ids in rows if len(ids) >= min(_SHORTEST, self.max_tokens)
+        ]
 
 
 @dataclass(frozen=True)
