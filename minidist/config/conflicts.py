@@ -12,8 +12,20 @@ if TYPE_CHECKING:
     from minidist.config.models import ModelConfig
 
 
+def initial(c: "SftConfig | DistillConfig | TeachConfig") -> Iterator[str]:
+    """Of a student that is cut from another model."""
+    if c.student.init is None or c.student.model is not None:
+        return
+    teacher = getattr(c, "teacher", None)
+    if teacher is None:
+        yield "student.init cuts a model, and there is none; set student.model, whose layers it names"
+    elif not getattr(teacher, "hosted", True):
+        yield "student.init cuts the teacher, whose weights are elsewhere; set student.model, whose layers it names"
+
+
 def learner(c: "SftConfig | DistillConfig") -> Iterator[str]:
     """Between `learner`, `cluster` and the student's precision."""
+    yield from initial(c)
     if c.learner.backend == "single" and c.cluster.learner.ranks > 1:
         yield "cluster.learner.ranks above 1 need learner.backend=deepspeed"
     if c.learner.offload_parameters and c.learner.zero_stage != 3:
@@ -135,7 +147,7 @@ def distill(c: "DistillConfig") -> Iterator[str]:
     yield from learner(c)
     if not c.teacher.live:
         yield from score_cache(c)
-    if c.student.model is None:
+    if c.student.architecture is not None:
         yield "student.architecture describes an untrained model; run minidist sft first, and set student.model to its result"
     if MAIN in c.streams:
         yield f"streams.{MAIN}: {MAIN} is the name of the stream of objective and prefix; give the stream another name"
@@ -210,7 +222,7 @@ def lesson(c: "TeachConfig") -> Iterator[str]:
     if c.lesson.needs_feedback and c.data.feedback is None:
         held = "judges teaching on rows that nobody is trained on"
         yield f"{kind} {held}; set data.feedback={{}}, which holds rows of data.train out"
-    if c.trace is not None and c.lesson.type != "lgtm":
+    if c.trace is not None and not c.lesson.measures_influence:
         yield f"trace follows influence, which {kind} does not measure; set lesson.type=lgtm, or leave trace out"
     if c.lesson.type == "lgtm" and c.lesson.influence != "explicit" and c.lesson.coefficient and not _imitates(c):
         side = "loss" if c.lesson.influence == "reweight" or c.lesson.through == "loss" else "lesson.loss"
@@ -245,7 +257,7 @@ def terms(c: "TeachConfig") -> Iterator[str]:
                 yield f"{groups} {divided}; set {key}.group_rows to a divisor of both"
 
 
-def taught_models(c: "TeachConfig") -> Iterator[str]:
+def learning_models(c: "TeachConfig") -> Iterator[str]:
     """Of the models that learn: their precision and their adapters."""
     learning: dict[str, ModelConfig] = {"student": c.student}
     if c.teacher is not None and c.lesson.teacher_learns:
@@ -262,9 +274,10 @@ def taught_models(c: "TeachConfig") -> Iterator[str]:
 
 def teach(c: "TeachConfig") -> Iterator[str]:
     """All conflicts of a lesson."""
+    yield from initial(c)
     yield from lesson(c)
     yield from terms(c)
-    yield from taught_models(c)
+    yield from learning_models(c)
     for key in ("batch_rows", "feedback_rows"):
         rows, ranks = getattr(c.learner, key), c.cluster.learner.ranks
         if rows % ranks:

@@ -19,6 +19,8 @@ class LessonSection(Section):
     """Whether the teacher is trained beside the student."""
     needs_feedback: ClassVar[bool] = False
     """Whether each step also needs rows that nobody is trained on, from data.feedback."""
+    measures_influence: ClassVar[bool] = False
+    """Whether the influence of single rows can be traced."""
 
     @property
     def teacher_terms(self) -> LossTerms:
@@ -68,7 +70,7 @@ class AssistantsConfig(LessonSection):
     """The assistants, the largest first."""
 
 
-class TaughtTeacher(LessonSection):
+class MutualConfig(LessonSection):
     """Fields of a lesson in which the teacher is trained beside the student."""
 
     teacher_learns: ClassVar[bool] = True
@@ -82,7 +84,7 @@ class TaughtTeacher(LessonSection):
         return self.loss
 
 
-class OnlineConfig(TaughtTeacher):
+class OnlineConfig(MutualConfig):
     """Teacher and student learn in turns from the same rows, each from labels and from the other (Anil et al.,
     arXiv:1804.03235; Zhang et al., arXiv:1706.00384; Shi et al., arXiv:2009.12683)."""
 
@@ -93,7 +95,7 @@ class OnlineConfig(TaughtTeacher):
     other's old weights."""
 
 
-class MetaConfig(TaughtTeacher):
+class MetaConfig(MutualConfig):
     """The teacher learns to teach: it follows the gradient of the student's loss on held-out rows after a trial update, through
     that update, in second order (MetaDistil: Zhou et al., arXiv:2106.04570)."""
 
@@ -108,11 +110,12 @@ class MetaConfig(TaughtTeacher):
     """The teacher's optimizer."""
 
 
-class LGTMConfig(TaughtTeacher):
+class LGTMConfig(MutualConfig):
     """The teacher learns to teach by the influence of each row on the student's held-out loss (LGTM: Ren et al.,
     arXiv:2305.09651)."""
 
     needs_feedback: ClassVar[bool] = True
+    measures_influence: ClassVar[bool] = True
     type: Literal["lgtm"] = "lgtm"
     """The lesson."""
     influence: Literal["hvp", "explicit", "reweight"] = "hvp"

@@ -25,7 +25,7 @@ from minidist.models.device import pick_device
 from minidist.models.families import attention_kernel
 from minidist.models.files import refused, resolve, whole_model
 from minidist.models.hub import architecture, load_config, tokenizer_of
-from minidist.models.layers import cut, cut_config
+from minidist.models.layers import cut
 from minidist.types import Array, LabelledRow, TaskFacts
 
 _IGNORED = -100
@@ -215,7 +215,7 @@ def check_classes(config: PretrainedConfig, task: TaskFacts, where: str) -> None
 
 
 def for_task(config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    """The configuration with the task's head and names, and an id for padding, in place."""
+    """The configuration with the task's head and names, and ids for padding and for the start of a decoder, in place."""
     if task.kind == "classes":
         config.id2label = dict(enumerate(task.names))
         config.label2id = {name: number for number, name in enumerate(task.names)}
@@ -224,6 +224,8 @@ def for_task(config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTok
         config.id2label, config.label2id, config.problem_type = {0: "score"}, {"score": 0}, "regression"
     if config.pad_token_id is None:
         config.pad_token_id = padding_id(tokenizer)
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = config.pad_token_id  # as T5 has it
     return config
 
 
@@ -241,13 +243,9 @@ def _maker(task: TaskFacts, config: PretrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def parameter_count(
-    config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int] | None = None
-) -> int:
-    """Parameters of a task's model, from a skeleton without weights. layers: those that are kept; None: all."""
+def parameter_count(config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Parameters of a task's model, from a skeleton without weights."""
     shape = deepcopy(config)
-    if layers is not None:
-        cut_config(shape, layers)
     with torch.device("meta"), refused("no model can be built from its configuration"):
         model = _maker(task, shape).from_config(for_task(shape, task, tokenizer))
     return sum(parameter.numel() for parameter in model.parameters())

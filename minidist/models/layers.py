@@ -1,6 +1,6 @@
 """Models with some of another model's layers: students cut from their teachers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -40,17 +40,15 @@ def cut(model: PreTrainedModel, layers: Sequence[int], where: str = "student.ini
     config: Any = model.config
     check_layers(config, layers, where)
     count = layer_count(config)
-    stacks = [
-        (module, name, child)
-        for module in model.modules()
-        for name, child in module.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) == count and _is_stack(child)
-    ]
+    stacks = list(_stacks(model, count))
     if not stacks:
         raise ModelError(f"{where}: {type(model).__name__} has no list of {count} layers to cut; set a smaller model")
-    for parent, name, stack in stacks:
-        setattr(parent, name, nn.ModuleList([stack[layer] for layer in layers]))
-        _renumber(getattr(parent, name))
+    for parent, name in stacks:
+        stack: nn.ModuleList = getattr(parent, name)
+        kept = nn.ModuleList([stack[layer] for layer in layers])
+        _keep_positions(stack[0], kept[0])
+        _renumber(kept)
+        setattr(parent, name, kept)
     cut_config(config, layers)
     for module in model.modules():  # some keep the number beside the configuration
         for field in ("num_hidden_layers", "n_layers", "num_layers"):
@@ -73,9 +71,22 @@ def cut_config(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedCon
     return config
 
 
-def _is_stack(modules: nn.ModuleList) -> bool:
-    """Whether the modules are layers, all of one class or of classes that share a base, not heads or experts of one."""
-    return all(any(True for _ in each.children()) for each in modules)
+def _stacks(module: nn.Module, count: int) -> Iterator[tuple[nn.Module, str]]:
+    """Each list of `count` layers, as its parent and its name; lists within a layer are none."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList) and len(child) == count and all(list(each.children()) for each in child):
+            yield module, name
+        else:
+            yield from _stacks(child, count)
+
+
+def _keep_positions(first: nn.Module, new_first: nn.Module) -> None:
+    """Move the table of relative positions that T5's first layer holds for all layers to the layer that is now the first."""
+    for name, module in first.named_modules():
+        table = getattr(module, "relative_attention_bias", None)
+        if isinstance(table, nn.Embedding):
+            attention: Any = new_first.get_submodule(name)
+            attention.relative_attention_bias, attention.has_relative_attention_bias = table, True
 
 
 def _renumber(stack: nn.ModuleList) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from minidist.config import TeachConfig
 from minidist.config.data import SourceConfig
 from minidist.config.models import ModelConfig, StudentConfig
+from minidist.config.origin import with_origin
 from minidist.config.task import MaskedTask, TaskSection
 from minidist.config.terms import PKDConfig
 from minidist.data.labelled import LabelledText, Masker, RowEncoder, as_source, read_labelled, split_feedback
@@ -58,16 +59,6 @@ class TeachPlan:
             name: rows.student for name, rows in (("validation", self.validation), ("test", self.test)) if rows is not None
         }
         return {name: rows for name, rows in found.items() if rows}
-
-
-def with_origin(config: TeachConfig) -> TeachConfig:
-    """The configuration with the student's checkpoint where it is cut from the teacher."""
-    student, teacher = config.student, config.teacher
-    if student.init is None or student.model is not None:
-        return config
-    assert teacher is not None  # config.conflicts refuses others
-    tokenizer = student.tokenizer or teacher.tokenizer
-    return config.model_copy(update={"student": student.model_copy(update={"model": teacher.model, "tokenizer": tokenizer})})
 
 
 def plan_teach(config: TeachConfig) -> TeachPlan:
@@ -143,11 +134,7 @@ class _Models:
     def check(self) -> None:
         """Raise the first reason why the models cannot take part in the lesson."""
         from minidist.models.classifiers import check_classes
-        from minidist.models.layers import check_layers
 
-        init = self.config.student.init
-        if init is not None:
-            check_layers(self.student.config, init.layers, "student.init.layers")
         for model in self.both:
             check_classes(model.config, self.facts, model.where)
             if model.context < self.config.data.max_tokens:
@@ -176,10 +163,8 @@ class _Models:
         if widths[0] != widths[1]:
             differ = f"{key} compares hidden states, of width {widths[0]} in the student and {widths[1]} in the teacher"
             raise ConfigError(f"{differ}; use models of one width, or leave the term out")
-        init = self.config.student.init
-        depth = layer_count(student) if init is None else len(init.layers)
         try:
-            matched_layers(term.layers, depth, layer_count(teacher))
+            matched_layers(term.layers, layer_count(student), layer_count(teacher))
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from None
 
@@ -200,8 +185,7 @@ class _Models:
         """Parameters of the whole model, from a skeleton."""
         from minidist.models.classifiers import parameter_count
 
-        layers = self.config.student.init.layers if model is self.student and self.config.student.init else None
-        return parameter_count(model.config, self.facts, model.tokenizer, layers)
+        return parameter_count(model.config, self.facts, model.tokenizer)
 
     @property
     def lines(self) -> list[str]:
@@ -210,11 +194,8 @@ class _Models:
         for model, size in zip(self.both, self._sizes, strict=True):
             name = model.where.removesuffix(".model")
             found.append(f"{name}: {model.config.model_type}, {size / 1e6:,.2f} M parameters")
-        if (init := self.config.student.init) is not None:
-            layers = ", ".join(map(str, init.layers))
-            found.append(f"student: layers {layers} of {self.config.student.model}")
         names = ", ".join(self.facts.names)
-        return [*found, f"task: {self.facts.kind}" + (f" ({names})" if names else "")]
+        return [*found, *self.student.lines, f"task: {self.facts.kind}" + (f" ({names})" if names else "")]
 
     def space_lines(self) -> list[str]:
         """What checkpoints and final/ take on the disk."""

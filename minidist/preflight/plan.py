@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig
 from minidist.config.data import RenderConfig
 from minidist.config.models import ModelConfig
+from minidist.config.origin import with_origin
 from minidist.config.teacher import TeacherConfig
 from minidist.data.examples import Example, as_example
 from minidist.data.questions import Question
@@ -115,7 +116,7 @@ class EvaluatePlan(Plan):
 
 
 def plan_sft(config: SftConfig) -> SftPlan:
-    data = config.data
+    config, data = with_origin(config), config.data
     checks.check_files(config, _student_names(config), [data.train, data.validation])
     student = read_student(config.student)
     layout = check_learnt(student, config.learner)
@@ -139,7 +140,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
 
 def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> DistillPlan:
     """`prompts`: those of data.prompts, where another plan has read them."""
-    data = config.data
+    config, data = with_origin(config), config.data
     sources = [data.prompts, data.validation, *(stream.data for stream in config.streams.values())]
     checks.check_files(config, _student_names(config) | _teacher_names(config.teacher), sources)
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))

@@ -18,7 +18,9 @@ _ROLLOUT_TOKEN = 48
 def space_lines(config: SftConfig | DistillConfig, student: "Shape") -> list[str]:
     """`run_lines` of a run that trains a student."""
     model, state = _model_bytes(config, student), _state_bytes(config, student)
-    return run_lines(config.run, model + state, {"final": _finals(config) * model, "rollouts": _rollouts(config)})
+    initial = 0 if config.student.init is None else BYTES[config.student.dtype] * student.checkpoint_parameters
+    others = {"initial": initial, "final": _finals(config) * model, "rollouts": _rollouts(config)}
+    return run_lines(config.run, model + state, others)
 
 
 def run_lines(run: RunConfig, checkpoint: int, others: dict[str, int]) -> list[str]:

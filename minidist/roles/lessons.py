@@ -12,9 +12,9 @@ from minidist.config.lessons import (
     FrozenConfig,
     LGTMConfig,
     MetaConfig,
+    MutualConfig,
     OnlineConfig,
     SequenceConfig,
-    TaughtTeacher,
 )
 from minidist.config.models import LoraConfig, ModelConfig
 from minidist.config.teach import TeachConfig
@@ -23,7 +23,7 @@ from minidist.learners.group import Group, OneProcess, ProcessGroup
 from minidist.models.classifiers import load_predictor
 from minidist.models.device import repeatable
 from minidist.teaching.learner import LessonLearner
-from minidist.teaching.learning import Adapted, Learning
+from minidist.teaching.learning import Adapted, Learning, Training
 from minidist.teaching.lesson import Lesson, Phase, PhasedLesson
 from minidist.teaching.lgtm import LGTM
 from minidist.teaching.meta import Meta
@@ -66,7 +66,7 @@ class _Models:
         student = self.learning("student", config.student, config.loss, lora=config.student.lora)
         if config.teacher is None or not lesson.needs_teacher:
             return self.paired(student, None)
-        loss = lesson.loss if isinstance(lesson, TaughtTeacher) else None
+        loss = lesson.loss if isinstance(lesson, MutualConfig) else None
         return self.paired(student, self.learning("teacher", config.teacher, loss, lora=config.teacher.lora))
 
     def paired(self, student: Learning, teacher: Learning | None) -> Pair:
@@ -78,23 +78,21 @@ class _Models:
         model: ModelConfig,
         loss: Mapping[str, TermConfig] | None = None,
         *,
-        steps: range | None = None,
+        steps: int | None = None,
         lora: LoraConfig | None = None,
     ) -> Learning:
-        """A model by its section. loss: None for a model that is not trained. steps: those in which it learns; None: all."""
+        """A model by its section. loss: None for a model that is not trained. steps: how many it learns in; None: all."""
         config = self.config
         predictor = load_predictor(model, self.task, f"{name}.model", seed=config.run.seed, on_gpu=self.on_gpu)
         optimizer = config.learner.optimizer
-        if name == "teacher" and isinstance(config.lesson, TaughtTeacher):
+        if name == "teacher" and isinstance(config.lesson, MutualConfig):
             optimizer = config.lesson.optimizer
         return Learning(
             name,
             predictor,
             loss,
-            optimizer,
-            steps=steps or range(config.run.steps),
+            Training(optimizer, steps or config.run.steps, config.learner.dropout),
             group=self.group,
-            dropout=config.learner.dropout,
             adapted=None if lora is None or loss is None else Adapted.inject(predictor, lora, model.model, config.run.seed),
         )
 
@@ -121,14 +119,13 @@ def _assistants(models: _Models) -> Lesson:
     config, lesson = models.config, models.config.lesson
     assert isinstance(lesson, AssistantsConfig) and config.teacher is not None
     ends = [*accumulate(assistant.steps for assistant in lesson.assistants)]
-    starts = [0, *ends[:-1]]
     before, phases = models.learning("teacher", config.teacher), list[Phase]()
     for number, assistant in enumerate(lesson.assistants):
-        steps = range(starts[number], ends[number])
-        learner = models.learning(f"assistant_{number}", assistant, config.loss, steps=steps, lora=assistant.lora)
+        name = f"assistant_{number}"
+        learner = models.learning(name, assistant, config.loss, steps=assistant.steps, lora=assistant.lora)
         phases.append(Phase(ends[number], models.paired(learner, before), shared_rows=number > 0))
         before = learner
-    steps = range(ends[-1], config.run.steps)
+    steps = config.run.steps - ends[-1]
     student = models.learning("student", config.student, config.loss, steps=steps, lora=config.student.lora)
     last = models.paired(student, before)
     return PhasedLesson(last, (*phases, Phase(config.run.steps, last, shared_rows=True)))

@@ -153,6 +153,8 @@ async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:
     from minidist.cluster.cluster import Cluster
     from minidist.roles.host import Roles
 
+    if config.stage in ("sft", "distill") and config.student.init is not None:
+        config = code("minidist.stages.initial:with_initial")(config, directory.path / "initial")
     async with Cluster(config.cluster, directory.path / "logs", roles_of(config)) as cluster:
         run = StageRun(config, plan, directory, checkpoint)
         summary = directory.finish(await code(stage.run)(run, Roles(cluster, config, plan)))

@@ -5,10 +5,11 @@ from contextlib import closing
 from typing import Any
 
 from minidist.config import TeachConfig
+from minidist.config.origin import with_origin
 from minidist.evaluation.lessons import LessonCurve, draw_curves, score
 from minidist.experience.exercises import TaskRows
 from minidist.loop import Run, train
-from minidist.preflight.lessons import TeachPlan, with_origin
+from minidist.preflight.lessons import TeachPlan
 from minidist.roles.host import Roles
 from minidist.roles.lessons import lesson_learner
 from minidist.run.tracking import Clock, Recorder, log

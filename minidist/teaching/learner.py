@@ -68,10 +68,10 @@ class LessonLearner:
         self._worker.close()
 
     def _update(self, exercise: Exercise) -> Update:
-        taught = self._lesson.teach(exercise)
+        outcome = self._lesson.teach(exercise)
         self._steps += 1
-        influence = None if taught.influence is None else taught.influence.double().cpu().numpy()
-        return Update(self._steps, taught.metrics, influence)
+        influence = None if outcome.influence is None else outcome.influence.double().cpu().numpy()
+        return Update(self._steps, outcome.metrics, influence)
 
     def _judge(self, whose: Whose, rows: Sequence[LabelledRow]) -> Judged:
         model = self._lesson.pair.models[whose]

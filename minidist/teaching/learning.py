@@ -48,6 +48,21 @@ class Adapted:
         return merged(predictor.model.state_dict(), scale=self.adapters.scale, transposed=self.adapters.transposed)
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a model learns.
+
+    Args:
+        optimizer: the section of its optimizer.
+        steps: number of its optimizer steps in the run, over which schedules and annealing extend.
+        dropout: train with the model's dropout.
+    """
+
+    optimizer: OptimizerConfig
+    steps: int
+    dropout: bool = False
+
+
 class Learning:
     """A model that learns in some steps of a run.
 
@@ -55,10 +70,8 @@ class Learning:
         name: `student`, `teacher` ...: in metrics and in checkpoints.
         predictor: the model.
         loss: the terms of its loss, by name; None for a model that is not trained.
-        optimizer: the section of its optimizer.
-        steps: the steps of the run in which it learns; schedules and annealing run over them.
+        training: how it learns.
         group: the ranks that share each step's rows. Each holds the whole model, bit for bit the same.
-        dropout: train with the model's dropout.
         adapted: the adapters that are trained in place of the whole model, if any.
     """
 
@@ -67,11 +80,9 @@ class Learning:
         name: str,
         predictor: Predictor,
         loss: Mapping[str, TermConfig] | None,
-        optimizer: OptimizerConfig,
+        training: "Training",
         *,
-        steps: range,
         group: Group,
-        dropout: bool = False,
         adapted: "Adapted | None" = None,
     ) -> None:
         terms = loss or {}
@@ -82,12 +93,10 @@ class Learning:
         self.parameters = {key: each for key, each in predictor.model.named_parameters() if each.requires_grad}
         self.taken = 0
         self._terms = loss_terms(terms)
-        self._config = optimizer
-        self._steps = steps
+        self._training = training
         self._group = group
-        self._dropout = dropout
         self._adapted = adapted
-        self._optimizer = None if loss is None else make_optimizer(optimizer, self.parameters.items())
+        self._optimizer = None if loss is None else make_optimizer(training.optimizer, self.parameters.items())
         predictor.model.eval()
 
     @property
@@ -98,7 +107,7 @@ class Learning:
     @property
     def progress(self) -> float:
         """How far the model is through its steps, from 0 to 1 at its last step."""
-        return min(1.0, self.taken / max(1, len(self._steps) - 1))
+        return min(1.0, self.taken / max(1, self._training.steps - 1))
 
     def predict(self, rows: Rows, *, hidden: bool = False) -> Predictions:
         """Predictions in evaluation mode, without gradient."""
@@ -117,7 +126,7 @@ class Learning:
     @contextmanager
     def training(self, *key: int) -> Iterator[None]:
         """Training mode, where dropout is wanted; its random numbers are a function of `key`, and of the rank."""
-        if not self._dropout:
+        if not self._training.dropout:
             yield
             return
         with torch.random.fork_rng():
@@ -149,8 +158,8 @@ class Learning:
                 self._optimizer.zero_grad(set_to_none=True)
                 raise DivergedError(f"the gradient of {key} of the {self.name} is not finite; nothing was updated")
             parameter.grad = each
-        rate = learning_rate(self._config, self.taken, len(self._steps))
-        norm = optimizer_step(self._optimizer, self.parameters.values(), rate=rate, limit=self._config.grad_clip)
+        rate = learning_rate(self._training.optimizer, self.taken, self._training.steps)
+        norm = optimizer_step(self._optimizer, self.parameters.values(), rate=rate, limit=self._training.optimizer.grad_clip)
         self.taken += 1
         return {f"{self.name}/grad_norm": norm, f"{self.name}/lr": rate}
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,17 +18,15 @@ class Lesson:
     """
 
     pair: Pair
-    measures_influence: ClassVar[bool] = False
-    """Whether `influence` can be asked."""
 
     @property
     def models(self) -> Mapping[str, Learning]:
         """All models of the lesson, by name: what a checkpoint holds."""
         return self.pair.models
 
-    def teach(self, exercise: Exercise) -> "Taught":
+    def teach(self, exercise: Exercise) -> "Outcome":
         """The optimizer steps of one step of the run."""
-        return Taught(self.student_step(exercise))
+        return Outcome(self.student_step(exercise))
 
     def student_step(self, exercise: Exercise, weights_B: Tensor | None = None) -> dict[str, float]:
         """The student's optimizer step; `weights_B`: weight of each of this rank's rows in the loss."""
@@ -46,7 +43,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Taught:
+class Outcome:
     """Figures of a step, and each row's influence [B] where the lesson measured it."""
 
     metrics: dict[str, float]
@@ -74,9 +71,9 @@ class PhasedLesson(Lesson):
     def models(self) -> Mapping[str, Learning]:
         return {name: model for phase in self.phases for name, model in phase.pair.models.items()}
 
-    def teach(self, exercise: Exercise) -> Taught:
+    def teach(self, exercise: Exercise) -> Outcome:
         number = next(number for number, phase in enumerate(self.phases) if exercise.step < phase.end)
         phase = self.phases[number]
         rows = replace(exercise, teacher=exercise.student) if phase.shared_rows else exercise
         metrics = Lesson(phase.pair).teach(rows).metrics
-        return Taught(metrics | {"lesson/phase": float(number)})
+        return Outcome(metrics | {"lesson/phase": float(number)})

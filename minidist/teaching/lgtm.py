@@ -1,7 +1,6 @@
 """LGTM: the teacher learns by the influence of each row on the student's loss on held-out rows."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,14 +8,14 @@ from torch import Tensor
 from minidist.config.lessons import LGTMConfig
 from minidist.losses.imitation import label_loss
 from minidist.teaching.influence import central_difference, norm, normalised, row_weights
-from minidist.teaching.lesson import Taught
-from minidist.teaching.online import TaughtTeacherLesson
+from minidist.teaching.lesson import Outcome
+from minidist.teaching.online import MutualLesson
 from minidist.teaching.pair import mean_loss
 from minidist.types import Exercise
 
 
 @dataclass(frozen=True)
-class LGTM(TaughtTeacherLesson[LGTMConfig]):
+class LGTM(MutualLesson[LGTMConfig]):
     """Learning good teacher matters (Ren et al., arXiv:2305.09651), in three forms of influence.
 
     Each step: a trial step of the student, with its optimizer's state, that is undone; the gradient g of its held-out loss
@@ -24,22 +23,20 @@ class LGTM(TaughtTeacherLesson[LGTMConfig]):
     bit.
     """
 
-    measures_influence: ClassVar[bool] = True
-
-    def teach(self, exercise: Exercise) -> Taught:
+    def teach(self, exercise: Exercise) -> Outcome:
         if self.config.coefficient == 0:
             return super().teach(exercise)
         direction, metrics = self._direction(exercise)
         if self.config.influence == "hvp":
             metrics |= self._follow(exercise, direction)
-            return Taught(metrics | self.student_step(exercise))
+            return Outcome(metrics | self.student_step(exercise))
         influence_B = self._influence(exercise, direction)
         if self.config.influence == "reweight":
             metrics |= self.step(self.teacher, exercise)
             weights_B = row_weights(influence_B, self.pair.group)
-            return Taught(metrics | self.student_step(exercise, self._tempered(weights_B)), influence_B)
+            return Outcome(metrics | self.student_step(exercise, self._tempered(weights_B)), influence_B)
         metrics |= self._weigh(exercise, influence_B)
-        return Taught(metrics | self.student_step(exercise), influence_B)
+        return Outcome(metrics | self.student_step(exercise), influence_B)
 
     def influence(self, exercise: Exercise) -> Tensor:
         """On the weights as they are, without a trial step: the rows need not be those of a step."""

@@ -9,14 +9,14 @@ from minidist.config.lessons import MetaConfig
 from minidist.losses.imitation import label_loss
 from minidist.models.classifiers import twice_differentiable
 from minidist.teaching.influence import moved, norm
-from minidist.teaching.lesson import Taught
-from minidist.teaching.online import TaughtTeacherLesson
+from minidist.teaching.lesson import Outcome
+from minidist.teaching.online import MutualLesson
 from minidist.teaching.pair import mean_loss
 from minidist.types import Exercise
 
 
 @dataclass(frozen=True)
-class Meta(TaughtTeacherLesson[MetaConfig]):
+class Meta(MutualLesson[MetaConfig]):
     """Meta distillation (Zhou, Xu & McAuley, arXiv:2106.04570).
 
     The student's trial update is theta' = theta - eta grad L(theta, T), one step of plain SGD. The teacher's gradient of the
@@ -25,14 +25,14 @@ class Meta(TaughtTeacherLesson[MetaConfig]):
     student is updated by its own optimizer under the new teacher.
     """
 
-    def teach(self, exercise: Exercise) -> Taught:
+    def teach(self, exercise: Exercise) -> Outcome:
         gradient, metrics = self.gradient(exercise)
         if self.config.loss:
             sweep = self.pair.gradient(self.teacher, exercise)
             metrics |= sweep.figures
             gradient = [a + b for a, b in zip(gradient, sweep.gradient, strict=True)]
         metrics |= self.teacher.step(gradient)
-        return Taught(metrics | self.student_step(exercise))
+        return Outcome(metrics | self.student_step(exercise))
 
     def gradient(self, exercise: Exercise) -> tuple[list[Tensor], dict[str, float]]:
         """The teacher's gradient of the student's held-out loss after the trial update, and figures; no weights change."""

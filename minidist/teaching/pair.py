@@ -88,12 +88,12 @@ class Pair:
     def gradient_through(self, exercise: Exercise) -> list[Tensor]:
         """The teacher's gradient of the student's mean loss, through the predictions that the student imitates."""
         assert self.teacher is not None
-        taught = list(self.teacher.parameters.values())
+        weights = list(self.teacher.parameters.values())
 
         def accumulate() -> None:
             for micro in self.micros(exercise):
                 loss_B, _ = self.loss_through(micro)
-                (loss_B.sum() / self.count(exercise)).backward(inputs=taught)
+                (loss_B.sum() / self.count(exercise)).backward(inputs=weights)
 
         return self.teacher.gradient(accumulate)
 
