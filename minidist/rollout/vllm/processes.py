@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 _SHARED = Path("/dev/shm")
-_OURS = ("psm_", "sem.mp-", "vllm_dist_")
+_OURS = ("psm_", "sem.", "vllm_dist_")  # semaphores of multiprocessing, sem.mp-, and of joblib, sem.loky-
 
 
 def prepare(count: int) -> None:
