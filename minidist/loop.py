@@ -3,20 +3,36 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from minidist.concurrency import whole
-from minidist.protocols import ExperienceSource, Learner, RolloutEngine, WeightTransfer
+from minidist.protocols import Learner, RolloutEngine, WeightTransfer
 from minidist.run.tracking import Clock
-from minidist.types import Batch, Update
+from minidist.types import Batch, Exercise, Update
+
+B = TypeVar("B", Batch, Exercise)
+B_in = TypeVar("B_in", bound=Batch | Exercise, contravariant=True)
+B_out = TypeVar("B_out", bound=Batch | Exercise, covariant=True)
 
 
-class Watch(Protocol):
+class Source(Protocol[B_out]):
+    """Where the loop's batches, or exercises, come from."""
+
+    async def next(self, step: int) -> B_out: ...
+
+
+class Learns(Protocol[B_in]):
+    """What takes the optimizer steps of a batch, or of an exercise."""
+
+    async def update(self, batch: B_in, /) -> Update: ...
+
+
+class Watch(Protocol[B_in]):
     """Observes a run: it may refuse a batch, end the run, and write its checkpoints."""
 
-    async def before_update(self, batch: Batch) -> None: ...
+    async def before_update(self, batch: B_in) -> None: ...
 
-    async def after_step(self, step: int, batch: Batch, update: Update, metrics: dict[str, float]) -> bool:
+    async def after_step(self, step: int, batch: B_in, update: Update, metrics: dict[str, float]) -> bool:
         """True ends the run."""
         ...
 
@@ -25,14 +41,14 @@ class Watch(Protocol):
 
 
 @dataclass
-class Run:
+class Run(Generic[B]):
     """The parts of the loop. `step` is the next step to take; without `transfer` no engine follows the learner."""
 
     steps: int
-    source: ExperienceSource
-    learner: Learner
+    source: Source[B]
+    learner: Learns[B]
     clock: Clock
-    watch: Watch
+    watch: Watch[B]
     engines: Sequence[RolloutEngine] = ()
     transfer: WeightTransfer | None = None
     step: int = 0
@@ -41,7 +57,7 @@ class Run:
     """An update is under way: learner and engines may hold different weights."""
 
 
-async def train(run: Run) -> int:
+async def train(run: Run[Any]) -> int:
     """Strictly on-policy: no text is written before the last update is published. Returns the number of steps taken.
 
     Cancelling gives up a collection, but never half an update: the watch is called between two steps.
@@ -59,13 +75,15 @@ async def train(run: Run) -> int:
     return run.step
 
 
-async def _learn(run: Run, batch: Batch) -> None:
+async def _learn(run: Run[Any], batch: Batch | Exercise) -> None:
     """Update, publish, and hand the figures to the watch."""
     run.updating = True
     with run.clock.span("update"):
         update = await run.learner.update(batch)
     with run.clock.span("publish"):
-        difference = await run.transfer.publish(run.learner, run.engines) if run.transfer and run.engines else None
+        difference = (
+            await run.transfer.publish(cast(Learner, run.learner), run.engines) if run.transfer and run.engines else None
+        )
     metrics = batch.metrics | update.metrics | run.clock.take()
     if difference is not None:
         metrics["canary/sync_nats_max"] = difference

@@ -54,6 +54,19 @@ class Teacher(Protocol):
     async def close(self) -> None: ...
 
 
+class Saves(Protocol):
+    """What a run's checkpoints are written from and read into."""
+
+    async def save(self, path: Path) -> None:
+        """Write the models as transformers loads them."""
+
+    async def save_state(self, path: Path) -> None:
+        """Write what is trained and the optimizers' states, as safetensors."""
+
+    async def resume(self, path: Path) -> None:
+        """Go on from a checkpoint."""
+
+
 class Learner(Protocol):
     """Owns the student's weights, the optimizer, and the arithmetic of a step."""
 

@@ -7,7 +7,7 @@ T generated tokens, L loss tokens of a row, K listed tokens, D hidden size, V vo
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -242,6 +242,26 @@ class Credit:
     reach: Array
 
 
+TaskKind = Literal["classes", "score", "choices", "tokens", "masked"]
+"""How the outputs of a model are read: a head of classes, a head of one score, the likelihood of each answer after a prompt,
+the next token, or the token under a mask."""
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What a model must know of a labelled task.
+
+    Args:
+        kind: how its outputs are read.
+        names: of the classes, in the order of their numbers; empty where there are none.
+        normalise: choices: divide the log-probability of an answer by its tokens.
+    """
+
+    kind: TaskKind
+    names: tuple[str, ...] = ()
+    normalise: bool = True
+
+
 @dataclass(frozen=True)
 class LabelledRow:
     """A row of a labelled task as one model reads it.
@@ -273,12 +293,29 @@ class Exercise:
         student: training rows as the student reads them.
         teacher: the same rows as the teacher reads them; empty without a teacher.
         feedback: held-out rows as the student reads them, on which teaching is judged; empty where no lesson asks for them.
+        metrics: figures of the draw.
     """
 
     step: int
     student: tuple[LabelledRow, ...]
     teacher: tuple[LabelledRow, ...] = ()
     feedback: tuple[LabelledRow, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a model predicts of labelled rows, without training. N: predictions, one of each row or several (tokens).
+
+    Args:
+        predicted: the likeliest class, or the score, [N].
+        labels: class or score, [N].
+        loss: mean loss of each row's predictions, [B]: nats, or squared error (regression).
+    """
+
+    predicted: Array
+    labels: Array
+    loss: Array
 
 
 @dataclass(frozen=True)
@@ -336,10 +373,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Update:
-    """The result of an update: the version under which its weights are published, and its metrics."""
+    """The result of an update: the version under which its weights are published, and its metrics.
+
+    influence [B]: where a lesson measures it, how much each row's share of the update helps the student on held-out rows.
+    """
 
     version: int
     metrics: dict[str, float]
+    influence: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from minidist.config.load import dump, load
 from minidist.config.score import ScoreConfig
 from minidist.config.sft import SftConfig
 from minidist.config.stages import CONFIGS, Command, Config
+from minidist.config.teach import TeachConfig
 from minidist.config.toy import ToyConfig
 
-__all__ = ["CompareConfig", "DistillConfig", "EvaluateConfig", "ScoreConfig", "SftConfig", "ToyConfig"]
+__all__ = ["CompareConfig", "DistillConfig", "EvaluateConfig", "ScoreConfig", "SftConfig", "TeachConfig", "ToyConfig"]
 __all__ += ["CONFIGS", "Command", "Config", "difference", "dump", "load"]

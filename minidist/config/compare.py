@@ -64,6 +64,10 @@ class CompareConfig(Section):
         trees: dict[str, Any] = {name: config.model_dump(mode="json") for name, config in configs.items()}
         first = next(iter(configs))
         for name, config in configs.items():
+            if config.student.init is not None:
+                raise ValueError(
+                    f"cells.{name}: student.init cuts a model; cut it once with minidist sft, and set student.model"
+                )
             if not config.teacher.live or config.teacher.payload != "hidden":
                 exact = f"cells.{name}: the students are evaluated by exact divergences"
                 raise ValueError(f"{exact}; set base.teacher.backend=hf and base.teacher.payload=hidden")

@@ -1,4 +1,5 @@
-"""`method`: a published method by its name, as defaults of the sections it sets; one YAML file each in minidist/methods."""
+"""`method`: a published method by its name, as defaults of the sections it sets; one YAML file each in minidist/methods (for
+`distill`) and minidist/teaching/methods (for `teach`)."""
 
 from pathlib import Path
 from typing import Any
@@ -7,22 +8,25 @@ import yaml
 
 from minidist.config.sentence import did_you_mean
 
-_FOLDER = Path(__file__).parents[1] / "methods"
+DISTILL = Path(__file__).parents[1] / "methods"
+"""Methods of `minidist distill`."""
+TEACH = Path(__file__).parents[1] / "teaching" / "methods"
+"""Methods of `minidist teach`."""
 
 
-def names() -> list[str]:
-    """Names of all methods."""
-    return sorted(file.stem for file in _FOLDER.glob("*.yaml"))
+def names(folder: Path = DISTILL) -> list[str]:
+    """Names of all methods of a verb."""
+    return sorted(file.stem for file in folder.glob("*.yaml"))
 
 
-def with_method(tree: dict[str, Any]) -> dict[str, Any]:
+def with_method(tree: dict[str, Any], folder: Path = DISTILL) -> dict[str, Any]:
     """The configuration with the sections of its method as defaults. Raises ValueError for an unknown method."""
-    name = tree.get("method")
+    name, known = tree.get("method"), names(folder)
     if name is None:
         return tree
-    if name not in names():
-        raise ValueError(f"method is {name!r}; expected one of {', '.join(names())}{did_you_mean(str(name), names())}")
-    return _under(yaml.safe_load((_FOLDER / f"{name}.yaml").read_text(encoding="utf-8")), tree)
+    if name not in known:
+        raise ValueError(f"method is {name!r}; expected one of {', '.join(known)}{did_you_mean(str(name), known)}")
+    return _under(yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")), tree)
 
 
 def _under(defaults: Any, tree: Any) -> Any:

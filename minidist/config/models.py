@@ -35,8 +35,16 @@ class LoraConfig(Section):
     """Contents of final/ and the checkpoints. merged: the whole model with the adapters merged. adapter: the adapters only."""
 
 
+class InitConfig(Section):
+    """A student cut from a larger model."""
+
+    layers: list[int] = Field(min_length=1)
+    """Numbers of the layers that are kept, from 0, in rising order: of `student.model` or, where it is not set, of
+    `teacher.model`. Embeddings and head are kept too."""
+
+
 class StudentConfig(ModelConfig):
-    """The trained model: from a checkpoint (`model`), or from scratch (`architecture`)."""
+    """The trained model: from a checkpoint (`model`), from scratch (`architecture`), or cut from another (`init`)."""
 
     model: str | None = None
     """A directory, or a name on the Hugging Face hub. None: `architecture` describes the model."""
@@ -47,15 +55,19 @@ class StudentConfig(ModelConfig):
     """A directory or hub name; `characters:TASK` makes a character tokenizer for a generated task. None: the model's own."""
     lora: LoraConfig | None = None
     """Train low-rank adapters. None: train all weights."""
+    init: InitConfig | None = None
+    """Start from some of the layers of a model. None: from all."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> "StudentConfig":
-        if (self.model is None) == (self.architecture is None):
+        if self.init is not None and self.architecture is not None:
+            raise ValueError("student.init cuts a trained model, and student.architecture describes a new one; set one of them")
+        if self.init is None and (self.model is None) == (self.architecture is None):
             raise ValueError("set exactly one of student.model (a checkpoint) and student.architecture (from scratch)")
         if self.architecture is not None and self.tokenizer is None:
             raise ValueError("student.architecture needs student.tokenizer: a directory, a hub name, or characters:TASK")
         if self.architecture is not None and "model_type" not in self.architecture:
             raise ValueError("student.architecture needs model_type, such as llama, qwen3 or gpt2")
-        if self.lora is not None and self.model is None:
+        if self.lora is not None and self.architecture is not None:
             raise ValueError("student.lora adapts a trained model: set student.model")
         return self

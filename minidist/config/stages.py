@@ -7,12 +7,13 @@ from minidist.config.distill import DistillConfig
 from minidist.config.evaluate import EvaluateConfig
 from minidist.config.score import ScoreConfig
 from minidist.config.sft import SftConfig
+from minidist.config.teach import TeachConfig
 from minidist.config.toy import ToyConfig
 
 Config = SftConfig | DistillConfig | EvaluateConfig | ScoreConfig
 """Stages that are one run with roles."""
 
-Command = Config | CompareConfig | ToyConfig
+Command = Config | TeachConfig | CompareConfig | ToyConfig
 """All that a configuration file may hold."""
 
 CONFIGS: dict[str, type[Command]] = {get_args(each.model_fields["stage"].annotation)[0]: each for each in get_args(Command)}

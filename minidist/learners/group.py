@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from torch import Tensor
 
 from minidist.types import Array, RankGroup
 
@@ -25,6 +26,9 @@ class OneProcess:
     def largest(self, values: Sequence[int]) -> list[int]:
         """`values` unchanged."""
         return list(values)
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Leave the tensors as they are."""
 
 
 class ProcessGroup:
@@ -49,6 +53,11 @@ class ProcessGroup:
     def largest(self, values: Sequence[int]) -> list[int]:
         """Largest value of any rank at each index; ranks may pass lists of different lengths."""
         return self._largest(list(values) + [0] * (self._largest([len(values)])[0] - len(values)))
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor, on any device, by its sum over ranks."""
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
 
     def _largest(self, values: list[int]) -> list[int]:
         numbers = torch.tensor(values, dtype=torch.int64)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 
 from minidist.cluster.machine import cores, cpu_share
-from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig
+from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, TeachConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.data import SourceConfig
 from minidist.config.teacher import SoftPromptConfig
@@ -25,7 +25,7 @@ from minidist.types import Vocabulary
 _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
-def check_files(config: Config, models: Mapping[str, str | None], sources: Iterable[SourceConfig | None]) -> None:
+def check_files(config: Config | TeachConfig, models: Mapping[str, str | None], sources: Iterable[SourceConfig | None]) -> None:
     """Run directory, processor cores, model directories, data files and GPUs, the cheapest first.
 
     `models`: directory or hub name by the key of the configuration; None is passed over, as in `sources`.

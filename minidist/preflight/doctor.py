@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minidist.cluster import machine
-from minidist.config import Config, DistillConfig, SftConfig
+from minidist.config import Config, DistillConfig, SftConfig, TeachConfig
 from minidist.config.cluster import Role
 from minidist.config.learner import LearnerConfig
 
@@ -59,18 +59,18 @@ def finding(name: str, found: str, wanted: str = "", *, remedy: str, faulty: boo
     return Finding(name, found, wanted, remedy if faulty else None, missing and faulty)
 
 
-RolesOf = Callable[[Config], tuple[Role, ...]]
+RolesOf = Callable[[Config | TeachConfig], tuple[Role, ...]]
 """The roles for which a configuration needs actors, as the table of stages declares them."""
 
 
-def examine(config: Config | None, roles_of: RolesOf) -> int:
+def examine(config: Config | TeachConfig | None, roles_of: RolesOf) -> int:
     """Check all items, print them, and return how many are missing."""
     sections = findings(config, roles_of)
     show(sections, Console(soft_wrap=True))
     return sum(each.missing for section in sections.values() for each in section)
 
 
-def findings(config: Config | None, roles_of: RolesOf) -> dict[str, list[Finding]]:
+def findings(config: Config | TeachConfig | None, roles_of: RolesOf) -> dict[str, list[Finding]]:
     """All findings by section. None: those of a distillation with default settings."""
     checked = config or DistillConfig.model_validate(_DEFAULTS)
     of_machine = [each for check in _MACHINE for each in check(checked)]
@@ -100,7 +100,7 @@ def show(sections: dict[str, list[Finding]], console: Console) -> None:
     console.print(Text("nothing is missing" if count == 0 else f"{count} missing"))
 
 
-def packages(config: Config) -> Iterator[Finding]:
+def packages(config: Config | TeachConfig) -> Iterator[Finding]:
     """Python and the packages of the roles: version found, version wanted."""
     version = ".".join(map(str, sys.version_info[:3]))
     remedy = "minidist needs Python 3.11 or newer; make the environment with it: python3.11 -m venv .venv"
@@ -138,14 +138,14 @@ def _torchvision() -> Iterator[Finding]:
         yield Finding("torchvision", torchvision, "none", remedy, missing=True)
 
 
-def _cores_and_memory(config: Config) -> Iterator[Finding]:
+def _cores_and_memory(config: Config | TeachConfig) -> Iterator[Finding]:
     yield Finding("cores", f"{machine.usable_cores():g}")
     memory = machine.host_memory()
     remedy = "little is free: end other processes, or lower rollout.kv_cache_gib and learner.micro_batch_tokens"
     yield finding("memory", _space(memory), remedy=remedy, faulty=memory.free_gib < _LEAST_MEMORY_GIB)
 
 
-def _shared_memory(config: Config) -> Iterator[Finding]:
+def _shared_memory(config: Config | TeachConfig) -> Iterator[Finding]:
     cluster, shared = config.cluster, machine.disk(Path("/dev/shm"))
     needed = cluster.object_store_gib if cluster.roles == "ray" and cluster.address is None else 0.0
     remedy = f"Ray's object store needs {needed:g} GiB: docker run --shm-size={int(needed + 1)}g, or a smaller"
@@ -154,7 +154,7 @@ def _shared_memory(config: Config) -> Iterator[Finding]:
     yield finding("/dev/shm", _space(shared), wanted, remedy=remedy, faulty=shared.free_gib < needed, missing=True)
 
 
-def _disks(config: Config) -> Iterator[Finding]:
+def _disks(config: Config | TeachConfig) -> Iterator[Finding]:
     temporary = Path(tempfile.gettempdir())
     for name, path, setting in (("runs", config.run.directory, "run.directory"), ("temporary files", temporary, "TMPDIR")):
         space = machine.disk(path)
@@ -162,7 +162,7 @@ def _disks(config: Config) -> Iterator[Finding]:
         yield finding(f"disk of {name}", _space(space), remedy=remedy, faulty=space.free_gib < _LEAST_DISK_GIB)
 
 
-def _gpus(config: Config) -> Iterator[Finding]:
+def _gpus(config: Config | TeachConfig) -> Iterator[Finding]:
     asked, found = config.cluster.gpus, machine.gpus()
     for index, gpu in enumerate(found):
         yield Finding(f"GPU {index}", f"{gpu.name}, {gpu.gib:.1f} GiB, {gpu.free_gib:.1f} free")
@@ -186,7 +186,7 @@ def _unusable() -> str | None:
     return None
 
 
-def _instructions(config: Config) -> Iterator[Finding]:
+def _instructions(config: Config | TeachConfig) -> Iterator[Finding]:
     flags = machine.cpu_flags()
     shown = " ".join(name for name in _INSTRUCTIONS if name in flags) or "none of interest"
     on_cpu = config.cluster.gpus == 0
@@ -199,25 +199,25 @@ def _instructions(config: Config) -> Iterator[Finding]:
     yield Finding("CPU instructions", shown, "", problem, missing)
 
 
-def _compilers(config: Config) -> Iterator[Finding]:
+def _compilers(config: Config | TeachConfig) -> Iterator[Finding]:
     for tool in ("g++", "make"):
         path = shutil.which(tool)
         remedy = f"DeepSpeed and vLLM compile with it: apt-get install {tool}, or the package of your system"
         yield finding(tool, path or "none", remedy=remedy, faulty=path is None, missing=True)
 
 
-def _open_files(config: Config) -> Iterator[Finding]:
+def _open_files(config: Config | TeachConfig) -> Iterator[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
     remedy = f"Ray opens many files: ulimit -n {limit} before the run"
     yield finding("open files", str(soft), f">={_LEAST_FILES}", remedy=remedy, faulty=0 <= soft < _LEAST_FILES)
 
 
-def _data(config: Config) -> Iterator[Finding]:
+def _data(config: Config | TeachConfig) -> Iterator[Finding]:
     yield Finding("MINIDIST_DATA", os.environ.get("MINIDIST_DATA", "not set"), "the data of configs/recipes")
 
 
-def _proxies(config: Config) -> Iterator[Finding]:
+def _proxies(config: Config | TeachConfig) -> Iterator[Finding]:
     """Ray and teacher servers communicate over the loopback; a proxy that catches this traffic makes them time out."""
     names = [name for name in os.environ if name.lower() in _PROXIES and os.environ[name]]
     spared = ",".join(os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")).split(",")
@@ -229,7 +229,7 @@ def _proxies(config: Config) -> Iterator[Finding]:
 _MACHINE = (_cores_and_memory, _shared_memory, _disks, _gpus, _instructions, _compilers, _open_files, _data, _proxies)
 
 
-def uses(config: Config, roles: tuple[Role, ...]) -> Iterator[Finding]:
+def uses(config: Config | TeachConfig, roles: tuple[Role, ...]) -> Iterator[Finding]:
     """The device and the `roles` of a run: backend, number, and precision."""
     cluster = config.cluster
     where = f"the cluster at {cluster.address}" if cluster.address else f"{cluster.roles} roles on this machine"
@@ -240,6 +240,8 @@ def uses(config: Config, roles: tuple[Role, ...]) -> Iterator[Finding]:
 
 
 def _learner(config: Any) -> str:
+    if isinstance(config, TeachConfig):
+        return f"{config.cluster.learner.ranks} × lesson {config.lesson.type}, {config.student.dtype}"
     if not isinstance(config.learner, LearnerConfig):  # it measures, in one rank
         return f"1 × single, {config.dtype}"
     stage = f", ZeRO {config.learner.zero_stage}" if config.learner.backend == "deepspeed" else ""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from minidist.config.data import QuestionsConfig, RenderConfig, SourceConfig
-from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
+from minidist.config.models import InitConfig, LoraConfig, ModelConfig, StudentConfig
 from minidist.data.examples import Example
 from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
@@ -29,13 +29,14 @@ T = TypeVar("T", Prompt, Example, Question)
 @dataclass(frozen=True)
 class ModelFacts:
     """A model as its tokenizer and its configuration describe it. `where`: the key of the configuration that names it;
-    `stops`: ids at which its files end an answer."""
+    `stops`: ids at which its files end an answer. `init`: the layers of its checkpoint that it has; None: all."""
 
     where: str
     tokenizer: "PreTrainedTokenizerBase"
     config: "PretrainedConfig"
     lora: LoraConfig | None = None
     stops: frozenset[int] = frozenset()
+    init: InitConfig | None = None
 
     @cached_property
     def shape(self) -> "Shape":
@@ -55,11 +56,13 @@ class ModelFacts:
 
     @property
     def lines(self) -> list[str]:
-        """Lines of the plan on its generation settings."""
+        """Lines of the plan on the layers that it is cut to, and on its generation settings."""
         from minidist.models.generation import left_out_line, read_generation
 
-        found = read_generation(Path(self.config.name_or_path), self.where) if self.config.name_or_path else None
-        return [left_out_line(self.where, found[1])] if found and found[1] else []
+        name = self.config.name_or_path
+        found = read_generation(Path(name), self.where) if name else None
+        cut = [] if self.init is None else [f"student: layers {', '.join(map(str, self.init.layers))} of {name}"]
+        return cut + ([left_out_line(self.where, found[1])] if found and found[1] else [])
 
     @property
     def rows(self) -> int:
@@ -143,10 +146,15 @@ def read_student(config: StudentConfig) -> ModelFacts:
     """The student, from its checkpoint or from `student.architecture`."""
     from minidist.models.endings import stop_ids
     from minidist.models.hub import architecture, load_config, tokenizer_of
+    from minidist.models.layers import check_layers, cut_config
 
     trained = load_config(config, "student.model") if config.model is not None else None
+    if trained is not None and config.init is not None:
+        check_layers(trained, config.init.layers, "student.init.layers")
+        trained = cut_config(trained, config.init.layers)
     tokenizer, stops = tokenizer_of(config, "student.model"), stop_ids(config.model, "student.model")
-    return ModelFacts("student.model", tokenizer, trained or architecture(config, tokenizer), config.lora, stops)
+    found = trained or architecture(config, tokenizer)
+    return ModelFacts("student.model", tokenizer, found, config.lora, stops, config.init)
 
 
 def read_model(config: ModelConfig, where: str) -> ModelFacts:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from minidist.cluster.machine import disk
 from minidist.config import DistillConfig, SftConfig
+from minidist.config.run import RunConfig
 from minidist.errors import ConfigError
 from minidist.preflight.memory import BYTES, GIB
 
@@ -15,18 +16,28 @@ _ROLLOUT_TOKEN = 48
 
 
 def space_lines(config: SftConfig | DistillConfig, student: "Shape") -> list[str]:
-    """The need of the run, a warning where the disk is too small for all of it. Raises ConfigError where not even one
-    checkpoint fits. Checkpoints that the run has written already make room for its next ones."""
+    """`run_lines` of a run that trains a student."""
     model, state = _model_bytes(config, student), _state_bytes(config, student)
-    kept = config.run.checkpoints_kept + 1  # the oldest goes once the newest is whole
-    parts = {f"{kept} checkpoints": kept * (model + state), "final": _finals(config) * model, "rollouts": _rollouts(config)}
-    free, total = disk(config.run.directory).free_gib * GIB + _held(config), sum(parts.values())
+    initial = 0 if config.student.init is None else BYTES[config.student.dtype] * student.checkpoint_parameters
+    others = {"initial": initial, "final": _finals(config) * model, "rollouts": _rollouts(config)}
+    return run_lines(config.run, model + state, others)
+
+
+def run_lines(run: RunConfig, checkpoint: int, others: dict[str, int]) -> list[str]:
+    """The need of the run, a warning where the disk is too small for all of it. Raises ConfigError where not even one
+    checkpoint fits. Checkpoints that the run has written already make room for its next ones.
+
+    checkpoint: bytes of one. others: bytes of other files, by what they are.
+    """
+    kept = run.checkpoints_kept + 1  # the oldest goes once the newest is whole
+    parts = {f"{kept} checkpoints": kept * checkpoint} | others
+    free, total = disk(run.directory).free_gib * GIB + _held(run), sum(parts.values())
     room = f"where {free / GIB:,.2f} GiB are free"
-    if free < model + state:
+    if free < checkpoint:
         remedy = "free space, or set run.directory to another disk"
-        raise ConfigError(f"a checkpoint of {_gib(model + state)} does not fit in {config.run.directory}, {room}; {remedy}")
+        raise ConfigError(f"a checkpoint of {_gib(checkpoint)} does not fit in {run.directory}, {room}; {remedy}")
     detail = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
-    line = f"disk: up to {_gib(total)} in {config.run.directory} ({detail}), {room}"
+    line = f"disk: up to {_gib(total)} in {run.directory} ({detail}), {room}"
     return [line if total <= free else f"WARNING {line}: the run will end when the disk is full; lower run.checkpoints_kept"]
 
 
@@ -55,9 +66,9 @@ def _rollouts(config: SftConfig | DistillConfig) -> int:
     return files * config.answers_per_step * config.rollout.max_new_tokens * _ROLLOUT_TOKEN
 
 
-def _held(config: SftConfig | DistillConfig) -> int:
+def _held(run: RunConfig) -> int:
     """Bytes of the checkpoints that the run has written."""
-    found = (config.run.directory / "checkpoints").rglob("*")
+    found = (run.directory / "checkpoints").rglob("*")
     return sum(file.lstat().st_size for file in found if file.is_file())
 
 

@@ -17,7 +17,7 @@ from pydantic import NonNegativeInt, with_config
 from typing_extensions import TypedDict
 
 from minidist.errors import DiskFullError, RunDirectoryError
-from minidist.protocols import Learner
+from minidist.protocols import Saves
 from minidist.run.files import damage, read_record, remove, rename, sha256, sync, writing
 from minidist.run.tracking import log
 
@@ -49,7 +49,7 @@ class Checkpoints:
         self._directory = directory
         self._kept = kept
 
-    async def write(self, step: int, learner: Learner, state: dict[str, Any]) -> None:
+    async def write(self, step: int, learner: Saves, state: dict[str, Any]) -> None:
         """Write a checkpoint under a hidden name, and rename it when it is whole. Raises DiskFullError, and frees its files."""
         path, partial = self._directory / f"step_{step:06d}", self._directory / f".step_{step:06d}"
         for unfinished in self._directory.glob(".step_*"):  # of a run that was killed while it wrote
@@ -62,7 +62,7 @@ class Checkpoints:
                 remove(partial)
             raise
 
-    async def _write(self, path: Path, partial: Path, learner: Learner, state: dict[str, Any]) -> None:
+    async def _write(self, path: Path, partial: Path, learner: Saves, state: dict[str, Any]) -> None:
         partial.mkdir(parents=True)
         await learner.save(partial)
         await learner.save_state(partial)

@@ -75,6 +75,13 @@ STAGES: dict[str, Stage] = {
         run="minidist.stages.distill:distill",
         roles=_distill_roles,
     ),
+    "teach": Stage(
+        "teach",
+        "Distil a classifier, a regressor or a decoder from a teacher that may learn to teach it.",
+        plan="minidist.preflight.lessons:plan_teach",
+        run="minidist.stages.teach:teach",
+        roles=lambda config: ("learner",),
+    ),
     "evaluate": Stage(
         "evaluate",
         "Measure models against their teacher and gold answers; print a table.",
@@ -146,6 +153,8 @@ async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:
     from minidist.cluster.cluster import Cluster
     from minidist.roles.host import Roles
 
+    if config.stage in ("sft", "distill") and config.student.init is not None:
+        config = code("minidist.stages.initial:with_initial")(config, directory.path / "initial")
     async with Cluster(config.cluster, directory.path / "logs", roles_of(config)) as cluster:
         run = StageRun(config, plan, directory, checkpoint)
         summary = directory.finish(await code(stage.run)(run, Roles(cluster, config, plan)))

@@ -13,6 +13,7 @@ from minidist.experience.streams import make_sources, student_engine
 from minidist.loop import Run, train
 from minidist.methods import make_credit
 from minidist.preflight.plan import DistillPlan
+from minidist.protocols import Learner
 from minidist.roles.host import HostedRoles, Roles, host_roles
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.run.alarms import Alarms
@@ -67,7 +68,7 @@ def _shown(config: DistillConfig) -> dict[str, str]:
     return shown | {"policy/disliked_frac": "disliked", "time/generate_s": "generate s", "time/update_s": "update s"}
 
 
-class DistillWatch(CheckpointWatch):
+class DistillWatch(CheckpointWatch[Learner]):
     """Canaries and alarms, evaluations, checkpoints and recorded rollouts of a distillation."""
 
     def __init__(

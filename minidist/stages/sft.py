@@ -37,7 +37,7 @@ async def sft(run: StageRun[SftConfig, SftPlan], roles: Roles) -> dict[str, Any]
     return {"steps": steps, "model": str(final), "learner": await learner.describe(), **watch.summary()}
 
 
-class SftWatch(CheckpointWatch):
+class SftWatch(CheckpointWatch[Learner]):
     """Validation loss while training: when it has not fallen for `patience` evaluations, the best weights are final."""
 
     def __init__(self, run: StageRun[SftConfig, SftPlan], learner: Learner, recorder: Recorder) -> None:

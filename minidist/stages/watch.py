@@ -3,14 +3,16 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from minidist.errors import RunDirectoryError
-from minidist.protocols import Learner
+from minidist.protocols import Saves
 from minidist.run.checkpoint import Checkpoint
 from minidist.run.files import remove, rename, writing
 from minidist.run.tracking import Pieces, Recorder, log
 from minidist.stages import StageRun
+
+L = TypeVar("L", bound=Saves)
 
 
 def make_recorder(run: StageRun[Any, Any], shown: Mapping[str, str], pieces: Pieces | None = None) -> Recorder:
@@ -19,10 +21,10 @@ def make_recorder(run: StageRun[Any, Any], shown: Mapping[str, str], pieces: Pie
     return Recorder(run.directory.path, steps, tensorboard=settings.tensorboard, shown=shown, pieces=pieces)
 
 
-class CheckpointWatch:
+class CheckpointWatch(Generic[L]):
     """Writes a checkpoint every `run.checkpoint_every` steps, after the last one, and when the run is stopped."""
 
-    def __init__(self, run: StageRun[Any, Any], learner: Learner, recorder: Recorder) -> None:
+    def __init__(self, run: StageRun[Any, Any], learner: L, recorder: Recorder) -> None:
         self._directory = run.directory
         self._every = run.config.run.checkpoint_every
         self._steps = run.config.run.steps

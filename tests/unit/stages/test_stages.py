@@ -26,7 +26,7 @@ def test_a_stage_is_called_with_its_roles_or_hosts_its_own(name: str) -> None:
 
 
 def test_stages_that_share_a_verb_are_one_command() -> None:
-    assert list(verbs()) == ["sft", "distill", "evaluate", "score", "compare"]
+    assert list(verbs()) == ["sft", "distill", "teach", "evaluate", "score", "compare"]
     assert {name for name, stage in STAGES.items() if stage.verb != name} == {"toy"}
 
 
@@ -34,6 +34,7 @@ def test_stages_need_the_roles_they_use() -> None:
     asked = {name: stage.roles for name, stage in STAGES.items() if stage.roles is not None and name != "distill"}
     assert {name: roles(None) for name, roles in asked.items()} == {
         "sft": ("learner",),
+        "teach": ("learner",),
         "evaluate": ("rollout", "teacher", "learner"),
         "score": ("teacher",),
     }

@@ -1,0 +1,190 @@
+"""`task`: what is predicted from which columns of a row; one class a kind of task."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from minidist.config.base import Section
+from minidist.config.glue import TASKS
+from minidist.config.sentence import did_you_mean
+from minidist.types import TaskKind
+
+Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
+
+
+class TaskSection(Section):
+    """Fields of all tasks, and the declarations that each kind overrides."""
+
+    kind: ClassVar[TaskKind]
+    """How a model's outputs are read."""
+
+    glue: str | None = None
+    """A task of GLUE or SuperGLUE (sst2, cola, mrpc, qqp, stsb, mnli, qnli, rte, wnli, boolq, cb, wic): defaults of the
+    columns, the names and the metrics. None: the fields below say all."""
+    metrics: list[Metric] = Field(default=["accuracy"], min_length=1)
+    """Figures of an evaluation, the first one to choose the best weights by. f1 is that of class 1, macro_f1 the mean over
+    classes; pearson and spearman are of scores."""
+
+    @property
+    def shown_text(self) -> str:
+        """The template whose columns the source must have."""
+        raise NotImplementedError
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes in the order of their numbers; empty where there are none."""
+        return []
+
+
+class _Texts(TaskSection):
+    """Fields of tasks with a head."""
+
+    text: str = "{{ text }}"
+    """Jinja template of the text, over the columns of a row."""
+    pair: str | None = None
+    """Jinja template of a second text, which the tokenizer joins to the first. None: there is one text."""
+    label: str = "label"
+    """Column of the label."""
+
+    @property
+    def shown_text(self) -> str:
+        return self.text + (self.pair or "")
+
+
+class ClassesTask(_Texts):
+    """Classification by a head: encoders, encoder-decoders and decoders."""
+
+    kind: ClassVar[TaskKind] = "classes"
+    type: Literal["classes"] = "classes"
+    """The kind of task."""
+    names: list[str] = Field(min_length=2)
+    """Names of the classes in the order of their numbers; a label is a name or a number."""
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.names
+
+
+class ScoreTask(_Texts):
+    """Regression: a head of one number."""
+
+    kind: ClassVar[TaskKind] = "score"
+    type: Literal["score"] = "score"
+    """The kind of task."""
+    metrics: list[Metric] = Field(default=["pearson", "spearman"], min_length=1)
+    """Figures of an evaluation."""
+
+
+class ChoicesTask(TaskSection):
+    """Classification by prompt: the class whose answer the model finds likeliest after the prompt (SinKD's decoders,
+    arXiv:2402.17110)."""
+
+    kind: ClassVar[TaskKind] = "choices"
+    type: Literal["choices"] = "choices"
+    """The kind of task."""
+    template: Path | None = None
+    """YAML file with prompt and choices. None: the two fields below."""
+    prompt: str
+    """Jinja template of the prompt, over the columns of a row."""
+    choices: list[str] = Field(min_length=2)
+    """Answer of each class as it follows the prompt, including a leading blank."""
+    label: str = "label"
+    """Column of the label: the name or the number of a class."""
+    names: list[str] = Field(min_length=2)
+    """Names of the classes, in the order of `choices`."""
+    normalise: bool = True
+    """Divide the log-probability of an answer by its tokens, so that long answers are not at a disadvantage."""
+
+    @property
+    def shown_text(self) -> str:
+        return self.prompt
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or tree.get("template") is None:
+            return tree
+        path = Path(tree["template"])
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            filled = {"prompt": found["prompt"], "choices": found["choices"]}
+        except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+            needed = "give a YAML file with the keys prompt and choices"
+            raise ValueError(f"task.template: {path} cannot be read ({type(error).__name__}); {needed}") from None
+        return filled | {key: value for key, value in tree.items() if key not in ("prompt", "choices") or value is not None}
+
+    @model_validator(mode="after")
+    def _as_many_choices_as_names(self) -> "ChoicesTask":
+        if len(self.choices) != len(self.names):
+            raise ValueError(f"task.choices has {len(self.choices)} answers for {len(self.names)} classes; give one for each")
+        return self
+
+
+class TokensTask(TaskSection):
+    """Language modelling on answers: every token of the answer is a prediction."""
+
+    kind: ClassVar[TaskKind] = "tokens"
+    type: Literal["tokens"] = "tokens"
+    """The kind of task."""
+    prompt: str = "{{ prompt }}"
+    """Jinja template of the prompt, over the columns of a row."""
+    answer: str = "{{ answer }}"
+    """Jinja template of the answer."""
+
+    @property
+    def shown_text(self) -> str:
+        return self.prompt + self.answer
+
+
+class MaskedTask(TaskSection):
+    """Masked language modelling: 15 % of the tokens are predicted, of which 80 % are hidden, 10 % replaced by another, 10 %
+    left (BERT: Devlin et al., arXiv:1810.04805)."""
+
+    kind: ClassVar[TaskKind] = "masked"
+    type: Literal["masked"] = "masked"
+    """The kind of task."""
+    text: str = "{{ text }}"
+    """Jinja template of the text, over the columns of a row; long texts are cut into pieces of data.max_tokens."""
+    share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the tokens that are predicted."""
+
+    @property
+    def shown_text(self) -> str:
+        return self.text
+
+
+_KINDS = (
+    Annotated[ClassesTask, Tag("classes")]
+    | Annotated[ScoreTask, Tag("score")]
+    | Annotated[ChoicesTask, Tag("choices")]
+    | Annotated[TokensTask, Tag("tokens")]
+    | Annotated[MaskedTask, Tag("masked")]
+)
+
+
+def _type(task: Any) -> str | None:
+    """The kind of a section; classes where none is given."""
+    return task.get("type", "classes") if isinstance(task, dict) else getattr(task, "type", None)
+
+
+def with_preset(task: Any) -> Any:
+    """A section with the defaults of its GLUE task. Raises ValueError for an unknown task."""
+    if not isinstance(task, dict) or (name := task.get("glue")) is None:
+        return task
+    if name not in TASKS:
+        known = ", ".join(TASKS)
+        raise ValueError(f"task.glue is {name!r}; expected one of {known}{did_you_mean(str(name), list(TASKS))}")
+    facts = TASKS[name]
+    if task.get("type") == "choices":  # the columns stand in the prompt
+        facts = {key: value for key, value in facts.items() if key not in ("text", "pair", "type")}
+    return facts | task
+
+
+TaskConfig = Annotated[_KINDS, Discriminator(_type), BeforeValidator(with_preset)]
+"""A task, by its type."""

@@ -1,0 +1,269 @@
+"""The plan of `minidist teach`: rows as student and teacher read them, checks of their models, and lines for people."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minidist.config import TeachConfig
+from minidist.config.data import SourceConfig
+from minidist.config.models import ModelConfig, StudentConfig
+from minidist.config.origin import with_origin
+from minidist.config.task import MaskedTask, TaskSection
+from minidist.config.terms import PKDConfig
+from minidist.data.labelled import LabelledText, Masker, RowEncoder, as_source, read_labelled, split_feedback
+from minidist.errors import ConfigError, DataError, ModelError
+from minidist.evaluation.metrics import majority
+from minidist.experience.exercises import Exercises, TaskRows
+from minidist.preflight import checks
+from minidist.preflight.growth import growth_lines
+from minidist.preflight.precision import precision_lines
+from minidist.preflight.space import run_lines
+from minidist.types import LabelledRow, TaskFacts
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from minidist.preflight.facts import ModelFacts
+
+
+@dataclass(frozen=True)
+class TeachPlan:
+    """What a lesson is made from.
+
+    Args:
+        facts: the task, for the models.
+        exercises: rows to train on and for feedback.
+        validation, test: rows to measure on; None where there are none.
+        metrics: names of the figures, the first to choose by.
+        majority: figures of the most frequent class, or of the mean score, on `test` or, without it, on `validation`.
+        tokenizer: the student's, to show rows.
+        lines: the plan for people.
+    """
+
+    facts: TaskFacts
+    exercises: Exercises
+    validation: TaskRows | None
+    test: TaskRows | None
+    metrics: list[str]
+    majority: dict[str, float]
+    tokenizer: "PreTrainedTokenizerBase"
+    lines: list[str]
+
+    def labelled(self) -> dict[str, Sequence[LabelledRow]]:
+        """The rows of each source, as the student reads them."""
+        found = {"train": self.exercises.train.student, "feedback": self.exercises.feedback}
+        found |= {
+            name: rows.student for name, rows in (("validation", self.validation), ("test", self.test)) if rows is not None
+        }
+        return {name: rows for name, rows in found.items() if rows}
+
+    def label(self, row: LabelledRow) -> str:
+        """The label of a row, for people."""
+        if row.targets is not None:
+            return f"{int((row.targets >= 0).sum())} tokens"
+        return self.facts.names[int(row.label)] if self.facts.names else f"{row.label:g}"
+
+
+def plan_teach(config: TeachConfig) -> TeachPlan:
+    written, config = config, with_origin(config)
+    task, data = config.task, config.data
+    sources = {"train": data.train, "validation": data.validation, "test": data.test}
+    checks.check_files(written, _names(config), [as_source(task, source) for source in sources.values() if source is not None])
+    models = _Models(config, _facts(task))
+    models.check()
+    texts = {name: read_labelled(task, source) for name, source in sources.items() if source is not None}
+    rows = {name: models.rows(found) for name, (found, _) in texts.items()}
+    described = [*models.lines, *(_rows_line(name, sources[name], rows[name], texts[name][1]) for name in texts)]
+    train, feedback = _split(config, texts["train"][0], rows["train"])
+    if feedback:
+        described.append(
+            f"feedback: {len(feedback):,} rows of data.train held out, of {len(train):,} that are left to train on"
+        )
+    tested = texts.get("test", texts.get("validation"))
+    labels = np.array([text.label for text in texts["train"][0]])
+    most = _majority(task, labels, tested[0]) if tested is not None else {}
+    described += [f"majority: {name} {value:.4g}" for name, value in most.items()]
+    described += [_lesson_line(config, len(train)), *models.space_lines(), *growth_lines(written)]
+    described += precision_lines(config.cluster, {"student.dtype": config.student.dtype})
+    masker = Masker.of(task, models.student.tokenizer, config.run.seed) if isinstance(task, MaskedTask) else None
+    return TeachPlan(
+        models.facts,
+        Exercises(train, feedback, config.learner.batch_rows, config.learner.feedback_rows, config.run.seed, masker),
+        _to_measure(rows.get("validation"), config.evaluation.rows, masker),
+        _to_measure(rows.get("test"), None, masker),
+        list(task.metrics),
+        most,
+        models.student.tokenizer,
+        described,
+    )
+
+
+def _facts(task: TaskSection) -> TaskFacts:
+    return TaskFacts(task.kind, tuple(task.class_names), getattr(task, "normalise", True))
+
+
+def _names(config: TeachConfig) -> dict[str, str | None]:
+    """Directories and hub names of all models, by their keys."""
+    sections: dict[str, ModelConfig] = {"student": config.student}
+    if config.teacher is not None:
+        sections["teacher"] = config.teacher
+    if config.lesson.type == "assistants":
+        sections |= {f"lesson.assistants.{number}": each for number, each in enumerate(config.lesson.assistants)}
+    found = {f"{name}.{key}": getattr(each, key) for name, each in sections.items() for key in ("model", "tokenizer")}
+    if config.lesson.type == "sequence":
+        found |= {f"lesson.before.{number}": path for number, path in enumerate(config.lesson.before)}
+    return found
+
+
+@dataclass(frozen=True)
+class _Models:
+    """Student and teacher as their tokenizers and configurations describe them."""
+
+    config: TeachConfig
+    facts: TaskFacts
+
+    @cached_property
+    def student(self) -> "ModelFacts":
+        return _model_facts(self.config.student, "student.model")
+
+    @cached_property
+    def teacher(self) -> "ModelFacts | None":
+        return None if self.config.teacher is None else _model_facts(self.config.teacher, "teacher.model")
+
+    @property
+    def both(self) -> "list[ModelFacts]":
+        return [model for model in (self.student, self.teacher) if model is not None]
+
+    def check(self) -> None:
+        """Raise the first reason why the models cannot take part in the lesson."""
+        from minidist.models.classifiers import check_classes
+
+        for model in self.both:
+            check_classes(model.config, self.facts, model.where)
+            if model.context < self.config.data.max_tokens:
+                longest = f"data.max_tokens {self.config.data.max_tokens} is more than {model.where} reads, {model.context}"
+                raise ConfigError(f"{longest}; set data.max_tokens={model.context}")
+            if self.facts.kind == "masked" and model.tokenizer.mask_token_id is None:
+                raise ModelError(f"the tokenizer of {model.where} has no mask token; use a model that was made for masked text")
+        self._check_pair()
+
+    def _check_pair(self) -> None:
+        student, teacher = self.student, self.teacher
+        if teacher is None:
+            return
+        if self.facts.kind in ("tokens", "masked") and student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+            differ = "the tokenizers of student and teacher differ, and their tokens are compared one by one"
+            raise ModelError(f"{differ}; use models with one tokenizer")
+        for name, term in self.config.loss.items():
+            if isinstance(term, PKDConfig):
+                self._check_widths(f"loss.{name}", term, student.config, teacher.config)
+
+    def _check_widths(self, key: str, term: PKDConfig, student: "PretrainedConfig", teacher: "PretrainedConfig") -> None:
+        from minidist.losses.imitation import matched_layers
+        from minidist.models.layers import layer_count
+
+        widths = [config.get_text_config().hidden_size for config in (student, teacher)]
+        if widths[0] != widths[1]:
+            differ = f"{key} compares hidden states, of width {widths[0]} in the student and {widths[1]} in the teacher"
+            raise ConfigError(f"{differ}; use models of one width, or leave the term out")
+        try:
+            matched_layers(term.layers, layer_count(student), layer_count(teacher))
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from None
+
+    def rows(self, texts: Sequence[LabelledText]) -> TaskRows:
+        """The texts as student and teacher read them."""
+        found = [self._encoder(model).rows(texts) for model in self.both]
+        if not found[0]:
+            raise DataError(f"no row of {len(texts)} is long enough for a task of type {self.facts.kind}; use longer texts")
+        return TaskRows(*found)
+
+    def _encoder(self, model: "ModelFacts") -> RowEncoder:
+        two_sided = bool(model.config.is_encoder_decoder)
+        return RowEncoder(self.config.task, model.tokenizer, self.config.data.max_tokens, two_sided)
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return [self._parameters(model) for model in self.both]
+
+    def _parameters(self, model: "ModelFacts") -> int:
+        """Parameters of the whole model, from a skeleton."""
+        from minidist.models.classifiers import parameter_count
+
+        return parameter_count(model.config, self.facts, model.tokenizer)
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each model, and for the task."""
+        found = []
+        for model, size in zip(self.both, self._sizes, strict=True):
+            name = model.where.removesuffix(".model")
+            found.append(f"{name}: {model.config.model_type}, {size / 1e6:,.2f} M parameters")
+        names = ", ".join(self.facts.names)
+        return [*found, *self.student.lines, f"task: {self.facts.kind}" + (f" ({names})" if names else "")]
+
+    def space_lines(self) -> list[str]:
+        """What checkpoints and final/ take on the disk."""
+        learning = self._sizes if self.config.lesson.teacher_learns else self._sizes[:1]
+        model = 4 * sum(learning)
+        moments = 0 if self.config.learner.optimizer.type == "sgd" else 2
+        finals = 2 if self.config.evaluation.keep == "best" else 1
+        return run_lines(self.config.run, model * (2 + moments), {"final": finals * model})
+
+
+def _model_facts(config: ModelConfig, where: str) -> "ModelFacts":
+    from minidist.preflight.facts import read_model, read_student
+
+    return read_student(config) if isinstance(config, StudentConfig) else read_model(config, where)
+
+
+def _split(config: TeachConfig, texts: Sequence[LabelledText], rows: TaskRows) -> tuple[TaskRows, Sequence[LabelledRow]]:
+    """Rows to train on, and rows held out of them as the student reads them."""
+    held = config.data.feedback
+    if len(rows) < config.learner.batch_rows:
+        few = f"data.train has {len(rows)} rows, fewer than the learner.batch_rows {config.learner.batch_rows} of a step"
+        raise DataError(f"{few}; lower learner.batch_rows")
+    if held is None:
+        return rows, ()
+    if len(texts) != len(rows):
+        raise ConfigError(
+            f"data.feedback holds rows of data.train out, and task.type {config.task.kind} cuts texts; leave it out"
+        )
+    kept, out = split_feedback(texts, held.share, seed=held.seed, classes=bool(config.task.class_names))
+    if not kept or len(out) < config.cluster.learner.ranks:
+        raise DataError(f"data.feedback.share {held.share:g} of {len(texts)} rows leaves no rows on one side; change the share")
+    return rows.take(kept), [rows.student[position] for position in out]
+
+
+def _to_measure(rows: TaskRows | None, count: int | None, masker: Masker | None) -> TaskRows | None:
+    """The first `count` rows, of which masked ones are hidden once, alike in every evaluation."""
+    if rows is None:
+        return None
+    first = rows.take(range(min(len(rows), count or len(rows))))
+    if masker is None:
+        return first
+    hidden = [masker(row, 0) for row in first.student]
+    return TaskRows(hidden, hidden if first.teacher else ())
+
+
+def _majority(task: TaskSection, labels: Any, tested: Sequence[LabelledText]) -> dict[str, float]:
+    if task.kind in ("tokens", "masked"):
+        return {}
+    return majority(task.metrics, labels, np.array([text.label for text in tested]), scores=task.kind == "score")
+
+
+def _rows_line(name: str, source: SourceConfig | None, rows: TaskRows, skipped: int) -> str:
+    assert source is not None
+    longest = max(len(row.tokens) for row in rows.student)
+    left_out = f", {skipped:,} left out" if skipped else ""
+    return f"{name}: {len(rows):,} rows of {source.path}{left_out}, up to {longest} tokens"
+
+
+def _lesson_line(config: TeachConfig, rows: int) -> str:
+    steps, batch = config.run.steps, config.learner.batch_rows
+    terms = " + ".join(f"{term.weight:g} {name}" for name, term in config.loss.items())
+    passes = steps * batch / rows
+    return f"lesson {config.lesson.type}: {steps} steps of {batch} rows ({passes:.2g} passes); loss {terms}"

@@ -1,0 +1,212 @@
+"""Models of labelled tasks against transformers' own outputs, padding, hidden states, files and second derivatives."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import pipeline
+
+from minidist.config.models import ModelConfig
+from minidist.config.task import ChoicesTask, ClassesTask, MaskedTask, ScoreTask, TokensTask
+from minidist.data.labelled import LabelledText, Masker
+from minidist.errors import ModelError
+from minidist.losses.imitation import label_loss
+from minidist.models.classifiers import load_predictor, parameter_count, twice_differentiable
+from minidist.models.layers import cut_config
+from minidist.types import TaskFacts
+from tests.support.classifiers import CLASSES, SHAPES, encoded, predictor, section
+
+TEXTS = [
+    LabelledText(0, "this film was great", "good plot", 1),
+    LabelledText(1, "dull", "the plot is bad and not fine", 0),
+    LabelledText(2, "it is a movie", "yes", 1),
+]
+TASK = ClassesTask(names=["negative", "positive"], pair="{{ pair }}")
+PROMPT = ChoicesTask(prompt="{{ text }} it was", choices=[" bad", " not bad"], names=["negative", "positive"])
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_a_head_gives_transformers_own_logits_and_loss(tmp_path: Path, family: str) -> None:
+    made = predictor(tmp_path, family)
+    rows = encoded(made, TASK, TEXTS)
+    if family == "t5":  # its head reads the end of the text
+        rows = [type(row)(row.index, [*row.tokens[row.tokens != 3].tolist(), 5], row.label) for row in rows]  # type: ignore[arg-type]
+    found = made.predict(rows)
+    for number, row in enumerate(rows):
+        ids = torch.as_tensor(row.tokens, dtype=torch.int64)[None]
+        segments = {} if row.segments is None else {"token_type_ids": torch.as_tensor(row.segments, dtype=torch.int64)[None]}
+        alone = made.model(input_ids=ids, labels=torch.tensor([int(row.label)]), **segments)
+        assert torch.allclose(found.logits_NC[number], alone.logits[0], atol=1e-5)
+        assert torch.allclose(label_loss(found)[number], alone.loss, atol=1e-5)
+    assert found.logits_NC.shape == (3, 2) and found.logits_NC.std() > 0.01
+
+
+@pytest.mark.parametrize("family", SHAPES)
+def test_no_row_sees_another_or_its_padding(tmp_path: Path, family: str) -> None:
+    task = PROMPT if family not in ("bert", "distilbert") else TASK
+    made = predictor(tmp_path, family, TaskFacts(task.kind, CLASSES.names))
+    rows = encoded(made, task, TEXTS)
+    together, alone = made.predict(rows).logits_NC, made.predict(rows[:1]).logits_NC
+    assert torch.allclose(together[:1], alone, atol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_a_score_is_one_number_with_squared_error(tmp_path: Path) -> None:
+    made = predictor(tmp_path, "bert", TaskFacts("score"))
+    rows = encoded(made, ScoreTask(), [LabelledText(0, "a fine film", None, 2.5), LabelledText(1, "dull", None, 0.5)])
+    found = made.predict(rows)
+    assert found.scores and found.logits_NC.shape == (2, 1)
+    assert label_loss(found).tolist() == pytest.approx(
+        [(found.logits_NC[i, 0].item() - y) ** 2 for i, y in enumerate((2.5, 0.5))]
+    )
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "t5"])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_a_choice_has_the_log_probability_of_its_tokens_after_the_prompt(tmp_path: Path, family: str, normalise: bool) -> None:
+    made = predictor(tmp_path, family, TaskFacts("choices", CLASSES.names, normalise))
+    rows = encoded(made, PROMPT, TEXTS)
+    found = made.predict(rows).logits_NC
+    for number, row in enumerate(rows):
+        for choice, ids in enumerate(row.choices):
+            prompt, answer = (torch.as_tensor(each, dtype=torch.int64) for each in (row.tokens, ids))
+            if family == "t5":
+                begin = torch.tensor([made.model.config.decoder_start_token_id])
+                logits = made.model(input_ids=prompt[None], decoder_input_ids=torch.cat([begin, answer[:-1]])[None]).logits[0]
+            else:
+                logits = made.model(input_ids=torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
+            sums = torch.log_softmax(logits, -1).gather(1, answer[:, None]).sum()
+            assert found[number, choice].item() == pytest.approx(sums.item() / (len(answer) if normalise else 1), abs=1e-4)
+    lengths = {len(ids) for row in rows for ids in row.choices}
+    assert lengths == ({2, 3} if family == "t5" else {1, 2})
+
+
+def test_tokens_are_those_of_the_answer_and_cross_entropy_is_transformers_own(tmp_path: Path) -> None:
+    made = predictor(tmp_path, "gpt2", TaskFacts("tokens"))
+    texts = [LabelledText(0, "is it good", answer=" yes"), LabelledText(1, "was this a dull movie", answer=" no it was not")]
+    rows = encoded(made, TokensTask(), texts)
+    found = made.predict(rows)
+    assert found.row_N.tolist() == [0, 0, 1, 1, 1, 1, 1]
+    for number, row in enumerate(rows):
+        assert row.targets is not None
+        ids, targets = (torch.as_tensor(each, dtype=torch.int64) for each in (row.tokens, row.targets))
+        labels = torch.cat([torch.tensor([-100]), torch.where(targets < 0, -100, targets)[:-1]])
+        loss = made.model(input_ids=ids[None], labels=labels[None]).loss
+        assert found.row_means(label_loss(found))[number].item() == pytest.approx(loss.item(), abs=1e-5)
+
+
+def test_masked_tokens_are_predicted_at_their_positions(tmp_path: Path) -> None:
+    made = predictor(tmp_path, "bert", TaskFacts("masked"))
+    rows = encoded(made, MaskedTask(), [LabelledText(0, "this film was a good film it is not a bad plot")])
+    masked = Masker.of(MaskedTask(share=0.4), made.tokenizer, 0)(rows[0], 3)
+    found = made.predict([masked])
+    assert masked.targets is not None
+    at = [position for position, target in enumerate(masked.targets) if target >= 0]
+    logits = made.model(input_ids=torch.as_tensor(masked.tokens, dtype=torch.int64)[None]).logits[0, at]
+    assert torch.allclose(found.logits_NC, logits, atol=1e-5) and found.labels_N.tolist() == [
+        int(rows[0].tokens[i]) for i in at
+    ]
+
+
+@pytest.mark.parametrize(("family", "position"), [("bert", 0), ("distilbert", 0), ("gpt2", -1), ("t5", 0)])
+def test_hidden_states_are_those_of_one_token_after_each_layer(tmp_path: Path, family: str, position: int) -> None:
+    made = predictor(tmp_path, family)
+    rows = encoded(made, TASK, TEXTS)
+    if family == "t5":
+        rows = [type(row)(row.index, [*row.tokens.tolist(), 5], row.label) for row in rows]  # type: ignore[arg-type]
+    found = made.predict(rows, hidden=True).hidden
+    ids = torch.as_tensor(rows[1].tokens, dtype=torch.int64)[None]
+    segments = (
+        {} if rows[1].segments is None else {"token_type_ids": torch.as_tensor(rows[1].segments, dtype=torch.int64)[None]}
+    )
+    output = made.model(input_ids=ids, output_hidden_states=True, **segments)
+    states = output.encoder_hidden_states if family == "t5" else output.hidden_states
+    assert len(found) == 4
+    for layer, state in zip(found, states, strict=True):
+        assert torch.allclose(layer[1], state[0, position], atol=1e-4)
+    assert made.predict(rows).hidden == ()
+
+
+def test_a_saved_model_classifies_in_a_pipeline_by_name(tmp_path: Path) -> None:
+    made = predictor(tmp_path / "tokenizer", "bert")
+    made.save(tmp_path / "model")
+    classify: Any = pipeline("text-classification", model=str(tmp_path / "model"), top_k=None)
+    logits = made.predict(encoded(made, ClassesTask(names=list(CLASSES.names)), [LabelledText(0, "a great film")])).logits_NC
+    expected = dict(zip(CLASSES.names, torch.softmax(logits, -1)[0].tolist(), strict=True))
+    assert {each["label"]: each["score"] for each in classify("a great film")[0]} == pytest.approx(expected, abs=1e-5)
+    again = load_predictor(ModelConfig(model=str(tmp_path / "model")), CLASSES, "teacher.model", seed=5)
+    assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), again.model.parameters(), strict=True))
+
+
+def test_a_checkpoint_without_a_head_gets_one_from_the_seed(tmp_path: Path) -> None:
+    predictor(tmp_path / "tokenizer", "bert", TaskFacts("masked")).save(tmp_path / "pretrained")
+    config = ModelConfig(model=str(tmp_path / "pretrained"))
+    heads = [load_predictor(config, CLASSES, "teacher.model", seed=seed).model.classifier.weight for seed in (0, 0, 1)]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("positive", "negative"), "has the classes negative, positive, and the task positive, negative"),
+        (("a", "b", "c"), "has the classes negative, positive, and the task a, b, c"),
+    ],
+)
+def test_a_head_of_other_classes_is_refused(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    predictor(tmp_path / "tokenizer", "bert").save(tmp_path / "model")
+    with pytest.raises(ModelError, match=said):
+        load_predictor(ModelConfig(model=str(tmp_path / "model")), TaskFacts("classes", names), "teacher.model", seed=0)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])  # T5 computes norms in float32
+def test_second_derivatives_are_those_of_finite_differences(tmp_path: Path, family: str) -> None:
+    made = predictor(tmp_path, family)
+    rows = encoded(made, TASK, TEXTS)
+    made.model.double()
+    parameters = [each for each in made.model.parameters() if each.requires_grad]
+    generator = torch.Generator().manual_seed(0)
+    direction = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in parameters]
+
+    def gradient(*, create_graph: bool = False) -> Any:
+        with twice_differentiable():
+            loss = label_loss(made.predict(rows)).mean()
+            return torch.autograd.grad(loss, parameters, create_graph=create_graph, materialize_grads=True)
+
+    product = sum((a * b).sum() for a, b in zip(gradient(create_graph=True), direction, strict=True))
+    exact = torch.autograd.grad(product, parameters, materialize_grads=True)  # type: ignore[arg-type]
+    step, sides = 1e-6, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for parameter, each in zip(parameters, direction, strict=True):
+                parameter.add_(each, alpha=sign * step)
+        sides.append(gradient())
+        with torch.no_grad():
+            for parameter, each in zip(parameters, direction, strict=True):
+                parameter.sub_(each, alpha=sign * step)
+    numeric = [(a - b) / (2 * step) for a, b in zip(*sides, strict=True)]
+    error = sum(float((a - b).square().sum()) for a, b in zip(exact, numeric, strict=True)) ** 0.5
+    assert error < 1e-3 * sum(float(each.square().sum()) for each in exact) ** 0.5
+
+
+def test_parameters_are_counted_without_weights(tmp_path: Path) -> None:
+    made = predictor(tmp_path, "bert")
+    count = parameter_count(made.model.config, CLASSES, made.tokenizer)
+    assert count == sum(each.numel() for each in made.model.parameters())
+    fewer = parameter_count(cut_config(deepcopy(made.model.config), [0, 2]), CLASSES, made.tokenizer)
+    layer = sum(each.numel() for each in made.model.bert.encoder.layer[0].parameters())
+    assert fewer == count - layer and made.model.config.num_hidden_layers == 3
+
+
+def test_the_head_of_a_score_is_not_that_of_classes(tmp_path: Path) -> None:
+    predictor(tmp_path / "tokenizer", "bert").save(tmp_path / "model")
+    with pytest.raises(ModelError, match="has the classes negative, positive, and the task one score"):
+        load_predictor(ModelConfig(model=str(tmp_path / "model")), TaskFacts("score"), "teacher.model", seed=0)
+
+
+def test_a_student_from_scratch_is_a_function_of_its_seed(tmp_path: Path) -> None:
+    config = section(tmp_path, "bert")
+    made = [load_predictor(config, CLASSES, "student.model", seed=seed).model.bert.embeddings for seed in (3, 3, 4)]
+    tables = [each.word_embeddings.weight for each in made]
+    assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
