@@ -62,11 +62,11 @@ def doctor(
     overrides: Overrides = None,
 ) -> None:
     """Check the installation and the machine; print each fault with its remedy. Exit code 1 when something is missing."""
-    from minidist.config import CompareConfig, ToyConfig, load
+    from minidist.config import CompareConfig, CompareLessonsConfig, ToyConfig, load
     from minidist.preflight.doctor import examine
 
     loaded = None if config is None else load(config, overrides or ())
-    loaded = loaded.first if isinstance(loaded, CompareConfig) else loaded
+    loaded = loaded.first if isinstance(loaded, CompareConfig | CompareLessonsConfig) else loaded
     faults = examine(None if isinstance(loaded, ToyConfig) else loaded, roles_of)
     raise typer.Exit(1 if faults else 0)
 

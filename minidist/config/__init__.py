@@ -2,6 +2,7 @@
 
 from minidist.config.changes import difference
 from minidist.config.compare import CompareConfig
+from minidist.config.compare_lessons import CompareLessonsConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.evaluate import EvaluateConfig
 from minidist.config.load import dump, load
@@ -11,5 +12,14 @@ from minidist.config.stages import CONFIGS, Command, Config
 from minidist.config.teach import TeachConfig
 from minidist.config.toy import ToyConfig
 
-__all__ = ["CompareConfig", "DistillConfig", "EvaluateConfig", "ScoreConfig", "SftConfig", "TeachConfig", "ToyConfig"]
+__all__ = [
+    "CompareConfig",
+    "CompareLessonsConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "ScoreConfig",
+    "SftConfig",
+    "TeachConfig",
+    "ToyConfig",
+]
 __all__ += ["CONFIGS", "Command", "Config", "difference", "dump", "load"]

@@ -51,10 +51,7 @@ class CompareConfig(Section):
     @field_validator("cells")
     @classmethod
     def _names(cls, cells: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        for name in cells:
-            if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or name == "teacher":
-                raise ValueError(f"cells.{name}: a cell's name is part of a path: use letters, digits, _ - . and not teacher")
-        return cells
+        return check_cell_names(cells)
 
     @model_validator(mode="after")
     def _cells_are_runs(self) -> "CompareConfig":
@@ -104,6 +101,14 @@ class CompareConfig(Section):
         return self.first.cluster
 
 
+def check_cell_names(cells: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The cells, if each name can be part of a path. Raises ValueError."""
+    for name in cells:
+        if not name.replace("_", "").replace("-", "").replace(".", "").isalnum() or name == "teacher":
+            raise ValueError(f"cells.{name}: a cell's name is part of a path: use letters, digits, _ - . and not teacher")
+    return cells
+
+
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """A new tree: `base` with the changes of a cell.
 
@@ -116,12 +121,19 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if key in _WHOLE:
             tree[key] = value
         else:
-            tree = _over(tree, reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value))
+            tree = over(tree, {key: value})
     return tree
 
 
+def over(base: Any, changes: dict[str, Any]) -> Any:
+    """`base` with single values changed, by their keys or dotted keys: a section changes the keys that it holds, any other
+    value replaces."""
+    for key, value in changes.items():
+        base = _over(base, reduce(lambda inner, part: {part: inner}, reversed(key.split(".")), value))
+    return base
+
+
 def _over(base: Any, changes: Any) -> Any:
-    """`base` with single values changed: a section changes the keys that it holds, any other value replaces."""
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
     return base | {key: _over(base.get(key), value) for key, value in changes.items()}

@@ -3,6 +3,7 @@
 from typing import get_args
 
 from minidist.config.compare import CompareConfig
+from minidist.config.compare_lessons import CompareLessonsConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.evaluate import EvaluateConfig
 from minidist.config.score import ScoreConfig
@@ -13,7 +14,7 @@ from minidist.config.toy import ToyConfig
 Config = SftConfig | DistillConfig | EvaluateConfig | ScoreConfig
 """Stages that are one run with roles."""
 
-Command = Config | TeachConfig | CompareConfig | ToyConfig
+Command = Config | TeachConfig | CompareConfig | CompareLessonsConfig | ToyConfig
 """All that a configuration file may hold."""
 
 CONFIGS: dict[str, type[Command]] = {get_args(each.model_fields["stage"].annotation)[0]: each for each in get_args(Command)}

@@ -10,6 +10,8 @@ from minidist.data.values import as_text, for_template, to_json
 from minidist.errors import ConfigError, DataError
 
 _LONGEST = 50_000_000  # characters of a filled template
+_COUNTER = "_count_a_step"
+_STEPS = 1_000_000  # passes through the loops of a template, all together
 
 
 class BadRow(DataError):
@@ -26,10 +28,11 @@ class Template:
         environment = _environment(self._value)
         try:
             tree = environment.parse(source)
-            self._template = environment.from_string(source)
+            self._template = environment.from_string(_counting(environment.parse(source)), globals={_COUNTER: self._step})
         except TemplateSyntaxError as error:
             raise ConfigError(f"{where} is not a valid Jinja template: {error.message} in {source!r}") from None
         self.columns, self.where, self._source, self._guard = meta.find_undeclared_variables(tree), where, source, guard
+        self._steps = 0
         self.column = _bare_column(tree)
         """The column, where the template is `{{ COLUMN }}` and nothing else."""
 
@@ -55,12 +58,18 @@ class Template:
         return text
 
     def _pieces(self, values: dict[str, Any]) -> Any:
-        length = 0
+        length = self._steps = 0
         for piece in self._template.generate(values):
             length += len(piece)
             if length > _LONGEST:
                 raise BadRow(f"{self.where} writes more than {_LONGEST:,} characters")
             yield piece
+
+    def _step(self) -> None:
+        """Count a pass through a loop."""
+        self._steps += 1
+        if self._steps > _STEPS:
+            raise BadRow(f"{self.where} takes more than {_STEPS:,} steps in its loops")
 
     def _value(self, value: Any) -> str:
         text = str(value) if isinstance(value, Undefined) else as_text(value)  # the text of an undefined value raises
@@ -85,6 +94,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if (repeats and sizes[0] * sizes[1] > _LONGEST) or (operator == "**" and sizes[1] > 1000):
             raise OverflowError(f"{operator} would make a value of more than {_LONGEST:,} parts")
         return super().call_binop(context, operator, left, right)
+
+
+def _counting(tree: nodes.Template) -> nodes.Template:
+    """The template with a call of the counter at each pass through a loop, so that nested loops end."""
+    for loop in tree.find_all(nodes.For):
+        loop.body.insert(0, nodes.ExprStmt(nodes.Call(nodes.Name(_COUNTER, "load"), [], [], None, None), lineno=loop.lineno))
+    return tree
 
 
 def _environment(value: Callable[[Any], str]) -> ImmutableSandboxedEnvironment:

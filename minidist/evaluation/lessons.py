@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from minidist.evaluation.figures import Figure as FigureOfRuns
 from minidist.evaluation.metrics import metrics
+from minidist.evaluation.records import Record, by_objective, over_runs
 from minidist.types import Array, Judged
 
 _STYLE: Any = {"font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False}
@@ -67,5 +69,54 @@ def draw_influence(steps: Sequence[int], influence_TB: Array, names: Sequence[st
             axis.plot(steps, influence_TB[:, number], color=_COLOURS[number % 8], linewidth=1.4, label=name)
         axis.set(xlabel="step", ylabel="influence on the held-out loss")
         axis.legend(frameon=False)
+        figure.savefig(file, dpi=150)
+    return figure
+
+
+_NAMES = {"accuracy": "accuracy", "f1": "F1", "macro_f1": "macro F1", "matthews": "Matthews", "pearson": "Pearson"}
+_NAMES |= {"spearman": "Spearman", "loss": "loss", "seconds": "seconds"}
+
+
+def lesson_table(records: Sequence[Record], order: Sequence[str], metrics: Sequence[str]) -> str:
+    """A Markdown table of a comparison: one row a cell, means and standard deviations over seeds."""
+    rows = over_runs(records, order)
+    teacher = [f"teacher_{name}" for name in metrics if any(f"teacher_{name}" in figures for figures in rows.values())]
+    columns = [*metrics, "loss", *teacher, "seconds"]
+    titles = [_NAMES.get(name) or f"teacher's {_NAMES[name.removeprefix('teacher_')]}" for name in columns]
+    lines = [["", *titles], ["---"] * (len(columns) + 1)]
+    constant = next((row["majority"] for row in records if row["majority"]), {})
+    lines.append(["majority", *(f"{constant[name]:.3f}" if name in constant else "–" for name in columns)])
+    lines += [
+        [cell, *(_cell(figures.get(name), 1 if name == "seconds" else 3) for name in columns)] for cell, figures in rows.items()
+    ]
+    runs = max(len([row for row in records if row["objective"] == name]) for name in order)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\nMean ± standard deviation over {runs} seeds.\n"
+
+
+def _cell(figure: FigureOfRuns | None, digits: int) -> str:
+    if figure is None:
+        return "–"
+    return f"{figure.mean:.{digits}f}" + ("" if figure.spread is None else f" ± {figure.spread:.{digits}f}")
+
+
+def draw_lessons(records: Sequence[Record], order: Sequence[str], metrics: Sequence[str], file: Path) -> Figure:
+    """One panel a metric and one for the loss, one row a cell: a dot for each run, and the mean; the majority is a line."""
+    grouped = by_objective(records, order)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(2.8 * (len(metrics) + 1) + 1.2, 0.24 * len(grouped) + 1.0), layout="constrained")
+        axes = figure.subplots(1, len(metrics) + 1, squeeze=False)[0]
+        for axis, name in zip(axes, [*metrics, "loss"], strict=True):
+            for number, rows in enumerate(grouped.values()):
+                values = [row[name] for row in rows]
+                axis.plot(values, [number] * len(values), "o", color="#7a9cc6", markersize=4, alpha=0.8)
+                axis.plot(np.mean(values), number, "|", color=_COLOURS[0], markersize=10, markeredgewidth=1.6)
+            constant = records[0]["majority"].get(name)
+            if constant is not None:
+                axis.axvline(constant, color=_COLOURS[1], linestyle="--", linewidth=1, label="majority")
+                axis.legend(frameon=False, loc="lower left")
+            axis.set_yticks(range(len(grouped)), list(grouped) if axis is axes[0] else [""] * len(grouped))
+            axis.set_ylim(len(grouped) - 0.4, -0.6)
+            axis.set_title(_NAMES[name], loc="left")
+            axis.grid(axis="x", color=_GRID, linewidth=0.6)
         figure.savefig(file, dpi=150)
     return figure

@@ -1,16 +1,28 @@
 """Records of a comparison, one of each cell and seed, and their figures over seeds."""
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import with_config
+from typing_extensions import TypedDict
+
 from minidist.evaluation.figures import Figure, Figures, from_record
-from minidist.run.files import write_json
+from minidist.run.files import read_record, write_json
 
 BEFORE, TEACHER = "student before", "teacher"
-Record = dict[str, Any]
+Record = Any
+"""A mapping with the fields of `Row`, and figures."""
+
+
+@with_config(extra="allow")
+class Row(TypedDict):
+    """The fields that every record has."""
+
+    objective: str
+    seed: int | None
 
 
 class Records:
@@ -21,7 +33,8 @@ class Records:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self.rows: list[Record] = json.loads(file.read_text()) if file.is_file() else []
+        remedy = "remove it to measure again, or set run.overwrite=true"
+        self.rows: list[Record] = list(read_record(file, list[Row], remedy)) if os.path.lexists(file) else []
 
     def find(self, objective: str, seed: int | None = None) -> Record | None:
         return next((row for row in self.rows if (row["objective"], row["seed"]) == (objective, seed)), None)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,8 +53,12 @@ class StateReader:
     def __init__(self, path: Path) -> None:
         self._files: dict[str, Path] = {}
         for file in sorted((path / _DIRECTORY).glob("*.safetensors")):
-            with safe_open(file, framework="pt") as tensors:
-                self._files |= dict.fromkeys(tensors.keys(), file)
+            try:
+                with safe_open(file, framework="pt") as tensors:
+                    self._files |= dict.fromkeys(tensors.keys(), file)
+            except (OSError, SafetensorError) as error:
+                damaged = f"{file} is no whole file of training state ({error})"
+                raise RunDirectoryError(f"{damaged}; set run.overwrite=true to start again") from None
         if _STEPS not in self._files:
             raise RunDirectoryError(
                 f"{path} has no training state in {_DIRECTORY}/, so a run cannot resume from it; set run.overwrite=true to "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minidist.config import TeachConfig
+from minidist.config import CompareLessonsConfig, TeachConfig
 from minidist.config.data import SourceConfig
 from minidist.config.models import ModelConfig, StudentConfig
 from minidist.config.origin import with_origin
@@ -21,6 +21,7 @@ from minidist.preflight import checks
 from minidist.preflight.growth import growth_lines
 from minidist.preflight.precision import precision_lines
 from minidist.preflight.space import run_lines
+from minidist.run.directory import RunDirectory
 from minidist.types import LabelledRow, TaskFacts
 
 if TYPE_CHECKING:
@@ -99,6 +100,24 @@ def plan_teach(config: TeachConfig) -> TeachPlan:
         models.student.tokenizer,
         described,
     )
+
+
+@dataclass(frozen=True)
+class LessonsPlan:
+    """The plan of a comparison of lessons, for people."""
+
+    lines: list[str]
+
+
+def plan_lessons(config: CompareLessonsConfig) -> LessonsPlan:
+    """Plans every cell as a lesson of its own, with the first seed."""
+    RunDirectory(config).check()
+    found: list[str] = []
+    for name in config.cells:
+        plan = plan_teach(config.cell(name, config.seeds[0]))
+        found += plan.lines if not found else []
+        found.append(f"cells.{name}: " + next(line for line in plan.lines if line.startswith("lesson ")))
+    return LessonsPlan([*found, f"{len(config.cells)} cells x {len(config.seeds)} seeds, in this process"])
 
 
 def _facts(task: TaskSection) -> TaskFacts:

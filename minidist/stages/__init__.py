@@ -104,6 +104,13 @@ STAGES: dict[str, Stage] = {
         run="minidist.stages.compare:compare",
         reruns=True,
     ),
+    "compare_lessons": Stage(
+        "compare",
+        "Teach one task with each of a list of methods; write records, a table and pictures.",
+        plan="minidist.preflight.lessons:plan_lessons",
+        run="minidist.stages.compare_lessons:compare_lessons",
+        reruns=True,
+    ),
     "toy": Stage(
         "compare",
         "Fit free distributions to fixed teachers with each divergence.",

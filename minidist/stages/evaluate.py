@@ -1,6 +1,5 @@
 """Evaluation of a list of models against one teacher, as one table."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from minidist.roles.host import Roles
 from minidist.roles.make import LearnerSetup
 from minidist.roles.warm import WarmRoles
 from minidist.rollout.pool import Engines
-from minidist.run.files import write_json
+from minidist.run.files import read_record, write_json
 from minidist.run.tracking import log
 from minidist.stages import StageRun
 from minidist.types import Sampling
@@ -81,6 +80,6 @@ def _training_facts(path: Path) -> dict[str, Any]:
     file = path.parent / "summary.json"
     if not file.is_file():
         return {}
-    summary = json.loads(file.read_text())
+    summary = read_record(file, dict[str, Any], "remove it; it only adds facts of the training to the result")
     kept = ("stage", "steps", "seconds", "engine", "learner", "teacher", "syncs_proved", "best", "stopped_improving")
     return {"run": str(path.parent), "training": {key: summary[key] for key in kept if key in summary}}

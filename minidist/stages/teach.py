@@ -74,7 +74,7 @@ class TeachWatch(CheckpointWatch[LessonLearner]):
         """Student and teacher on the validation rows; `step` -1 is before training."""
         if self._plan.validation is None or (step < 0 and self._config.evaluation.every is None):
             return
-        figures = await self._measure(self._plan.validation)
+        figures = await self._measure(self._plan.validation, frozen=step < 0)
         self._evaluations.append((step + 1, figures))
         self._recorder.write(step, {f"validation/{name}": value for name, value in figures.items()})
         log.info("after %d steps: %s", step + 1, ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
@@ -89,12 +89,12 @@ class TeachWatch(CheckpointWatch[LessonLearner]):
             await self.save(self._directory.path / "best")
 
     async def _test(self) -> dict[str, float]:
-        return {} if self._plan.test is None else await self._measure(self._plan.test)
+        return {} if self._plan.test is None else await self._measure(self._plan.test, frozen=True)
 
-    async def _measure(self, rows: TaskRows) -> dict[str, float]:
-        """Metrics and loss of student and, where it learns, teacher on rows."""
+    async def _measure(self, rows: TaskRows, *, frozen: bool = False) -> dict[str, float]:
+        """Metrics and loss of student and teacher on rows; of a teacher that does not learn only with `frozen`."""
         sides: dict[Whose, Any] = {"student": rows.student}
-        if self._config.lesson.teacher_learns:
+        if self._config.lesson.teacher_learns or (frozen and self._config.lesson.type in ("frozen", "sequence")):
             sides["teacher"] = rows.teacher
         found = {}
         for whose, read in sides.items():

@@ -1,7 +1,6 @@
 """Free distributions fitted to fixed ones: which part of the teacher each divergence fits first."""
 
 import asyncio
-import json
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from minidist.evaluation.picture import draw_toy
 from minidist.losses.objectives import divergence
 from minidist.losses.targets import Divergence
 from minidist.run.directory import RunDirectory
-from minidist.run.files import write_json
+from minidist.run.files import read_record, write_json
 from minidist.run.tracking import log, start_log
 from minidist.types import Array
 
@@ -32,7 +31,7 @@ async def toy(config: ToyConfig) -> dict[str, Any]:
         start_log(directory.path)
         write_json(file, await _fit_all(config), indent=None)
         directory.finish({})
-    records = json.loads(file.read_text())
+    records = read_record(file, list[dict[str, Any]], "set run.overwrite=true to fit again")
     curves: dict[str, dict[str, dict[str, Array]]] = {}
     for record in records:
         errors = ((part, np.array(record[part])) for part in ("head", "tail"))

@@ -3,17 +3,26 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypedDict
 
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ModelError
 from minidist.models.files import resolve
-from minidist.run.files import sha256
+from minidist.run.files import read_record, sha256
 from minidist.teachers.cache.store import Origin
 from minidist.types import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Index(TypedDict):
+    """The field of a checkpoint's index that is read."""
+
+    weight_map: dict[str, str]
+
 
 _IGNORED = {"_name_or_path", "transformers_version", "dtype", "torch_dtype"}
 
@@ -24,7 +33,8 @@ def origin_of(config: TeacherConfig, tokenizer: "PreTrainedTokenizerBase", vocab
     `tokenizer`: the teacher's. Another student may have another one, as long as they share the same ids.
     """
     path = resolve(config.model or "", "teacher.model", weights=False)
-    shape = {key: value for key, value in json.loads((path / "config.json").read_text()).items() if key not in _IGNORED}
+    config_file = read_record(path / "config.json", dict[str, Any], "correct this file of teacher.model", ModelError)
+    shape = {key: value for key, value in config_file.items() if key not in _IGNORED}
     absent = () if config.payload == "hidden" else Vocabulary.of(vocabulary).absent
     return Origin(
         model=config.model or "",
@@ -46,7 +56,9 @@ def _weights(config: TeacherConfig, path: Path) -> str:
     if not Path(config.model or "").expanduser().is_dir():
         return f"hub:{config.model}@{path.name}"  # the directory of a snapshot is named after its revision
     index = path / "model.safetensors.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.is_file():
+        names = sorted(set(read_record(index, Index, "correct this file of teacher.model", ModelError)["weight_map"].values()))
     total = hashlib.sha256()
     for name in names:
         if not (path / name).is_file():

@@ -1,6 +1,7 @@
 """Questions over HTTP: asked again while the server is busy, absent or answers what no server of its kind would."""
 
 import asyncio
+import json
 import random
 import time
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from minidist.teachers.server import protocol
 from minidist.teachers.server.wire import Question, shown
 
 _FIRST_PAUSE_S = 0.5
+_LEAST_LIMIT = 64 << 20
+"""Bytes that every answer may have."""
 _AGAIN = {httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS}
 T = TypeVar("T")
 
@@ -115,7 +118,7 @@ class Connection:
         """The bytes of an answer; NoAnswer where the next attempt may have one, RoleError where none will."""
         try:
             async with asyncio.timeout(self._server.timeout_s):
-                answer = await self._client.request(question.method, question.path, json=question.body)
+                answer = await self._receive(question)
         except TimeoutError as error:
             raise NoAnswer(f"no whole answer in {self._server.timeout_s:g} s (teacher.server.timeout_s)") from error
         except httpx.RequestError as error:
@@ -128,6 +131,20 @@ class Connection:
             sentence = protocol.refusal(self._config, answer, self._classes)
             raise Refused(sentence, question.path, answer.status_code, protocol.error_text(answer))
         return answer.content
+
+    async def _receive(self, question: Question[T]) -> httpx.Response:
+        """An answer, read whole. Raises NoAnswer for one of more bytes than scores of the request can have."""
+        # A request writes each token id with a comma; an answer has at most 1 KiB for each class of each token.
+        tokens = len(json.dumps(question.body)) // 2
+        limit, size, chunks = max(_LEAST_LIMIT, 1024 * tokens * (1 + self._classes)), 0, list[bytes]()
+        async with self._client.stream(question.method, question.path, json=question.body) as answer:
+            async for chunk in answer.aiter_bytes():
+                size += len(chunk)
+                if size > limit:
+                    raise NoAnswer(f"an answer of more than {limit / 2**20:,.0f} MiB, which scores of the request cannot have")
+                chunks.append(chunk)
+        headers = [(name, value) for name, value in answer.headers.multi_items() if name.lower() != "content-encoding"]
+        return httpx.Response(answer.status_code, headers=headers, content=b"".join(chunks), request=answer.request)
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

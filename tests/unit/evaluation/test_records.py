@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minidist.errors import RunDirectoryError
 from minidist.evaluation.picture import draw_comparison
 from minidist.evaluation.records import BEFORE, TEACHER, Records, failures, over_runs
 from minidist.evaluation.table import markdown
@@ -24,6 +25,13 @@ ROWS = [
     record(BEFORE, None, accuracy=0.1, accuracy_se=0.02, reverse_kl=9.0),
 ]
 ORDER = [TEACHER, BEFORE, "a", "b"]
+
+
+@pytest.mark.parametrize("text", ["[{", '{"objective": "a"}', "[1]", '[{"seed": 0}]', ""])
+def test_a_damaged_file_of_records_is_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "compare.json").write_text(text)
+    with pytest.raises(RunDirectoryError, match=r"compare\.json .*; remove it to measure again, or set run.overwrite=true"):
+        Records(tmp_path / "compare.json")
 
 
 def test_records_are_kept_in_order_and_once_each(tmp_path: Path) -> None:

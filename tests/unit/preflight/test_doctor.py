@@ -29,6 +29,10 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "teach": {"task": {"glue": "sst2"}, "student": {"model": "student"}, "data": {"train": {"path": "train.jsonl"}}},
     "score": PAIR | {"data": {"sources": {"text": ROWS}}, "cache": "cache"},
     "compare": {"base": DISTILL, "cells": {"a": {}}, "evaluation": {"test": {"path": "task:sort"}}},
+    "compare_lessons": {
+        "base": {"task": {"glue": "sst2"}, "student": {"model": "student"}, "data": {"train": {"path": "train.jsonl"}}},
+        "cells": {"ce": {"method": "ce"}},
+    },
     "toy": {"teachers": {"zipf": {"type": "zipf"}}, "divergences": {"forward_kl": {}}},
 }
 """The sections that each stage needs."""
