@@ -49,10 +49,10 @@ def check(
     plan = code(stage.plan)(loaded)
     for line in plan.lines:
         print(line)
-    if show and hasattr(plan, "rows"):  # a toy comparison reads none
-        from minidist.preflight.rows import show_rows
+    if show:
+        from minidist.preflight.rows import show_any
 
-        show_rows(plan, show, ids=ids)
+        show_any(plan, show, ids=ids)
     print(f"{config}: ready for minidist {stage.verb}")
 
 

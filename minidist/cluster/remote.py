@@ -2,7 +2,10 @@
 
 import asyncio
 import gc
-from collections.abc import Awaitable, Callable
+import uuid
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -23,20 +26,22 @@ class Remote:
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
-            # Spread, not packed in a tuple: Ray resolves references only where they are direct arguments.
-            return await self._await(verb, self.actor.call.remote(verb, *arguments, **options))
+            return await self._await(self.actor.call, verb, *arguments, **options)
 
         return call
 
     async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """The result as a Ray reference, which other actors read without passing through this process."""
-        return await self._await(verb, self.actor.keep.remote(verb, *arguments, **options))
+        return await self._await(self.actor.keep, verb, *arguments, **options)
 
-    async def _await(self, verb: str, pending: Any) -> Any:
+    async def _await(self, method: Any, verb: str, *arguments: Any, **options: Any) -> Any:
+        number = uuid.uuid4().hex
         try:
-            return await pending
+            # Spread, not packed in a tuple: Ray resolves references only where they are direct arguments.
+            return await method.remote(number, verb, *arguments, **options)
         except asyncio.CancelledError:
-            ray.cancel(pending)  # so that the role stops: no caller waits for the result
+            # So that the role stops: no caller waits for the result. Ray's own cancellation loses some calls of async actors.
+            self.actor.cancel.remote(number)
             raise
         except RayTaskError as error:
             if isinstance(error.cause, MinidistError):
@@ -47,12 +52,55 @@ class Remote:
             raise RoleError(f"the {self._name} died in {verb}: {reason}; its output is in the run's logs/") from error
 
 
+_REMEMBERED = 10_000
+
+
 class Host:
     """The actor: holds one role and runs its verbs."""
 
-    _role: Any = None
+    def __init__(self) -> None:
+        self._role: Any = None
+        self._running: dict[str, asyncio.Task[Any]] = {}
+        """The calls under way, by their numbers."""
+        self._cancelled: OrderedDict[str, None] = OrderedDict()
+        """Numbers of calls that were cancelled before they began, or after they ended; the oldest are forgotten."""
 
-    async def call(self, verb: str, *arguments: Any, **options: Any) -> Any:
+    async def call(self, number: str, verb: str, *arguments: Any, **options: Any) -> Any:
+        with self._numbered(number):
+            return await self._call(verb, *arguments, **options)
+
+    async def keep(self, number: str, verb: str, *arguments: Any, **options: Any) -> Any:
+        """Like `call`, but the result stays in the object store, and its reference is returned."""
+        result = await self.call(number, verb, *arguments, **options)
+        return None if result is None else ray.put(result)
+
+    async def cancel(self, number: str) -> None:
+        """Cancel a call, which may be under way or still to come."""
+        if number in self._running:
+            self._running[number].cancel()
+            return
+        self._cancelled[number] = None
+        while len(self._cancelled) > _REMEMBERED:
+            self._cancelled.popitem(last=False)
+
+    async def under_way(self) -> int:
+        """Number of calls under way."""
+        return len(self._running)
+
+    @contextmanager
+    def _numbered(self, number: str) -> Iterator[None]:
+        """The running task as the call `number`, which `cancel` finds. Raises CancelledError for a cancelled call."""
+        if number in self._cancelled:
+            raise asyncio.CancelledError
+        task = asyncio.current_task()
+        assert task is not None
+        self._running[number] = task
+        try:
+            yield
+        finally:
+            del self._running[number]
+
+    async def _call(self, verb: str, *arguments: Any, **options: Any) -> Any:
         if verb == "start":
             await self._clear()
             self._role = arguments[0](**options)
@@ -60,11 +108,6 @@ class Host:
         if verb == "ask":
             return arguments[0](**options)
         return await getattr(self._role, verb)(*arguments, **options)
-
-    async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
-        """Like `call`, but the result stays in the object store, and its reference is returned."""
-        result = await self.call(verb, *arguments, **options)
-        return None if result is None else ray.put(result)
 
     async def _clear(self) -> None:
         """Close the last role and free its memory before the next role is made."""

@@ -60,12 +60,18 @@ class TeachPlan:
         }
         return {name: rows for name, rows in found.items() if rows}
 
+    def label(self, row: LabelledRow) -> str:
+        """The label of a row, for people."""
+        if row.targets is not None:
+            return f"{int((row.targets >= 0).sum())} tokens"
+        return self.facts.names[int(row.label)] if self.facts.names else f"{row.label:g}"
+
 
 def plan_teach(config: TeachConfig) -> TeachPlan:
-    config = with_origin(config)
+    written, config = config, with_origin(config)
     task, data = config.task, config.data
     sources = {"train": data.train, "validation": data.validation, "test": data.test}
-    checks.check_files(config, _names(config), [as_source(task, source) for source in sources.values() if source is not None])
+    checks.check_files(written, _names(config), [as_source(task, source) for source in sources.values() if source is not None])
     models = _Models(config, _facts(task))
     models.check()
     texts = {name: read_labelled(task, source) for name, source in sources.items() if source is not None}
@@ -80,7 +86,7 @@ def plan_teach(config: TeachConfig) -> TeachPlan:
     labels = np.array([text.label for text in texts["train"][0]])
     most = _majority(task, labels, tested[0]) if tested is not None else {}
     described += [f"majority: {name} {value:.4g}" for name, value in most.items()]
-    described += [_lesson_line(config, len(train)), *models.space_lines(), *growth_lines(config)]
+    described += [_lesson_line(config, len(train)), *models.space_lines(), *growth_lines(written)]
     described += precision_lines(config.cluster, {"student.dtype": config.student.dtype})
     masker = Masker.of(task, models.student.tokenizer, config.run.seed) if isinstance(task, MaskedTask) else None
     return TeachPlan(
@@ -170,6 +176,8 @@ class _Models:
     def rows(self, texts: Sequence[LabelledText]) -> TaskRows:
         """The texts as student and teacher read them."""
         found = [self._encoder(model).rows(texts) for model in self.both]
+        if not found[0]:
+            raise DataError(f"no row of {len(texts)} is long enough for a task of type {self.facts.kind}; use longer texts")
         return TaskRows(*found)
 
     def _encoder(self, model: "ModelFacts") -> RowEncoder:

@@ -116,8 +116,8 @@ class EvaluatePlan(Plan):
 
 
 def plan_sft(config: SftConfig) -> SftPlan:
-    config, data = with_origin(config), config.data
-    checks.check_files(config, _student_names(config), [data.train, data.validation])
+    written, config, data = config, with_origin(config), config.data
+    checks.check_files(written, _student_names(config), [data.train, data.validation])
     student = read_student(config.student)
     layout = check_learnt(student, config.learner)
     checks.check_embedding(student)
@@ -130,7 +130,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     description = [*lines.student_lines(student.shape, config.student.lora), *(each.line for each in rows)]
     description += [lines.training_line(config, examples), *layout]
     description += sft_memory_lines(config, student.shape, longest=data.max_tokens)
-    description += [*student.lines, *space_lines(config, student.shape), *growth_lines(config)]
+    description += [*student.lines, *space_lines(config, student.shape), *growth_lines(written)]
     description += precision_lines(config.cluster, _dtypes(config))
     held_out = validation[0] if validation else []
     return SftPlan(
@@ -140,9 +140,9 @@ def plan_sft(config: SftConfig) -> SftPlan:
 
 def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> DistillPlan:
     """`prompts`: those of data.prompts, where another plan has read them."""
-    config, data = with_origin(config), config.data
+    written, config, data = config, with_origin(config), config.data
     sources = [data.prompts, data.validation, *(stream.data for stream in config.streams.values())]
-    checks.check_files(config, _student_names(config) | _teacher_names(config.teacher), sources)
+    checks.check_files(written, _student_names(config) | _teacher_names(config.teacher), sources)
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
     layout = check_learnt(models.student, config.learner)
     checks.check_distillation(config, models)
@@ -163,7 +163,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     if config.evaluation.every is not None:
         description += lines.divergence_lines(config.evaluation.temperature, 1.0, "evaluation.temperature")
     description += [*lines.distillation_lines(config), *layout, *memory_lines(config, *shapes, longest=max_tokens)]
-    description += [*models.student.lines, *space_lines(config, shapes[0]), *growth_lines(config)]
+    description += [*models.student.lines, *space_lines(config, shapes[0]), *growth_lines(written)]
     description += precision_lines(config.cluster, _dtypes(config))
     return DistillPlan(
         reader.renderer,

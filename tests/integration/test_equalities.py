@@ -238,13 +238,14 @@ def plain_learner(stack: Stack, config: LearnerConfig | None = None) -> LocalLea
 
 def test_a_cancelled_generation_is_aborted(stack: Stack) -> None:
     async def cancelled() -> None:
-        long = replace(SAMPLING, max_new_tokens=38)
+        long = replace(SAMPLING, max_new_tokens=38, samples=4)  # more than any machine writes before the cancellation arrives
         task = asyncio.ensure_future(stack.engine.generate(stack.prompts(texts(200)), long))
-        await asyncio.sleep(0.3)
+        while not (await stack.engine.describe())["requests_running"]:
+            assert not task.done(), "the call ended before it was cancelled"
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        for _ in range(100):
+        for _ in range(600):
             if (await stack.engine.describe())["requests_aborted"]:
                 return
             await asyncio.sleep(0.1)
@@ -252,6 +253,49 @@ def test_a_cancelled_generation_is_aborted(stack: Stack) -> None:
 
     stack.run(cancelled())
     assert len(written(stack)) == 24
+
+
+def test_no_cancelled_call_goes_on(stack: Stack) -> None:
+    """Calls that are cancelled before, while and after they begin in the actor."""
+
+    class Sleeper:
+        def __init__(self) -> None:
+            self.ended = 0
+
+        async def sleep(self, seconds: float) -> None:
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                self.ended += 1
+
+        async def count(self) -> int:
+            return self.ended
+
+        async def close(self) -> None: ...
+
+    async def cancelled(role: Any, delay: float) -> None:
+        task = asyncio.ensure_future(role.sleep(600))
+        await asyncio.sleep(delay)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def all_cancelled() -> None:
+        role = await stack.cluster.host("learner", Sleeper)
+        begun = asyncio.ensure_future(role.sleep(0))
+        delays = np.random.default_rng(0).choice([0.0, 0.001, 0.01, 0.05], 400)
+        await asyncio.gather(*(cancelled(role, delay) for delay in delays), begun)
+        remote: Any = role
+        for _ in range(600):
+            if not await remote.actor.under_way.remote():
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise AssertionError("a cancelled call is still under way")
+        assert 1 <= await role.count() <= 401
+        await stack.cluster.dismiss(role)
+
+    stack.run(all_cancelled())
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen3"])

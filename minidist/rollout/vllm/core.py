@@ -78,6 +78,7 @@ class VLLMCore:
 
     def __init__(self, settings: VLLMSettings, renderer: Renderer, *, name: str, vocabulary: int | None) -> None:
         self.tokens_written = 0
+        self.running = 0
         self.aborted = 0
         self._renderer = renderer
         self._worker = Worker(name)
@@ -153,6 +154,7 @@ class VLLMCore:
         """Submit all requests in order and step the engine until they are finished; abort them if this call is cancelled."""
         names = list(islice(self._names, len(prompts)))
         wanted = set(names)
+        self.running += len(names)
         try:
             await self._worker.run(self._submit, names, prompts, parameters)
             await self._until(lambda: wanted <= self._finished.keys())
@@ -161,6 +163,8 @@ class VLLMCore:
             await self._worker.run(self._engine.abort_request, unfinished)
             self.aborted += len(unfinished)
             raise
+        finally:
+            self.running -= len(names)
         return [self._finished.pop(name) for name in names]
 
     def _submit(self, names: list[str], prompts: list[list[int]], parameters: list[Any]) -> None:

@@ -59,8 +59,9 @@ class VLLMEngine(TurnTaker):
         return {}
 
     async def describe(self) -> dict[str, object]:
-        counts = {"tokens_written": self._core.tokens_written, "requests_aborted": self._core.aborted}
-        return {**self._core.facts(), "version": self._version, **counts}
+        core = self._core
+        counts = {"tokens_written": core.tokens_written, "requests_running": core.running, "requests_aborted": core.aborted}
+        return {**core.facts(), "version": self._version, **counts}
 
     async def close(self) -> None:
         await self._core.close()

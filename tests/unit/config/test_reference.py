@@ -96,6 +96,8 @@ def test_members_of_a_union_have_links() -> None:
 
 
 def test_a_section_says_where_else_it_stands_and_what_may_change_on_resume() -> None:
-    assert "Also at `streams.NAME.objective`, " in table("`objective`: jsd") and "`divergences.NAME`." in table("`objective`: jsd")
+    assert "Also at `streams.NAME.objective`, " in table("`objective`: jsd") and "`divergences.NAME`." in table(
+        "`objective`: jsd"
+    )
     (row,) = (line for line in table("`run`: Run").splitlines() if line.startswith("| `directory` |"))
     assert row.endswith("It may change when a run resumes. |")
