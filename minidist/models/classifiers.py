@@ -193,8 +193,8 @@ def _from_files(config: ModelConfig, shape: PretrainedConfig, tokenizer: Any, ta
 
 def _is_below(model: Any, name: str) -> bool:
     """Whether a weight belongs to the layers below the head; BERT's pooler is of the head, and models of text alone lack it."""
-    if model.base_model is model:  # no part of it is called the base
-        return not name.startswith("lm_head.")
+    if model.base_model is model:  # all of it, head and embeddings being one (T5)
+        return True
     return name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
 
 
@@ -259,7 +259,7 @@ def for_task(config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTok
         config.problem_type = "single_label_classification"
     if task.kind == "score":
         config.id2label, config.label2id, config.problem_type = {0: "score"}, {"score": 0}, "regression"
-    if config.pad_token_id is None and not _is_decoder(config):
+    if not _is_decoder(config) and config.pad_token_id is None:  # one that also reads images has none of its own
         config.pad_token_id = padding_id(tokenizer)
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = config.pad_token_id  # as T5 has it

@@ -17,7 +17,7 @@ from minidist.data.rendering import character_tokenizer
 from minidist.data.tasks import find
 from minidist.errors import ModelError
 from minidist.models.device import pick_device
-from minidist.models.families import attention_kernel, freeze_other_parts
+from minidist.models.families import attention_kernel, freeze_other_parts, shifted_positions
 from minidist.models.files import refused, resolve, whole_model
 from minidist.models.generation import left_out_line, read_generation, settled
 from minidist.models.sizes import check_sizes
@@ -122,4 +122,5 @@ def _ready(model: Any, on_gpu: bool) -> PreTrainedModel:
 
 def context_length(config: PretrainedConfig) -> int:
     """The longest sequence that the model accepts, in tokens."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+    text = config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or 1 << 20) - shifted_positions(text)

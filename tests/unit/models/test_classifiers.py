@@ -19,6 +19,7 @@ from minidist.models.classifiers import load_predictor, parameter_count, twice_d
 from minidist.models.layers import cut_config
 from minidist.types import TaskFacts
 from tests.support.classifiers import CLASSES, SHAPES, encoded, labelled_row, predictor, section, token_ids, tokenizer
+from tests.support.families import saved_family
 
 TEXTS = [
     LabelledText(0, "this film was great", "good plot", 1),
@@ -214,8 +215,7 @@ def test_a_student_from_scratch_is_a_function_of_its_seed(tmp_path: Path) -> Non
 @pytest.mark.parametrize("task", [TaskFacts("tokens"), CHOICES, CLASSES], ids=lambda task: task.kind)
 def test_a_decoder_trains_the_embedding_of_its_end_where_its_tokenizer_has_no_padding(tmp_path: Path, task: TaskFacts) -> None:
     config = section(tmp_path, "llama")
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "pad_token"}))
+    without_padding(tmp_path)
     made = load_predictor(config, task, "student.model", seed=0)
     end = labelled_row(5, 6, 5, 7, targets=token_ids(6, 5, 7, -1), choices=(token_ids(7), token_ids(8)))
     label_loss(made.predict([end, end])).sum().backward()
@@ -297,3 +297,29 @@ def test_an_encoder_decoder_whose_tokenizer_ends_no_text_is_refused(tmp_path: Pa
     with pytest.raises(ModelError, match=r"^student.model: the head of a t5 reads a text at its end token \(eos_token_id 5\)"):
         load_predictor(config, CLASSES, "student.model", seed=0)
     load_predictor(config, CHOICES, "student.model", seed=0)
+    padded_with_end = section(tmp_path, "t5")
+    without_padding(tmp_path)
+    with pytest.raises(ModelError, match="or pads with; use a tokenizer as T5's"):
+        load_predictor(padded_with_end, CLASSES, "student.model", seed=0)
+
+
+def without_padding(path: Path) -> None:
+    """Remove the padding token of a tokenizer."""
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_a_t5_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
+    predictor(tmp_path / "tokenizer", "t5", CHOICES).save(tmp_path / "model")
+    drop(tmp_path / "model", "encoder.block.1.")
+    with pytest.raises(ModelError, match=r"^teacher.model: .* lacks .*, such as encoder.block.1."):
+        load_predictor(ModelConfig(model=str(tmp_path / "model")), CHOICES, "teacher.model", seed=0)
+
+
+def test_only_the_language_model_of_a_wrapped_one_is_trained(tmp_path: Path) -> None:
+    saved_family("gemma3", tmp_path / "model")
+    config = ModelConfig(model=str(tmp_path / "model"), tokenizer=str(tokenizer(tmp_path / "tokenizer", encoder=False)))
+    made = load_predictor(config, TaskFacts("tokens"), "teacher.model", seed=0)
+    trained = {name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
+    assert trained and all("language_model" in name for name in trained)

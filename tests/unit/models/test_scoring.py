@@ -14,6 +14,7 @@ from minidist.data.labelled import LabelledText
 from minidist.errors import DataError
 from minidist.losses.imitation import label_loss
 from minidist.models.classifiers import load_predictor
+from minidist.models.hub import context_length
 from minidist.models.lora import inject
 from minidist.types import TaskFacts
 from tests.support.classifiers import CLASSES, SHAPES, encoded, labelled_row, predictor, section, token_ids
@@ -140,3 +141,28 @@ def test_rows_that_a_model_cannot_read_are_refused(tmp_path: Path) -> None:
     choices = predictor(tmp_path / "gpt2", "gpt2", CHOICES)
     with pytest.raises(DataError, match=r"^row 0 has no room for its prompt"):
         choices.predict([labelled_row(choices=(token_ids(7), token_ids(8)))])
+
+
+@pytest.mark.parametrize(("family", "task"), [("gpt2", CLASSES), ("gpt2", CHOICES), ("t5", CHOICES), ("bert", CLASSES)])
+def test_no_keys_and_values_are_kept(tmp_path: Path, family: str, task: TaskFacts) -> None:
+    made, seen = predictor(tmp_path, family, task), []
+    made.model.register_forward_hook(lambda _model, _arguments, output: seen.append(output.get("past_key_values")))
+    made.predict(encoded(made, TASK if task is CLASSES else PROMPT, TEXTS))
+    assert seen == [None]
+
+
+def test_a_bert_that_is_a_decoder_sees_no_token_that_it_must_predict(tmp_path: Path) -> None:
+    made = predictor(tmp_path, "bert", TaskFacts("tokens"), is_decoder=True)
+    rows = [labelled_row(6, 7, last, 9, targets=token_ids(7, 8, -1, -1)) for last in (8, 10)]
+    found = made.predict(rows, hidden=True)
+    assert torch.allclose(found.logits_NC[:2], found.logits_NC[2:], atol=1e-6)
+    assert not torch.allclose(found.hidden[-1][0], found.hidden[-1][1], atol=1e-3), "the last token sees the text before it"
+
+
+@pytest.mark.parametrize(("family", "longest"), [("roberta", 19), ("bert", 20)])
+def test_the_longest_text_of_a_family_is_read(tmp_path: Path, family: str, longest: int) -> None:
+    made = predictor(tmp_path, family, max_position_embeddings=20)
+    assert context_length(made.model.config) == longest
+    assert made.predict([labelled_row(*[7] * longest)]).logits_NC.isfinite().all()
+    with pytest.raises((RuntimeError, IndexError)):
+        made.predict([labelled_row(*[7] * (longest + 1))])
