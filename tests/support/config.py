@@ -31,6 +31,13 @@ TREES: dict[str, dict[str, Any]] = {
         "data": {"prompts": {"path": "task:sort"}},
         "objective": {"type": "reverse_kl"},
     },
+    "teach": {
+        "stage": "teach",
+        "run": {"directory": "runs/teach"},
+        "task": {"glue": "sst2"},
+        "student": {"model": "runs/student"},
+        "data": {"train": {"path": "train.jsonl"}},
+    },
     "evaluate": {
         "stage": "evaluate",
         "run": {"directory": "runs/evaluate"},

@@ -1,13 +1,13 @@
 """The processes over which vLLM's tensor parallelism splits a model: their environment, and the removal of shared memory."""
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 
 _SHARED = Path("/dev/shm")
-_OURS = ("psm_", "sem.", "vllm_dist_")  # semaphores of multiprocessing, sem.mp-, and of joblib, sem.loky-
+# Semaphores are those of multiprocessing, sem.mp-, or of joblib once it is loaded, sem.loky-.
+_OURS = ("psm_", "sem.", "vllm_dist_")
 
 
 def prepare(count: int) -> None:
@@ -28,9 +28,11 @@ def hide_shared_memory() -> list[Path]:
     All processes have opened the memory by now. Unlinked memory is freed when the last process ends, even if it is killed;
     otherwise a killed actor would leave hundreds of megabytes in /dev/shm.
     """
-    pids = [process.pid for process in (psutil.Process(), *psutil.Process().children(recursive=True))]
-    # Twice, since neither listing is a snapshot: other threads map memory and other processes make files meanwhile.
-    names = sorted(_shared_by(pids) | _shared_by(pids))
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    # Compared by inode: the process that created a semaphore has mapped it under a name that no longer exists.
+    mapped = set[int]().union(*(_mapped(process.pid) for process in processes))
+    with os.scandir(_SHARED) as entries:
+        names = [Path(entry.path) for entry in entries if entry.name.startswith(_OURS) and entry.inode() in mapped]
     for name in names:
         name.unlink(missing_ok=True)
     return names
@@ -40,14 +42,6 @@ def show_shared_memory(names: list[Path]) -> None:
     """Restore the names as empty files, so that vLLM finds the names it removes in an orderly shutdown."""
     for name in names:
         name.touch()
-
-
-def _shared_by(pids: Iterable[int]) -> set[Path]:
-    """Names of the shared memory that the processes map."""
-    # Compared by inode: the process that created a semaphore has mapped it under a name that no longer exists.
-    mapped = set[int]().union(*(_mapped(pid) for pid in pids))
-    with os.scandir(_SHARED) as entries:
-        return {Path(entry.path) for entry in entries if entry.name.startswith(_OURS) and entry.inode() in mapped}
 
 
 def _mapped(pid: int) -> set[int]:

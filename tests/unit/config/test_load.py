@@ -7,7 +7,7 @@ import pytest
 from minidist.config import CONFIGS, DistillConfig, SftConfig, dump, load
 from tests.support.config import TREES, assert_refused, load_stage, refusal
 
-CONFIG_FILES = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))
+CONFIG_FILES = sorted(path for path in (Path(__file__).parents[3] / "configs").rglob("*.yaml") if path.parent.name != "prompts")
 
 
 @pytest.mark.parametrize("stage", TREES)

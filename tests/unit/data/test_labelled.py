@@ -86,7 +86,7 @@ def test_choices_follow_their_prompt(tmp_path: Path, two_sided: bool) -> None:
     [row] = RowEncoder(task, tokens, 8, two_sided).rows([LabelledText(0, "this film was great it was", label=1)])
     words = tokens.convert_ids_to_tokens
     end = ["</s>"] if two_sided else []
-    assert words(row.tokens.tolist()) == ["this", "film", "was", "great", "it", "was"] + end
+    assert words(row.tokens.tolist()) == ["this", "film", "was", "great", "it", "was", *end]
     assert [words(ids.tolist()) for ids in row.choices] == [["bad", *end], ["not", "bad", *end]]
     [cut] = RowEncoder(task, tokens, 4, two_sided).rows([LabelledText(0, "this film was great it was", label=1)])
     assert words(cut.tokens.tolist())[-1] == (end or ["was"])[0] and len(cut.tokens) == (4 if two_sided else 2)

@@ -186,7 +186,11 @@ def test_other_kinds_of_task(folder: Path, kind: str) -> None:
 
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"method": "lgtm", "data": {"feedback": None}, "trace": None}, ConfigError, "judges teaching on rows that nobody is trained on; set data.feedback"),
+    (
+        {"method": "lgtm", "data": {"feedback": None}, "trace": None},
+        ConfigError,
+        "judges teaching on rows that nobody is trained on; set data.feedback",
+    ),
     ({"teacher": None, "student": {"model": "x"}}, ConfigError, "lesson.type frozen needs a teacher; set teacher.model"),
     ({"teacher": None}, ConfigError, "student.init cuts a model, and there is none; set student.model"),
     ({"method": "ce"}, ConfigError, "lesson.type alone uses no teacher"),
