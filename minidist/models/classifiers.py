@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoModelForCausalLM,
@@ -19,24 +23,25 @@ from transformers import (
 )
 
 from minidist.config.models import ModelConfig, StudentConfig
-from minidist.errors import ModelError
+from minidist.errors import DataError, ModelError
 from minidist.losses.predictions import Predictions
 from minidist.models.device import pick_device
-from minidist.models.families import attention_kernel
-from minidist.models.files import refused, resolve, whole_model
-from minidist.models.hub import architecture, load_config, tokenizer_of
+from minidist.models.families import attention_kernel, freeze_other_parts
+from minidist.models.files import refused
+from minidist.models.hub import architecture, load_config, read_checkpoint, tokenizer_of
 from minidist.models.layers import cut
+from minidist.models.scoring import IGNORED, READERS, reads_both_ways, row_states, table
 from minidist.types import Array, LabelledRow, TaskFacts
 
-_IGNORED = -100
-"""Label of positions without a loss, as transformers has it."""
+_HEADS = ("classes", "score")
+"""Kinds of task that a head of sequence classification predicts."""
 
 
 class Predictor:
     """A model of a labelled task: rows in, predictions out.
 
     Args:
-        model: a transformers model with the outputs that `task.kind` reads.
+        model: a transformers model with the outputs that `task.kind` reads; adapters may have been injected into it.
         tokenizer: of the model.
         task: the task.
     """
@@ -47,28 +52,45 @@ class Predictor:
         self.task = task
         self.two_sided = bool(model.config.is_encoder_decoder)
         self._padding = padding_id(tokenizer)
+        self._segments = takes_segments(model)
+        # A cache would keep the keys and values of every layer to no use.
+        self._options = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}
 
-    def predict(self, rows: Sequence[LabelledRow], *, hidden: bool = False) -> Predictions:
+    def predict(
+        self, rows: Sequence[LabelledRow], *, hidden: bool = False, parameters: Mapping[str, Tensor] | None = None
+    ) -> Predictions:
         """The model's predictions of rows, in their order.
 
         Args:
             rows: one row or more, as the model's tokenizer has made them.
-            hidden: also return hidden states [B, D] after the embeddings and after each layer: of the first token, or of the
-                last one in a decoder; of the encoder, where there are encoder and decoder. Not for choices.
+            hidden: also return hidden states [B, D] after the embeddings and after each layer: of an encoder's first token, be
+                there a decoder beside it or not; of a decoder's last token or, where there are choices, the prompt's last.
+            parameters: weights in place of the model's, by their names in it; the model's for names that are missing. The
+                predictions then have second derivatives. Weights that are tied need one of their names.
+
+        Raises:
+            DataError: a row that the model cannot read.
         """
-        options = {"output_hidden_states": True} if hidden else {}
-        inputs = self.inputs(rows)
-        output = self.model(**inputs, **options)
-        return _READERS[self.task.kind](self, rows, output, inputs)
+        inputs = self.inputs(rows) | self._options | ({"output_hidden_states": True} if hidden else {})
+        if parameters is None:
+            output = self.model(**inputs)
+        else:
+            with twice_differentiable():
+                output = functional_call(self.model, dict(parameters), (), inputs)
+        found = READERS[self.task.kind](rows, output, self.task)
+        return replace(found, hidden=row_states(rows, output, self.model.config)) if hidden else found
 
     def inputs(self, rows: Sequence[LabelledRow]) -> dict[str, Any]:
-        """The tensors that the model reads: rows, or rows with each of their choices, padded on the right."""
+        """The tensors that the model reads: rows, or rows with each of their choices, padded on the right. Raises DataError for
+        a row that the model cannot read."""
         if self.task.kind == "choices":
             return self._choice_inputs(rows)
+        if self.two_sided and self.task.kind in _HEADS:
+            self._check_ends(rows)
         inputs = self._padded([row.tokens for row in rows])
-        if rows[0].segments is not None:
-            segments = [row.segments for row in rows if row.segments is not None]
-            inputs["token_type_ids"] = self._table(segments, 0)
+        if self._segments and any(row.segments is not None for row in rows):
+            segments = [[0] * len(row.tokens) if row.segments is None else row.segments for row in rows]
+            inputs["token_type_ids"] = table(segments, 0).to(self.model.device)
         return inputs
 
     def save(self, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
@@ -78,23 +100,32 @@ class Predictor:
         self.tokenizer.save_pretrained(path)
 
     def _choice_inputs(self, rows: Sequence[LabelledRow]) -> dict[str, Any]:
+        assert len({len(row.choices) for row in rows}) == 1 and rows[0].choices, "rows have the choices of their task"
+        if empty := next((row for row in rows if not len(row.tokens)), None):
+            raise DataError(f"row {empty.index} has no room for its prompt beside the answer choices; raise data.max_tokens")
         prompts = [row.tokens for row in rows for _ in row.choices]
         choices = [choice for row in rows for choice in row.choices]
         if self.two_sided:
-            labels = self._table(choices, _IGNORED)
-            model: Any = self.model
-            return self._padded(prompts) | {"decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels)}
+            labels = table(choices, IGNORED).to(self.model.device)
+            return self._padded(prompts) | {"decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(labels)}
         return self._padded([[*prompt, *choice] for prompt, choice in zip(prompts, choices, strict=True)])
 
     def _padded(self, sequences: Sequence[Array | Sequence[int]]) -> dict[str, Any]:
         lengths = torch.tensor([len(each) for each in sequences])
         mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        return {"input_ids": self._table(sequences, self._padding), "attention_mask": mask.long().to(self.model.device)}
+        padded = {"input_ids": table(sequences, self._padding), "attention_mask": mask.long()}
+        return {name: each.to(self.model.device) for name, each in padded.items()}
 
-    def _table(self, sequences: Sequence[Array | Sequence[int]], fill: int) -> Tensor:
-        """The sequences as rows of one int64 table."""
-        tensors = [torch.as_tensor(each, dtype=torch.int64) for each in sequences]
-        return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill).to(self.model.device)
+    def _check_ends(self, rows: Sequence[LabelledRow]) -> None:
+        """The head of an encoder-decoder reads the text at its end, and finds the ends of all rows in one table."""
+        end, usual = self.model.config.eos_token_id, None
+        for row in rows:
+            count = int((np.asarray(row.tokens) == end).sum())
+            usual = count if usual is None else usual
+            if count != usual or not count:
+                expected = f"expected {usual or 1}, as the tokenizer adds them" if usual else "expected one or more"
+                kept = f"row {row.index} has {count} end tokens (id {end}), {expected}"
+                raise DataError(f"{kept}; remove the text of the token from the row, or leave the row out")
 
 
 def twice_differentiable() -> Any:
@@ -102,64 +133,10 @@ def twice_differentiable() -> Any:
     return sdpa_kernel(SDPBackend.MATH)
 
 
-def _from_head(predictor: Predictor, rows: Sequence[LabelledRow], output: Any, inputs: Mapping[str, Any]) -> Predictions:
-    scores = predictor.task.kind == "score"
-    labels = torch.tensor([row.label for row in rows], dtype=torch.float32 if scores else torch.int64)
-    device = output.logits.device
-    index = torch.arange(len(rows), device=device)
-    return Predictions(output.logits, labels.to(device), index, len(rows), _hidden(predictor, output, inputs))
-
-
-def _from_tokens(predictor: Predictor, rows: Sequence[LabelledRow], output: Any, inputs: Mapping[str, Any]) -> Predictions:
-    targets = predictor._table([row.targets for row in rows if row.targets is not None], -1)
-    row_N, position_N = (targets >= 0).nonzero(as_tuple=True)
-    hidden = _hidden(predictor, output, inputs)
-    return Predictions(output.logits[row_N, position_N], targets[row_N, position_N], row_N, len(rows), hidden)
-
-
-def _from_choices(predictor: Predictor, rows: Sequence[LabelledRow], output: Any, inputs: Mapping[str, Any]) -> Predictions:
-    choices = [choice for row in rows for choice in row.choices]
-    starts = [0 if predictor.two_sided else len(row.tokens) - 1 for row in rows for _ in row.choices]
-    device = output.logits.device
-    row_N = torch.tensor([number for number, choice in enumerate(choices) for _ in choice], device=device)
-    position_N = torch.tensor(
-        [start + at for start, choice in zip(starts, choices, strict=True) for at in range(len(choice))], device=device
-    )
-    ids_N = torch.tensor([index for choice in choices for index in choice.tolist()], device=device)
-    logprobs_N = torch.log_softmax(output.logits[row_N, position_N].float(), -1).gather(1, ids_N[:, None])[:, 0]
-    sums = logprobs_N.new_zeros(len(choices)).index_add(0, row_N, logprobs_N)
-    lengths = torch.tensor([len(choice) if predictor.task.normalise else 1 for choice in choices], device=device)
-    logits_NC = (sums / lengths).reshape(len(rows), -1)
-    labels = torch.tensor([int(row.label) for row in rows], device=device)
-    return Predictions(logits_NC, labels, torch.arange(len(rows), device=device), len(rows))
-
-
-def _hidden(predictor: Predictor, output: Any, inputs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """Of each row one token's state after the embeddings and after each layer, where they were asked for."""
-    states = output.get("encoder_hidden_states") if predictor.two_sided else output.get("hidden_states")
-    if states is None:
-        return ()
-    if predictor.two_sided or _reads_both_ways(predictor.model.config):
-        return tuple(each[:, 0] for each in states)
-    last_B = inputs["attention_mask"].sum(-1) - 1
-    return tuple(each[torch.arange(len(last_B), device=each.device), last_B] for each in states)
-
-
-def _reads_both_ways(config: PretrainedConfig) -> bool:
-    """Whether the first token sees the whole text: in encoders."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-
-_READERS = {
-    "classes": _from_head,
-    "score": _from_head,
-    "tokens": _from_tokens,
-    "masked": _from_tokens,
-    "choices": _from_choices,
-}
-"""What makes predictions of a model's output, by the kind of task."""
+def takes_segments(model: PreTrainedModel) -> bool:
+    """Whether the model has an embedding for the second text of a pair; GPT-2 would add those of ordinary tokens."""
+    kinds = getattr(model.config, "type_vocab_size", None) or 0
+    return kinds > 1 and "token_type_ids" in signature(model.forward).parameters
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -179,31 +156,91 @@ def load_predictor(config: ModelConfig, task: TaskFacts, where: str, *, seed: in
         on_gpu: place the model on the role's GPU.
 
     Raises:
-        ModelError: no such model; or its head has other classes than the task.
+        ModelError: no such model; it cannot do the task; its head has other classes; or it lacks weights below the head.
     """
-    tokenizer = tokenizer_of(config, where)
+    tokenizer: Any = tokenizer_of(config, where)
+    scratch = config.model is None
+    shape = architecture(config, tokenizer) if isinstance(config, StudentConfig) and scratch else load_config(config, where)
+    check_task(shape, tokenizer, task, where)
     torch.manual_seed(seed)
-    options: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
-    if config.model is None:
-        assert isinstance(config, StudentConfig)
-        shape = for_task(architecture(config, tokenizer), task, tokenizer)
-        model = _maker(task, shape).from_config(shape, **options, attn_implementation=attention_kernel(shape))
-    else:
-        path, shape = whole_model(resolve(config.model, where), where), load_config(config, where)
-        check_classes(shape, task, where)
-        options |= {"use_safetensors": True, "trust_remote_code": config.trust_remote_code}
-        options |= {"config": for_task(shape, task, tokenizer), "attn_implementation": attention_kernel(shape)}
-        with refused(f"{where}: cannot load {path} for a task of type {task.kind}"):
-            model = _maker(task, shape).from_pretrained(path, **options)
+    model = _from_scratch(config, shape, tokenizer, task) if scratch else _from_files(config, shape, tokenizer, task, where)
     if isinstance(config, StudentConfig) and config.init is not None:
-        model = cut(model, config.init.layers)
-    placed: Any = model
-    return Predictor(placed.to(pick_device(on_gpu)), tokenizer, task)
+        cut(model, config.init.layers)
+    if task.kind in _HEADS and _is_decoder(shape):  # set after the embedding is made, which would not train the token's row
+        model.config.get_text_config().pad_token_id = padding_id(tokenizer)
+    if not takes_segments(model):
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+    return Predictor(model.to(pick_device(on_gpu)), tokenizer, task)
+
+
+def _from_scratch(config: ModelConfig, shape: PretrainedConfig, tokenizer: Any, task: TaskFacts) -> Any:
+    options = {"dtype": getattr(torch, config.dtype), "attn_implementation": attention_kernel(shape)}
+    with refused(f"student.architecture makes no model for a task of type {task.kind}"):
+        return _maker(task, shape).from_config(for_task(shape, task, tokenizer), **options)
+
+
+def _from_files(config: ModelConfig, shape: PretrainedConfig, tokenizer: Any, task: TaskFacts, where: str) -> Any:
+    trained = _has_head(shape)
+    model, missing = read_checkpoint(_maker(task, shape), config, where, for_task(shape, task, tokenizer))
+    lost = sorted(name for name in missing if (task.kind in _HEADS and trained) or _is_below(model, name))
+    if lost:
+        kept = f"{where}: {config.model} lacks {len(lost)} of the weights of a {type(model).__name__}, such as {lost[0]}"
+        raise ModelError(f"{kept}; they would be random: copy the model again, or set {where} to a whole one")
+    if task.kind in ("tokens", "choices"):
+        freeze_other_parts(model)
+    return model
+
+
+def _is_below(model: Any, name: str) -> bool:
+    """Whether a weight belongs to the layers below the head; BERT's pooler is of the head, and models of text alone lack it."""
+    if model.base_model is model:  # all of it, head and embeddings being one (T5)
+        return True
+    return name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name
+
+
+def check_task(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, task: TaskFacts, where: str) -> None:
+    """Raise ModelError where a model with this configuration and tokenizer cannot do the task.
+
+    Args:
+        config: of the checkpoint as it is, or of the model from scratch.
+        tokenizer: of the model.
+        task: the task.
+        where: key of the section's model, for messages.
+    """
+    _check_family(config, task, where)
+    check_classes(config, task, where)
+    if task.kind == "masked" and tokenizer.mask_token_id is None:
+        raise ModelError(f"the tokenizer of {where} has no mask token; use a model that was made for masked text")
+    if task.kind in _HEADS and config.is_encoder_decoder:
+        _check_end(config, tokenizer, where)
+
+
+def _check_end(config: PretrainedConfig, tokenizer: Any, where: str) -> None:
+    """Raise ModelError unless the tokenizer ends a text, and pads it with another token: an encoder-decoder's head reads it at
+    its end."""
+    end: Any = config.eos_token_id
+    if end in tokenizer("a text")["input_ids"] and padding_id(tokenizer) != end:
+        return
+    kept = f"{where}: the head of a {config.model_type} reads a text at its end token (eos_token_id {end})"
+    cure = "use a tokenizer as T5's, or set eos_token_id in student.architecture to the token with which it ends a text"
+    raise ModelError(f"{kept}, which its tokenizer does not add to a text, or pads with; {cure}")
+
+
+def _check_family(config: PretrainedConfig, task: TaskFacts, where: str) -> None:
+    """Raise ModelError for a model that reads text in another way than the task needs."""
+    encoder = reads_both_ways(config)
+    found = f"{where}: a {config.model_type} cannot do a task of type {task.kind}, which needs"
+    if task.kind == "tokens" and not _is_decoder(config):
+        raise ModelError(f"{found} a decoder alone, such as gpt2 or llama; set {where} to one")
+    if task.kind == "choices" and encoder and not config.is_encoder_decoder:
+        raise ModelError(f"{found} a decoder, such as gpt2 or t5; set {where} to one, or task.type to classes")
+    if task.kind == "masked" and not encoder:
+        raise ModelError(f"{found} an encoder, such as bert; set {where} to one, or task.type to tokens")
 
 
 def check_classes(config: PretrainedConfig, task: TaskFacts, where: str) -> None:
     """Raise ModelError where a trained head has other classes, or other names of classes, than the task."""
-    if task.kind not in ("classes", "score") or not _has_head(config):
+    if task.kind not in _HEADS or not _has_head(config):
         return
     wanted = list(task.names) if task.kind == "classes" else ["one score"]
     named: dict[Any, str] = dict(config.id2label or {})
@@ -222,11 +259,16 @@ def for_task(config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTok
         config.problem_type = "single_label_classification"
     if task.kind == "score":
         config.id2label, config.label2id, config.problem_type = {0: "score"}, {"score": 0}, "regression"
-    if config.pad_token_id is None:
+    if not _is_decoder(config) and config.pad_token_id is None:  # one that also reads images has none of its own
         config.pad_token_id = padding_id(tokenizer)
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
         config.decoder_start_token_id = config.pad_token_id  # as T5 has it
     return config
+
+
+def _is_decoder(config: PretrainedConfig) -> bool:
+    """Whether the model is a decoder alone."""
+    return not config.is_encoder_decoder and not reads_both_ways(config)
 
 
 def _has_head(config: PretrainedConfig) -> bool:
@@ -236,7 +278,7 @@ def _has_head(config: PretrainedConfig) -> bool:
 
 def _maker(task: TaskFacts, config: PretrainedConfig) -> Any:
     """The class of transformers that makes the task's model."""
-    if task.kind in ("classes", "score"):
+    if task.kind in _HEADS:
         return AutoModelForSequenceClassification
     if task.kind == "masked":
         return AutoModelForMaskedLM

@@ -13,6 +13,15 @@ PACKED = frozenset(_PACKED.split())
 DIFFERENT_IN_VLLM = frozenset(["cohere2", "gpt_neox"])
 """Families for which vLLM 0.32 on a CPU, from the same files, computes other log-probabilities than transformers."""
 
+_SHIFTED = """
+    camembert data2vec-text esm ibert lilt longformer mpnet roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl xmod
+"""
+
+
+def shifted_positions(config: PretrainedConfig) -> int:
+    """Rows at the beginning of the table of positions that no text uses: in RoBERTa's relatives, those up to the padding id."""
+    return (config.pad_token_id or 0) + 1 if config.model_type in _SHIFTED.split() else 0
+
 
 def attention_kernel(config: PretrainedConfig) -> str | None:
     """transformers' plain attention, where scores have a soft cap, which the fused kernels leave out without a word; None:

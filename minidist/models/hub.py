@@ -17,7 +17,7 @@ from minidist.data.rendering import character_tokenizer
 from minidist.data.tasks import find
 from minidist.errors import ModelError
 from minidist.models.device import pick_device
-from minidist.models.families import attention_kernel, freeze_other_parts
+from minidist.models.families import attention_kernel, freeze_other_parts, shifted_positions
 from minidist.models.files import refused, resolve, whole_model
 from minidist.models.generation import left_out_line, read_generation, settled
 from minidist.models.sizes import check_sizes
@@ -85,19 +85,33 @@ def build_student(
 
 def load_model(config: ModelConfig, where: str, on_gpu: bool = False) -> PreTrainedModel:
     """The model of a checkpoint in evaluation mode (no dropout), from safetensors only, on the role's device."""
+    return _ready(read_checkpoint(AutoModelForCausalLM, config, where, load_config(config, where))[0], on_gpu)
+
+
+def read_checkpoint(maker: Any, config: ModelConfig, where: str, shape: PretrainedConfig) -> tuple[Any, set[str]]:
+    """The model that a class of transformers makes of a checkpoint, from safetensors only, with generation settings that can be
+    written; and the names of the weights that the checkpoint does not have, which are random.
+
+    Args:
+        maker: AutoModelForCausalLM, or another of its kind.
+        config: the section.
+        where: key of the section's model, for messages.
+        shape: the configuration of the model.
+    """
     path = whole_model(resolve(config.model or "", where), where)
-    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "use_safetensors": True}
-    options |= {"dtype": getattr(torch, config.dtype), "attn_implementation": attention_kernel(load_config(config, where))}
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "use_safetensors": True, "config": shape}
+    options |= {"dtype": getattr(torch, config.dtype), "attn_implementation": attention_kernel(shape)}
     found = read_generation(path, where)
     if found is not None:
         options["generation_config"] = found[0]
     with refused(f"{where}: cannot load {path}"):
-        model: Any = AutoModelForCausalLM.from_pretrained(path, **options)
-    # Without a file of their own the settings are those of config.json.
-    model.generation_config, left_out = settled(model.generation_config.to_diff_dict()) if found is None else found
-    if left_out:
-        log.warning("%s", left_out_line(where, left_out))
-    return _ready(model, on_gpu)
+        model, report = maker.from_pretrained(path, output_loading_info=True, **options)
+    if model.can_generate():
+        # Without a file of their own the settings are those of config.json.
+        model.generation_config, left_out = settled(model.generation_config.to_diff_dict()) if found is None else found
+        if left_out:
+            log.warning("%s", left_out_line(where, left_out))
+    return model, set(report["missing_keys"])
 
 
 def _ready(model: Any, on_gpu: bool) -> PreTrainedModel:
@@ -108,4 +122,5 @@ def _ready(model: Any, on_gpu: bool) -> PreTrainedModel:
 
 def context_length(config: PretrainedConfig) -> int:
     """The longest sequence that the model accepts, in tokens."""
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+    text = config.get_text_config()
+    return int(getattr(text, "max_position_embeddings", None) or 1 << 20) - shifted_positions(text)

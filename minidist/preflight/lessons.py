@@ -158,15 +158,14 @@ class _Models:
 
     def check(self) -> None:
         """Raise the first reason why the models cannot take part in the lesson."""
-        from minidist.models.classifiers import check_classes
+        from minidist.models.classifiers import check_task
 
         for model in self.both:
-            check_classes(model.config, self.facts, model.where)
+            check_task(model.config, model.tokenizer, self.facts, model.where)
+            checks.check_embedding(model)
             if model.context < self.config.data.max_tokens:
                 longest = f"data.max_tokens {self.config.data.max_tokens} is more than {model.where} reads, {model.context}"
                 raise ConfigError(f"{longest}; set data.max_tokens={model.context}")
-            if self.facts.kind == "masked" and model.tokenizer.mask_token_id is None:
-                raise ModelError(f"the tokenizer of {model.where} has no mask token; use a model that was made for masked text")
         self._check_pair()
 
     def _check_pair(self) -> None:

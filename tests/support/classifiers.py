@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -26,8 +27,8 @@ ENCODERS = ("bert", "distilbert")
 CLASSES = TaskFacts("classes", ("negative", "positive"))
 
 
-def tokenizer(path: Path, *, encoder: bool = True) -> Path:
-    """A tokenizer of whole words; an encoder's joins two texts as BERT's does."""
+def tokenizer(path: Path, *, encoder: bool = True, ends: bool = False) -> Path:
+    """A tokenizer of whole words; an encoder's joins two texts as BERT's does. ends: it ends a text as T5's does."""
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "</s>", *WORDS])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
@@ -37,6 +38,10 @@ def tokenizer(path: Path, *, encoder: bool = True) -> Path:
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
         special |= {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    if ends:
+        made.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+            single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 5)]
+        )
     names = ["input_ids", "token_type_ids", "attention_mask"] if encoder else ["input_ids", "attention_mask"]
     PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=names, **special).save_pretrained(path)
     return path
@@ -44,8 +49,10 @@ def tokenizer(path: Path, *, encoder: bool = True) -> Path:
 
 def section(path: Path, family: str, **changes: Any) -> StudentConfig:
     """The section of a model from scratch; its tokenizer is written to `path`."""
-    where = tokenizer(path, encoder=family in ENCODERS)
-    return StudentConfig(architecture={"model_type": family} | SHAPES[family] | changes, tokenizer=str(where))
+    where = tokenizer(path, encoder=family in ENCODERS, ends=family == "t5")
+    return StudentConfig(
+        architecture={"model_type": family} | (SHAPES.get(family) or SHAPES["bert"]) | changes, tokenizer=str(where)
+    )
 
 
 def predictor(path: Path, family: str, task: TaskFacts = CLASSES, *, seed: int = 0, **changes: Any) -> Predictor:
@@ -59,3 +66,13 @@ def predictor(path: Path, family: str, task: TaskFacts = CLASSES, *, seed: int =
 def encoded(predictor: Predictor, task: Any, texts: list[LabelledText], max_tokens: int = 32) -> list[LabelledRow]:
     """Texts as the predictor reads them."""
     return RowEncoder(task, predictor.tokenizer, max_tokens, predictor.two_sided).rows(texts)
+
+
+def labelled_row(*tokens: int, **fields: Any) -> LabelledRow:
+    """A row of these token ids."""
+    return LabelledRow(0, token_ids(*tokens), **fields)
+
+
+def token_ids(*values: int) -> Any:
+    """Token ids, or other whole numbers of a row."""
+    return np.array(values, dtype=np.int32)

@@ -1,11 +1,13 @@
 """Models of labelled tasks against transformers' own outputs, padding, hidden states, files and second derivatives."""
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from minidist.config.models import ModelConfig
@@ -16,7 +18,8 @@ from minidist.losses.imitation import label_loss
 from minidist.models.classifiers import load_predictor, parameter_count, twice_differentiable
 from minidist.models.layers import cut_config
 from minidist.types import TaskFacts
-from tests.support.classifiers import CLASSES, SHAPES, encoded, predictor, section
+from tests.support.classifiers import CLASSES, SHAPES, encoded, labelled_row, predictor, section, token_ids, tokenizer
+from tests.support.families import saved_family
 
 TEXTS = [
     LabelledText(0, "this film was great", "good plot", 1),
@@ -24,6 +27,7 @@ TEXTS = [
     LabelledText(2, "it is a movie", "yes", 1),
 ]
 TASK = ClassesTask(names=["negative", "positive"], pair="{{ pair }}")
+CHOICES = TaskFacts("choices", CLASSES.names)
 PROMPT = ChoicesTask(prompt="{{ text }} it was", choices=[" bad", " not bad"], names=["negative", "positive"])
 
 
@@ -31,15 +35,13 @@ PROMPT = ChoicesTask(prompt="{{ text }} it was", choices=[" bad", " not bad"], n
 def test_a_head_gives_transformers_own_logits_and_loss(tmp_path: Path, family: str) -> None:
     made = predictor(tmp_path, family)
     rows = encoded(made, TASK, TEXTS)
-    if family == "t5":  # its head reads the end of the text
-        rows = [type(row)(row.index, [*row.tokens[row.tokens != 3].tolist(), 5], row.label) for row in rows]  # type: ignore[arg-type]
     found = made.predict(rows)
     for number, row in enumerate(rows):
         ids = torch.as_tensor(row.tokens, dtype=torch.int64)[None]
         segments = {} if row.segments is None else {"token_type_ids": torch.as_tensor(row.segments, dtype=torch.int64)[None]}
         alone = made.model(input_ids=ids, labels=torch.tensor([int(row.label)]), **segments)
-        assert torch.allclose(found.logits_NC[number], alone.logits[0], atol=1e-5)
-        assert torch.allclose(label_loss(found)[number], alone.loss, atol=1e-5)
+        assert torch.allclose(found.logits_NC[number], alone.logits[0], rtol=1e-4, atol=1e-5)
+        assert torch.allclose(label_loss(found)[number], alone.loss, rtol=1e-4, atol=1e-5)
     assert found.logits_NC.shape == (3, 2) and found.logits_NC.std() > 0.01
 
 
@@ -114,8 +116,6 @@ def test_masked_tokens_are_predicted_at_their_positions(tmp_path: Path) -> None:
 def test_hidden_states_are_those_of_one_token_after_each_layer(tmp_path: Path, family: str, position: int) -> None:
     made = predictor(tmp_path, family)
     rows = encoded(made, TASK, TEXTS)
-    if family == "t5":
-        rows = [type(row)(row.index, [*row.tokens.tolist(), 5], row.label) for row in rows]  # type: ignore[arg-type]
     found = made.predict(rows, hidden=True).hidden
     ids = torch.as_tensor(rows[1].tokens, dtype=torch.int64)[None]
     segments = (
@@ -210,3 +210,116 @@ def test_a_student_from_scratch_is_a_function_of_its_seed(tmp_path: Path) -> Non
     made = [load_predictor(config, CLASSES, "student.model", seed=seed).model.bert.embeddings for seed in (3, 3, 4)]
     tables = [each.word_embeddings.weight for each in made]
     assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
+
+
+@pytest.mark.parametrize("task", [TaskFacts("tokens"), CHOICES, CLASSES], ids=lambda task: task.kind)
+def test_a_decoder_trains_the_embedding_of_its_end_where_its_tokenizer_has_no_padding(tmp_path: Path, task: TaskFacts) -> None:
+    config = section(tmp_path, "llama")
+    without_padding(tmp_path)
+    made = load_predictor(config, task, "student.model", seed=0)
+    end = labelled_row(5, 6, 5, 7, targets=token_ids(6, 5, 7, -1), choices=(token_ids(7), token_ids(8)))
+    label_loss(made.predict([end, end])).sum().backward()
+    assert made.tokenizer.pad_token_id is None and made.model.get_input_embeddings().weight.grad[5].abs().sum() > 0
+
+
+@pytest.mark.parametrize("family", ["distilbert", "gpt2", "t5"])
+def test_saved_models_of_other_families_classify_in_a_pipeline(tmp_path: Path, family: str) -> None:
+    made = predictor(tmp_path / "tokenizer", family)
+    made.save(tmp_path / "model")
+    classify: Any = pipeline("text-classification", model=str(tmp_path / "model"), top_k=None)
+    texts = ["a great film", "dull"]
+    logits = made.predict(
+        encoded(made, ClassesTask(names=list(CLASSES.names)), [LabelledText(0, text) for text in texts])
+    ).logits_NC
+    for found, expected in zip(classify(texts, batch_size=2), torch.softmax(logits, -1).tolist(), strict=True):
+        by_name = {each["label"]: each["score"] for each in found}
+        assert by_name == pytest.approx(dict(zip(CLASSES.names, expected, strict=True)), abs=1e-5)
+
+
+def test_a_saved_score_is_the_pipelines_number(tmp_path: Path) -> None:
+    made = predictor(tmp_path / "tokenizer", "bert", TaskFacts("score"))
+    made.save(tmp_path / "model")
+    [found] = pipeline("text-classification", model=str(tmp_path / "model"))("a great film")
+    expected = made.predict(encoded(made, ScoreTask(), [LabelledText(0, "a great film")])).logits_NC.item()
+    assert (found["label"], found["score"]) == ("score", pytest.approx(expected, abs=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "needs"),
+    [
+        ("bert", "tokens", "a decoder alone"),  # each token would see the one to predict
+        ("t5", "tokens", "a decoder alone"),
+        ("bert", "choices", "a decoder, such as gpt2 or t5"),
+        ("gpt2", "masked", "an encoder, such as bert"),
+        ("t5", "masked", "an encoder, such as bert"),
+    ],
+)
+def test_a_model_that_reads_in_another_way_is_refused(tmp_path: Path, family: str, kind: Any, needs: str) -> None:
+    with pytest.raises(ModelError, match=rf"^student.model: a {family} cannot do a task of type {kind}, which needs {needs}"):
+        load_predictor(section(tmp_path, family), TaskFacts(kind), "student.model", seed=0)
+
+
+def test_a_checkpoint_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
+    predictor(tmp_path / "tokenizer", "bert", TaskFacts("masked")).save(tmp_path / "model")
+    drop(tmp_path / "model", "encoder.layer.1.")
+    with pytest.raises(ModelError, match=r"^teacher.model: .* lacks 16 of the weights .*bert.encoder.layer.1.*random"):
+        load_predictor(ModelConfig(model=str(tmp_path / "model")), CLASSES, "teacher.model", seed=0)
+
+
+def test_a_trained_head_that_is_lost_is_refused(tmp_path: Path) -> None:
+    predictor(tmp_path / "tokenizer", "bert").save(tmp_path / "model")
+    drop(tmp_path / "model", "classifier.weight")
+    with pytest.raises(ModelError, match=r"^teacher.model: .* lacks 1 of the weights .*, such as classifier.weight"):
+        load_predictor(ModelConfig(model=str(tmp_path / "model")), CLASSES, "teacher.model", seed=0)
+
+
+def drop(path: Path, part: str) -> None:
+    """Remove weights from a checkpoint."""
+    weights = {name: each for name, each in load_file(path / "model.safetensors").items() if part not in name}
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(("family", "task"), [("gpt2", TaskFacts("tokens")), ("t5", CHOICES)])
+def test_language_models_save_despite_generation_settings_that_contradict_themselves(
+    tmp_path: Path, family: str, task: TaskFacts
+) -> None:
+    made = predictor(tmp_path / "tokenizer", family, task)
+    made.save(tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"temperature": 0.5, "do_sample": False}))
+    again = load_predictor(ModelConfig(model=str(tmp_path / "model")), task, "teacher.model", seed=0)
+    again.save(tmp_path / "again")
+    states = again.model.state_dict()
+    assert all(torch.equal(states[name], each) for name, each in made.model.state_dict().items())
+
+
+def test_an_encoder_decoder_whose_tokenizer_ends_no_text_is_refused(tmp_path: Path) -> None:
+    config = section(tmp_path, "t5").model_copy(update={"tokenizer": str(tokenizer(tmp_path / "no_end", encoder=False))})
+    with pytest.raises(ModelError, match=r"^student.model: the head of a t5 reads a text at its end token \(eos_token_id 5\)"):
+        load_predictor(config, CLASSES, "student.model", seed=0)
+    load_predictor(config, CHOICES, "student.model", seed=0)
+    padded_with_end = section(tmp_path, "t5")
+    without_padding(tmp_path)
+    with pytest.raises(ModelError, match="or pads with; use a tokenizer as T5's"):
+        load_predictor(padded_with_end, CLASSES, "student.model", seed=0)
+
+
+def without_padding(path: Path) -> None:
+    """Remove the padding token of a tokenizer."""
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_a_t5_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
+    predictor(tmp_path / "tokenizer", "t5", CHOICES).save(tmp_path / "model")
+    drop(tmp_path / "model", "encoder.block.1.")
+    with pytest.raises(ModelError, match=r"^teacher.model: .* lacks .*, such as encoder.block.1."):
+        load_predictor(ModelConfig(model=str(tmp_path / "model")), CHOICES, "teacher.model", seed=0)
+
+
+def test_only_the_language_model_of_a_wrapped_one_is_trained(tmp_path: Path) -> None:
+    saved_family("gemma3", tmp_path / "model")
+    config = ModelConfig(model=str(tmp_path / "model"), tokenizer=str(tokenizer(tmp_path / "tokenizer", encoder=False)))
+    made = load_predictor(config, TaskFacts("tokens"), "teacher.model", seed=0)
+    trained = {name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
+    assert trained and all("language_model" in name for name in trained)
