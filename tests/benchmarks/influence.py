@@ -2,9 +2,9 @@
 
 Usage: python -m tests.benchmarks.influence [FILE]  (writes the records there; default runs/bench/influence.json)
 
-Each way is timed in turn, round by round, on a BERT-class model in float32 at batch 32; a ratio is a median of rounds. The three
-must agree. Also: the peak memory and the time of a step of each lesson, as ratios to online distillation's, in processes of
-their own.
+Each way is timed in turn, round by round, on a BERT-class model in float32 at batch 32; a ratio is a median of rounds.
+The three must agree. Also: the peak memory and the time of a step of each lesson, as ratios to online distillation's, in
+processes of their own.
 """
 
 import json

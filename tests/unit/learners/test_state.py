@@ -203,5 +203,7 @@ def test_a_cut_file_of_training_state_is_a_sentence(tmp_path: Path) -> None:
     save_state(tmp_path, 3, [("a", {"weight": torch.ones(400)})])
     file = next((tmp_path / "training").iterdir())
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(RunDirectoryError, match="is no whole file of training state .*; set run.overwrite=true to start again"):
+    with pytest.raises(
+        RunDirectoryError, match=r"is no whole file of training state .*; set run.overwrite=true to start again"
+    ):
         StateReader(tmp_path)

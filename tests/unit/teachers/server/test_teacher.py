@@ -14,6 +14,7 @@ import minidist.teachers.server.connection as module
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import MinidistError, RoleError
 from minidist.rollout.seeds import sample_seed
+from minidist.teachers.server import connection
 from minidist.teachers.server.teacher import ServerTeacher
 from minidist.types import Finish, Payload, Rollout, Sampling, Vocabulary
 from tests.support.server import PADDED, Server, config, refused, table
@@ -198,6 +199,13 @@ def test_the_error_of_a_top_k_above_the_servers_limit_names_both_remedies(server
 def test_a_malformed_answer_is_an_error(model: str, server: Server, answer: Any) -> None:
     server.behave = lambda body, number: (200, {}, answer)
     with pytest.raises(RoleError, match="server"):
+        ask(config(model, server), lambda teacher: teacher.score(ROLLOUTS[:1]))
+
+
+def test_an_answer_larger_than_any_scores_is_not_read(model: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_LEAST_LIMIT", 1 << 16)
+    server.behave = lambda body, number: (200, {}, b"[" + b" " * (8 << 20) + b"]")
+    with pytest.raises(RoleError, match=r"an answer of more than \d+ MiB, which scores of the request cannot have"):
         ask(config(model, server), lambda teacher: teacher.score(ROLLOUTS[:1]))
 
 
