@@ -2,9 +2,10 @@
 
 import multiprocessing
 import os
+import time
 from multiprocessing.shared_memory import SharedMemory
+from multiprocessing.synchronize import SemLock
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,8 +23,7 @@ def test_processes_share_the_threads_and_use_the_loopback_interface(monkeypatch:
 
 @pytest.mark.parametrize("prefix", ["/mp", "/loky-7"])  # joblib, which scikit-learn loads, names them after itself
 def test_hidden_shared_memory_has_no_name_and_still_works(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    process: Any = multiprocessing.current_process()
-    monkeypatch.setitem(process._config, "semprefix", prefix)
+    monkeypatch.setattr(SemLock, "_make_name", staticmethod(lambda: f"{prefix}-{os.getpid()}-{time.time_ns()}"))
     ours, lock = SharedMemory(create=True, size=64), multiprocessing.get_context("spawn").Lock()
     other = Path("/dev/shm/psm_of_another_process")
     other.touch()
