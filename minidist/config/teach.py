@@ -84,7 +84,7 @@ class TraceConfig(Section):
     sample: int = Field(default=64, ge=0)
     """Rows of data.train, drawn once from run.seed, whose mean and single influences are recorded."""
     rows: list[int] = Field(default=[])
-    """Further rows of data.train, by number from 0, each drawn as a line of its own."""
+    """Further rows of data.train, by their number in the file from 0, each drawn as a line of its own."""
 
 
 class TeachConfig(StageSection):

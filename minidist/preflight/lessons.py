@@ -79,6 +79,7 @@ def plan_teach(config: TeachConfig) -> TeachPlan:
     rows = {name: models.rows(found) for name, (found, _) in texts.items()}
     described = [*models.lines, *(_rows_line(name, sources[name], rows[name], texts[name][1]) for name in texts)]
     train, feedback = _split(config, texts["train"][0], rows["train"])
+    _check_traced(config, train)
     if feedback:
         described.append(
             f"feedback: {len(feedback):,} rows of data.train held out, of {len(train):,} that are left to train on"
@@ -254,6 +255,15 @@ def _split(config: TeachConfig, texts: Sequence[LabelledText], rows: TaskRows) -
     if not kept or len(out) < config.cluster.learner.ranks:
         raise DataError(f"data.feedback.share {held.share:g} of {len(texts)} rows leaves no rows on one side; change the share")
     return rows.take(kept), [rows.student[position] for position in out]
+
+
+def _check_traced(config: TeachConfig, train: TaskRows) -> None:
+    """The traced rows are trained on."""
+    known = {row.index for row in train.student}
+    missing = [number for number in (config.trace.rows if config.trace else []) if number not in known]
+    if missing:
+        where = f"trace.rows names row {missing[0]}, which is not in data.train, or is held out for feedback"
+        raise ConfigError(f"{where}; name another row, or change data.feedback.seed")
 
 
 def _to_measure(rows: TaskRows | None, count: int | None, masker: Masker | None) -> TaskRows | None:

@@ -28,13 +28,14 @@ class Trace:
         self._exercises = exercises
         self._directory = directory
         drawn = np.random.default_rng([exercises.seed, 2]).permutation(len(exercises.train))[: config.sample]
-        self._followed = list(config.rows)
+        positions = {row.index: position for position, row in enumerate(exercises.train.student)}
+        self._followed = [positions[number] for number in config.rows]
         self._sample = sorted(int(index) for index in drawn)
         self._records: list[tuple[int, list[float]]] = []
 
     @property
     def rows(self) -> list[int]:
-        """Numbers of the traced training rows: those that are followed singly, then the sample."""
+        """Positions of the traced rows among the training rows: those that are followed singly, then the sample."""
         return self._followed + self._sample
 
     def exercise(self, step: int) -> Exercise:

@@ -24,7 +24,7 @@ LESSONS: dict[str, dict[str, Any]] = {
     "dml": {},
     "pesf_kd": {},
     "meta": {"data": {"feedback": {}}},
-    "lgtm": {"data": {"feedback": {}}, "trace": {"every": 2, "sample": 4, "rows": [3]}},
+    "lgtm": {"data": {"feedback": {}}, "trace": {"every": 2, "sample": 4, "rows": [4]}},
     "sinkd_debiased": {},
 }
 
@@ -130,7 +130,7 @@ def test_influence_is_data_and_a_picture(folder: Path) -> None:
     assert [line["step"] for line in lines[::5]] == [0, 2, 4] and len(lines) == 15
     assert sum(not line["sampled"] for line in lines) == 3 and all(abs(line["influence"]) < 100 for line in lines)
     followed = {line["row"] for line in lines if not line["sampled"]}
-    assert len(followed) == 1 and (folder / "traced/influence.png").stat().st_size > 5000
+    assert followed == {4} and (folder / "traced/influence.png").stat().st_size > 5000
 
 
 def test_feedback_rows_come_from_the_training_data_alone_and_are_not_trained_on(folder: Path) -> None:
@@ -205,6 +205,7 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"task": {"names": ["no", "yes"]}}, ModelError, "has the classes negative, positive, and the task no, yes"),
     ({"task": {"names": ["a", "b", "c"]}}, ModelError, "has the classes negative, positive, and the task a, b, c"),
     ({"trace": {}}, ConfigError, "which lesson.type frozen does not measure; set lesson.type=lgtm"),
+    ({"method": "lgtm", "trace": {"rows": [999]}}, ConfigError, "trace.rows names row 999, which is not in data.train"),
     ({"learner": {"batch_rows": 999}}, DataError, "data.train has 160 rows, fewer than the learner.batch_rows 999"),
     ({"method": "dist", "learner": {"batch_rows": 16, "micro_rows": 5}}, ConfigError, "loss.dist compares groups of 16 rows"),
     ({"student": {"init": {"layers": [0]}, "dtype": "bfloat16"}}, ConfigError, "would round small steps away"),
