@@ -272,6 +272,14 @@ def learning_models(c: "TeachConfig") -> Iterator[str]:
         yield f"teacher.lora trains a teacher, and in lesson.type {c.lesson.type} it stays as it is; leave teacher.lora out"
 
 
+def _layers(c: "TeachConfig") -> Iterator[str]:
+    """Of a comparison of student and teacher layer by layer."""
+    if c.data.validation is None or c.teacher is None or c.lesson.type == "assistants":
+        yield "evaluation.layers compares student and teacher; set teacher and data.validation, and no lesson of assistants"
+    if c.task.kind not in ("classes", "score"):
+        yield f"evaluation.layers reads states of rows with one label, and task.type is {c.task.kind}; leave it out"
+
+
 def teach(c: "TeachConfig") -> Iterator[str]:
     """All conflicts of a lesson."""
     yield from initial(c)
@@ -284,5 +292,7 @@ def teach(c: "TeachConfig") -> Iterator[str]:
             yield f"learner.{key} {rows} is not divided by cluster.learner.ranks {ranks}; set it to a multiple"
     if c.data.validation is None and (c.evaluation.every or c.evaluation.keep == "best"):
         yield "evaluation.every and evaluation.keep=best need data.validation: rows to measure on"
+    if c.evaluation.layers is not None:
+        yield from _layers(c)
     if c.evaluation.keep == "best" and c.evaluation.every is None:
         yield "evaluation.keep=best needs evaluation.every: the steps between two evaluations"

@@ -6,12 +6,14 @@ from typing import Any
 
 from minidist.config import TeachConfig
 from minidist.config.origin import with_origin
+from minidist.evaluation.layers import draw_layers
 from minidist.evaluation.lessons import LessonCurve, draw_curves, score
 from minidist.experience.exercises import TaskRows
 from minidist.loop import Run, train
 from minidist.preflight.lessons import TeachPlan
 from minidist.roles.host import Roles
 from minidist.roles.lessons import lesson_learner
+from minidist.run.files import write_json
 from minidist.run.tracking import Clock, Recorder, log
 from minidist.stages import StageRun
 from minidist.stages.watch import CheckpointWatch, make_recorder
@@ -127,6 +129,16 @@ class TeachWatch(CheckpointWatch[LessonLearner]):
             draw_curves([LessonCurve("", self._evaluations)], self._directory.path / "curves.png")
         if self._trace is not None:
             self._trace.draw()
+        await self._compare_layers()
+
+    async def _compare_layers(self) -> None:
+        """Write layers.json and layers.png, where they are asked for."""
+        count, rows = self._config.evaluation.layers, self._plan.validation
+        if count is None or rows is None:
+            return
+        found = await self._learner.layers(rows.student[:count], rows.teacher[:count])
+        write_json(self._directory.path / "layers.json", found)
+        draw_layers(found, self._directory.path / "layers.png")
 
     def summary(self) -> dict[str, Any]:
         found: dict[str, Any] = {"evaluations": [{"step": step, **figures} for step, figures in self._evaluations]}

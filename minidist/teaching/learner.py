@@ -3,15 +3,17 @@
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from minidist.concurrency import Worker
+from minidist.evaluation.layers import compare_layers
 from minidist.learners.group import Group
 from minidist.learners.state import StateReader, save_state
 from minidist.losses.imitation import label_loss
+from minidist.models.internals import internals, joined
 from minidist.run.files import writing
 from minidist.teaching.learning import Learning
 from minidist.teaching.lesson import Lesson
@@ -47,6 +49,10 @@ class LessonLearner:
     async def influence(self, exercise: Exercise) -> Array:
         """The influence of each row of an exercise on the student's loss on its feedback rows, [B]; nothing is trained."""
         return await self._worker.run(lambda: self._lesson.influence(exercise).cpu().numpy())
+
+    async def layers(self, student: Sequence[LabelledRow], teacher: Sequence[LabelledRow]) -> dict[str, Any]:
+        """Student and teacher compared layer by layer on the same rows, as each reads them; see `evaluation.layers`."""
+        return await self._worker.run(self._layers, student, teacher)
 
     async def save(self, path: Path) -> None:
         """Write the student as transformers loads it and, where it learns, the teacher into the directory `teacher`."""
@@ -85,6 +91,14 @@ class LessonLearner:
         predicted = found.logits_NC[:, 0] if found.scores else found.logits_NC.argmax(-1)
         loss_B = found.row_means(label_loss(found))
         return Judged(*(each.double().cpu().numpy() for each in (predicted, found.labels_N, loss_B)))
+
+    def _layers(self, student: Sequence[LabelledRow], teacher: Sequence[LabelledRow]) -> dict[str, Any]:
+        found = {}
+        for whose, rows in (("student", student), ("teacher", teacher)):
+            predictor, starts = self._lesson.pair.models[whose].predictor, range(0, len(rows), self._micro_rows)
+            found[whose] = joined([internals(predictor, rows[at : at + self._micro_rows]) for at in starts])
+        labels = np.array([row.label for row in student])
+        return compare_layers(found["student"], found["teacher"], labels, scores=predictor.task.kind == "score")
 
     def _save(self, path: Path) -> None:
         if self._group.rank > 0:

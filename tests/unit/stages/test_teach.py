@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -78,7 +79,7 @@ def test_an_interrupted_lesson_resumes_bit_for_bit(folder: Path, method: str) ->
 
 
 def test_a_lesson_of_many_steps_learns_and_its_model_is_a_pipeline(folder: Path) -> None:
-    settings = lesson(folder, "kd", evaluation={"every": 10})
+    settings = lesson(folder, "kd", evaluation={"every": 10, "layers": 24})
     settings["run"] |= {"steps": 30}
     summary = teach(folder, settings, "learned")
     assert [each["step"] for each in summary["evaluations"]] == [0, 10, 20, 30]
@@ -86,6 +87,9 @@ def test_a_lesson_of_many_steps_learns_and_its_model_is_a_pipeline(folder: Path)
     classify: Any = pipeline("text-classification", model=str(folder / "learned/final"))
     assert [each["label"] for each in classify(["the film was great", "a dull plot"])] == ["positive", "negative"]
     assert (folder / "learned/curves.png").stat().st_size > 5000
+    layers = json.loads((folder / "learned/layers.json").read_text())
+    assert np.shape(layers["cka"]) == (3, 4) and np.shape(layers["attention"]) == (2, 3) and layers["rows"] == 24
+    assert layers["cka"][0][0] == pytest.approx(1, abs=0.05) and (folder / "learned/layers.png").is_file()
     config = json.loads((folder / "learned/final/config.json").read_text())
     assert config["num_hidden_layers"] == 2 and config["label2id"] == {"negative": 0, "positive": 1}
 
@@ -210,6 +214,11 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"method": "dist", "learner": {"batch_rows": 16, "micro_rows": 5}}, ConfigError, "loss.dist compares groups of 16 rows"),
     ({"student": {"init": {"layers": [0]}, "dtype": "bfloat16"}}, ConfigError, "would round small steps away"),
     ({"evaluation": {"keep": "best"}}, ConfigError, "evaluation.keep=best needs evaluation.every"),
+    (
+        {"evaluation": {"layers": 9}, "task": {"type": "masked"}},
+        ConfigError,
+        "evaluation.layers reads states of rows with one label",
+    ),
     ({"method": "kdd"}, ConfigError, "method is 'kdd'; expected one of"),
     ({"teacher": {"model": "TEACHER", "lora": {}}}, ConfigError, "teacher.lora trains a teacher"),
     ({"data": {"max_tokens": 9999}}, ConfigError, "data.max_tokens 9999 is more than student.model reads"),
