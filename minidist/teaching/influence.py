@@ -6,14 +6,20 @@ positive w_i helps. Two forward passes give all w_i, where one backward pass a r
 arXiv:2305.09651; TracIn: Pruthi et al., arXiv:2002.08484).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from minidist.errors import DivergedError
 from minidist.learners.group import Group
+
+T = TypeVar("T")
 
 
 def central_difference(
@@ -30,16 +36,39 @@ def central_difference(
     Returns:
         A tensor for each of the values. Zeros where g is zero. The parameters are as before, bit for bit, even if `evaluate`
         raises.
+
+    Raises:
+        DivergedError: the direction is not finite.
+    """
+    values = both_sides(lambda: [value.detach().clone() for value in evaluate()], parameters, direction, radius=radius)
+    return [(above - below) * values.scale for above, below in zip(values.above, values.below, strict=True)]
+
+
+@dataclass(frozen=True)
+class Sides(Generic[T]):
+    """f(theta + R g), f(theta - R g) and 1 / 2R, by which their difference is the derivative along g; 0 where g is zero."""
+
+    above: T
+    below: T
+    scale: float
+
+
+def both_sides(
+    evaluate: Callable[[], T], parameters: Sequence[Tensor], direction: Sequence[Tensor], *, radius: float
+) -> Sides[T]:
+    """What `evaluate` returns on both sides of the parameters, which are as before afterwards; see `central_difference`.
+
+    Where a function of these values is linear, such as the gradient by other parameters, one pass over the difference of the
+    two gives its derivative along g.
     """
     length = norm(direction)
-    if length == 0:
-        return [torch.zeros_like(value) for value in evaluate()]
-    step = radius / length
+    if not math.isfinite(length):
+        raise DivergedError("the gradient of the student's held-out loss is not finite, so no influence can be measured")
     values = []
     for sign in (1, -1):
-        with moved(parameters, direction, sign * step):
-            values.append([value.detach().clone() for value in evaluate()])
-    return [(above - below) / (2 * step) for above, below in zip(*values, strict=True)]
+        with moved(parameters, direction, sign * radius / (length or 1.0)):
+            values.append(evaluate())
+    return Sides(*values, scale=length / (2 * radius))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """LGTM: the teacher learns by the influence of each row on the student's loss on held-out rows."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -7,10 +8,11 @@ from torch import Tensor
 
 from minidist.config.lessons import LGTMConfig
 from minidist.losses.imitation import label_loss
-from minidist.teaching.influence import central_difference, norm, normalised, row_weights
+from minidist.losses.predictions import Predictions
+from minidist.teaching.influence import Sides, both_sides, norm, normalised, row_weights
 from minidist.teaching.lesson import Outcome
 from minidist.teaching.online import MutualLesson
-from minidist.teaching.pair import mean_loss
+from minidist.teaching.pair import Micro, mean_loss
 from minidist.types import Exercise
 
 
@@ -55,17 +57,25 @@ class LGTM(MutualLesson[LGTMConfig]):
 
     def _influence(self, exercise: Exercise, direction: list[Tensor]) -> Tensor:
         """The influence of each of this rank's rows on the student's held-out loss, [B]."""
-        parameters = list(self.pair.student.parameters.values())
-        [influence_B] = central_difference(
-            lambda: [self.pair.losses(self.pair.student, exercise)], parameters, direction, radius=self.config.radius
-        )
-        return influence_B
+        return torch.cat([self._influence_of(micro, direction) for micro in self.pair.micros(exercise)])
+
+    def _influence_of(self, micro: Micro, direction: list[Tensor]) -> Tensor:
+        """The same of some rows. The teacher, which does not move, predicts once."""
+        student, imitated = self.pair.student, self.pair.imitated(self.pair.student, micro)
+        sides = self._sides(micro, direction, hidden=student.needs_hidden)
+        above_B, below_B = (student.loss(predictions, imitated)[0] for predictions in (sides.above, sides.below))
+        return (above_B - below_B) * sides.scale
+
+    def _sides(self, micro: Micro, direction: list[Tensor], *, hidden: bool) -> Sides[Predictions]:
+        """The student's predictions a little ahead and a little behind its weights, along the direction, without gradient."""
+        student, parameters = self.pair.student, list(self.pair.student.parameters.values())
+        predict = lambda: student.predict(micro.student, hidden=hidden)  # noqa: E731
+        return both_sides(predict, parameters, direction, radius=self.config.radius)
 
     def _follow(self, exercise: Exercise, direction: list[Tensor]) -> dict[str, float]:
         """The teacher's step along the gradient of its loss minus the mixed Hessian-vector product h."""
         sweep = self.pair.gradient(self.teacher, exercise)
-        parameters = list(self.pair.student.parameters.values())
-        product = central_difference(lambda: self._mixed(exercise), parameters, direction, radius=self.config.radius)
+        product = self._product(exercise, direction)
         sizes = {"influence/h_norm": norm(product), "influence/loss_norm": norm(sweep.gradient)}
         factor = self.config.coefficient
         if self.config.relative:
@@ -73,11 +83,31 @@ class LGTM(MutualLesson[LGTMConfig]):
         gradient = [each - factor * h for each, h in zip(sweep.gradient, product, strict=True)]
         return sizes | sweep.figures | self.teacher.step(gradient)
 
-    def _mixed(self, exercise: Exercise) -> list[Tensor]:
-        """The teacher's gradient of the loss whose derivative by the student's weights is h."""
-        if self.config.through == "teacher_loss":
-            return self.pair.gradient(self.teacher, exercise).gradient
-        return self.pair.gradient_through(exercise)
+    def _product(self, exercise: Exercise, direction: list[Tensor]) -> list[Tensor]:
+        """h, by two forward passes of the student and one backward pass of the teacher.
+
+        h is the difference of the teacher's gradients on two sides of the student's weights. The teacher's weights are the same
+        on both, so it is the gradient of the difference of the losses.
+        """
+
+        def accumulate() -> None:
+            with self.teacher.training(exercise.step) if self.config.through == "teacher_loss" else nullcontext():
+                for micro in self.pair.micros(exercise):
+                    (self._slope(micro, direction).sum() / self.pair.count(exercise)).backward()
+
+        return self.teacher.gradient(accumulate)
+
+    def _slope(self, micro: Micro, direction: list[Tensor]) -> Tensor:
+        """The derivative of the loss of each row [B] by the student's weights along the direction, with gradient to the
+        teacher."""
+        of_teacher = self.config.through == "teacher_loss"
+        learner = self.teacher if of_teacher else self.pair.student
+        sides = self._sides(micro, direction, hidden=learner.needs_hidden)
+        found = self.teacher.predictor.predict(micro.teacher, hidden=learner.needs_hidden)
+        above_B, below_B = (
+            learner.loss(*((found, student) if of_teacher else (student, found)))[0] for student in (sides.above, sides.below)
+        )
+        return (above_B - below_B) * sides.scale
 
     def _weigh(self, exercise: Exercise, influence_B: Tensor) -> dict[str, float]:
         """The teacher's step on its loss and on the mean of each row's influence times its imitation loss."""

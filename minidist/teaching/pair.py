@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from minidist.learners.group import Group
@@ -79,23 +78,13 @@ class Pair:
 
     def predictions(self, learner: Learning, micro: "Micro") -> tuple[Predictions, Predictions | None]:
         """The learner's predictions, with gradient, and the other's, without, in evaluation mode."""
-        hidden, is_student = learner.needs_hidden, learner is self.student
-        other = self.teacher if is_student else self.student
-        own, others = (micro.student, micro.teacher) if is_student else (micro.teacher, micro.student)
-        imitated = other.predict(others, hidden=hidden) if other is not None and learner.needs_other else None
-        return learner.predictor.predict(own, hidden=hidden), imitated
+        imitated, rows = self.imitated(learner, micro), micro.student if learner is self.student else micro.teacher
+        return learner.predictor.predict(rows, hidden=learner.needs_hidden), imitated
 
-    def gradient_through(self, exercise: Exercise) -> list[Tensor]:
-        """The teacher's gradient of the student's mean loss, through the predictions that the student imitates."""
-        assert self.teacher is not None
-        weights = list(self.teacher.parameters.values())
-
-        def accumulate() -> None:
-            for micro in self.micros(exercise):
-                loss_B, _ = self.loss_through(micro)
-                (loss_B.sum() / self.count(exercise)).backward(inputs=weights)
-
-        return self.teacher.gradient(accumulate)
+    def imitated(self, learner: Learning, micro: "Micro") -> Predictions | None:
+        """The predictions that the learner imitates, without gradient, in evaluation mode; None where it imitates none."""
+        other, rows = (self.teacher, micro.teacher) if learner is self.student else (self.student, micro.student)
+        return other.predict(rows, hidden=learner.needs_hidden) if other is not None and learner.needs_other else None
 
     def loss_through(self, micro: "Micro") -> tuple[Tensor, dict[str, Tensor]]:
         """The student's loss of each row [B] with gradients to both models, in evaluation mode."""
@@ -103,11 +92,6 @@ class Pair:
         hidden = self.student.needs_hidden
         own = self.student.predictor.predict(micro.student, hidden=hidden)
         return self.student.loss(own, self.teacher.predictor.predict(micro.teacher, hidden=hidden))
-
-    def losses(self, learner: Learning, exercise: Exercise) -> Tensor:
-        """The learner's loss of each of this rank's rows [B], in evaluation mode, without gradient."""
-        with torch.no_grad():
-            return torch.cat([learner.loss(*self.predictions(learner, micro))[0] for micro in self.micros(exercise)])
 
     def micros(self, exercise: Exercise) -> Iterator["Micro"]:
         """The rows of this rank, `micro_rows` at a time."""

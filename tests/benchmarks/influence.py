@@ -25,7 +25,6 @@ from minidist.config.lessons import LGTMConfig, MetaConfig, OnlineConfig
 from minidist.config.models import StudentConfig
 from minidist.learners.group import OneProcess
 from minidist.models.classifiers import Predictor, load_predictor
-from minidist.teaching.influence import central_difference
 from minidist.teaching.lgtm import LGTM
 from minidist.teaching.meta import Meta
 from minidist.teaching.online import Online
@@ -72,7 +71,7 @@ def ways(both: Pair, drawn: Exercise) -> dict[str, Callable[[], Tensor]]:
     target_NC = both.teacher.predict(drawn.teacher).logprobs_NC()
 
     def finite_differences() -> Tensor:
-        return central_difference(lambda: [both.losses(both.student, drawn)], parameters, direction, radius=0.01)[0]
+        return LGTM(both, LGTMConfig())._influence(drawn, direction)
 
     def loop() -> Tensor:
         return exact_products(both.student.loss(*both.predictions(both.student, micro))[0], parameters, direction)
