@@ -3,7 +3,7 @@
 # make check        lint, types, fast tests
 # make soak         slow tests: two Ray nodes on this machine, SIGTERM to Ray actors, every row of Dolly, every family of models
 # make bench        measurements: memory against what minidist check says, mixed sampling by turns against in step, losses in chunks
-#                   against the plain ones and TRL's, rows of large files
+#                   against the plain ones and TRL's, rows of large files, influence of single rows against exact ways
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -42,6 +42,7 @@ bench: $(READY_DEV)
 	$(VENV)/bin/python -m tests.benchmarks.mixed
 	$(VENV)/bin/python -m tests.benchmarks.chunked
 	$(VENV)/bin/python -m tests.benchmarks.rows
+	$(VENV)/bin/python -m tests.benchmarks.influence
 
 setup: $(READY_DEV)
 
