@@ -27,6 +27,8 @@ class CompareLessonsConfig(Section):
     section is left out."""
     seeds: Annotated[list[NonNegativeInt], FREE] = Field(default=[0, 1, 2], min_length=1)
     """Values of run.seed; every cell is run once with each."""
+    curves: Annotated[list[str] | None, FREE] = None
+    """Cells whose evaluations of the first seed are drawn in curves.png. None: the first eight."""
 
     @field_validator("cells")
     @classmethod
@@ -39,6 +41,9 @@ class CompareLessonsConfig(Section):
             raise ValueError(f"seeds are {self.seeds}: a repeated seed repeats the run; list each seed once")
         for name in self.cells:
             self.cell(name, self.seeds[0])
+        unknown = [name for name in self.curves or [] if name not in self.cells]
+        if unknown:
+            raise ValueError(f"curves names {unknown[0]}, which is no cell; expected some of {', '.join(self.cells)}")
         return self
 
     def cell(self, name: str, seed: int) -> TeachConfig:

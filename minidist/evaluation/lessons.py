@@ -37,14 +37,15 @@ def draw_curves(runs: Sequence[LessonCurve], file: Path) -> Figure:
     """One panel for each figure over steps; a colour a run, a full line for its student and a dashed one for its teacher."""
     names = list(dict.fromkeys(name.partition("/")[2] for _, figures in runs[0].evaluations for name in figures))
     with rc_context(_STYLE):
-        figure = Figure(figsize=(3.4 * len(names), 2.9), layout="constrained")
+        legend = -(-2 * len(runs) // 4)  # rows
+        figure = Figure(figsize=(3.4 * len(names), 2.7 + 0.22 * legend), layout="constrained")
         for axis, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             for number, run in enumerate(runs):
                 for side, dash in _DASHES.items():
                     key = f"{side}/{name}"
                     points = [(step, figures[key]) for step, figures in run.evaluations if key in figures]
                     label = " ".join(filter(None, (run.label, side)))
-                    if points:
+                    if len(points) > 1:  # a teacher that does not learn is measured once
                         axis.plot(*zip(*points, strict=True), dash, color=_COLOURS[number % 8], linewidth=1.4, label=label)
             axis.set_title(name.replace("_", " "), loc="left")
             axis.set_xlabel("step")
@@ -90,7 +91,8 @@ def lesson_table(records: Sequence[Record], order: Sequence[str], metrics: Seque
         [cell, *(_cell(figures.get(name), 1 if name == "seconds" else 3) for name in columns)] for cell, figures in rows.items()
     ]
     runs = max(len([row for row in records if row["objective"] == name]) for name in order)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\nMean ± standard deviation over {runs} seeds.\n"
+    caption = f"Mean ± standard deviation over {runs} seeds." if runs > 1 else "One seed."
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + f"\n{caption}\n"
 
 
 def _cell(figure: FigureOfRuns | None, digits: int) -> str:

@@ -48,7 +48,9 @@ def _show(records: Records, config: CompareLessonsConfig, directory: RunDirector
     table = lesson_table(records.rows, order, metrics)
     (directory.path / "table.md").write_text(table, encoding="utf-8")
     draw_lessons(records.rows, order, metrics, directory.path / "lessons.png")
-    first = [row for row in records.rows if row["seed"] == config.seeds[0] and len(row["evaluations"]) > 1]
+    drawn = config.curves or order[:8]
+    first = [row for row in records.rows if row["seed"] == config.seeds[0] and row["objective"] in drawn]
+    first = [row for row in first if len(row["evaluations"]) > 1]
     curves = [LessonCurve(row["objective"], [(each["step"], _numbers(each)) for each in row["evaluations"]]) for row in first]
     if curves:
         draw_curves(curves, directory.path / "curves.png")

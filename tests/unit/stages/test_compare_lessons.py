@@ -69,6 +69,7 @@ def test_every_cell_and_seed_runs_once(folder: Path, capsys: pytest.CaptureFixtu
     ("changes", "part"),
     [
         ({"cells": {"a b": {}}}, "cells.a b: a cell's name is part of a path"),
+        ({"curves": ["none"]}, "curves names none, which is no cell; expected some of ce, kd, hot"),
         ({"seeds": [1, 1]}, "a repeated seed repeats the run"),
         ({"cells": {"a": {"method": "nothing"}}}, "cells.a: method is 'nothing'"),
         ({"cells": {"a": {"run": {"seed": 3}}}}, "cells.a: run.seed is set by seeds"),
