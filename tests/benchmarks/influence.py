@@ -9,7 +9,6 @@ processes of their own.
 
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -31,9 +30,9 @@ from minidist.teaching.online import Online
 from minidist.teaching.pair import Pair
 from minidist.types import Exercise, LabelledRow, TaskFacts
 from tests.support.classifiers import tokenizer
-from tests.support.lessons import exact_products, learning
+from tests.support.lessons import learning
 
-ROWS, ROUNDS = 32, 5
+ROWS, ROUNDS = 32, 3
 SHAPES = [(2, 128, 16), (4, 256, 32), (4, 256, 64), (6, 384, 64)]  # layers, width, tokens
 
 
@@ -65,7 +64,7 @@ def ways(both: Pair, drawn: Exercise) -> dict[str, Callable[[], Tensor]]:
     """Each way to the influence of all rows, [B]."""
     parameters = list(both.student.parameters.values())
     direction = both.gradient(both.student, Exercise(0, drawn.feedback, drawn.feedback)).gradient
-    model, micro = both.student.predictor.model, next(iter(both.micros(drawn)))
+    model = both.student.predictor.model
     inputs = both.student.predictor.inputs(drawn.student)
     assert both.teacher is not None
     target_NC = both.teacher.predict(drawn.teacher).logprobs_NC()
@@ -74,18 +73,23 @@ def ways(both: Pair, drawn: Exercise) -> dict[str, Callable[[], Tensor]]:
         return LGTM(both, LGTMConfig())._influence(drawn, direction)
 
     def loop() -> Tensor:
-        return exact_products(both.student.loss(*both.predictions(both.student, micro))[0], parameters, direction)
+        found = []
+        for number, row in enumerate(drawn.student):
+            own = both.student.predictor.predict([row]).logprobs_NC()
+            loss = (target_NC[number].exp() * (target_NC[number] - own)).sum()
+            found.append(sum((g * v).sum() for g, v in zip(torch.autograd.grad(loss, parameters), direction, strict=True)))
+        return torch.stack(found)  # type: ignore[arg-type]
 
-    def of_one(weights: dict[str, Tensor], ids: Tensor, mask: Tensor, target_C: Tensor) -> Tensor:
-        output = torch.func.functional_call(model, weights, (), {"input_ids": ids[None], "attention_mask": mask[None]})
+    def of_one(weights: dict[str, Tensor], ids: Tensor, target_C: Tensor) -> Tensor:
+        output = torch.func.functional_call(model, weights, (), {"input_ids": ids[None]})  # rows of one length need no mask
         logprobs_C = torch.log_softmax(output.logits[0], -1)
         return (target_C.exp() * (target_C - logprobs_C)).sum()
 
     def per_sample() -> Tensor:
         weights = {name: each.detach() for name, each in both.student.parameters.items()}
-        each = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0, 0))
+        each = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0))
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-            gradients = each(weights, inputs["input_ids"], inputs["attention_mask"], target_NC)
+            gradients = each(weights, inputs["input_ids"], target_NC)
         return sum((gradients[name].flatten(1) @ g.flatten()) for name, g in zip(weights, direction, strict=True))  # type: ignore[return-value]
 
     return {"finite_differences": finite_differences, "loop": loop, "torch.func": per_sample}
@@ -125,7 +129,8 @@ def step(name: str, results: Any) -> None:
             start = time.perf_counter()
             lesson.teach(drawn)
             seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    status = Path("/proc/self/status").read_text()  # of this process alone: a usage count would begin with its parent's
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 2**20
     results.put({"lesson": name, "peak_gib": peak, "seconds": statistics.median(seconds)})
 
 
