@@ -1,18 +1,22 @@
 """Models with some of another model's layers: students cut from their teachers."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from copy import deepcopy
+from itertools import chain, pairwise
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from minidist.errors import ModelError
+from minidist.models.families import is_wrapped
 
 # Configuration fields that hold the number of layers, by what transformers' families call them.
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
-# Fields that hold a value for each layer.
+# Fields that hold a value for each layer, and fields that list numbers of layers.
 _LISTS = ("layer_types", "attention_layers", "no_rope_layers", "mlp_layer_types", "sliding_window_pattern_per_layer")
+_NUMBERS = ("mlp_only_layers", "moe_layers")
 
 
 def layer_count(config: PretrainedConfig) -> int:
@@ -20,55 +24,97 @@ def layer_count(config: PretrainedConfig) -> int:
     return int(config.get_text_config().num_hidden_layers)
 
 
+def _counts(config: PretrainedConfig) -> list[int]:
+    """Layers of each stack of a model: of its encoder and its decoder, or of the only one."""
+    counts = [layer_count(config)]
+    if config.is_encoder_decoder:
+        text = config.get_text_config()
+        named = (getattr(text, name, None) for name in ("num_decoder_layers", "decoder_layers"))
+        counts.append(next((count for count in named if isinstance(count, int)), counts[0]))
+    return counts
+
+
 def check_layers(config: PretrainedConfig, layers: Sequence[int], where: str) -> None:
-    """Raise ModelError unless `layers` are rising numbers of layers that the model has, from 0."""
-    count = layer_count(config)
-    missing = [layer for layer in layers if not 0 <= layer < count]
+    """Raise ModelError unless `layers` are rising numbers of layers that the model has, from 0, in every stack."""
+    counts = _counts(config)
+    missing = [layer for layer in layers if not 0 <= layer < min(counts)]
     if missing:
-        has = f"the model has {count} layers, numbers 0 to {count - 1}"
+        has = f"the model has {counts[0]} layers, numbers 0 to {counts[0] - 1}"
+        if len(set(counts)) > 1:
+            sides = f"{counts[0]} layers in its encoder and {counts[1]} in its decoder"
+            has = f"the model has {sides}, 0 to {min(counts) - 1} in both"
         raise ModelError(f"{where} names layer {missing[0]}, and {has}; name layers that it has")
     if not layers or any(right <= left for left, right in pairwise(layers)):
         raise ModelError(f"{where} is {list(layers)}; give one layer or more, each once, in rising order")
 
 
+def check_cut(config: PretrainedConfig, layers: Sequence[int], where: str, *, trust_remote_code: bool = False) -> None:
+    """Raise ModelError where `cut` would refuse a model with this configuration; found on a skeleton without weights."""
+    check_layers(config, layers, where)
+    with torch.device("meta"):
+        model = AutoModel.from_config(deepcopy(config), trust_remote_code=trust_remote_code)
+    cut(model, layers, where)
+
+
 def cut(model: PreTrainedModel, layers: Sequence[int], where: str = "student.init.layers") -> PreTrainedModel:
     """Keep only the layers with these numbers, from 0, in place; of an encoder-decoder, in both. Returns the model.
 
-    The other layers are removed from the configuration too, so that the model saves and loads as one of its own size. Raises
-    ModelError for layers that the model does not have.
+    The other layers are removed from the configuration too, so that the model saves and loads as one of its size. Of a model
+    that also reads images, the language model is cut. Raises ModelError for layers that the model does not have, and, with the
+    model already cut, for those that its family's configuration cannot describe.
     """
-    config: Any = model.config
-    check_layers(config, layers, where)
-    count = layer_count(config)
-    stacks = list(_stacks(model, count))
-    if not stacks:
-        raise ModelError(f"{where}: {type(model).__name__} has no list of {count} layers to cut; set a smaller model")
-    for parent, name in stacks:
+    check_layers(model.config, layers, where)
+    parts = list(zip(_parts(model), _counts(model.config), strict=True))
+    stacks = [list(_stacks(part, count)) for part, count in parts]
+    if not all(stacks):
+        raise ModelError(f"{where}: {type(model).__name__} has no list of {parts[0][1]} layers to cut; set a smaller model")
+    for parent, name in chain.from_iterable(stacks):
         stack: nn.ModuleList = getattr(parent, name)
         kept = nn.ModuleList([stack[layer] for layer in layers])
         _keep_positions(stack[0], kept[0])
         _renumber(kept)
         setattr(parent, name, kept)
-    cut_config(config, layers)
-    for module in model.modules():  # some keep the number beside the configuration
-        for field in ("num_hidden_layers", "n_layers", "num_layers"):
-            if isinstance(vars(module).get(field), int) and vars(module)[field] == count:
-                setattr(module, field, len(layers))
+    _cut_configs(model, layers)
+    for part, count in parts:
+        _recount(part, count, len(layers))
+    _check_describes(model, layers, where)
     return model
 
 
 def cut_config(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     """Reduce a configuration to some of its layers, in place. Returns it."""
     text: Any = config.get_text_config()
-    count = layer_count(config)
+    counts = _counts(config)
+    _cut_experts(text, layers, counts[0])
     for name in _LISTS:
         values = getattr(text, name, None)
-        if isinstance(values, list) and len(values) == count:
+        if isinstance(values, list) and len(values) == counts[0]:
             setattr(text, name, [values[layer] for layer in layers])
     for name in _COUNTS:
-        if vars(text).get(name) == count:
+        if vars(text).get(name) in counts:
             setattr(text, name, len(layers))
     return config
+
+
+def _cut_experts(text: Any, layers: Sequence[int], count: int) -> None:
+    """Keep each layer's kind, dense or with experts, where a configuration tells them by their numbers."""
+    if isinstance(first := getattr(text, "first_k_dense_replace", None), int):  # DeepSeek: the first ones are dense
+        text.first_k_dense_replace = sum(layer < first for layer in layers)
+    step = getattr(text, "decoder_sparse_step", None)
+    if isinstance(step, int) and step > 1:  # Qwen: every so many layers has experts
+        dense = {layer for layer in range(count) if (layer + 1) % step}
+        text.mlp_only_layers, text.decoder_sparse_step = sorted(dense.union(text.mlp_only_layers or ())), 1
+    for name in _NUMBERS:
+        if isinstance(numbers := getattr(text, name, None), list):
+            setattr(text, name, [new for new, layer in enumerate(layers) if layer in numbers])
+
+
+def _parts(model: PreTrainedModel) -> list[nn.Module]:
+    """The parts of a model whose layers are cut, as `_counts` counts them."""
+    whole: Any = model
+    if model.config.is_encoder_decoder:
+        return [whole.get_encoder(), whole.get_decoder()]
+    return [whole.get_decoder() if is_wrapped(model.config) else model]
 
 
 def _stacks(module: nn.Module, count: int) -> Iterator[tuple[nn.Module, str]]:
@@ -78,6 +124,35 @@ def _stacks(module: nn.Module, count: int) -> Iterator[tuple[nn.Module, str]]:
             yield module, name
         else:
             yield from _stacks(child, count)
+
+
+def _cut_configs(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Cut the model's configuration, and the copies of it that encoder and decoder may hold."""
+    held = [getattr(module, "config", None) for part in _parts(model) for module in part.modules()]
+    texts = [config.get_text_config() for config in (model.config, *held) if isinstance(config, PretrainedConfig)]
+    for text in {id(text): text for text in texts}.values():
+        cut_config(text, layers)
+
+
+def _recount(part: nn.Module, before: int, after: int) -> None:
+    """Set the number of layers in modules that keep it beside the configuration."""
+    for module in part.modules():
+        for field in ("num_hidden_layers", "n_layers", "num_layers"):
+            if isinstance(vars(module).get(field), int) and vars(module)[field] == before:
+                setattr(module, field, after)
+
+
+def _check_describes(model: PreTrainedModel, layers: Sequence[int], where: str) -> None:
+    """Raise ModelError unless the configuration describes the model's weights, by which alone it is loaded again."""
+    with torch.device("meta"):
+        described = type(model)._from_config(deepcopy(model.config)).state_dict()
+    found = model.state_dict()
+    shapes = [{name: each.shape for name, each in states.items()} for states in (found, described)]
+    if shapes[0] != shapes[1]:
+        wrong = min(name for name in {**found, **described} if shapes[0].get(name) != shapes[1].get(name))
+        kept = f"{where}: layers of a {model.config.model_type} differ by their number, and its configuration cannot describe"
+        first = f"keep the first layers, 0 to {len(layers) - 1}, or " if list(layers) != list(range(len(layers))) else ""
+        raise ModelError(f"{kept} {list(layers)} alone ({wrong} would be lost); {first}set a smaller model")
 
 
 def _keep_positions(first: nn.Module, new_first: nn.Module) -> None:

@@ -29,14 +29,14 @@ T = TypeVar("T", Prompt, Example, Question)
 @dataclass(frozen=True)
 class ModelFacts:
     """A model as its tokenizer and its configuration describe it. `where`: the key of the configuration that names it;
-    `stops`: ids at which its files end an answer. `init`: the layers of its checkpoint that it has; None: all."""
+    `stops`: ids at which its files end an answer. `cut`: a line on the layers of its checkpoint that it has; None: all."""
 
     where: str
     tokenizer: "PreTrainedTokenizerBase"
     config: "PretrainedConfig"
     lora: LoraConfig | None = None
     stops: frozenset[int] = frozenset()
-    init: InitConfig | None = None
+    cut: str | None = None
 
     @cached_property
     def shape(self) -> "Shape":
@@ -61,8 +61,7 @@ class ModelFacts:
 
         name = self.config.name_or_path
         found = read_generation(Path(name), self.where) if name else None
-        cut = [] if self.init is None else [f"student: layers {', '.join(map(str, self.init.layers))} of {name}"]
-        return cut + ([left_out_line(self.where, found[1])] if found and found[1] else [])
+        return ([] if self.cut is None else [self.cut]) + ([left_out_line(self.where, found[1])] if found and found[1] else [])
 
     @property
     def rows(self) -> int:
@@ -146,15 +145,23 @@ def read_student(config: StudentConfig) -> ModelFacts:
     """The student, from its checkpoint or from `student.architecture`."""
     from minidist.models.endings import stop_ids
     from minidist.models.hub import architecture, load_config, tokenizer_of
-    from minidist.models.layers import check_layers, cut_config
 
-    trained = load_config(config, "student.model") if config.model is not None else None
+    trained, cut = (load_config(config, "student.model") if config.model is not None else None), None
     if trained is not None and config.init is not None:
-        check_layers(trained, config.init.layers, "student.init.layers")
-        trained = cut_config(trained, config.init.layers)
+        cut = _cut(config, config.init, trained)
     tokenizer, stops = tokenizer_of(config, "student.model"), stop_ids(config.model, "student.model")
     found = trained or architecture(config, tokenizer)
-    return ModelFacts("student.model", tokenizer, found, config.lora, stops, config.init)
+    return ModelFacts("student.model", tokenizer, found, config.lora, stops, cut)
+
+
+def _cut(config: StudentConfig, init: InitConfig, trained: "PretrainedConfig") -> str:
+    """Reduce the configuration of a checkpoint to the student's layers, in place. Returns the plan's line on them."""
+    from minidist.models.layers import check_cut, cut_config, layer_count
+
+    count = layer_count(trained)
+    check_cut(trained, init.layers, "student.init.layers", trust_remote_code=config.trust_remote_code)
+    cut_config(trained, init.layers)
+    return f"student: layers {', '.join(map(str, init.layers))} of {config.model} ({count})"
 
 
 def read_model(config: ModelConfig, where: str) -> ModelFacts:

@@ -1,16 +1,17 @@
 """Students cut from their teachers."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from minidist.config.task import ClassesTask
 from minidist.data.labelled import LabelledText
 from minidist.errors import ModelError
-from minidist.models.layers import cut, layer_count
+from minidist.models.layers import check_cut, cut, cut_config, layer_count
 from minidist.types import LabelledRow, TaskFacts
 from tests.support.classifiers import SHAPES, encoded, predictor
 
@@ -28,6 +29,8 @@ def test_a_cut_model_saves_and_loads_as_one_of_its_size(tmp_path: Path, family: 
     cut(made.model, [0, 2])
     found = made.predict(rows(made)).logits_NC
     assert layer_count(made.model.config) == 2 and not torch.allclose(found, whole, atol=1e-4)
+    kept = [vars(module).get(field) for module in made.model.modules() for field in ("n_layers", "num_layers")]
+    assert 3 not in kept  # beside the configuration, as DistilBERT does
     made.save(tmp_path / "cut")
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "cut")
     states = loaded.state_dict()
@@ -85,3 +88,102 @@ def test_a_cut_without_the_first_layer_keeps_t5s_relative_positions(tmp_path: Pa
     made.save(tmp_path / "cut")
     made.model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "cut").eval()
     assert torch.equal(made.predict(rows(made)).logits_NC, found)
+
+
+SMALL = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2}
+SMALL |= {"intermediate_size": 32, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0}
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8}
+GROUPED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "num_experts_per_tok": 1}
+LLAMA4 = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 32, "interleave_moe_layer_step": 2}
+VISION = SMALL | {"image_size": 28, "patch_size": 14}
+# Families whose layers are not all alike: dense or with experts, with a window or without, beside a second stack.
+UNLIKE: dict[str, tuple[str, dict[str, Any]]] = {
+    "experts but in some": ("qwen3_moe", SMALL | EXPERTS | {"mlp_only_layers": [1, 3]}),
+    "experts in every second": ("qwen2_moe", SMALL | EXPERTS | {"decoder_sparse_step": 2}),
+    "experts after the first": ("glm4_moe", SMALL | GROUPED | {"moe_intermediate_size": 8, "first_k_dense_replace": 2}),
+    "experts in a list": ("llama4_text", SMALL | LLAMA4 | {"attention_chunk_size": 4}),
+    "windows": ("cohere2", SMALL | {"sliding_window": 2}),
+    "images": ("gemma3", {"text_config": SMALL, "vision_config": VISION, "mm_tokens_per_image": 4}),
+}
+
+
+def tiny(maker: Any, family: str, fields: dict[str, Any]) -> Any:
+    torch.manual_seed(0)
+    return maker.from_config(AutoConfig.for_model(family, **deepcopy(fields))).eval()
+
+
+def layers_of(model: Any) -> list[Any]:
+    """The modules themselves."""
+    decoder = model.get_decoder()
+    return list(decoder.layers if hasattr(decoder, "layers") else decoder.model.layers)
+
+
+@pytest.mark.parametrize("layers", [[0, 2], [1, 3], [1, 2, 3]], ids=str)
+@pytest.mark.parametrize("name", UNLIKE)
+def test_layers_that_are_not_alike_load_as_what_they_were(tmp_path: Path, name: str, layers: list[int]) -> None:
+    model = tiny(AutoModelForCausalLM, *UNLIKE[name])
+    config = deepcopy(model.config)
+    check_cut(config, layers, "student.init.layers")
+    assert layer_count(config) == 4  # a check leaves it
+    before = layers_of(model)
+    cut(model, layers).save_pretrained(tmp_path)
+    assert layers_of(model) == [before[layer] for layer in layers]
+    loaded, found = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    ids = torch.arange(3, 15)[None]
+    assert torch.equal(loaded.eval()(ids).logits, model(ids).logits)
+    with torch.device("meta"):  # what the plan measures
+        planned = AutoModelForCausalLM.from_config(cut_config(config, layers))
+    assert {key: each.shape for key, each in planned.state_dict().items()} == {
+        key: each.shape for key, each in model.state_dict().items()
+    }
+
+
+SIDES = {"vocab_size": 50, "d_model": 16, "num_heads": 2, "d_kv": 8, "d_ff": 32, "num_layers": 4, "decoder_start_token_id": 0}
+BART = {"vocab_size": 50, "d_model": 16, "encoder_layers": 4, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+BART |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_start_token_id": 2}
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [("t5", SIDES | {"num_decoder_layers": 2}), ("bart", BART | {"decoder_layers": 2})],
+    ids=["t5", "bart"],
+)
+def test_an_encoder_and_a_decoder_of_different_depths_keep_the_same_layers(
+    tmp_path: Path, family: str, fields: dict[str, Any]
+) -> None:
+    model = tiny(AutoModelForSeq2SeqLM, family, fields)
+    has = "has 4 layers in its encoder and 2 in its decoder, 0 to 1 in both; name layers that it has"
+    with pytest.raises(ModelError, match=has):
+        cut(model, [0, 2])
+    cut(model, [1]).save_pretrained(tmp_path)
+    assert [layer_count(side.config) for side in (model.get_encoder(), model.get_decoder())] == [1, 1]
+    loaded, found = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, output_loading_info=True)
+    sides = [getattr(side, "block", None) or side.layers for side in (loaded.get_encoder(), loaded.get_decoder())]
+    assert [len(side) for side in sides] == [1, 1] and not found["missing_keys"] and not found["unexpected_keys"]
+    ids = torch.arange(3, 15)[None]
+    both = [each.eval()(ids, decoder_input_ids=ids[:, :4]).logits for each in (model, loaded)]
+    assert torch.equal(*both)
+    options: Any = {"max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(*(model.generate(ids, use_cache=cached, **options) for cached in (True, False)))
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "layers", "part"),
+    [
+        (
+            "modernbert",
+            {"cls_token_id": 1},
+            [1, 3],
+            r"cannot describe \[1, 3\] alone .*; keep the first layers, 0 to 1, or",
+        ),
+        ("albert", {}, [0, 2], "has no list of 4 layers to cut; set a smaller model"),
+    ],
+)
+def test_layers_that_no_configuration_describes_are_refused_before_weights_are_read(
+    family: str, fields: dict[str, Any], layers: list[int], part: str
+) -> None:
+    config = AutoConfig.for_model(family, **SMALL | fields)
+    with pytest.raises(ModelError, match=part):
+        check_cut(config, layers, "student.init.layers")
+    assert layer_count(config) == 4

@@ -75,7 +75,7 @@ def test_a_cut_student_is_trained_and_resumes_from_what_was_cut(folder: Path, st
 def test_the_plan_names_the_cut_and_counts_its_disk(folder: Path) -> None:
     for stage, plan in (("sft", plan_sft), ("distill", plan_distill)):
         lines = plan(load(configuration(folder, stage, f"plan-{stage}"))).lines  # type: ignore[operator]
-        assert any(line.startswith("student: layers 0, 2 of ") and line.endswith("/model") for line in lines)
+        assert any(line.startswith("student: layers 0, 2 of ") and line.endswith("/model (3)") for line in lines)
         assert any("initial 0.00 GiB" in line for line in lines)
         parameters = [line.split(", ")[1] for line in lines if line.startswith("student: gpt2")]
         whole = plan(load(configuration(folder, stage, "whole", student={"model": str(folder / "model")}))).lines  # type: ignore[operator]
