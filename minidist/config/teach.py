@@ -73,7 +73,8 @@ class TeachEvaluationConfig(Section):
     """Number of validation rows, from the first. None: all."""
     layers: int | None = Field(default=None, ge=8)
     """Validation rows, from the first, on which student and teacher are compared layer by layer at the end: similarity of
-    hidden states (CKA) and of attention, and the score of a linear probe, in layers.json and layers.png. None: none."""
+    hidden states (CKA, and cosine where widths agree) and of attention, and the score of a linear probe, in layers.json and
+    layers.png. None: none."""
     keep: Literal["last", "best"] = "last"
     """Which weights are final: those after the last step, or those with the best first metric of the task on data.validation.
     With best, figures on data.validation are optimistic; report those on data.test."""

@@ -23,6 +23,13 @@ def linear_cka(left_BD: Array, right_BE: Array) -> float:
     return float(np.linalg.norm(left.T @ right) ** 2 / size) if size > 0 else 0.0
 
 
+def mean_cosine(left_BD: Array, right_BD: Array) -> float:
+    """Mean over rows of the cosine of their states in two tables of one width, in [-1, 1]; that of a state of zeros is 0."""
+    left, right = (np.asarray(table, np.float64) for table in (left_BD, right_BD))
+    size_B = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return float(np.mean((left * right).sum(1) / np.where(size_B > 0, size_B, 1)))
+
+
 def attention_similarity(left: Sequence[Array], right: Sequence[Array]) -> float:
     """1 - the mean Jensen-Shannon divergence, over ln 2, of the rows of two attention maps, in [0, 1]: 1 where they are equal.
 
@@ -43,12 +50,15 @@ def _kl(p: Array, q: Array) -> Array:
 def probe_score(states_BD: Array, labels_B: Array, *, scores: bool) -> float:
     """What a linear probe reads from states: fitted to one half of the rows, its accuracy, or R^2 of scores, on the other.
 
-    Every other row is fitted, after all are scaled to unit variance.
+    Every other row is fitted, each column scaled to their unit variance. Where these have one label alone, as rows sorted by
+    label may, the probe answers with it.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if not scores and len(np.unique(labels_B[::2])) == 1:
+        return float(np.mean(labels_B[1::2] == labels_B[0]))
     model = make_pipeline(StandardScaler(), Ridge() if scores else LogisticRegression(max_iter=1000))
     model.fit(states_BD[::2], labels_B[::2])
     return float(model.score(states_BD[1::2], labels_B[1::2]))
@@ -59,8 +69,9 @@ def compare_layers(student: Any, teacher: Any, labels_B: Array, *, scores: bool)
 
     student, teacher: `models.internals.Internals` over the same rows, in order. labels_B: of the rows.
 
-    Returns `cka` [student states, teacher states], `attention` [student layers, teacher layers] or None where their tokenizers
-    cut the rows differently, and `probe`: the score at each state of both models.
+    Returns `cka` [student states, teacher states], `cosine` likewise or None where their widths differ, `attention` [student
+    layers, teacher layers] or None where their tokenizers cut the rows differently, and `probe`: the score at each state of
+    both models.
     """
     alike = [a.shape == b.shape for a, b in zip(student.attention[0], teacher.attention[0], strict=True)]
     maps = [[attention_similarity(a, b) for b in teacher.attention] for a in student.attention] if all(alike) else None
@@ -69,18 +80,21 @@ def compare_layers(student: Any, teacher: Any, labels_B: Array, *, scores: bool)
         for name, model in (("student", student), ("teacher", teacher))
     }
     cka = [[linear_cka(a, b) for b in teacher.hidden] for a in student.hidden]
-    return {"rows": len(labels_B), "cka": cka, "attention": maps, "probe": probes}
+    one_width = len({states.shape[1] for model in (student, teacher) for states in model.hidden}) == 1
+    cosine = [[mean_cosine(a, b) for b in teacher.hidden] for a in student.hidden] if one_width else None
+    return {"rows": len(labels_B), "cka": cka, "cosine": cosine, "attention": maps, "probe": probes}
 
 
 def draw_layers(found: dict[str, Any], file: Path) -> Figure:
     """The similarities as heat maps, student layers down and teacher layers across, and the probe's score by depth."""
-    tables = {"CKA of hidden states": found["cka"], "similarity of attention": found["attention"]}
+    tables = {"CKA of hidden states": found["cka"], "cosine of hidden states": found["cosine"]}
+    tables |= {"similarity of attention": found["attention"]}
     tables = {title: table for title, table in tables.items() if table is not None}
     with rc_context({"font.size": 9, "axes.titlesize": 9}):
         figure = Figure(figsize=(3.2 * (len(tables) + 1), 2.9), layout="constrained")
         axes = figure.subplots(1, len(tables) + 1, squeeze=False)[0]
         for axis, (title, table) in zip(axes, tables.items(), strict=False):
-            shown = axis.imshow(table, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+            shown = axis.imshow(table, vmin=min(0, np.min(table)), vmax=1, cmap="viridis", aspect="auto")
             axis.set_title(title, loc="left")
             axis.set(xlabel="teacher", ylabel="student")
             figure.colorbar(shown, ax=axis, shrink=0.8)

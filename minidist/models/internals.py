@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from minidist.models.classifiers import Predictor
 from minidist.types import Array, LabelledRow
@@ -28,13 +29,18 @@ class Internals:
 def internals(predictor: Predictor, rows: Sequence[LabelledRow]) -> Internals:
     """Hidden states and attention of rows, of an encoder where there are encoder and decoder; not of answer choices."""
     model, lengths = predictor.model, [len(row.tokens) for row in rows]
-    kernel = model.config._attn_implementation
+    parts = [
+        part for part in model.modules() if isinstance(part, PreTrainedModel)
+    ]  # T5's stacks have configurations of their own
+    kernels = [part.config._attn_implementation for part in parts]
     hidden = [each.float().cpu().numpy() for each in predictor.predict(rows, hidden=True).hidden]
-    model.set_attn_implementation("eager")  # fused kernels form no map
     try:
+        for part in parts:
+            part.set_attn_implementation("eager")  # fused kernels form no map
         output: Any = model(**predictor.inputs(rows), output_attentions=True)
     finally:
-        model.set_attn_implementation(kernel)
+        for part, kernel in zip(parts, kernels, strict=True):
+            part.set_attn_implementation(str(kernel))
     maps = output.get("encoder_attentions") or output.attentions
     means = [each.float().mean(1).cpu().numpy() for each in maps]
     return Internals(hidden, [[layer[row, :n, :n] for row, n in enumerate(lengths)] for layer in means])

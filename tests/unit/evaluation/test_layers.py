@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidist.evaluation.layers import attention_similarity, compare_layers, draw_layers, linear_cka, probe_score
+from minidist.evaluation.layers import attention_similarity, compare_layers, draw_layers, linear_cka, mean_cosine, probe_score
 from minidist.models.internals import Internals, internals, joined
 from tests.support.classifiers import SHAPES, encoded, predictor
 from tests.unit.models.test_classifiers import TASK, TEXTS
@@ -21,6 +21,16 @@ def test_cka_sees_no_rotation_no_factor_and_no_shift() -> None:
     assert linear_cka(STATES, np.ones((200, 3))) == 0
     # One column each: the squared correlation.
     assert linear_cka(STATES[:, :1], OTHERS[:, :1]) == pytest.approx(np.corrcoef(STATES[:, 0], OTHERS[:, 0])[0, 1] ** 2)
+
+
+def test_cosine_sees_rotations_and_signs_but_no_factor() -> None:
+    assert mean_cosine(STATES, 3 * STATES) == pytest.approx(1) and mean_cosine(STATES, -STATES) == pytest.approx(-1)
+    quarter = np.array([[0.0, 1], [-1, 0]])
+    assert mean_cosine(STATES[:, :2], STATES[:, :2] @ quarter) == pytest.approx(0)
+    # The mean of the rows' cosines, 1 and 1/sqrt(2), whatever their sizes; of zeros, 0.
+    left, right = np.array([[1.0, 0], [1, 1]]), np.array([[9.0, 0], [0, 5]])
+    assert mean_cosine(left, right) == pytest.approx((1 + 2**-0.5) / 2)
+    assert mean_cosine(left, np.zeros((2, 2))) == 0
 
 
 def test_attention_is_alike_from_none_to_all() -> None:
@@ -40,19 +50,27 @@ def test_a_probe_reads_what_is_there_and_nothing_else() -> None:
     assert probe_score(STATES, STATES[:, 0] * 2 + 1, scores=True) > 0.99
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_probe_of_one_label_answers_with_it() -> None:
+    """Not an error, which would end a run that has trained."""
+    assert probe_score(STATES, np.ones(200), scores=False) == 1
+    odd = np.arange(200) % 2 * (np.arange(200) < 50)  # labels 0 on all fitted rows, 1 on 25 of the other 100
+    assert probe_score(STATES, odd, scores=False) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("family", SHAPES)
 def test_internals_are_the_models_own(tmp_path: Path, family: str) -> None:
     made = predictor(tmp_path, family)
     rows = encoded(made, TASK, TEXTS)
-    found, before = internals(made, rows), made.model.config._attn_implementation
-    assert len(found.hidden) == 4 and len(found.attention) == 3 and made.model.config._attn_implementation == before
+    before = [part.config._attn_implementation for part in made.model.modules() if hasattr(part, "config")]
+    found = internals(made, rows)
+    after = [part.config._attn_implementation for part in made.model.modules() if hasattr(part, "config")]
+    assert len(found.hidden) == 4 and len(found.attention) == 3 and before == after != []
     for layer in found.attention:
         for row, each in zip(rows, layer, strict=True):
             assert each.shape == (len(row.tokens),) * 2 and np.allclose(each.sum(-1), 1, atol=1e-4)
     alone = [internals(made, [row]) for row in rows]
     assert np.allclose(joined(alone).hidden[2], found.hidden[2], atol=1e-4)
     assert np.allclose(alone[1].attention[1][0], found.attention[1][1], atol=1e-5)
-    assert family in SHAPES
 
 
 def test_a_model_is_its_own_likeness_and_the_picture_is_drawn(tmp_path: Path) -> None:
@@ -60,10 +78,14 @@ def test_a_model_is_its_own_likeness_and_the_picture_is_drawn(tmp_path: Path) ->
     labels = (STATES[:, 0] > 0).astype(float)
     found = compare_layers(model, model, labels, scores=False)
     assert np.allclose(np.diag(found["cka"]), 1) and found["attention"] == [[pytest.approx(1)]]
+    assert found["cosine"] is None  # widths 6 and 12
     assert found["probe"]["student"] == found["probe"]["teacher"] and found["rows"] == 200
     draw_layers(found, tmp_path / "layers.png")
-    cut = Internals(model.hidden, [[np.eye(3)] * 200])
-    other = compare_layers(model, cut, labels, scores=False)
-    assert other["attention"] is None
+    cut = Internals([-STATES, STATES], [[np.eye(3)] * 200])
+    other = compare_layers(Internals([STATES], model.attention), cut, labels, scores=False)
+    assert other["attention"] is None and other["cosine"] == [[pytest.approx(-1), pytest.approx(1)]]
+    axes = [axis.get_title("left") for axis in draw_layers(other, tmp_path / "other.png").axes]
+    assert "cosine of hidden states" in axes and "similarity of attention" not in axes
+    other["cosine"] = None
     draw_layers(other, tmp_path / "other.png")
     assert (tmp_path / "layers.png").stat().st_size > (tmp_path / "other.png").stat().st_size > 5000
