@@ -96,7 +96,8 @@ def draw_layers(found: dict[str, Any], file: Path) -> Figure:
         for axis, (title, table) in zip(axes, tables.items(), strict=False):
             shown = axis.imshow(table, vmin=min(0, np.min(table)), vmax=1, cmap="viridis", aspect="auto")
             axis.set_title(title, loc="left")
-            axis.set(xlabel="teacher", ylabel="student")
+            across, down = (range(0, size, 1 + size // 10) for size in np.shape(table)[::-1])
+            axis.set(xlabel="teacher", ylabel="student", xticks=across, yticks=down)
             figure.colorbar(shown, ax=axis, shrink=0.8)
         for name, dash in (("student", "-"), ("teacher", "--")):
             values = found["probe"][name]

@@ -80,7 +80,8 @@ def test_a_model_is_its_own_likeness_and_the_picture_is_drawn(tmp_path: Path) ->
     assert np.allclose(np.diag(found["cka"]), 1) and found["attention"] == [[pytest.approx(1)]]
     assert found["cosine"] is None  # widths 6 and 12
     assert found["probe"]["student"] == found["probe"]["teacher"] and found["rows"] == 200
-    draw_layers(found, tmp_path / "layers.png")
+    maps = draw_layers(found, tmp_path / "layers.png").axes[:2]
+    assert all(float(tick).is_integer() for axis in maps for tick in (*axis.get_xticks(), *axis.get_yticks()))
     cut = Internals([-STATES, STATES], [[np.eye(3)] * 200])
     other = compare_layers(Internals([STATES], model.attention), cut, labels, scores=False)
     assert other["attention"] is None and other["cosine"] == [[pytest.approx(-1), pytest.approx(1)]]
