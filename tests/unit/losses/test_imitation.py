@@ -190,6 +190,82 @@ def test_sinkhorn_of_labels_and_of_scores() -> None:
     assert summed(*scores, sinkhorn={"epsilon": 0.01, "iterations": 200}).tolist() == pytest.approx([0.5, 0.5], abs=1e-4)
 
 
+def test_sample_wise_transport_is_between_the_classes_of_each_row() -> None:
+    learner, other = drawn(), drawn(seed=1)
+    found = summed(learner, other, sinkhorn={"sample_wise": True, "iterations": 500})
+    ground = 1 - np.eye(3)
+    for row, (q, p) in enumerate(
+        zip(*(each.logprobs_NC(2.0).exp().detach().numpy() for each in (learner, other)), strict=True)
+    ):
+        plan = ot.sinkhorn(q, p, ground, reg=0.1, numItermax=5000, stopThr=1e-12)
+        assert found[row].item() == pytest.approx((plan * ground).sum(), rel=1e-5)
+
+
+def test_batch_wise_transport_of_one_row_is_its_distance() -> None:
+    alone = summed(predictions(LEFT[:1]), predictions(RIGHT[:1]), sinkhorn={})
+    q, p = (torch.softmax(torch.tensor(rows[0], dtype=torch.float64) / 2, -1) for rows in (LEFT, RIGHT))
+    assert alone.item() == pytest.approx((q - p).abs().sum().item())
+
+
+@pytest.mark.parametrize("name", ["kd", "mse", "skd", "dist", "sinkhorn"])
+def test_the_square_of_the_temperature_multiplies_every_softened_term(name: str) -> None:
+    learner, other = drawn(), drawn(seed=1)
+    plain, squared = (
+        summed(learner, other, **{name: {"temperature": 3.0, "squared_temperature": flag}}) for flag in (False, True)
+    )
+    assert torch.allclose(squared, 9 * plain)
+
+
+def test_labels_of_a_regression_are_transported() -> None:
+    scores = predictions([[1.0], [4.0]], [5.0, 2.0])
+    found = summed(scores, None, sinkhorn={"labels": True, "epsilon": 0.01, "iterations": 200})
+    assert found.tolist() == pytest.approx([0.5, 0.5], abs=1e-4)
+
+
+def test_one_hot_labels_are_finite_at_a_small_epsilon() -> None:
+    learner = drawn()
+    loss = summed(learner, None, sinkhorn={"labels": True, "epsilon": 1e-3})
+    [gradient] = torch.autograd.grad(loss.sum(), [learner.logits_NC])
+    assert loss.isfinite().all() and gradient.isfinite().all()
+
+
+def test_the_term_pkd_counts_layers_without_embeddings() -> None:
+    def model(layers: int, seed: int) -> Predictions:
+        generator = torch.Generator().manual_seed(seed)
+        return predictions(torch.zeros(4, 2), hidden=tuple(torch.randn(4, 5, generator=generator) for _ in range(layers + 1)))
+
+    learner, other = model(3, 0), model(6, 1)
+    assert torch.equal(summed(learner, other, pkd={"layers": "skip"}), patient(learner, other, [(1, 2), (2, 4)]))
+    assert torch.equal(summed(learner, other, pkd={"layers": "last"}), patient(learner, other, [(1, 4), (2, 5)]))
+
+
+def test_gradients_of_hidden_states() -> None:
+    state, other = (torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1))
+
+    def loss(moved: Tensor) -> Tensor:
+        pair = (predictions(torch.zeros(3, 2), hidden=(each,)) for each in (moved, other))
+        return patient(*pair, [(0, 0)]).sum()
+
+    assert torch.autograd.gradcheck(loss, [state.requires_grad_()])
+
+
+def test_the_radius_of_the_sphere_carries_no_gradient_to_the_other_model() -> None:
+    learner, other = drawn(), drawn(seed=1)
+    [gradient] = torch.autograd.grad(spherical(learner, other).sum(), [other.logits_NC])
+    # Neither a constant nor a factor of a row changes its direction, so the gradient is orthogonal to both.
+    centred = other.logits_NC - other.logits_NC.mean(-1, keepdim=True)
+    assert gradient.norm() > 0.1 and gradient.sum(-1).abs().max() < 1e-12
+    assert (gradient * centred).sum(-1).abs().max() < 1e-12
+
+
+def test_relational_ignores_scales_and_shifts_of_probabilities() -> None:
+    learner, other = drawn(), drawn(seed=1)
+    q = learner.logprobs_NC().exp().detach()
+    mixed = predictions(torch.log(0.3 * q + 0.7 / 3))  # 0.3 q plus a constant, still a distribution
+    assert torch.allclose(relational(mixed, other, beta=1, gamma=1), relational(learner, other, beta=1, gamma=1))
+    assert relational(mixed, learner, beta=1, gamma=1).abs().max() < 1e-9
+
+
 def test_half_precision_is_widened() -> None:
     learner, other = drawn(), drawn(seed=1)
     half = [Predictions(m.logits_NC.detach().bfloat16(), m.labels_N, m.row_N, 6) for m in (learner, other)]
