@@ -210,9 +210,9 @@ def test_batch_wise_transport_of_one_row_is_its_distance() -> None:
 @pytest.mark.parametrize("name", ["kd", "mse", "skd", "dist", "sinkhorn"])
 def test_the_square_of_the_temperature_multiplies_every_softened_term(name: str) -> None:
     learner, other = drawn(), drawn(seed=1)
-    plain, squared = (
-        summed(learner, other, **{name: {"temperature": 3.0, "squared_temperature": flag}}) for flag in (False, True)
-    )
+    options: dict[str, Any] = {"temperature": 3.0}
+    plain = summed(learner, other, **{name: options})
+    squared = summed(learner, other, **{name: options | {"squared_temperature": True}})
     assert torch.allclose(squared, 9 * plain)
 
 
