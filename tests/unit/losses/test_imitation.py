@@ -156,6 +156,21 @@ def test_gradients_of_every_term(terms: dict[str, Any]) -> None:
     assert torch.autograd.gradcheck(loss, [learner.logits_NC], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "terms",
+    [{"cross_entropy": {}}, {"mse": {"temperature": 2.0}}, {"sinkhorn": {}}, {"sinkhorn": {"labels": True}}],
+    ids=str,
+)
+def test_gradients_of_scores(terms: dict[str, Any]) -> None:
+    logits, targets, others = (torch.randn(5, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1, 2))
+    other = predictions(others[:, None], targets)
+
+    def loss(moved: Tensor) -> Tensor:
+        return summed(predictions(moved, targets), other, **terms).sum()
+
+    assert torch.autograd.gradcheck(loss, [logits[:, None].requires_grad_()])
+
+
 def test_batch_wise_sinkhorn_is_pots() -> None:
     learner, other = drawn(), drawn(seed=1)
     found = summed(learner, other, sinkhorn={"iterations": 500})
