@@ -29,16 +29,16 @@ def squared_difference(learner: Predictions, other: Predictions, *, temperature:
 
 
 def patient(learner: Predictions, other: Predictions, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Squared distance of the normalised first-token states of matched layers, mean over the pairs; [N], one prediction a row.
+    """Mean squared difference of the normalised first-token states of matched layers; [N], one prediction a row.
 
-    pairs: (layer of the learner, layer of the other), counted from 1 (0: the embeddings). With L2-normalised states h / ||h||
-    the distance is the sum over D, in [0, 4].
+    pairs: (layer of the learner, layer of the other), counted from 1 (0: the embeddings). For each pair the mean over D of
+    (h / ||h|| - g / ||g||)^2, in [0, 4 / D], then the mean over the pairs.
 
-    Source: Sun et al., PKD, arXiv:1908.09355, equation 7.
+    Source: Sun et al., PKD, arXiv:1908.09355, equation 7, as a mean over pairs and D like the authors' code.
     """
     normal = torch.nn.functional.normalize
     distances = [
-        ((normal(wide(learner.hidden[left])) - normal(wide(other.hidden[right]))) ** 2).sum(-1) for left, right in pairs
+        ((normal(wide(learner.hidden[left])) - normal(wide(other.hidden[right]))) ** 2).mean(-1) for left, right in pairs
     ]
     return torch.stack(distances).mean(0)
 

@@ -54,7 +54,7 @@ def test_squared_differences_of_logits_probabilities_and_scores() -> None:
 def test_patient_distance_is_that_of_normalised_states() -> None:
     states = [torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])]
     left, right = predictions([[0.0]], hidden=(states[0], states[0])), predictions([[0.0]], hidden=(states[1], states[1]))
-    assert patient(left, right, [(1, 1)]).item() == pytest.approx(0.6**2 + 0.2**2)
+    assert patient(left, right, [(1, 1)]).item() == pytest.approx((0.6**2 + 0.2**2) / 2)
     assert patient(left, left, [(0, 1)]).item() == 0
 
 
