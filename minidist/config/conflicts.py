@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from minidist.config.objective import ObjectiveSection
-from minidist.config.terms import GroupedSection
+from minidist.config.terms import GroupedSection, SinkhornTermConfig
 from minidist.types import MAIN
 
 if TYPE_CHECKING:
@@ -246,6 +246,8 @@ def terms(c: "TeachConfig") -> Iterator[str]:
     for key, term in ((f"{where}.{name}", term) for where, named in losses.items() for name, term in named.items()):
         if c.task.kind == "score" and not term.for_scores:
             yield f"{key} (type {term.type}) compares classes, and the task's labels are numbers; set type mse"
+        if c.task.kind == "score" and isinstance(term, SinkhornTermConfig) and term.sample_wise:
+            yield f"{key}.sample_wise transports between classes, and the task's labels are numbers; leave it out"
         if c.task.kind in ("tokens", "masked") and not term.for_tokens:
             yield f"{key} (type {term.type}) does not serve tokens; use cross_entropy or divergence"
         if isinstance(term, GroupedSection) and term.grouped:

@@ -8,36 +8,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minidist.losses.costs import wide
 from minidist.losses.predictions import Predictions
 
 
 def label_loss(learner: Predictions) -> Tensor:
     """Cross-entropy with the labels, nats, or squared error with the scores; [N]."""
     if learner.scores:
-        return (learner.logits_NC[:, 0].float() - learner.labels_N.float()) ** 2
+        return (wide(learner.logits_NC[:, 0]) - wide(learner.labels_N)) ** 2
     return -learner.logprobs_NC().gather(1, learner.labels_N[:, None])[:, 0]
 
 
 def squared_difference(learner: Predictions, other: Predictions, *, temperature: float = 1.0, probabilities: bool) -> Tensor:
     """Mean over classes of the squared difference of logits / temperature, or of probabilities at the temperature; [N]."""
     left, right = (
-        model.logprobs_NC(temperature).exp() if probabilities and not model.scores else _wide(model.logits_NC) / temperature
+        model.logprobs_NC(temperature).exp() if probabilities and not model.scores else wide(model.logits_NC) / temperature
         for model in (learner, other)
     )
     return ((left - right) ** 2).mean(-1)
 
 
 def patient(learner: Predictions, other: Predictions, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Squared distance of the normalised first-token states of matched layers, mean over the pairs; [N], one prediction a row.
+    """Mean squared difference of the normalised first-token states of matched layers; [N], one prediction a row.
 
-    pairs: (layer of the learner, layer of the other), counted from 1 (0: the embeddings). With L2-normalised states h / ||h||
-    the distance is the sum over D, in [0, 4].
+    pairs: (layer of the learner, layer of the other), counted from 1 (0: the embeddings). For each pair the mean over D of
+    (h / ||h|| - g / ||g||)^2, in [0, 4 / D], then the mean over the pairs.
 
-    Source: Sun et al., PKD, arXiv:1908.09355, equation 7.
+    Source: Sun et al., PKD, arXiv:1908.09355, equation 7, as a mean over pairs and D like the authors' code.
     """
     normal = torch.nn.functional.normalize
     distances = [
-        ((normal(_wide(learner.hidden[left])) - normal(_wide(other.hidden[right]))) ** 2).sum(-1) for left, right in pairs
+        ((normal(wide(learner.hidden[left])) - normal(wide(other.hidden[right]))) ** 2).mean(-1) for left, right in pairs
     ]
     return torch.stack(distances).mean(0)
 
@@ -72,7 +73,7 @@ def spherical(learner: Predictions, other: Predictions, *, temperature: float = 
 
     Source: Guo et al., SKD, arXiv:2010.07485, section 3: knowledge on the sphere, without the norm that carries confidence.
     """
-    centred = [_wide(model.logits_NC) - _wide(model.logits_NC).mean(-1, keepdim=True) for model in (learner, other)]
+    centred = [wide(model.logits_NC) - wide(model.logits_NC).mean(-1, keepdim=True) for model in (learner, other)]
     radius = centred[1].norm(dim=-1).mean().detach()
     on_sphere = (radius * torch.nn.functional.normalize(logits, dim=-1) / temperature for logits in centred)
     left, right = (torch.log_softmax(logits, -1) for logits in on_sphere)
@@ -98,8 +99,3 @@ def _pearson(left: Tensor, right: Tensor) -> Tensor:
     return torch.nn.functional.cosine_similarity(
         left - left.mean(-1, keepdim=True), right - right.mean(-1, keepdim=True), dim=-1
     )
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In float32 at least."""
-    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values

@@ -21,6 +21,7 @@ from minidist.config.terms import (
     TermConfig,
     TermSection,
 )
+from minidist.losses.costs import wide
 from minidist.losses.imitation import (
     label_loss,
     matched_layers,
@@ -130,8 +131,8 @@ def _sinkhorn(config: SinkhornTermConfig, learner: Predictions, other: Predictio
     options = config.model_dump(include={*TransportConfig.model_fields})
     squared = temperature**2 if config.squared_temperature else 1
     if learner.scores:
-        scores = learner.logits_NC[:, 0].float() / temperature
-        target = learner.labels_N.float() if config.labels or other is None else other.logits_NC[:, 0].float()
+        scores = wide(learner.logits_NC[:, 0]) / temperature
+        target = wide(learner.labels_N) if config.labels or other is None else wide(other.logits_NC[:, 0])
         return squared * sinkhorn(scores, target / temperature, **options)
     if config.labels or other is None:
         return squared * sinkhorn(learner.logprobs_NC(temperature), learner.labels_N, **options)

@@ -54,7 +54,7 @@ def test_squared_differences_of_logits_probabilities_and_scores() -> None:
 def test_patient_distance_is_that_of_normalised_states() -> None:
     states = [torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])]
     left, right = predictions([[0.0]], hidden=(states[0], states[0])), predictions([[0.0]], hidden=(states[1], states[1]))
-    assert patient(left, right, [(1, 1)]).item() == pytest.approx(0.6**2 + 0.2**2)
+    assert patient(left, right, [(1, 1)]).item() == pytest.approx((0.6**2 + 0.2**2) / 2)
     assert patient(left, left, [(0, 1)]).item() == 0
 
 
@@ -156,6 +156,21 @@ def test_gradients_of_every_term(terms: dict[str, Any]) -> None:
     assert torch.autograd.gradcheck(loss, [learner.logits_NC], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "terms",
+    [{"cross_entropy": {}}, {"mse": {"temperature": 2.0}}, {"sinkhorn": {}}, {"sinkhorn": {"labels": True}}],
+    ids=str,
+)
+def test_gradients_of_scores(terms: dict[str, Any]) -> None:
+    logits, targets, others = (torch.randn(5, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1, 2))
+    other = predictions(others[:, None], targets)
+
+    def loss(moved: Tensor) -> Tensor:
+        return summed(predictions(moved, targets), other, **terms).sum()
+
+    assert torch.autograd.gradcheck(loss, [logits[:, None].requires_grad_()])
+
+
 def test_batch_wise_sinkhorn_is_pots() -> None:
     learner, other = drawn(), drawn(seed=1)
     found = summed(learner, other, sinkhorn={"iterations": 500})
@@ -188,6 +203,82 @@ def test_sinkhorn_of_labels_and_of_scores() -> None:
     scores = predictions([[1.0], [4.0]], [0.0, 0.0]), predictions([[5.0], [2.0]], [0.0, 0.0])
     # A small epsilon matches 1 to 2 and 4 to 5, halved by the temperature.
     assert summed(*scores, sinkhorn={"epsilon": 0.01, "iterations": 200}).tolist() == pytest.approx([0.5, 0.5], abs=1e-4)
+
+
+def test_sample_wise_transport_is_between_the_classes_of_each_row() -> None:
+    learner, other = drawn(), drawn(seed=1)
+    found = summed(learner, other, sinkhorn={"sample_wise": True, "iterations": 500})
+    ground = 1 - np.eye(3)
+    for row, (q, p) in enumerate(
+        zip(*(each.logprobs_NC(2.0).exp().detach().numpy() for each in (learner, other)), strict=True)
+    ):
+        plan = ot.sinkhorn(q, p, ground, reg=0.1, numItermax=5000, stopThr=1e-12)
+        assert found[row].item() == pytest.approx((plan * ground).sum(), rel=1e-5)
+
+
+def test_batch_wise_transport_of_one_row_is_its_distance() -> None:
+    alone = summed(predictions(LEFT[:1]), predictions(RIGHT[:1]), sinkhorn={})
+    q, p = (torch.softmax(torch.tensor(rows[0], dtype=torch.float64) / 2, -1) for rows in (LEFT, RIGHT))
+    assert alone.item() == pytest.approx((q - p).abs().sum().item())
+
+
+@pytest.mark.parametrize("name", ["kd", "mse", "skd", "dist", "sinkhorn"])
+def test_the_square_of_the_temperature_multiplies_every_softened_term(name: str) -> None:
+    learner, other = drawn(), drawn(seed=1)
+    options: dict[str, Any] = {"temperature": 3.0}
+    plain = summed(learner, other, **{name: options})
+    squared = summed(learner, other, **{name: options | {"squared_temperature": True}})
+    assert torch.allclose(squared, 9 * plain)
+
+
+def test_labels_of_a_regression_are_transported() -> None:
+    scores = predictions([[1.0], [4.0]], [5.0, 2.0])
+    found = summed(scores, None, sinkhorn={"labels": True, "epsilon": 0.01, "iterations": 200})
+    assert found.tolist() == pytest.approx([0.5, 0.5], abs=1e-4)
+
+
+def test_one_hot_labels_are_finite_at_a_small_epsilon() -> None:
+    learner = drawn()
+    loss = summed(learner, None, sinkhorn={"labels": True, "epsilon": 1e-3})
+    [gradient] = torch.autograd.grad(loss.sum(), [learner.logits_NC])
+    assert loss.isfinite().all() and gradient.isfinite().all()
+
+
+def test_the_term_pkd_counts_layers_without_embeddings() -> None:
+    def model(layers: int, seed: int) -> Predictions:
+        generator = torch.Generator().manual_seed(seed)
+        return predictions(torch.zeros(4, 2), hidden=tuple(torch.randn(4, 5, generator=generator) for _ in range(layers + 1)))
+
+    learner, other = model(3, 0), model(6, 1)
+    assert torch.equal(summed(learner, other, pkd={"layers": "skip"}), patient(learner, other, [(1, 2), (2, 4)]))
+    assert torch.equal(summed(learner, other, pkd={"layers": "last"}), patient(learner, other, [(1, 4), (2, 5)]))
+
+
+def test_gradients_of_hidden_states() -> None:
+    state, other = (torch.randn(3, 4, generator=torch.Generator().manual_seed(seed)).double() for seed in (0, 1))
+
+    def loss(moved: Tensor) -> Tensor:
+        pair = (predictions(torch.zeros(3, 2), hidden=(each,)) for each in (moved, other))
+        return patient(*pair, [(0, 0)]).sum()
+
+    assert torch.autograd.gradcheck(loss, [state.requires_grad_()])
+
+
+def test_the_radius_of_the_sphere_carries_no_gradient_to_the_other_model() -> None:
+    learner, other = drawn(), drawn(seed=1)
+    [gradient] = torch.autograd.grad(spherical(learner, other).sum(), [other.logits_NC])
+    # Neither a constant nor a factor of a row changes its direction, so the gradient is orthogonal to both.
+    centred = other.logits_NC - other.logits_NC.mean(-1, keepdim=True)
+    assert gradient.norm() > 0.1 and gradient.sum(-1).abs().max() < 1e-12
+    assert (gradient * centred).sum(-1).abs().max() < 1e-12
+
+
+def test_relational_ignores_scales_and_shifts_of_probabilities() -> None:
+    learner, other = drawn(), drawn(seed=1)
+    q = learner.logprobs_NC().exp().detach()
+    mixed = predictions(torch.log(0.3 * q + 0.7 / 3))  # 0.3 q plus a constant, still a distribution
+    assert torch.allclose(relational(mixed, other, beta=1, gamma=1), relational(learner, other, beta=1, gamma=1))
+    assert relational(mixed, learner, beta=1, gamma=1).abs().max() < 1e-9
 
 
 def test_half_precision_is_widened() -> None:

@@ -7,7 +7,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from minidist.config.terms import LossTerms
-from minidist.losses.terms import loss_terms, total
+from minidist.losses.predictions import Predictions
+from minidist.losses.terms import Term, loss_terms, total
 from tests.unit.losses.test_imitation import drawn
 
 
@@ -69,3 +70,23 @@ def test_gradients_reach_the_other_model_where_it_carries_any() -> None:
     p, q = other.logprobs_NC(), learner.logprobs_NC()
     expected = p.exp() * ((p - q) - (p.exp() * (p - q)).sum(-1, keepdim=True))
     assert torch.allclose(found[0], q.exp() - p.exp()) and torch.allclose(found[1], expected)
+
+
+def test_a_group_takes_its_own_rows_of_every_part() -> None:
+    learner, other = (
+        Predictions(m.logits_NC, m.labels_N, m.row_N, 6, (torch.arange(6.0)[:, None],)) for m in (drawn(), drawn(seed=1))
+    )
+    seen = []
+
+    def value(config: Any, own: Predictions, of: Predictions | None, progress: float) -> torch.Tensor:
+        assert of is not None
+        seen.append((own.labels_N.tolist(), own.row_N.tolist(), own.rows, own.hidden[0].flatten().tolist(), len(of.hidden[0])))
+        return own.logits_NC[:, 0]
+
+    found = Term(parse(dist={"group_rows": 4})["dist"], value)(learner, other, 0.0)
+    labels = learner.labels_N.tolist()
+    assert seen == [
+        (labels[:4], [0, 1, 2, 3], 4, [0.0, 1.0, 2.0, 3.0], 4),
+        (labels[4:], [0, 1], 2, [4.0, 5.0], 2),
+    ]
+    assert torch.equal(found, learner.logits_NC[:, 0])

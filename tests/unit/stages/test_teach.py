@@ -204,6 +204,16 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         "loss.kd imitates a teacher",
     ),
     ({"task": {"type": "score"}}, ConfigError, "loss.kd (type divergence) compares classes, and the task's labels are numbers"),
+    (
+        {
+            "method": None,
+            "lesson": {"type": "frozen"},
+            "task": {"type": "score"},
+            "loss": {"sinkhorn": {"sample_wise": True}},
+        },
+        ConfigError,
+        "loss.sinkhorn.sample_wise transports between classes, and the task's labels are numbers",
+    ),
     ({"task": {"type": "tokens"}, "method": "dist"}, ConfigError, "does not serve tokens"),
     ({"student": {"init": {"layers": [0, 5]}}}, ModelError, "names layer 5, and the model has 3 layers, numbers 0 to 2"),
     ({"task": {"names": ["no", "yes"]}}, ModelError, "has the classes negative, positive, and the task no, yes"),
