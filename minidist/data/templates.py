@@ -11,7 +11,7 @@ from minidist.errors import ConfigError, DataError
 
 _LONGEST = 50_000_000  # characters of a filled template
 _COUNTER = "_count_a_step"
-_STEPS = 1_000_000  # passes through the loops of a template, all together
+_STEPS = 1_000_000  # passes through the loops of a template and calls of its macros, all together
 
 
 class BadRow(DataError):
@@ -65,11 +65,12 @@ class Template:
                 raise BadRow(f"{self.where} writes more than {_LONGEST:,} characters")
             yield piece
 
-    def _step(self) -> None:
-        """Count a pass through a loop."""
+    def _step(self) -> bool:
+        """Count a pass through a loop, or a call of a macro. True, for the filter of a loop. Raises BadRow."""
         self._steps += 1
         if self._steps > _STEPS:
-            raise BadRow(f"{self.where} takes more than {_STEPS:,} steps in its loops")
+            raise BadRow(f"{self.where} takes more than {_STEPS:,} steps in its loops and macros")
+        return True
 
     def _value(self, value: Any) -> str:
         text = str(value) if isinstance(value, Undefined) else as_text(value)  # the text of an undefined value raises
@@ -97,9 +98,16 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 def _counting(tree: nodes.Template) -> nodes.Template:
-    """The template with a call of the counter at each pass through a loop, so that nested loops end."""
-    for loop in tree.find_all(nodes.For):
-        loop.body.insert(0, nodes.ExprStmt(nodes.Call(nodes.Name(_COUNTER, "load"), [], [], None, None), lineno=loop.lineno))
+    """The template with a call of the counter at each pass through a loop and each call of a macro, so that it ends.
+
+    A loop with a filter counts what the filter looks at, since entries that it leaves out reach no body.
+    """
+    for each in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        count = nodes.Call(nodes.Name(_COUNTER, "load"), [], [], None, None, lineno=each.lineno)
+        if isinstance(each, nodes.For) and each.test is not None:
+            each.test = nodes.And(count, each.test, lineno=each.lineno)
+        else:
+            each.body.insert(0, nodes.ExprStmt(count, lineno=each.lineno))
     return tree
 
 

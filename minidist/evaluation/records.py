@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import with_config
 from typing_extensions import TypedDict
@@ -19,10 +19,12 @@ Record = Any
 
 @with_config(extra="allow")
 class Row(TypedDict):
-    """The fields that every record has."""
+    """The fields that every record has, and those of a comparison's cells that are read again."""
 
     objective: str
     seed: int | None
+    settings: NotRequired[dict[str, Any]]
+    steps: NotRequired[int]
 
 
 class Records:

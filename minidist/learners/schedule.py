@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from minidist.config.learner import OptimizerConfig
+from minidist.errors import RunDirectoryError
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -56,7 +57,13 @@ def read_parameter(optimizer: torch.optim.Optimizer, parameter: Parameter) -> di
 
 
 def write_parameter(optimizer: torch.optim.Optimizer, parameter: Parameter, tensors: dict[str, Tensor], steps: int) -> None:
-    """Restore what `read_parameter` gave after `steps` optimizer steps."""
+    """Restore what `read_parameter` gave after `steps` optimizer steps. Raises RunDirectoryError for other shapes."""
+    found, expected = {name: list(tensor.shape) for name, tensor in tensors.items()}, list(parameter.shape)
+    if "weight" not in found or any(shape != expected for shape in found.values()):
+        raise RunDirectoryError(
+            f"the checkpoint's training state of a parameter of shape {expected} has {found or 'no tensors'}: it is damaged "
+            "or of another model; set run.overwrite=true to start again"
+        )
     parameter.data.copy_(tensors.pop("weight"))
     if tensors:
         moments = {name: tensor.to(parameter) for name, tensor in tensors.items()}

@@ -47,10 +47,14 @@ def _files(steps: int, state: Iterable[tuple[str, Mapping[str, Tensor]]]) -> Ite
         yield held
 
 
+_REMEDY = "set run.overwrite=true to start again"
+
+
 class StateReader:
-    """Reads the files of `save_state`, tensor by tensor. Raises RunDirectoryError if `path` holds none."""
+    """Reads the files of `save_state`, tensor by tensor. Raises RunDirectoryError if `path` holds none, or others."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._files: dict[str, Path] = {}
         for file in sorted((path / _DIRECTORY).glob("*.safetensors")):
             try:
@@ -58,20 +62,28 @@ class StateReader:
                     self._files |= dict.fromkeys(tensors.keys(), file)
             except (OSError, SafetensorError) as error:
                 damaged = f"{file} is no whole file of training state ({error})"
-                raise RunDirectoryError(f"{damaged}; set run.overwrite=true to start again") from None
+                raise RunDirectoryError(f"{damaged}; {_REMEDY}") from None
         if _STEPS not in self._files:
             raise RunDirectoryError(
                 f"{path} has no training state in {_DIRECTORY}/, so a run cannot resume from it; set run.overwrite=true to "
                 "start again, or student.model to its path"
             )
-        self.steps = int(self._read(_STEPS))
+        self.steps = self._count(_STEPS)
 
     def tensors(self, parameter: str) -> dict[str, Tensor]:
-        """`weight` and moments of a parameter. Raises KeyError if it was not trained."""
+        """`weight` and moments of a parameter. Raises RunDirectoryError if it was not trained."""
         keys = [key for key in self._files if key.rpartition("|")[0] == parameter]
         if not keys:
-            raise KeyError(parameter)
+            raise RunDirectoryError(f"{self._path} has no training state of {parameter}: it is of another model; {_REMEDY}")
         return {key.rpartition("|")[2]: self._read(key) for key in keys}
+
+    def _count(self, key: str) -> int:
+        """A whole number, not negative. Raises RunDirectoryError for another tensor."""
+        value = self._read(key)
+        if value.numel() != 1 or value.is_floating_point() or value.is_complex() or value.item() < 0:
+            found = f"a tensor of shape {list(value.shape)} and type {value.dtype}" if value.numel() != 1 else f"{value.item()}"
+            raise RunDirectoryError(f"{self._files[key]}: {key} is {found}, and must be a whole number of steps; {_REMEDY}")
+        return int(value)
 
     def _read(self, key: str) -> Tensor:
         with safe_open(self._files[key], framework="pt") as tensors:

@@ -8,7 +8,7 @@ from typing import Any
 from minidist.cluster.cluster import Cluster
 from minidist.concurrency import both
 from minidist.config import CompareConfig, DistillConfig
-from minidist.errors import AlarmError, DivergedError
+from minidist.errors import AlarmError, DivergedError, RunDirectoryError
 from minidist.evaluation.examiner import Examiner, HeldOut
 from minidist.evaluation.figures import Figures, one_line, to_record
 from minidist.evaluation.picture import draw_comparison
@@ -23,6 +23,7 @@ from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.roles.warm import WarmRoles
 from minidist.rollout.pool import Engines
 from minidist.run.directory import RunDirectory
+from minidist.run.files import shaped
 from minidist.run.tracking import log, start_log
 from minidist.stages import StageRun
 from minidist.stages.distill import DistillRun, distill
@@ -78,7 +79,7 @@ def _recorded(config: CompareConfig, records: Records, name: str, seed: int) -> 
     cell, record = config.cell(name, seed), records.find(name, seed)
     if record is None or cell.run.overwrite:
         return False
-    return record["settings"] == settings(cell) and record.get("steps", cell.run.steps) >= cell.run.steps
+    return record.get("settings") == settings(cell) and record.get("steps", cell.run.steps) >= cell.run.steps
 
 
 class Cells:
@@ -159,5 +160,11 @@ class Cells:
 
 def _seconds(path: Path) -> float:
     """Seconds of all steps, also those before a stop: collecting, updating and publishing; no start, no evaluation."""
-    steps = (json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines())
-    return round(sum(value for step in steps for name, value in step.items() if name.startswith("time/")), 2)
+    file, remedy = path / "metrics.jsonl", "set run.overwrite=true to train the cell again"
+    try:
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunDirectoryError(f"{file} cannot be read ({error}); {remedy}") from None
+    steps = shaped(lines, list[dict[str, Any]], f"{file} is of another shape", remedy)
+    times = [value for step in steps for name, value in step.items() if name.startswith("time/")]
+    return round(sum(shaped(times, list[float], f"{file} has times that are no numbers", remedy)), 2)

@@ -1,15 +1,19 @@
 """Free distributions fitted to fixed ones: which part of the teacher each divergence fits first."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import with_config
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from minidist.config import ToyConfig
 from minidist.config.divergences import Divergences
 from minidist.config.toy import MixtureConfig, ZipfConfig
+from minidist.errors import RunDirectoryError
 from minidist.evaluation.picture import draw_toy
 from minidist.losses.objectives import divergence
 from minidist.losses.targets import Divergence
@@ -22,6 +26,17 @@ _LEVELS = (0.5, 0.1)
 """Fractions of the initial error; a record holds the epoch at which the error falls below each."""
 
 
+@with_config(extra="allow")
+class Fit(TypedDict):
+    """The fields of a record that are drawn: errors before each epoch of `epochs`, for each seed."""
+
+    teacher: str
+    objective: str
+    epochs: list[int]
+    head: list[list[float]]
+    tail: list[list[float]]
+
+
 async def toy(config: ToyConfig) -> dict[str, Any]:
     """Fit all divergences to all teachers, unless the run is finished; write toy.json and draw toy.png."""
     directory = RunDirectory(config)
@@ -31,15 +46,25 @@ async def toy(config: ToyConfig) -> dict[str, Any]:
         start_log(directory.path)
         write_json(file, await _fit_all(config), indent=None)
         directory.finish({})
-    records = read_record(file, list[dict[str, Any]], "set run.overwrite=true to fit again")
+    records = _read(file)
     curves: dict[str, dict[str, dict[str, Array]]] = {}
     for record in records:
-        errors = ((part, np.array(record[part])) for part in ("head", "tail"))
+        errors = (("head", np.array(record["head"])), ("tail", np.array(record["tail"])))
         relative = {part: values / values[:, :1] for part, values in errors}
         curves.setdefault(record["teacher"], {})[record["objective"]] = relative
     draw_toy(curves, records[0]["epochs"], directory.path / "toy.png")
     print(f"records and picture: {directory.path}/toy.json, toy.png")
     return directory.summary or {}
+
+
+def _read(file: Path) -> list[Fit]:
+    """The records of toy.json, at least one, each with an error for every epoch. Raises RunDirectoryError."""
+    remedy = "set run.overwrite=true to fit again"
+    records = read_record(file, list[Fit], remedy)
+    rows = [(row, record["epochs"]) for record in records for part in (record["head"], record["tail"]) for row in part or [[]]]
+    if not records or any(not row or len(row) != len(epochs) for row, epochs in rows):
+        raise RunDirectoryError(f"{file} is of another shape (each record needs an error for every epoch); {remedy}")
+    return records
 
 
 def teacher(config: ZipfConfig | MixtureConfig) -> Tensor:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from minidist.data import templates
 from minidist.data.templates import BadRow, Template
 
 
@@ -16,7 +17,29 @@ def test_loops_write_what_they_did() -> None:
 
 def test_nested_loops_are_bounded_and_counted_anew_for_each_row() -> None:
     endless = Template("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "prompt")
-    with pytest.raises(BadRow, match="prompt takes more than 1,000,000 steps in its loops"):
+    with pytest.raises(BadRow, match="prompt takes more than 1,000,000 steps in its loops and macros"):
         endless.fill({})
     long = Template("{% for a in range(90000) %}{% endfor %}", "prompt")
     assert [long.fill({}) for _ in range(13)] == [""] * 13
+
+
+def test_filters_of_loops_and_macros_write_what_they_did() -> None:
+    filtered = Template("{% for a in x if a > 1 %}{{ a }}{{ loop.last }}{% else %}none{% endfor %}", "prompt")
+    assert filtered.fill({"x": [1, 2, 3]}) == "2false3true" and filtered.fill({"x": [1]}) == "none"
+    recursive = "{% macro m(n) %}<{{ n }}{{ m(n - 1) if n }}>{% endmacro %}{{ m(2) }}"
+    assert Template(recursive, "prompt").fill({}) == "<2<1<0>>>"
+    called = "{% macro m() %}<{{ caller() }}>{% endmacro %}{% call m() %}!{% endcall %}"
+    assert Template(called, "prompt").fill({}) == "<!>"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(200) %}{% for b in range(9999) if b < 0 %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+    ],
+)
+def test_entries_that_a_filter_leaves_out_and_calls_of_macros_are_bounded(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(templates, "_STEPS", 10_000)
+    with pytest.raises(BadRow, match="prompt takes more than 10,000 steps in its loops and macros"):
+        Template(source, "prompt").fill({})

@@ -27,7 +27,10 @@ ROWS = [
 ORDER = [TEACHER, BEFORE, "a", "b"]
 
 
-@pytest.mark.parametrize("text", ["[{", '{"objective": "a"}', "[1]", '[{"seed": 0}]', ""])
+FOREIGN = '[{"objective": "a", "seed": 0, "steps": ""}]'
+
+
+@pytest.mark.parametrize("text", ["[{", '{"objective": "a"}', "[1]", '[{"seed": 0}]', FOREIGN, ""])
 def test_a_damaged_file_of_records_is_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "compare.json").write_text(text)
     with pytest.raises(RunDirectoryError, match=r"compare\.json .*; remove it to measure again, or set run.overwrite=true"):

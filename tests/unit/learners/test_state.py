@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import minidist.learners.state as state_module
@@ -15,6 +16,7 @@ from minidist.config.models import LoraConfig
 from minidist.data.batching import collate
 from minidist.errors import RunDirectoryError
 from minidist.learners.learner import LocalLearner
+from minidist.learners.schedule import write_parameter
 from minidist.learners.state import StateReader, save_state
 from minidist.losses.objectives import Supervised
 from minidist.models.lora import inject
@@ -131,7 +133,7 @@ def test_adapters_alone_are_saved(make: Make, tmp_path: Path) -> None:
     trained = [name for name, parameter in learner._pass.model.named_parameters() if parameter.requires_grad]
     assert {key.rpartition("|")[0] for key in StateReader(tmp_path)._files} - {""} == set(trained)
     assert trained and all("lora" in name for name in trained)
-    with pytest.raises(KeyError, match="embed_tokens"):
+    with pytest.raises(RunDirectoryError, match=r"no training state of .*embed_tokens.*; set run.overwrite=true"):
         asyncio.run(make(OPTIMIZERS["adamw"]).resume(tmp_path))
 
 
@@ -181,7 +183,7 @@ def test_a_checkpoint_without_training_state_is_refused(tmp_path: Path) -> None:
 def test_parameter_that_was_not_trained_is_named(tmp_path: Path) -> None:
     save_state(tmp_path, 0, [("layer.weight", tensors(0))])
     for name in ("layer", "weight", "layer.weight2"):
-        with pytest.raises(KeyError, match=name):
+        with pytest.raises(RunDirectoryError, match=f"has no training state of {name}: it is of another model; set run"):
             StateReader(tmp_path).tensors(name)
 
 
@@ -207,3 +209,19 @@ def test_a_cut_file_of_training_state_is_a_sentence(tmp_path: Path) -> None:
         RunDirectoryError, match=r"is no whole file of training state .*; set run.overwrite=true to start again"
     ):
         StateReader(tmp_path)
+
+
+@pytest.mark.parametrize("count", [torch.tensor([1, 2]), torch.ones(0), torch.tensor([-4]), torch.tensor([float("nan")])])
+def test_a_foreign_count_of_steps_is_a_sentence(tmp_path: Path, count: Tensor) -> None:
+    (tmp_path / "training").mkdir()
+    save_file({"optimizer_steps": count}, tmp_path / "training" / "00001.safetensors")
+    with pytest.raises(RunDirectoryError, match=r"optimizer_steps is .*, and must be a whole number of steps; set run"):
+        StateReader(tmp_path)
+
+
+@pytest.mark.parametrize("state", [{"weight": torch.ones(2, 3)}, {"exp_avg": torch.ones(3, 2)}])
+def test_state_of_another_shape_is_a_sentence(state: dict[str, Tensor]) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(3, 2))
+    with pytest.raises(RunDirectoryError, match=r"of a parameter of shape \[3, 2\] has .*; set run.overwrite=true"):
+        write_parameter(torch.optim.AdamW([parameter]), parameter, state, 1)
+    assert not parameter.any()

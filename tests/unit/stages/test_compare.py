@@ -15,9 +15,11 @@ from minidist.config import CompareConfig, ToyConfig, load
 from minidist.config.compare import merged
 from minidist.config.toy import MixtureConfig, ZipfConfig
 from minidist.errors import ConfigError, RunDirectoryError
+from minidist.evaluation.records import Records
 from minidist.preflight.checks import check_cell_directories
 from minidist.preflight.compare import plan_compare
 from minidist.run.directory import RunDirectory
+from minidist.stages.compare import _recorded, _seconds
 from minidist.stages.toy import fit, head_of, teacher, toy
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "compare"
@@ -211,3 +213,32 @@ def test_a_record_holds_the_options_as_they_are_configured(tmp_path: Path) -> No
     asyncio.run(toy(toy_config(tmp_path, divergences=divergences, epochs=1, points=2)))
     records = json.loads((tmp_path / "toy" / "toy.json").read_text())
     assert {row["objective"]: row["options"] for row in records} == divergences
+
+
+FIT = {"teacher": "t", "objective": "o", "epochs": [0, 9], "head": [[1, 0.5]], "tail": [[1, 0.5]]}
+
+
+@pytest.mark.parametrize(
+    "records", [[], [{}], [1], [FIT | {"head": [["x"]]}], [FIT | {"head": []}], [FIT | {"tail": [[1]]}], [FIT | {"epochs": []}]]
+)
+def test_a_foreign_file_of_fits_is_a_sentence(tmp_path: Path, records: Any) -> None:
+    config = toy_config(tmp_path)
+    asyncio.run(toy(config))
+    (tmp_path / "toy" / "toy.json").write_text(json.dumps(records))
+    with pytest.raises(RunDirectoryError, match=r"toy\.json is of another shape .*; set run.overwrite=true to fit again"):
+        asyncio.run(toy(config))
+
+
+@pytest.mark.parametrize("text", ['{"time/update": 1', "[1]", '{"time/update": "x"}', "\xff"])
+def test_damaged_metrics_of_a_cell_are_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"time/update": 1.5, "loss": 2}\n{"time/sync": 2}\n')
+    assert _seconds(tmp_path) == 3.5
+    (tmp_path / "metrics.jsonl").write_text(text, encoding="latin-1")
+    with pytest.raises(RunDirectoryError, match=r"metrics\.jsonl .*; set run.overwrite=true to train the cell again"):
+        _seconds(tmp_path)
+
+
+def test_a_record_without_settings_is_measured_again(tmp_path: Path) -> None:
+    config, file = read(tmp_path, {"own": {}}), tmp_path / "compare.json"
+    file.write_text(json.dumps([{"objective": "own", "seed": 0}]))
+    assert not _recorded(config, Records(file), "own", 0)
