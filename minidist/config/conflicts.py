@@ -222,6 +222,8 @@ def lesson(c: "TeachConfig") -> Iterator[str]:
     if c.lesson.needs_feedback and c.data.feedback is None:
         held = "judges teaching on rows that nobody is trained on"
         yield f"{kind} {held}; set data.feedback={{}}, which holds rows of data.train out"
+    if c.lesson.type == "meta" and c.learner.dropout:
+        yield f"{kind} differentiates through the student's step, which dropout would draw anew; set learner.dropout=false"
     if c.trace is not None and not c.lesson.measures_influence:
         yield f"trace follows influence, which {kind} does not measure; set lesson.type=lgtm, or leave trace out"
     if c.lesson.type == "lgtm" and c.lesson.influence != "explicit" and c.lesson.coefficient and not _imitates(c):

@@ -176,20 +176,24 @@ class _Models:
         if self.facts.kind in ("tokens", "masked") and student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
             differ = "the tokenizers of student and teacher differ, and their tokens are compared one by one"
             raise ModelError(f"{differ}; use models with one tokenizer")
-        for name, term in self.config.loss.items():
-            if isinstance(term, PKDConfig):
-                self._check_widths(f"loss.{name}", term, student.config, teacher.config)
+        for key, terms, pair in (
+            ("loss", self.config.loss, (student.config, teacher.config)),
+            ("lesson.loss", self.config.lesson.teacher_terms, (teacher.config, student.config)),
+        ):
+            for name, term in terms.items():
+                if isinstance(term, PKDConfig):
+                    self._check_widths(f"{key}.{name}", term, *pair)
 
-    def _check_widths(self, key: str, term: PKDConfig, student: "PretrainedConfig", teacher: "PretrainedConfig") -> None:
+    def _check_widths(self, key: str, term: PKDConfig, learner: "PretrainedConfig", other: "PretrainedConfig") -> None:
         from minidist.losses.imitation import matched_layers
         from minidist.models.layers import layer_count
 
-        widths = [config.get_text_config().hidden_size for config in (student, teacher)]
+        widths = [config.get_text_config().hidden_size for config in (learner, other)]
         if widths[0] != widths[1]:
-            differ = f"{key} compares hidden states, of width {widths[0]} in the student and {widths[1]} in the teacher"
+            differ = f"{key} compares hidden states, and the models have widths {widths[0]} and {widths[1]}"
             raise ConfigError(f"{differ}; use models of one width, or leave the term out")
         try:
-            matched_layers(term.layers, layer_count(student), layer_count(teacher))
+            matched_layers(term.layers, layer_count(learner), layer_count(other))
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from None
 

@@ -229,6 +229,12 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         ConfigError,
         "evaluation.layers reads states of rows with one label",
     ),
+    ({"method": "meta", "learner": {"dropout": True}}, ConfigError, "which dropout would draw anew; set learner.dropout=false"),
+    (
+        {"method": "dml", "lesson": {"loss": {"pkd": {"layers": [[9, 1]]}}}},
+        ConfigError,
+        "lesson.loss.pkd: layers of pkd: (9, 1)",
+    ),
     ({"method": "kdd"}, ConfigError, "method is 'kdd'; expected one of"),
     ({"teacher": {"model": "TEACHER", "lora": {}}}, ConfigError, "teacher.lora trains a teacher"),
     ({"data": {"max_tokens": 9999}}, ConfigError, "data.max_tokens 9999 is more than student.model reads"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from minidist.errors import DivergedError
 from minidist.learners.group import OneProcess
 from minidist.teaching.influence import central_difference, moved, norm, normalised, row_weights
 from minidist.teaching.pair import Pair
@@ -82,6 +83,14 @@ def test_a_direction_of_zero_gives_zeros_and_moves_nothing() -> None:
     parameters = list(pair.student.parameters.values())
     [found_B] = central_difference(lambda: [losses(pair, drawn)], parameters, [0 * each for each in parameters], radius=0.01)
     assert found_B.shape == (8,) and not found_B.any()
+
+
+def test_a_direction_that_is_not_finite_is_refused_and_moves_nothing() -> None:
+    pair = toy_pair()
+    parameters, before = list(pair.student.parameters.values()), weights(pair.student)
+    with pytest.raises(DivergedError, match="held-out loss is not finite"):
+        central_difference(lambda: [parameters[0].sum()], parameters, [each * float("nan") for each in parameters], radius=0.01)
+    assert same(weights(pair.student), before)
 
 
 def test_norms_and_weights() -> None:
