@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from minidist.types import Batch, Measures, Probe, Prompt, Rollout, Sampling, Stream, TeacherScores, Update, Weights
+from minidist.types import Batch, Measures, Probe, Prompt, Reply, Rollout, Sampling, Stream, TeacherScores, Update, Weights
 
 
 class RolloutEngine(Protocol):
@@ -103,6 +103,20 @@ class Learner(Protocol):
         """Resume from a checkpoint of `save_state`, written by any number of ranks."""
 
     async def close(self) -> None: ...
+
+
+class Ask(Protocol):
+    """One call of a model by a program of several calls, for one sample of one row.
+
+    Temperature, length and seed are bound to it. The seed of a call is derived from the run's seed, the row's key, the sample's
+    number and the number of the call, counted in the order in which the program makes its calls: a program that is run again
+    makes the same calls with the same seeds, whatever else the engine has to do.
+    """
+
+    async def __call__(self, text: str) -> Reply:
+        """The model's reply to `text`, which is the whole user turn where the model has a chat template, and the whole prompt
+        where it has none."""
+        ...
 
 
 class WeightTransfer(Protocol):

@@ -210,6 +210,18 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Reply:
+    """The answer of a model to one call of a program of several calls; see `protocols.Ask`.
+
+    text: without the token that ended it. tokens: generated, end-of-sequence token included.
+    """
+
+    text: str
+    tokens: int
+    finish: Finish
+
+
+@dataclass(frozen=True)
 class TeacherScores:
     """The teacher's scores of the T generated tokens of a rollout, in one of three payloads.
 
