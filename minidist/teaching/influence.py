@@ -64,31 +64,39 @@ def both_sides(
     length = norm(direction)
     if not math.isfinite(length):
         raise DivergedError("the gradient of the student's held-out loss is not finite, so no influence can be measured")
-    values = []
-    for sign in (1, -1):
-        with moved(parameters, direction, sign * radius / (length or 1.0)):
-            values.append(evaluate())
-    return Sides(*values, scale=length / (2 * radius))
+    distance = radius / (length or 1.0)
+    with moved(parameters, direction, distance) as move:
+        above = evaluate()
+        move(-distance)
+        below = evaluate()
+    return Sides(above, below, scale=length / (2 * radius))
 
 
 @contextmanager
-def moved(parameters: Sequence[Tensor], direction: Sequence[Tensor], length: float) -> Iterator[None]:
-    """The parameters plus `length` times the direction; afterwards those of before, from copies."""
-    kept = [each.detach().clone() for each in parameters]
+def moved(parameters: Sequence[Tensor], direction: Sequence[Tensor], length: float) -> Iterator[Callable[[float], None]]:
+    """The parameters plus `length` times the direction; afterwards those of before, bit for bit.
+
+    Yields a function that moves them to another length from where they were. The tensors that they hold are exchanged, so that
+    nothing is copied back.
+    """
+    parameters = list(parameters)
+    kept = [each.data for each in parameters]
+
+    def move(length: float) -> None:
+        for parameter, start, each in zip(parameters, kept, direction, strict=True):
+            parameter.data = torch.add(start, each, alpha=length)
+
     try:
-        with torch.no_grad():
-            for parameter, each in zip(parameters, direction, strict=True):
-                parameter.add_(each, alpha=length)
-        yield
+        move(length)
+        yield move
     finally:
-        with torch.no_grad():
-            for parameter, each in zip(parameters, kept, strict=True):
-                parameter.copy_(each)
+        for parameter, start in zip(parameters, kept, strict=True):
+            parameter.data = start
 
 
 def norm(tensors: Sequence[Tensor]) -> float:
     """The Euclidean norm of all entries together."""
-    return float(torch.stack([each.detach().double().square().sum() for each in tensors]).sum().sqrt())
+    return float(torch.nn.utils.get_total_norm([each.detach() for each in tensors]))
 
 
 def normalised(influence_B: Tensor, group: Group) -> Tensor:

@@ -57,11 +57,14 @@ class LGTM(MutualLesson[LGTMConfig]):
 
     def _influence(self, exercise: Exercise, direction: list[Tensor]) -> Tensor:
         """The influence of each of this rank's rows on the student's held-out loss, [B]."""
-        return torch.cat([self._influence_of(micro, direction) for micro in self.pair.micros(exercise)])
+        found = []
+        for micro in self.pair.micros(exercise):  # the teacher, which does not move, predicts once
+            found.append(self.influence_of(micro, self.pair.imitated(self.pair.student, micro), direction))
+        return torch.cat(found)
 
-    def _influence_of(self, micro: Micro, direction: list[Tensor]) -> Tensor:
-        """The same of some rows. The teacher, which does not move, predicts once."""
-        student, imitated = self.pair.student, self.pair.imitated(self.pair.student, micro)
+    def influence_of(self, micro: Micro, imitated: Predictions | None, direction: list[Tensor]) -> Tensor:
+        """The influence of some rows, [B], where the student imitates these predictions."""
+        student = self.pair.student
         sides = self._sides(micro, direction, hidden=student.needs_hidden)
         above_B, below_B = (student.loss(predictions, imitated)[0] for predictions in (sides.above, sides.below))
         return (above_B - below_B) * sides.scale

@@ -32,8 +32,8 @@ from minidist.types import Exercise, LabelledRow, TaskFacts
 from tests.support.classifiers import tokenizer
 from tests.support.lessons import learning
 
-ROWS, ROUNDS = 32, 3
-SHAPES = [(2, 128, 16), (4, 256, 32), (4, 256, 64), (6, 384, 64)]  # layers, width, tokens
+ROWS, ROUNDS = 32, 5
+SHAPES = [(2, 128, 8), (2, 128, 16), (2, 128, 32), (4, 256, 32), (4, 256, 64), (6, 384, 64)]  # layers, width, tokens
 
 
 def predictor(layers: int, width: int, folder: Path) -> Predictor:
@@ -67,10 +67,12 @@ def ways(both: Pair, drawn: Exercise) -> dict[str, Callable[[], Tensor]]:
     model = both.student.predictor.model
     inputs = both.student.predictor.inputs(drawn.student)
     assert both.teacher is not None
-    target_NC = both.teacher.predict(drawn.teacher).logprobs_NC()
+    imitated = both.teacher.predict(drawn.teacher)  # which every way needs, and which takes them the same time
+    target_NC = imitated.logprobs_NC()
+    lesson, micro = LGTM(both, LGTMConfig()), next(both.micros(drawn))
 
     def finite_differences() -> Tensor:
-        return LGTM(both, LGTMConfig())._influence(drawn, direction)
+        return lesson.influence_of(micro, imitated, direction)
 
     def loop() -> Tensor:
         found = []
@@ -95,8 +97,9 @@ def ways(both: Pair, drawn: Exercise) -> dict[str, Callable[[], Tensor]]:
     return {"finite_differences": finite_differences, "loop": loop, "torch.func": per_sample}
 
 
-def compare(layers: int, width: int, tokens: int) -> dict[str, Any]:
+def compare(layers: int, width: int, tokens: int, threads: int) -> dict[str, Any]:
     """Seconds of each way, median of rounds in turn, and how far the results are apart."""
+    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         both = pair(layers, width, Path(folder), {"kd": {}}, {"kd": {}})
         made = ways(both, exercise(tokens))
@@ -111,7 +114,15 @@ def compare(layers: int, width: int, tokens: int) -> dict[str, Any]:
     exact = values["loop"]
     errors = {name: float((value - exact).abs().max() / exact.abs().max()) for name, value in values.items()}
     ratios = {f"{name}_over_differences": medians[name] / medians["finite_differences"] for name in ("loop", "torch.func")}
-    return {"layers": layers, "width": width, "tokens": tokens, "rows": ROWS, "seconds": medians, "errors": errors} | ratios
+    return {
+        "layers": layers,
+        "width": width,
+        "tokens": tokens,
+        "rows": ROWS,
+        "threads": threads,
+        "seconds": medians,
+        "errors": errors,
+    } | ratios
 
 
 def step(name: str, results: Any) -> None:
@@ -154,12 +165,11 @@ def main() -> None:
     """Measure, print and write."""
     file = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/bench/influence.json")
     file.parent.mkdir(parents=True, exist_ok=True)
-    record = {"influence": [compare(*shape) for shape in SHAPES], "lessons": lessons()}
+    record = {"influence": [compare(*shape, threads) for shape in SHAPES for threads in (1, 2)], "lessons": lessons()}
     file.write_text(json.dumps(record, indent=2) + "\n")
     for each in record["influence"]:
-        shown = "{layers} layers x {width}, {tokens} tokens: a loop takes {loop_over_differences:.1f} times as long".format(
-            **each
-        )
+        shape = "{layers} layers x {width}, {tokens} tokens, {threads} threads".format(**each)
+        shown = f"{shape}: a loop takes {each['loop_over_differences']:.1f} times as long"
         print(f"{shown}, torch.func {each['torch.func_over_differences']:.1f} times; errors {each['errors']}")
     for each in record["lessons"]:
         print("{lesson}: {memory_ratio:.2f} of online distillation's memory, {time_ratio:.2f} of its time".format(**each))
