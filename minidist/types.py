@@ -5,7 +5,7 @@ T generated tokens, L loss tokens of a row, K listed tokens, D hidden size, V vo
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -116,7 +116,8 @@ class Prompt:
 
     row: row of the data source, from which the seeds of the samples are derived. tokens [P] int32: the input of the model.
     text, answer: for people and graders. gold: tokens of the gold answer, if the run trains on them. references: all gold
-    answers, if the source lists several; `answer` is the first.
+    answers, if the source lists several; `answer` is the first. teacher_tokens [P'] int32, teacher_text: the prompt that the
+    teacher reads in place of this one (teacher.context), as ids and for people; None: the teacher reads this one.
     """
 
     row: int
@@ -125,6 +126,15 @@ class Prompt:
     answer: str | None = None
     gold: Array | None = None
     references: tuple[str, ...] = ()
+    teacher_tokens: Array | None = None
+    teacher_text: str | None = None
+
+    @property
+    def for_teacher(self) -> "Prompt":
+        """The prompt as the teacher reads it: the only place where one becomes the other."""
+        if self.teacher_tokens is None:
+            return self
+        return replace(self, tokens=self.teacher_tokens, text=self.teacher_text or "", teacher_tokens=None, teacher_text=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +217,15 @@ class Rollout:
             finish=Finish.STOP if stopped else Finish.LENGTH,
             **fields,
         )
+
+    @property
+    def for_teacher(self) -> "Rollout":
+        """The same answer after the prompt that the teacher reads."""
+        return self if self.prompt.teacher_tokens is None else replace(self, prompt=self.prompt.for_teacher)
+
+    def answering(self, prompt: Prompt) -> "Rollout":
+        """The answer after another prompt: the student's, where a teacher wrote the answer after its own."""
+        return self if self.prompt is prompt else replace(self, prompt=prompt)
 
 
 @dataclass(frozen=True)

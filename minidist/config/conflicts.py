@@ -53,6 +53,15 @@ def teacher_role(c: "DistillConfig | ScoreConfig") -> Iterator[str]:
         yield f"cluster.teacher.actors is {c.cluster.teacher.actors}, and teacher.backend cache starts no actors; leave it out"
 
 
+def context(c: "DistillConfig") -> Iterator[str]:
+    """Of a teacher that reads another prompt than the student."""
+    if c.teacher.learns:
+        cure = "set teacher.placement=actor, or leave teacher.context out"
+        yield f"teacher.context gives the teacher rows of its own, and a teacher that learns reads the student's; {cure}"
+    elif not c.asks_actors:
+        yield "teacher.context changes what the teacher reads, and nothing asks the teacher; leave teacher.context out"
+
+
 def objective(c: "DistillConfig", key: str, section: ObjectiveSection) -> Iterator[str]:
     """Between one objective, at a dotted key, and the teacher."""
     listed = c.teacher.payload != "hidden"
@@ -147,6 +156,8 @@ def distill(c: "DistillConfig") -> Iterator[str]:
     yield from learner(c)
     if not c.teacher.live:
         yield from score_cache(c)
+    if c.teacher.context is not None:
+        yield from context(c)
     if c.student.architecture is not None:
         yield "student.architecture describes an untrained model; run minidist sft first, and set student.model to its result"
     if MAIN in c.streams:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from minidist.config.base import Section
+from minidist.config.context import ContextConfig
 from minidist.config.models import ModelConfig
 from minidist.types import Payload
 
@@ -94,7 +95,7 @@ class TeacherConfig(ModelConfig):
     in_vllm: ClassVar[bool] = False
     """Whether vLLM runs the scorer in this program's actors: its attention kernels and splits limit the model."""
     learns: ClassVar[bool] = False
-    """Whether parts of the teacher are trained; such a teacher lives in every process of the learner."""
+    """Whether parts of the teacher are trained; such a teacher lives in every process of the learner, and reads its rows."""
     cuts_padding: ClassVar[bool] = True
     """Whether padded token ids are cut off before the softmax."""
     hosted: ClassVar[bool] = False
@@ -113,6 +114,9 @@ class TeacherConfig(ModelConfig):
     the other classes are the tail), `hidden` (the hidden state, from which the learner forms the full vocabulary exactly)."""
     top_k: int = Field(default=64, ge=1)
     """K of payload top_k, in classes; a smaller vocabulary is listed in full."""
+    context: ContextConfig | None = None
+    """What the teacher reads in place of the student's prompt: self-distillation, where teacher.model is the student's start.
+    None: the student's prompt."""
 
     @model_validator(mode="after")
     def _gives_payload(self) -> "TeacherConfig":

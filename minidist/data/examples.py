@@ -12,12 +12,14 @@ class Example:
     """Given text to train on: the first `start` of `tokens` are the prompt, the rest are labels.
 
     labelled [len(tokens) - start] bool: which of the rest are labels, where some are not: the user's turns of a conversation,
-    and what a chat template writes after the end of the answer.
+    and what a chat template writes after the end of the answer. teacher_tokens: the prompt that the teacher reads in place of
+    the first `start` tokens; None: the same.
     """
 
     tokens: Array
     start: int
     labelled: Array | None = None
+    teacher_tokens: Array | None = None
 
     @property
     def labels(self) -> int:
@@ -32,7 +34,8 @@ class Example:
 
     def as_rollout(self) -> Rollout:
         """The example up to its last label, as a rollout that nobody sampled, for `collate` and for a teacher to score."""
-        prompt, rest, labelled = Prompt(0, self.tokens[: self.start], ""), self.tokens[self.start :], self.labelled
+        prompt = Prompt(0, self.tokens[: self.start], "", teacher_tokens=self.teacher_tokens)
+        rest, labelled = self.tokens[self.start :], self.labelled
         if labelled is not None:
             end = int(labelled.nonzero()[0][-1]) + 1
             rest, labelled = rest[:end], None if labelled[:end].all() else labelled[:end]

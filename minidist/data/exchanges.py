@@ -29,7 +29,12 @@ class Exchange:
     @property
     def text(self) -> str:
         """The prompt for people: the user's text, or the last message."""
-        return visible(self.asking if isinstance(self.asking, str) else str(self.asking[-1]["content"]))
+        return visible(self.last)
+
+    @property
+    def last(self) -> str:
+        """The user's text, or that of the last message, with the marks of `Renderer.guard`."""
+        return self.asking if isinstance(self.asking, str) else str(self.asking[-1]["content"])
 
     @property
     def answer_text(self) -> str | None:
@@ -40,13 +45,16 @@ class Exchange:
 
     def cut(self, renderer: Renderer, tokens: int, side: str) -> "Exchange":
         """With `tokens` tokens less at one side of the last text that is asked. Raises BadRow where none would be left."""
-        text = self.asking if isinstance(self.asking, str) else str(self.asking[-1]["content"])
-        kept = renderer.cut(text, tokens, side)
+        kept = renderer.cut(self.last, tokens, side)
         if not kept.strip():
             raise BadRow("the prompt is too long even without all of its last text")
+        return self.asked(kept)
+
+    def asked(self, text: str) -> "Exchange":
+        """With another text in place of the last that is asked."""
         if isinstance(self.asking, str):
-            return replace(self, asking=kept)
-        return replace(self, asking=[*self.asking[:-1], self.asking[-1] | {"content": kept}], messages=())
+            return replace(self, asking=text)
+        return replace(self, asking=[*self.asking[:-1], self.asking[-1] | {"content": text}], messages=())
 
 
 class ExchangeReader:

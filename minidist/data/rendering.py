@@ -119,6 +119,10 @@ class Renderer:
         ids = tokens.tolist()
         return self._encoder.decode(ids[:-1] if self.ended(ids) else ids)
 
+    def whole(self, tokens: Array) -> str:
+        """Text of ids with all special tokens, for people."""
+        return self._encoder.decode(tokens.tolist())
+
     def pieces(self, tokens: Array) -> list[str]:
         """The part of the decoded text that belongs to each token; see `Encoder.pieces`."""
         return self._encoder.pieces(tokens)

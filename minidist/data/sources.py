@@ -3,13 +3,14 @@
 Rows that cannot be used are refused (the error counts them and names the first) or skipped and counted, by `bad_rows`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, TypeVar
 
 from minidist.config.data import SourceConfig
 from minidist.data import tasks
+from minidist.data.contexts import ContextReader
 from minidist.data.conversations import is_conversation
 from minidist.data.examples import Example, gold_rollout
 from minidist.data.exchanges import Exchange, ExchangeReader, Record
@@ -64,8 +65,8 @@ def check_prompt_length(prompt: Array, limit: int) -> None:
         raise BadRow(f"the prompt has {len(prompt)} tokens, more than data.max_prompt_tokens = {limit}")
 
 
-def read_rows(source: SourceConfig) -> Iterator[Record]:
-    """The rows of a source, one after another, every configured column checked."""
+def read_rows(source: SourceConfig, others: Sequence[Template] = ()) -> Iterator[Record]:
+    """The rows of a source, one after another, every configured column checked, and those that `others` use."""
     if source.task is not None:
         rows: Iterator[Record] = iter(
             tasks.generate(source.task, split=source.split, rows=source.rows or 1000, seed=source.seed)
@@ -77,20 +78,22 @@ def read_rows(source: SourceConfig) -> Iterator[Record]:
         raise DataError(f"{source.path} has no rows")
     conversations = [name for name, cell in first[0].items() if is_conversation(cell)]
     try:
-        _check_columns(source, list(dict.fromkeys(name for row in first for name in row)))
+        _check_columns(source, list(dict.fromkeys(name for row in first for name in row)), others)
     except DataError as error:
         hint = f"; {conversations[0]} holds conversations: set messages: {conversations[0]}" if conversations else ""
         raise DataError(f"{error}{hint}") from None
     return chain(first, rows)
 
 
-def check_source(source: SourceConfig) -> None:
-    """Raise DataError unless the data can be opened and has every configured column. No text becomes tokens, and no torch is
-    imported."""
-    read_rows(source if source.task is None else source.model_copy(update={"rows": 1}))
+def check_source(source: SourceConfig, others: Sequence[Template] = ()) -> None:
+    """Raise DataError unless the data can be opened and has every configured column, and those that `others` use. No text
+    becomes tokens, and no torch is imported."""
+    read_rows(source if source.task is None else source.model_copy(update={"rows": 1}), others)
 
 
-def _check_columns(source: SourceConfig, columns: list[str]) -> None:
+def _check_columns(source: SourceConfig, columns: list[str], others: Sequence[Template]) -> None:
+    for template in others:
+        template.check(columns, source.path)
     for name in ("prompt", "answer", "text"):
         written = getattr(source, name)
         if written is not None and not (name == "prompt" and (source.text or source.messages)):
@@ -107,11 +110,18 @@ def is_text_list(cell: Any) -> bool:
 
 
 def read_prompts(
-    source: SourceConfig, renderer: Renderer, *, max_prompt_tokens: int, gold: bool = False
+    source: SourceConfig,
+    renderer: Renderer,
+    *,
+    max_prompt_tokens: int,
+    gold: bool = False,
+    context: ContextReader | None = None,
+    answer_tokens: int = 0,
 ) -> tuple[list[Prompt], int]:
     """Prompts of a source, with gold answers where the source has them, and the number of rows skipped.
 
-    `gold`: the run trains on the gold answers, so they are tokenized, and a row without one cannot be used.
+    `gold`: the run trains on the gold answers, so they are tokenized, and a row without one cannot be used. `context`: makes
+    the teacher's prompt, which fits the teacher beside `answer_tokens`; None: the teacher reads the student's.
     """
     reader = ExchangeReader(source, renderer)
 
@@ -122,17 +132,18 @@ def read_prompts(
             raise BadRow(f"its {source.references} is {references!r}, not a list of texts")
         if exchange.answer is None:
             exchange = replace(exchange, answer=next(iter(references), None))
-        answer = exchange.answer_text
+        asked, answer = exchange.text, exchange.answer_text
         if gold and not (answer or "").strip():
             raise BadRow("the answer is empty")
-        prompt, gold_tokens = _fitting_prompt(exchange, renderer, max_prompt_tokens, gold=gold)
-        return Prompt(index, prompt, exchange.text, answer, gold_tokens, tuple(references))
+        exchange, prompt, gold_tokens = _fitting_prompt(exchange, renderer, max_prompt_tokens, gold=gold)
+        of_teacher = context.read(exchange, row, answer_tokens=answer_tokens) if context else (None, None)
+        return Prompt(index, prompt, asked, answer, gold_tokens, tuple(references), *of_teacher)
 
-    return usable_rows(source, read_rows(source), read)
+    return usable_rows(source, read_rows(source, context.templates if context else ()), read)
 
 
-def _fitting_prompt(exchange: Exchange, renderer: Renderer, limit: int, *, gold: bool) -> tuple[Array, Array | None]:
-    """Tokens of a prompt of at most `limit` tokens, cut where `data.truncate` cuts, and of its answer."""
+def _fitting_prompt(exchange: Exchange, renderer: Renderer, limit: int, *, gold: bool) -> tuple[Exchange, Array, Array | None]:
+    """A prompt of at most `limit` tokens, cut where `data.truncate` cuts: the exchange, its tokens, and those of its answer."""
     for _ in range(_CUTS):
         if gold and exchange.answer is not None:
             example = renderer.example(exchange.asking, exchange.answer, exchange.tools)
@@ -143,39 +154,50 @@ def _fitting_prompt(exchange: Exchange, renderer: Renderer, limit: int, *, gold:
             break
         exchange = exchange.cut(renderer, len(prompt) - limit, renderer.truncate)
     check_prompt_length(prompt, limit)
-    return prompt, answer
+    return exchange, prompt, answer
 
 
 def read_examples(
-    source: SourceConfig, renderer: Renderer, *, max_prompt_tokens: int, max_tokens: int
+    source: SourceConfig,
+    renderer: Renderer,
+    *,
+    max_prompt_tokens: int,
+    max_tokens: int,
+    context: ContextReader | None = None,
 ) -> tuple[list[Example], int]:
-    """Training rows of a source, on answers, conversations or plain text, and the number of rows skipped."""
+    """Training rows of a source, on answers, conversations or plain text, and the number of rows skipped.
+
+    `context`: makes the prompt that the teacher reads before an answer; None: the teacher reads the student's.
+    """
     if source.text is not None:
         return _text_examples(source, renderer, max_tokens)
     if source.answer is None and source.messages is None:
         source = source.model_copy(update={"answer": "{{ answer }}"})
     reader = ExchangeReader(source, renderer)
 
-    def read(_: int, row: Record) -> Example:
-        exchange = reader.read(row)
+    def fitting(exchange: Exchange) -> tuple[Exchange, Example]:
         if exchange.answer is None and not any(message["role"] == "assistant" for message in exchange.messages):
             raise BadRow("the answer is empty")
         if isinstance(exchange.answer, str) and not exchange.answer.strip():
             raise BadRow("the answer is empty")
         if exchange.messages and source.labels == "assistant":
-            return _fitting_conversation(exchange, renderer, max_tokens)
+            if context is not None and sum(message["role"] == "assistant" for message in exchange.messages) > 1:
+                raise BadRow("teacher.context stands before one answer, and the conversation has several; set labels: last")
+            return exchange, _within(renderer.conversation(exchange.messages, exchange.tools), max_tokens, renderer)
         return _fitting_example(exchange, renderer, max_prompt_tokens, max_tokens)
 
-    return usable_rows(source, read_rows(source), read)
+    def read(_: int, row: Record) -> Example:
+        exchange, example = fitting(reader.read(row))
+        if context is None:
+            return example
+        tokens, _text = context.read(exchange, row, answer_tokens=len(example.tokens) - example.start)
+        return replace(example, teacher_tokens=tokens)
+
+    return usable_rows(source, read_rows(source, context.templates if context else ()), read)
 
 
-def _fitting_conversation(exchange: Exchange, renderer: Renderer, limit: int) -> Example:
-    example = renderer.conversation(exchange.messages, exchange.tools)
-    return _within(example, limit, renderer)
-
-
-def _fitting_example(exchange: Exchange, renderer: Renderer, prompt_limit: int, limit: int) -> Example:
-    """A prompt with its answer, cut where `data.truncate` cuts."""
+def _fitting_example(exchange: Exchange, renderer: Renderer, prompt_limit: int, limit: int) -> tuple[Exchange, Example]:
+    """A prompt with its answer, cut where `data.truncate` cuts, and the exchange that is left."""
     side = renderer.truncate
     for _ in range(_CUTS):
         example = renderer.example(exchange.asking, exchange.answer or "", exchange.tools)
@@ -186,7 +208,7 @@ def _fitting_example(exchange: Exchange, renderer: Renderer, prompt_limit: int, 
             break
         exchange = exchange.cut(renderer, excess, side)
     check_prompt_length(example.tokens[: example.start], prompt_limit)
-    return _within(example, limit, renderer)
+    return exchange, _within(example, limit, renderer)
 
 
 def _last_label(example: Example) -> int:

@@ -21,10 +21,11 @@ class BadRow(DataError):
 class Template:
     """A Jinja template over the columns of a row. `where` is the setting that holds the template, for error messages.
 
-    `guard` changes every value of a column before it is filled in.
+    `guard` changes every value of a column before it is filled in. `given`: names that are filled in though the data has no
+    such columns.
     """
 
-    def __init__(self, source: str, where: str, guard: Callable[[str], str] = str) -> None:
+    def __init__(self, source: str, where: str, guard: Callable[[str], str] = str, given: frozenset[str] = frozenset()) -> None:
         environment = _environment(self._value)
         try:
             tree = environment.parse(source)
@@ -33,12 +34,13 @@ class Template:
             raise ConfigError(f"{where} is not a valid Jinja template: {error.message} in {source!r}") from None
         self.columns, self.where, self._source, self._guard = meta.find_undeclared_variables(tree), where, source, guard
         self._steps = 0
+        self._given = given
         self.column = _bare_column(tree)
         """The column, where the template is `{{ COLUMN }}` and nothing else."""
 
     def check(self, columns: list[str], path: str) -> None:
         """Raise DataError unless the data at `path` has every column that the template uses."""
-        missing = sorted(self.columns - set(columns))
+        missing = sorted(self.columns - set(columns) - self._given)
         if missing:
             known = ", ".join(columns)
             raise DataError(f"{path} has no column {missing[0]!r}, which {self.where} uses; its columns are {known}")

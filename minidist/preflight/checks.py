@@ -11,7 +11,8 @@ from minidist.cluster.machine import cores, cpu_share
 from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, TeachConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.data import SourceConfig
-from minidist.config.teacher import SoftPromptConfig
+from minidist.config.teacher import SoftPromptConfig, TeacherConfig
+from minidist.data.contexts import context_templates
 from minidist.data.rendering import Renderer
 from minidist.data.sources import check_source
 from minidist.errors import ConfigError, ModelError, RunDirectoryError
@@ -37,6 +38,16 @@ def check_files(config: Config | TeachConfig, models: Mapping[str, str | None], 
     for source in filter(None, sources):
         check_source(source)
     check_gpus(config.cluster)
+
+
+def check_context_columns(teacher: TeacherConfig, sources: Iterable[SourceConfig | None]) -> None:
+    """The rows that the teacher reads have the columns of teacher.context. Plain text is read without a context."""
+    if teacher.context is None:
+        return
+    templates = context_templates(teacher.context)
+    for source in filter(None, sources):
+        if source.text is None:
+            check_source(source, templates)
 
 
 def check_cores(config: ClusterConfig) -> None:

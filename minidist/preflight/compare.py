@@ -6,7 +6,7 @@ from minidist.config import CompareConfig, ToyConfig
 from minidist.data.examples import Example, as_example
 from minidist.data.rendering import Renderer
 from minidist.preflight.checks import check_cell_directories, check_test_length
-from minidist.preflight.facts import RowReader, Rows
+from minidist.preflight.facts import RowReader, Rows, context_reader, longest_of_teacher
 from minidist.preflight.lines import cell_line
 from minidist.preflight.plan import DistillPlan, plan_distill
 from minidist.run.directory import RunDirectory
@@ -71,7 +71,10 @@ def plan_compare(config: CompareConfig) -> ComparePlan:
     longest = config.evaluation.max_new_tokens or configs[first].rollout.max_new_tokens
     data = configs[first].data
     check_test_length(data.max_prompt_tokens + longest, shared.max_tokens)
-    test = RowReader(shared.renderer, data, [shared.models]).prompts("test", config.evaluation.test)
+    context = context_reader(config.first.teacher, data, shared.models)
+    test = RowReader(shared.renderer, data, [shared.models], context, longest).prompts("test", config.evaluation.test)
+    of_test = longest_of_teacher(test.found, longest)
+    shared = replace(shared, teacher_tokens=max([of_test, *(plan.teacher_tokens for plan in plans.values())]))
     # Of all cells the first that mixes needs the most memory; lines of the others say what distinguishes them.
     fullest = next((name for name, cell in configs.items() if cell.takes_turns), first)
     lines = [*plans[fullest].lines, test.line, *(cell_line(name, cell) for name, cell in configs.items())]

@@ -22,10 +22,13 @@ def sft_memory_lines(config: SftConfig, student: "Shape", *, longest: int) -> li
     return [*_table(needs, gpu), *_host_lines(needs), *_warnings(config, needs, gpu)]
 
 
-def memory_lines(config: DistillConfig, student: "Shape", teacher: "Shape", *, longest: int) -> list[str]:
-    """Lines of the plan of a distillation. `longest`: tokens of the longest sequence, prompt and answer together."""
+def memory_lines(
+    config: DistillConfig, student: "Shape", teacher: "Shape", *, longest: int, teacher_longest: int = 0
+) -> list[str]:
+    """Lines of the plan of a distillation. `longest`: tokens of the longest sequence, prompt and answer together;
+    `teacher_longest`: of the longest that the teacher reads, where its prompts are longer."""
     gpu = gpu_bytes(config.cluster)
-    needs = role_needs(config, student, teacher, longest=longest, gpu=gpu)
+    needs = role_needs(config, student, teacher, longest=longest, teacher_longest=max(longest, teacher_longest), gpu=gpu)
     traffic = _traffic(config, student, teacher, needs, longest, gpu)
     return [*_table(needs, gpu), *traffic, *_host_lines(needs), *_warnings(config, needs, gpu)]
 
@@ -38,7 +41,9 @@ def gpu_bytes(cluster: ClusterConfig) -> int | None:
     return int((min(found) if found else cluster.gpu_gib or 0.0) * GIB)
 
 
-def role_needs(config: DistillConfig, student: "Shape", teacher: "Shape", *, longest: int, gpu: int | None) -> list[Need]:
+def role_needs(
+    config: DistillConfig, student: "Shape", teacher: "Shape", *, longest: int, teacher_longest: int = 0, gpu: int | None
+) -> list[Need]:
     """The need of each role that the run has, on each of its devices: learner, engines, teachers."""
     longest_row = max([longest, *(stream.max_tokens for stream in config.streams.values())])
     head = teacher.vocabulary * teacher.hidden * BYTES[config.teacher.dtype] if config.teacher.payload == "hidden" else None
@@ -46,8 +51,9 @@ def role_needs(config: DistillConfig, student: "Shape", teacher: "Shape", *, lon
     if config.teacher.learns:
         prompted = replace(_trained(config, student, longest, gpu), shape=teacher, dtype=config.teacher.dtype)
         learner = memory.with_prompted_teacher(learner, prompted)
-    rollout = [_rollout_need(config, student, teacher, longest, gpu)] if config.asks_engines else []
-    return [learner, *rollout, *_teacher_needs(config, teacher, longest, gpu)]
+    of_teacher = max(longest, teacher_longest)
+    rollout = [_rollout_need(config, student, teacher, (longest, of_teacher), gpu)] if config.asks_engines else []
+    return [learner, *rollout, *_teacher_needs(config, teacher, of_teacher, gpu)]
 
 
 def _trained(config: SftConfig | DistillConfig, student: "Shape", longest: int, gpu: int | None) -> TrainedModel:
@@ -56,7 +62,9 @@ def _trained(config: SftConfig | DistillConfig, student: "Shape", longest: int, 
     return TrainedModel(student, config.learner, config.student.dtype, config.cluster.learner.ranks, tokens, gpu is not None)
 
 
-def _rollout_need(config: DistillConfig, student: "Shape", teacher: "Shape", longest: int, gpu: int | None) -> Need:
+def _rollout_need(config: DistillConfig, student: "Shape", teacher: "Shape", tokens: tuple[int, int], gpu: int | None) -> Need:
+    """`tokens`: of the longest sequence of the student, and of the teacher."""
+    longest, of_teacher = tokens
     split = config.cluster.rollout.tensor_parallel
     devices = config.cluster.rollout.actors * split
     engine = ServedModel("rollout", student, config.student.dtype, devices, split)
@@ -69,7 +77,8 @@ def _rollout_need(config: DistillConfig, student: "Shape", teacher: "Shape", lon
     from minidist.rollout.mixed.lockstep import ROWS as PAIRS
 
     copy = ServedModel("rollout", teacher, config.teacher.dtype, devices, split)
-    return memory.in_one_process(*(memory.hf_need(model, tokens=PAIRS * longest, logits=False) for model in (engine, copy)))
+    both = (engine, longest), (copy, of_teacher)
+    return memory.in_one_process(*(memory.hf_need(model, tokens=PAIRS * each, logits=False) for model, each in both))
 
 
 def _teacher_needs(config: DistillConfig, shape: "Shape", longest: int, gpu: int | None) -> list[Need]:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from minidist.config.data import QuestionsConfig, RenderConfig, SourceConfig
 from minidist.config.models import InitConfig, LoraConfig, ModelConfig, StudentConfig
+from minidist.config.teacher import TeacherConfig
+from minidist.data.contexts import ContextReader
 from minidist.data.examples import Example
 from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.sources import read_examples, read_prompts
 from minidist.errors import ModelError
-from minidist.preflight.vocabulary import Meanings, meanings, shared_ids, used_ids
+from minidist.preflight.vocabulary import Meanings, meanings, shared_ids, teacher_ids, used_ids
 from minidist.types import Prompt, Vocabulary
 
 if TYPE_CHECKING:
@@ -97,6 +99,12 @@ class PairFacts:
             missing = sorted({int(index) for index in ids} - model.meanings.keys())
             if missing:
                 raise ModelError(f"{where}: {self._lack(model, missing[0])}")
+
+    def check_teacher_ids(self, where: str, ids: Iterable[int]) -> None:
+        """Raise ModelError unless the teacher has all of the ids, which its own prompts use."""
+        if missing := sorted({int(index) for index in ids} - self.teacher.meanings.keys()):
+            found = f"id {missing[0]} is used in teacher.context, and {self.teacher.where} has {self.teacher.rows} rows"
+            raise ModelError(f"{where}: {found} of embedding; widen it (resize_token_embeddings)")
 
     def _lack(self, model: ModelFacts, index: int) -> str:
         """A sentence on an id in use that `model` does not have."""
@@ -195,32 +203,73 @@ _COUNTED = {
     "rejoined": "answers have other ids after their prompts than in the whole text, with the same decoded text",
     "special": "texts hold special tokens written out (data.special_tokens)",
     "truncated": "texts were cut (data.truncate)",
+    "contexts": "times a prompt of the teacher was cut (data.truncate)",
 }
+
+
+def context_reader(teacher: TeacherConfig, data: RenderConfig, models: PairFacts) -> ContextReader | None:
+    """Makes the prompts that the teacher reads (teacher.context), in its own chat template where it has one and
+    data.template_from names no other; None where it reads the student's."""
+    if teacher.context is None:
+        return None
+    tokenizer = copy(models.teacher.tokenizer)
+    if data.template_from != "student" or tokenizer.chat_template is None:
+        tokenizer.chat_template = rendering_tokenizer(data, models.student, models.teacher).chat_template
+    return ContextReader(teacher.context, Renderer(tokenizer, data), models.teacher.context)
+
+
+def longest_of_teacher(rows: Iterable[Prompt | Example], answer_tokens: int) -> int:
+    """Most tokens of a row that a teacher reads in a context of its own, with an answer of `answer_tokens` after a prompt; 0
+    where it reads the student's rows."""
+    lengths = (
+        len(row.teacher_tokens) + (len(row.tokens) - row.start if isinstance(row, Example) else answer_tokens)
+        for row in rows
+        if row.teacher_tokens is not None
+    )
+    return max(lengths, default=0)
 
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads the rows of all sources of a run, rendered alike. `pairs`: models that must have all ids of the rows."""
+    """Reads the rows of all sources of a run, rendered alike.
+
+    Args:
+        renderer: text to tokens.
+        config: the section `data`.
+        pairs: models that must have all ids of the rows.
+        context: makes the prompts that the teacher reads; None: it reads the student's.
+        answer_tokens: longest answer to a prompt, which the teacher's prompt leaves room for.
+    """
 
     renderer: Renderer
     config: RenderConfig
     pairs: Sequence[PairFacts] = ()
+    context: ContextReader | None = None
+    answer_tokens: int = 0
 
     def prompts(self, name: str, source: SourceConfig, *, gold: bool = False) -> Rows[Prompt]:
         """`gold`: whether their answers are trained on."""
-        return self._rows(name, source, read_prompts, gold=gold)
+        limits = {} if self.context is None else {"context": self.context, "answer_tokens": self.answer_tokens}
+        return self._rows(name, source, read_prompts, gold=gold, **limits)
 
-    def examples(self, name: str, source: SourceConfig, *, max_tokens: int) -> Rows[Example]:
-        """Rows to train on. `max_tokens`: of prompt and answer together."""
-        return self._rows(name, source, read_examples, max_tokens=max_tokens)
+    def examples(self, name: str, source: SourceConfig, *, max_tokens: int, scored: bool = False) -> Rows[Example]:
+        """Rows to train on. `max_tokens`: of prompt and answer together. `scored`: by the teacher."""
+        limits = {"context": self.context} if scored and self.context is not None else {}
+        return self._rows(name, source, read_examples, max_tokens=max_tokens, **limits)
 
     def questions(self, name: str, source: QuestionsConfig, *, max_tokens: int) -> Rows[Question]:
         """Questions with a fixed set of answers."""
         return self._rows(name, source, read_questions, max_tokens=max_tokens)
 
     def _rows(self, name: str, source: SourceConfig, read: Callable[..., tuple[list[T], int]], **limits: Any) -> Rows[T]:
-        before = self.renderer.counts.copy()
+        before, cut_before = self.renderer.counts.copy(), self._contexts_cut
         found, skipped = read(source, self.renderer, max_prompt_tokens=self.config.max_prompt_tokens, **limits)
         for pair in self.pairs:
             pair.check_ids(f"{name}: {source.path}", used_ids(found))
-        return Rows(name, source, found, skipped, self.renderer.counts - before)
+            pair.check_teacher_ids(f"{name}: {source.path}", teacher_ids(found))
+        counts = self.renderer.counts - before
+        return Rows(name, source, found, skipped, counts + Counter(contexts=self._contexts_cut - cut_before))
+
+    @property
+    def _contexts_cut(self) -> int:
+        return 0 if self.context is None else self.context.renderer.counts["truncated"]

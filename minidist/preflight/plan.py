@@ -17,7 +17,16 @@ from minidist.data.questions import Question
 from minidist.data.rendering import Renderer
 from minidist.preflight import checks, lines, scores
 from minidist.preflight.cost import memory_lines, sft_memory_lines
-from minidist.preflight.facts import PairFacts, RowReader, Rows, read_model, read_student, rendering_tokenizer
+from minidist.preflight.facts import (
+    PairFacts,
+    RowReader,
+    Rows,
+    context_reader,
+    longest_of_teacher,
+    read_model,
+    read_student,
+    rendering_tokenizer,
+)
 from minidist.preflight.families import check_learnt
 from minidist.preflight.growth import growth_lines
 from minidist.preflight.precision import precision_lines
@@ -40,6 +49,7 @@ class Plan:
         lines: the plan for people.
         vocabulary: ids over which the softmax of student and teacher is taken; None without a teacher.
         cache: scores that are read in place of asking a teacher, or None.
+        teacher_tokens: longest row that the teacher reads in a context of its own; 0: it reads the student's rows.
     """
 
     renderer: Renderer
@@ -47,11 +57,12 @@ class Plan:
     lines: list[str]
     vocabulary: Vocabulary | None = field(kw_only=True)
     cache: "ScoreCache | None" = field(default=None, kw_only=True)
+    teacher_tokens: int = field(default=0, kw_only=True)
 
     @property
     def longest(self) -> int:
         """Longest sequence that a teacher scores, tokens: a rollout, or a row of a stream."""
-        return self.max_tokens
+        return max(self.max_tokens, self.teacher_tokens)
 
     def rows(self) -> dict[str, list[Example]]:
         """The rows of each source, as the models read them."""
@@ -82,10 +93,12 @@ class DistillPlan(Plan):
     @property
     def longest(self) -> int:
         rows = (len(example.tokens) for examples in self.streams.values() for example in examples)
-        return max(self.max_tokens, *rows, 0)
+        return max(super().longest, *rows, 0)
 
     def rows(self) -> dict[str, list[Example]]:
         prompts = {"prompts": self.prompts, "validation": self.validation_prompts}
+        if any(prompt.teacher_tokens is not None for prompt in self.prompts):
+            prompts["prompts as the teacher reads them"] = [prompt.for_teacher for prompt in self.prompts]
         return {name: [as_example(each) for each in found] for name, found in prompts.items()} | self.streams
 
 
@@ -143,18 +156,21 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     written, config, data = config, with_origin(config), config.data
     sources = [data.prompts, data.validation, *(stream.data for stream in config.streams.values())]
     checks.check_files(written, _student_names(config) | _teacher_names(config.teacher), sources)
+    scored = {name: stream for name, stream in config.streams.items() if stream.objective.needs}
+    checks.check_context_columns(config.teacher, [data.prompts, data.validation, *(each.data for each in scored.values())])
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
     layout = check_learnt(models.student, config.learner)
     checks.check_distillation(config, models)
     max_tokens = _with_probe(models.context, data.max_prompt_tokens + config.rollout.max_new_tokens)
-    reader = _reader(data, [models])
+    reader = _reader(data, [models], config.teacher, config.rollout.max_new_tokens)
     prompts = prompts or reader.prompts("prompts", data.prompts, gold=config.gold)
     checks.check_prompt_count(config, len(prompts.found))
-    scored = [stream.max_tokens for stream in config.streams.values() if stream.objective.needs]
-    facts = TeacherFacts(config, models, reader.renderer, prompts.found[0], max([max_tokens, *scored]))
-    of_teacher = teacher_lines(facts)
     validation, streams = _validation(config, reader), _streams(config, reader)
     examples = {name: rows.found for name, rows in streams.items()}
+    read = [row for rows in (prompts, validation, *streams.values()) if rows is not None for row in rows.found]
+    teacher_tokens = longest_of_teacher(read, config.rollout.max_new_tokens)
+    longest = max([max_tokens, teacher_tokens, *(stream.max_tokens for stream in scored.values())])
+    of_teacher = teacher_lines(TeacherFacts(config, models, reader.renderer, prompts.found[0], longest, teacher_tokens))
     cache, cache_lines = _cache(config, models, prompts.found, examples)
     shapes = (models.student.shape, models.teacher.shape)
     described = [*lines.pair_lines(models, data.template_from), *lines.ending_lines(reader.renderer)]
@@ -162,7 +178,8 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
     if config.evaluation.every is not None:
         description += lines.divergence_lines(config.evaluation.temperature, 1.0, "evaluation.temperature")
-    description += [*lines.distillation_lines(config), *layout, *memory_lines(config, *shapes, longest=max_tokens)]
+    memory = memory_lines(config, *shapes, longest=max_tokens, teacher_longest=max(max_tokens, teacher_tokens))
+    description += [*lines.distillation_lines(config), *layout, *memory]
     description += [*models.student.lines, *space_lines(config, shapes[0]), *growth_lines(written)]
     description += precision_lines(config.cluster, _dtypes(config))
     return DistillPlan(
@@ -175,31 +192,45 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
         prompts=prompts.found,
         validation_prompts=validation.found if validation else [],
         streams=examples,
+        teacher_tokens=teacher_tokens,
     )
 
 
 def plan_score(config: ScoreConfig) -> ScorePlan:
     names = _student_names(config) | _teacher_names(config.teacher)
     checks.check_files(config, names, config.data.sources.values())
+    checks.check_context_columns(config.teacher, config.data.sources.values())
     scores.check_cache_directory(config.cache)
     models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
     vocabulary, max_tokens = models.vocabulary, scores.longest_row(config.data)
     checks.check_context(models.teacher.context, max_tokens, "the longest row of data.sources")
     checks.check_teacher_engine(config, models.teacher)
-    reader = _reader(config.data, [models])
+    answers = max((source.max_new_tokens or 0 for source in config.data.sources.values()), default=0)
+    reader = _reader(config.data, [models], config.teacher, answers)
     texts, text_lines = scores.read_texts(config.data, reader)
-    facts = TeacherFacts(config, models, reader.renderer, texts[0].prompt, max_tokens)
+    teacher_tokens = max(len(text.for_teacher.prompt.tokens) + len(text.tokens) for text in texts)
+    longest = max(max_tokens, teacher_tokens)
+    facts = TeacherFacts(config, models, reader.renderer, texts[0].prompt, longest, teacher_tokens)
     of_teacher, origin = teacher_lines(facts), scores.cache_origin(config, models)
     described = lines.pair_lines(models, config.data.template_from)
     description = [*described, *text_lines, *of_teacher, scores.size_line(config, texts, models)]
     description += precision_lines(config.cluster, {"teacher.dtype": config.teacher.dtype})
-    return ScorePlan(reader.renderer, max_tokens, description, vocabulary=vocabulary, texts=texts, origin=origin)
+    return ScorePlan(
+        reader.renderer,
+        max_tokens,
+        description,
+        vocabulary=vocabulary,
+        texts=texts,
+        origin=origin,
+        teacher_tokens=teacher_tokens,
+    )
 
 
 def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     data = config.data
     names = {f"models.{name}": path for name, path in config.models.items()}
     checks.check_files(config, names | _teacher_names(config.teacher), [data.test, *data.questions.values()])
+    checks.check_context_columns(config.teacher, [data.test])
     teacher = read_model(config.teacher, "teacher.model")
     models = {name: read_model(as_model(config, path), f"models.{name}") for name, path in config.models.items()}
     pairs = [PairFacts(model, teacher) for model in models.values()]
@@ -213,7 +244,7 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
         if config.rollout.engine == "vllm":
             checks.check_engine(pair.student, config.cluster.gpus, "rollout.engine=hf")
     max_tokens = _with_probe(pairs[-1].context, tokens)
-    reader = _reader(data, pairs)
+    reader = _reader(data, pairs, config.teacher, config.rollout.max_new_tokens)
     prompts = reader.prompts("test", data.test)
     questions = {
         name: reader.questions(f"questions.{name}", source, max_tokens=max_tokens) for name, source in data.questions.items()
@@ -225,7 +256,8 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     described += [prompts.line, *(each.line for each in questions.values())]
     described += precision_lines(config.cluster, {"dtype": config.dtype, "teacher.dtype": config.teacher.dtype})
     found = {name: each.found for name, each in questions.items()}
-    return EvaluatePlan(reader.renderer, max_tokens, described, vocabulary=vocabulary, prompts=prompts.found, questions=found)
+    plan = EvaluatePlan(reader.renderer, max_tokens, described, vocabulary=vocabulary, prompts=prompts.found, questions=found)
+    return replace(plan, teacher_tokens=longest_of_teacher(prompts.found, config.rollout.max_new_tokens))
 
 
 def as_model(config: EvaluateConfig, path: str) -> ModelConfig:
@@ -233,14 +265,14 @@ def as_model(config: EvaluateConfig, path: str) -> ModelConfig:
     return ModelConfig(model=path, dtype=config.dtype, trust_remote_code=config.teacher.trust_remote_code)
 
 
-def _reader(config: RenderConfig, pairs: Sequence[PairFacts]) -> RowReader:
+def _reader(config: RenderConfig, pairs: Sequence[PairFacts], teacher: TeacherConfig, answer_tokens: int) -> RowReader:
     """Reads rows whose ids all models have, with the tokenizer of the first student; answers end where any student's may."""
     first, shared = pairs[0], set(common(pair.vocabulary for pair in pairs).ids)
     tokenizer = rendering_tokenizer(config, first.student, first.teacher)
     renderer = Renderer(tokenizer, config, shared.intersection(*[set().union(*(pair.stops for pair in pairs))]))
     for pair in pairs:
         pair.check_ids("the end of an answer", [renderer.end])
-    return RowReader(renderer, config, pairs)
+    return RowReader(renderer, config, pairs, context_reader(teacher, config, first), answer_tokens)
 
 
 def _student_names(config: SftConfig | DistillConfig | ScoreConfig) -> dict[str, str | None]:
@@ -274,7 +306,9 @@ def _validation(config: DistillConfig, reader: RowReader) -> Rows[Prompt] | None
 def _streams(config: DistillConfig, reader: RowReader) -> dict[str, Rows[Example]]:
     """Rows of the streams that have data."""
     return {
-        name: reader.examples(f"streams.{name}", stream.data, max_tokens=stream.max_tokens)
+        name: reader.examples(
+            f"streams.{name}", stream.data, max_tokens=stream.max_tokens, scored=stream.objective.needs is not None
+        )
         for name, stream in config.streams.items()
         if stream.data is not None
     }

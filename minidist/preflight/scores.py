@@ -30,7 +30,7 @@ def read_texts(config: ScoreDataConfig, reader: RowReader) -> tuple[list[Rollout
     lines = []
     for name, source in config.sources.items():
         if source.max_new_tokens is None:
-            rows = reader.examples(name, source, max_tokens=source.max_tokens)
+            rows = reader.examples(name, source, max_tokens=source.max_tokens, scored=True)
             rollouts = [example.as_rollout() for example in rows.found]
         else:
             rows = reader.prompts(name, source, gold=True)

@@ -52,6 +52,12 @@ def used_ids(rows: Sequence[Prompt | Example | Question]) -> Array:
     return np.unique(np.concatenate([np.zeros(0, dtype=np.int32), *(part for row in rows for part in _parts(row))]))
 
 
+def teacher_ids(rows: Sequence[Prompt | Example | Question]) -> Array:
+    """The ids of the prompts that only the teacher reads, each once."""
+    own = (getattr(row, "teacher_tokens", None) for row in rows)
+    return np.unique(np.concatenate([np.zeros(0, dtype=np.int32), *(tokens for tokens in own if tokens is not None)]))
+
+
 def shown(meaning: bytes) -> str:
     """A meaning for people: text in quotes, or the bytes of what is no text."""
     try:

@@ -28,7 +28,9 @@ async def evaluate(run: StageRun[EvaluateConfig, EvaluatePlan], roles: Roles) ->
     config, directory = run.config, run.directory
     teacher_path = resolve(config.teacher.model or "", "teacher.model").resolve()
     paths = {name: resolve(model, f"models.{name}").resolve() for name, model in config.models.items()}
-    students = [path for path in paths.values() if path != teacher_path]
+    # A teacher in a context of its own is another distribution than its weights without that context.
+    itself = None if config.teacher.context is not None else teacher_path
+    students = [path for path in paths.values() if path != itself]
     models = Models(config, WarmRoles(roles))
     # The teacher and the first student start side by side: most of a start is imports.
     teacher, _ = await both(roles.teachers(config.teacher), models.load(students[0]) if students else nothing())
@@ -40,7 +42,7 @@ async def evaluate(run: StageRun[EvaluateConfig, EvaluatePlan], roles: Roles) ->
     examiner = Examiner(held_out, teacher, sampling, seeds=seeds, tolerance_nats=tolerance)
     result: dict[str, Any] = {}
     for name, path in paths.items():
-        if path == teacher_path:
+        if path == itself:
             figures = await examiner.examine_teacher(await models.any_learner(path) if run.plan.questions else None)
         else:
             figures = await examiner.examine(*await models.load(path))

@@ -21,6 +21,7 @@ from minidist.models.hub import load_model
 from minidist.rollout.hf import sample
 from minidist.rollout.vllm.core import VLLMCore
 from minidist.rollout.vllm.sessions import TurnTaker
+from minidist.teachers.contexts import extended
 from minidist.types import Array, Payload, Prompt, RankGroup, Rollout, Row, Sampling, TeacherScores
 
 
@@ -68,6 +69,9 @@ class HFTeacher(TurnTaker):
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """The teacher's samples."""
+        return await extended(self._write, prompts, sampling)
+
+    async def _write(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         arguments = {"version": 0, "vocabulary": self._vocabulary}
         return await self._worker.run(sample, self._scorer, self._renderer, prompts, sampling, **arguments)
 
@@ -83,7 +87,7 @@ class HFTeacher(TurnTaker):
 
     @torch.no_grad()
     def _score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
-        rows = collate("score", rollouts, None, objective="").rows
+        rows = collate("score", [rollout.for_teacher for rollout in rollouts], None, objective="").rows
         scores: dict[int, TeacherScores] = {}
         micros = pack(rows, budget=self._config.batch_tokens, padded=self._padded)
         for micro in micros:

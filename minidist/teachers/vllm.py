@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from minidist.config.teacher import LocalTeacherConfig, VLLMTeacherConfig
@@ -10,6 +11,7 @@ from minidist.models.heads import vocabulary_size
 from minidist.models.hub import context_length, load_config
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
 from minidist.rollout.vllm.sessions import TurnTaker
+from minidist.teachers.contexts import extended
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
@@ -48,7 +50,8 @@ class VLLMTeacher(TurnTaker):
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         """Scores of the rollouts' tokens, in order. Cancelling the call aborts its requests."""
-        sequences = [[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()] for rollout in rollouts]
+        read = [rollout.for_teacher for rollout in rollouts]
+        sequences = [[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()] for rollout in read]
         tables = await self._core.logprobs(sequences, self._classes)
         answers = [[part[-len(rollout.tokens) :] for part in table] for rollout, table in zip(rollouts, tables, strict=True)]
         config, vocabulary = self._config, self._vocabulary
@@ -56,7 +59,7 @@ class VLLMTeacher(TurnTaker):
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """The teacher's samples. Cancelling the call aborts its requests."""
-        return await self._core.write(prompts, sampling, version=0)
+        return await extended(partial(self._core.write, version=0), prompts, sampling)
 
     async def describe(self) -> dict[str, object]:
         """Class and payload: for the run's summary."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def test_draws_follow_the_mixture(stack: Stack, teacher: Any, alpha: float, draw
     assert figures["mixed/student_tokens"] + figures["mixed/teacher_tokens"] == len(coins)
     assert (figures["mixed/student_turns"] == 0) == (alpha == 1)
     assert figures["mixed/teacher_s"] > 0
+
+
+def test_a_teacher_in_its_own_context_continues_from_there(stack: Stack, teacher: Any) -> None:
+    prompt = replace(stack.prompts(["b="])[0], teacher_tokens=stack.renderer.prompt("abcb="))
+    rollouts = written(stack, TurnTakingEngine(stack.engine, teacher, 0.6, stack.renderer), [prompt], samples=DRAWS // 4)
+    models, options = (model_at(stack.student), model_at(stack.teacher_path)), {"alpha": 0.6, "count": 3}
+    expected = law(*models, prompt, stops=stack.renderer.stops, **options)  # type: ignore[arg-type]
+    assert p_value(expected, rollouts) > 1e-3
+    plain = law(*models, replace(prompt, teacher_tokens=None), stops=stack.renderer.stops, **options)  # type: ignore[arg-type]
+    assert p_value(plain, rollouts) < 1e-6
 
 
 def test_with_alpha_zero_the_mixed_engine_is_the_plain_engine(stack: Stack, teacher: Any) -> None:

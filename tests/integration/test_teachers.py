@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from minidist.config.teacher import ServerConfig, TeacherConfig
 from minidist.errors import ConfigError, RoleError
@@ -99,6 +101,53 @@ def test_a_split_vllm_teacher_gives_the_scores_of_transformers(
     found = stack.run(split.score(ROLLOUTS))
     width = vocabulary or VOCABULARY
     same(found, reference, min(top_k, width) if payload == "top_k" else 0, width)
+
+
+def in_contexts() -> list[Rollout]:
+    """The rollouts after other prompts for the teacher, longer ones and shorter ones."""
+    lengths = [(9, 1), (2, 1), (30, 1), (1, 1), (3, 1), (20, 1)]
+    contexts = [each.prompt.tokens for each in random_rollouts(lengths, seed=5, vocabulary=VOCABULARY)]
+    pairs = zip(ROLLOUTS, contexts, strict=True)
+    return [replace(each, prompt=replace(each.prompt, teacher_tokens=tokens)) for each, tokens in pairs]
+
+
+@torch.no_grad()
+def after_contexts(path: Path) -> list[np.ndarray]:
+    """Log-probabilities [T] of the answers, each from one forward pass of the model over the context and the answer."""
+    model, found = AutoModelForCausalLM.from_pretrained(path).eval(), []
+    for rollout in in_contexts():
+        start, ids = len(rollout.prompt.for_teacher.tokens), [*rollout.prompt.for_teacher.tokens, *rollout.tokens]
+        table = model(torch.tensor([ids], dtype=torch.long)).logits[0].log_softmax(-1)
+        found.append(table[range(start - 1, len(ids) - 1), rollout.tokens.tolist()].numpy())
+    return found
+
+
+def test_teachers_in_vllm_in_transformers_and_on_a_server_score_the_answer_after_the_context(
+    stack: Stack, split: Any, server: Live
+) -> None:
+    stack.run(split.adjust(config(stack.student, backend="vllm", payload="sampled"), None))
+    transformers = HFTeacher(config(stack.student, payload="sampled"), stack.renderer, vocabulary=None)
+    found = [stack.run(split.score(in_contexts())), asyncio.run(transformers.score(in_contexts()))]
+    found.append(ask(stack, server, lambda teacher: teacher.score(in_contexts()), payload="sampled"))
+    for scores in found:
+        for scored, wanted in zip(scores, after_contexts(stack.student), strict=True):
+            assert scored.logprobs is not None and np.abs(scored.logprobs - wanted).max() < EXACT
+
+
+def test_teachers_write_after_the_context(stack: Stack, split: Any, server: Live) -> None:
+    """Each scores what it wrote, after the same context, as it sampled it; the answers are to the student's prompts."""
+    stack.run(split.adjust(config(stack.student, backend="vllm", payload="sampled"), None))
+    prompts = [rollout.prompt for rollout in in_contexts()][:2]
+
+    async def write(teacher: Any) -> tuple[list[Rollout], list[TeacherScores]]:
+        written = await teacher.extend(prompts, SAMPLING)
+        return written, await teacher.score(written)
+
+    for written, scores in (stack.run(write(split)), ask(stack, server, write, payload="sampled")):
+        assert [rollout.prompt.tokens.tolist() for rollout in written] == [prompts[n // 2].tokens.tolist() for n in range(4)]
+        for rollout, scored in zip(written, scores, strict=True):
+            assert scored.logprobs is not None and rollout.logprobs is not None
+            assert np.abs(rollout.logprobs - scored.logprobs).max() < EXACT
 
 
 def test_a_split_model_writes_the_text_of_the_whole_model(stack: Stack, split: Any) -> None:

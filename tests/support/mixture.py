@@ -30,7 +30,8 @@ def law(
     alive: Law = {(): 1.0}
     for _ in range(count):
         prefixes = list(alive)
-        q, p = (_tables(model, prompt, prefixes, temperature, top_p, vocabulary) for model in (student, teacher))
+        read = ((student, prompt), (teacher, prompt.for_teacher))
+        q, p = (_tables(model, each, prefixes, temperature, top_p, vocabulary) for model, each in read)
         mixed = alpha * p + (1 - alpha) * q
         grown = {(*prefix, y): alive[prefix] * mixed[i, y] for i, prefix in enumerate(prefixes) for y in range(mixed.shape[1])}
         found |= {sequence: probability for sequence, probability in grown.items() if sequence[-1] in stops}

@@ -82,7 +82,8 @@ def _decode(
 ) -> tuple[Array, Array, Array]:
     """Tokens, the student's log-probabilities of them, and coins, each [B, T]; values after the end of a row are noise."""
     prompts = [prompt for prompt, _ in jobs]
-    models = [Decoding(model, prompts, logits_to_keep=1) for model in (mixture.student, mixture.teacher)]
+    read = (mixture.student, prompts), (mixture.teacher, [prompt.for_teacher for prompt in prompts])
+    models = [Decoding(model, each, logits_to_keep=1) for model, each in read]
     # Two uniform numbers a token: the first draws the token, the second its coin.
     shape = (sampling.max_new_tokens, 2)
     uniforms = [np.random.default_rng([sampling.seed, prompt.row, number]).random(shape) for prompt, number in jobs]

@@ -43,23 +43,23 @@ def _figures(counts: Array) -> dict[str, float]:
 
 @dataclass
 class _Sequence:
-    """A sequence in progress: its tokens so far, prompt included, and how many of them each side has read or written."""
+    """A sequence in progress: the prompt of each side, the answer so far, and how many tokens of both a side has read or
+    written."""
 
     prompt: Prompt
     sample: int
     seed: int
-    tokens: list[int]
+    prompts: tuple[list[int], list[int]]
     coins: Array
+    answer: list[int] = field(default_factory=list)
     read: list[int] = field(default_factory=lambda: [0, 0])
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
 
     @classmethod
     def of(cls, prompt: Prompt, sample: int, alpha: float, sampling: Sampling) -> "_Sequence":
-        seed, tokens = sampling.seed, prompt.tokens.tolist()
-        return cls(
-            prompt, sample, seed, tokens, coins(alpha, sampling.max_new_tokens, seed=seed, row=prompt.row, sample=sample)
-        )
+        tossed = coins(alpha, sampling.max_new_tokens, seed=sampling.seed, row=prompt.row, sample=sample)
+        return cls(prompt, sample, sampling.seed, (prompt.tokens.tolist(), prompt.for_teacher.tokens.tolist()), tossed)
 
     @property
     def length(self) -> int:
@@ -75,6 +75,10 @@ class _Sequence:
         """The side that writes next."""
         return int(self.coins[self.length])
 
+    def longest(self, side: int) -> int:
+        """Most tokens that a side may have to hold."""
+        return len(self.prompts[side]) + len(self.coins)
+
     def turn(self, index: int) -> Turn:
         """The run of equal coins that comes next."""
         side, rest = self.side, self.coins[self.length :]
@@ -82,18 +86,18 @@ class _Sequence:
         count = int(changes[0]) if len(changes) else len(rest)
         # Each engine has its own seed, so that neither engine's draws are a function of the other's.
         seed = sample_seed(self.seed, self.prompt.row, self.sample) ^ (0x55555555 if side == TEACHER else 0)
-        return Turn(index, self.tokens[self.read[side] :], count, seed)
+        return Turn(index, [*self.prompts[side], *self.answer][self.read[side] :], count, seed)
 
     def write(self, result: TurnResult) -> None:
         """Add the tokens of the side that had the turn."""
         side = self.side
-        self.tokens += result.tokens
+        self.answer += result.tokens
         self.logprobs += result.logprobs if side == STUDENT else [float("nan")] * len(result.tokens)
-        self.read[side] = len(self.tokens)
+        self.read[side] = len(self.prompts[side]) + len(self.answer)
         self.stopped = result.stopped
 
     def rollout(self, renderer: Renderer, version: int) -> Rollout:
-        tokens = np.asarray(self.tokens[len(self.prompt.tokens) :], dtype=np.int32)
+        tokens = np.asarray(self.answer, dtype=np.int32)
         coins = self.coins[: len(tokens)]
         return answered((self.prompt, self.sample), renderer, tokens, self.logprobs, version=version, coins=coins)
 
@@ -157,8 +161,9 @@ class TurnTakingEngine(MixedEngine):
 
     async def _capacity(self, sequences: Sequence[_Sequence]) -> int:
         """Number of sequences that both engines hold at one time, whatever lengths the sequences reach."""
-        longest = max((len(each.tokens) + len(each.coins) for each in sequences), default=1)
-        student, teacher = await asyncio.gather(*(side.turn_capacity(longest) for side in self._sides))
+        longest = [max((each.longest(side) for each in sequences), default=1) for side in (STUDENT, TEACHER)]
+        asked = (engine.turn_capacity(tokens) for engine, tokens in zip(self._sides, longest, strict=True))
+        student, teacher = await asyncio.gather(*asked)
         return max(1, min(student, teacher // self._sharing))
 
 

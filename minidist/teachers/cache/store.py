@@ -70,8 +70,9 @@ class Index(TypedDict):
 
 
 def key_of(rollout: Rollout) -> bytes:
-    """The key of a row: a checksum of the token ids of its prompt and its answer."""
-    prompt, answer = (np.asarray(tokens, dtype="<i4") for tokens in (rollout.prompt.tokens, rollout.tokens))
+    """The key of a row: a checksum of the token ids that the teacher reads, of the prompt and of the answer."""
+    read = rollout.for_teacher
+    prompt, answer = (np.asarray(tokens, dtype="<i4") for tokens in (read.prompt.tokens, read.tokens))
     return hashlib.sha256(np.int64(len(prompt)).tobytes() + prompt.tobytes() + answer.tobytes()).digest()
 
 
@@ -167,8 +168,8 @@ def require(cache: ScoreCache, rollouts: Sequence[Rollout], where: str) -> None:
         text = repr(first.prompt.text[:60]) if first.prompt.text else f"token ids {first.prompt.tokens[:8].tolist()}"
         raise DataError(
             f"the cache {cache.path} lacks {len(missing)} of {len(rollouts)} rows of {where}; the first is row {missing[0]} "
-            f"({text}, {len(first.tokens)} labels). Name the same data, rendering, max_tokens and, for data.prompts, "
-            "max_new_tokens (= rollout.max_new_tokens) under data.sources of minidist score, and run that first"
+            f"({text}, {len(first.tokens)} labels). Set the same teacher.context, data, rendering, max_tokens and, for "
+            "data.prompts, max_new_tokens (= rollout.max_new_tokens) under data.sources in minidist score, and run that first"
         )
 
 

@@ -10,6 +10,7 @@ from minidist.models.heads import vocabulary_size
 from minidist.models.hub import load_config
 from minidist.rollout.answers import answered
 from minidist.rollout.seeds import sample_seed
+from minidist.teachers.contexts import extended
 from minidist.teachers.payload import bounded, classes_asked, to_scores
 from minidist.teachers.server import protocol
 from minidist.teachers.server.connection import Connection
@@ -37,11 +38,14 @@ class ServerTeacher:
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         """Scores of the rollouts' tokens, in order."""
         model = await self._name()
-        return await together([self._score(model, rollout) for rollout in rollouts])
+        return await together([self._score(model, rollout.for_teacher) for rollout in rollouts])
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """The teacher's samples, without log-probabilities where the server's may be those of another distribution."""
         assert sampling.no_repeat_ngram_size is None, "a server blocks no n-grams"
+        return await extended(self._write_all, prompts, sampling)
+
+    async def _write_all(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         model = await self._name()
         return await together([self._write(model, *job, sampling) for job in sampling.jobs(prompts)])
 

@@ -52,6 +52,16 @@ def test_draws_follow_the_mixture(pair: tuple[PreTrainedModel, PreTrainedModel],
     assert p_value(expected, draws(pair, **options)) > 1e-3
 
 
+def test_a_teacher_in_its_own_context_is_mixed_from_there(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    own = replace(PROMPT, teacher_tokens=np.array([7, 2, 9, 1, 4, 4]))
+    options: dict[str, Any] = {"samples": DRAWS, "max_new_tokens": 3}
+    drawn = mixed(pair, [own], alpha=0.6, **FIVE, **options)
+    arguments: dict[str, Any] = {"alpha": 0.6, "count": 3, "stops": RENDERER.stops, **FIVE}
+    assert p_value(law(*pair, own, **arguments), drawn) > 1e-3
+    assert p_value(law(*pair, PROMPT, **arguments), drawn) < 1e-6
+    assert all(rollout.prompt is own for rollout in drawn)
+
+
 def test_the_p_value_tells_the_mixture_from_similar_distributions(
     pair: tuple[PreTrainedModel, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:

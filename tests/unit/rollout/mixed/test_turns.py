@@ -124,6 +124,34 @@ def test_each_side_writes_the_tokens_of_its_coins(capacity: int) -> None:
     assert not teacher.texts
 
 
+def test_each_side_reads_its_own_prompt_and_the_same_answer() -> None:
+    """A teacher in a context of its own (teacher.context) continues that context."""
+
+    class Reader(LetterEngine):
+        read: dict[int, list[int]]
+        longest = 0
+
+        async def turn_capacity(self, tokens: int) -> int:
+            self.longest = tokens
+            return self.capacity
+
+        def write(self, text: list[int], turn: Turn) -> TurnResult:
+            result = super().write(text, turn)
+            self.read = getattr(self, "read", {}) | {turn.index: list(text)}
+            return result
+
+    own = [replace(prompt, teacher_tokens=np.array([9, 8, 7, 6, prompt.row])) for prompt in prompts(6)]
+    student, teacher = Reader(3), Reader(4)
+    rollouts = asyncio.run(TurnTakingEngine(student, teacher, 0.5, RENDERER).generate(own, SAMPLING))  # type: ignore[arg-type]
+    assert (student.longest, teacher.longest) == (3 + 12, 5 + 12)
+    for index, rollout in enumerate(rollouts):
+        assert rollout.prompt is own[index]
+        for side, prompt in ((student, own[index].tokens), (teacher, own[index].for_teacher.tokens)):
+            whole = [*prompt.tolist(), *rollout.tokens.tolist()]
+            assert side.read[index] == whole[: len(side.read[index])]
+            assert len(side.read[index]) > len(prompt)
+
+
 @pytest.mark.parametrize(("sharing", "most"), [(1, 6), (2, 3), (9, 1)])
 def test_engines_that_share_a_teacher_use_equal_parts_of_its_capacity(sharing: int, most: int) -> None:
     student, teacher = LetterEngine(3), LetterEngine(4, capacity=6)
