@@ -168,8 +168,8 @@ def require(cache: ScoreCache, rollouts: Sequence[Rollout], where: str) -> None:
         text = repr(first.prompt.text[:60]) if first.prompt.text else f"token ids {first.prompt.tokens[:8].tolist()}"
         raise DataError(
             f"the cache {cache.path} lacks {len(missing)} of {len(rollouts)} rows of {where}; the first is row {missing[0]} "
-            f"({text}, {len(first.tokens)} labels). Set the same teacher.context, data, rendering, max_tokens and, for "
-            "data.prompts, max_new_tokens (= rollout.max_new_tokens) under data.sources in minidist score, and run that first"
+            f"({text}, {len(first.tokens)} labels). Name the same data, rendering, teacher.context, max_tokens and, for "
+            "data.prompts, max_new_tokens (= rollout.max_new_tokens) in minidist score, and run that first"
         )
 
 
