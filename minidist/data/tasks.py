@@ -4,39 +4,39 @@ The splits train, valid and test share no prompt: a checksum of a prompt's text 
 """
 
 import random
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from string import ascii_lowercase
+from typing import Any
 
+from minidist.data import reasoning
+from minidist.data.splits import SPLITS, belongs
 from minidist.errors import DataError
-
-_SPLITS = {"test": range(0, 1), "valid": range(1, 2), "train": range(2, 10)}
 
 
 @dataclass(frozen=True)
 class Task:
-    """Problems of one kind: `make(rng)` returns a prompt and its answer, written in `alphabet`."""
+    """Problems of one kind: `make(rng, split)` returns the columns of one, with prompt and answer, written in `alphabet`."""
 
     alphabet: str
-    make: Callable[[random.Random], tuple[str, str]]
+    make: Callable[[random.Random, str], dict[str, Any]]
 
 
-def generate(name: str, *, split: str, rows: int, seed: int) -> list[dict[str, str]]:
-    """`rows` different problems as {"prompt": ..., "answer": ...}, a function of the arguments alone on every machine."""
-    if split not in _SPLITS:
-        raise DataError(f"task:{name} has the splits {', '.join(sorted(_SPLITS))}, not {split!r}")
+def generate(name: str, *, split: str, rows: int, seed: int) -> list[dict[str, Any]]:
+    """`rows` different problems as {"prompt": ..., "answer": ..., ...}, a function of the arguments alone on every machine."""
+    if split not in SPLITS:
+        raise DataError(f"task:{name} has the splits {', '.join(sorted(SPLITS))}, not {split!r}")
     task, rng = find(name), random.Random(f"{name}/{split}/{seed}")
-    problems: dict[str, str] = {}
+    problems: dict[str, dict[str, Any]] = {}
     tries = 0
     while len(problems) < rows:
-        prompt, answer = task.make(rng)
-        if zlib.crc32(prompt.encode()) % 10 in _SPLITS[split]:
-            problems[prompt] = answer
+        problem = task.make(rng, split)
+        if belongs(problem["prompt"], split):
+            problems[problem["prompt"]] = problem
         tries += 1
         if tries > 100 * rows + 1000:
             raise DataError(f"task:{name} has too few different {split} problems for {rows} rows; ask for {len(problems)}")
-    return [{"prompt": prompt, "answer": answer} for prompt, answer in problems.items()]
+    return list(problems.values())
 
 
 def grade(written: str, answer: str) -> bool:
@@ -51,23 +51,28 @@ def find(name: str) -> Task:
     return TASKS[name]
 
 
-def _sort(rng: random.Random) -> tuple[str, str]:
+def _sort(rng: random.Random, _: str) -> dict[str, Any]:
     letters = rng.choices(ascii_lowercase, k=8)
-    return "".join(letters) + "=", "".join(sorted(letters))
+    return {"prompt": "".join(letters) + "=", "answer": "".join(sorted(letters))}
 
 
-def _addition(rng: random.Random) -> tuple[str, str]:
+def _addition(rng: random.Random, _: str) -> dict[str, Any]:
     left, right = rng.randrange(1000), rng.randrange(1000)
-    return f"{left}+{right}=", str(left + right)
+    return {"prompt": f"{left}+{right}=", "answer": str(left + right)}
 
 
-def _reverse(rng: random.Random) -> tuple[str, str]:
+def _reverse(rng: random.Random, _: str) -> dict[str, Any]:
     letters = "".join(rng.choice("abcdefghij") for _ in range(rng.randint(5, 8)))
-    return letters + "=", letters[::-1]
+    return {"prompt": letters + "=", "answer": letters[::-1]}
 
 
 TASKS: dict[str, Task] = {
     "sort": Task(ascii_lowercase + "=", _sort),
     "addition": Task("0123456789+=", _addition),
     "reverse": Task("abcdefghij=", _reverse),
+    "last_letters": Task(reasoning.ALPHABET, reasoning.last_letters),
+    "coin_flip": Task(reasoning.ALPHABET, reasoning.coin_flip),
+    "arithmetic": Task(reasoning.ALPHABET, reasoning.arithmetic),
+    "biased": Task(reasoning.ALPHABET, reasoning.biased),
+    "judging": Task(reasoning.ALPHABET, reasoning.judging),
 }

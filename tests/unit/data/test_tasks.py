@@ -17,8 +17,8 @@ SOLVE = {
 def test_answers_are_right_and_in_the_alphabet(name: str) -> None:
     alphabet = tasks.find(name).alphabet
     for row in tasks.generate(name, split="train", rows=100, seed=0):
-        assert row["prompt"].endswith("=")
-        assert row["answer"] == SOLVE[name](row["prompt"][:-1])
+        if name in SOLVE:
+            assert row["answer"] == SOLVE[name](row["prompt"][:-1])
         assert set(row["prompt"] + row["answer"]) <= set(alphabet)
 
 
@@ -51,13 +51,15 @@ def test_grade(written: str, right: bool) -> None:
 
 
 def test_refusals_name_what_there_is() -> None:
-    with pytest.raises(DataError, match="no generated task is named 'srot'; the tasks are addition, reverse, sort"):
+    with pytest.raises(DataError, match="no generated task is named 'srot'; the tasks are addition, arithmetic, biased, "):
         tasks.generate("srot", split="train", rows=1, seed=0)
     with pytest.raises(DataError, match="splits test, train, valid, not 'dev'"):
         tasks.generate("sort", split="dev", rows=1, seed=0)
 
 
 def test_more_rows_than_problems_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tasks.TASKS, "coin", tasks.Task("01=", lambda rng: (f"{rng.randrange(40)}=", "0")))
+    monkeypatch.setitem(
+        tasks.TASKS, "coin", tasks.Task("01=", lambda rng, _: {"prompt": f"{rng.randrange(40)}=", "answer": "0"})
+    )
     with pytest.raises(DataError, match=r"too few different train problems for 100 rows; ask for [0-9]+$"):
         tasks.generate("coin", split="train", rows=100, seed=0)
