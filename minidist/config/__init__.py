@@ -5,6 +5,7 @@ from minidist.config.compare import CompareConfig
 from minidist.config.compare_lessons import CompareLessonsConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.evaluate import EvaluateConfig
+from minidist.config.generate import GenerateConfig
 from minidist.config.load import dump, load
 from minidist.config.score import ScoreConfig
 from minidist.config.sft import SftConfig
@@ -17,6 +18,7 @@ __all__ = [
     "CompareLessonsConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "GenerateConfig",
     "ScoreConfig",
     "SftConfig",
     "TeachConfig",

@@ -8,7 +8,7 @@ from minidist.config.terms import GroupedSection, SinkhornTermConfig
 from minidist.types import MAIN
 
 if TYPE_CHECKING:
-    from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfig, TeachConfig
+    from minidist.config import DistillConfig, EvaluateConfig, GenerateConfig, ScoreConfig, SftConfig, TeachConfig
     from minidist.config.models import ModelConfig
 
 
@@ -311,3 +311,21 @@ def teach(c: "TeachConfig") -> Iterator[str]:
         yield from _layers(c)
     if c.evaluation.keep == "best" and c.evaluation.every is None:
         yield "evaluation.keep=best needs evaluation.every: the steps between two evaluations"
+
+
+def generate(c: "GenerateConfig") -> Iterator[str]:
+    """All conflicts of a generation."""
+    if (c.model is None) == (c.server is None):
+        yield "set exactly one of model (a model that this program runs) and server (one that answers over HTTP)"
+    if c.output.tokens and (c.server is not None or c.program is not None):
+        by = "a server answers in text alone" if c.server is not None else "a program makes several calls for each row"
+        yield f"output.tokens is set, and {by}; set output.tokens=false"
+    if (
+        c.program is not None
+        and c.program.filter.type == "majority"
+        and c.rollout.samples_per_prompt > 1
+        and c.rollout.temperature == 0
+    ):
+        yield "rollout.temperature 0 gives the same answer in every sample; set a temperature, or rollout.samples_per_prompt=1"
+    if c.rollout.teacher_mix:
+        yield "generate has no teacher to mix with; leave rollout.teacher_mix out"

@@ -6,12 +6,13 @@ from minidist.config.compare import CompareConfig
 from minidist.config.compare_lessons import CompareLessonsConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.evaluate import EvaluateConfig
+from minidist.config.generate import GenerateConfig
 from minidist.config.score import ScoreConfig
 from minidist.config.sft import SftConfig
 from minidist.config.teach import TeachConfig
 from minidist.config.toy import ToyConfig
 
-Config = SftConfig | DistillConfig | EvaluateConfig | ScoreConfig
+Config = SftConfig | DistillConfig | EvaluateConfig | GenerateConfig | ScoreConfig
 """Stages that are one run with roles."""
 
 Command = Config | TeachConfig | CompareConfig | CompareLessonsConfig | ToyConfig

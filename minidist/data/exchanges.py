@@ -1,6 +1,6 @@
 """A row as a prompt and its answer: by the templates of a source, or from a column of messages."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,10 +58,13 @@ class Exchange:
 
 
 class ExchangeReader:
-    """Rows of a source to exchanges. Raises BadRow for a row that is none."""
+    """Rows of a source to exchanges. Raises BadRow for a row that is none.
 
-    def __init__(self, source: SourceConfig, renderer: Renderer) -> None:
-        self._source, self._guard = source, renderer.guard
+    guard: changes every text of a user; see `Renderer.guard`.
+    """
+
+    def __init__(self, source: SourceConfig, guard: Callable[[str], str]) -> None:
+        self._source, self._guard = source, guard
         answer = source.answer or ("{{ answer }}" if source.task is not None else None)
         self._prompt = Template(source.prompt, "prompt", self._guard)
         self._answer = Template(answer, "answer", self._guard) if answer else None

@@ -123,7 +123,7 @@ def read_prompts(
     `gold`: the run trains on the gold answers, so they are tokenized, and a row without one cannot be used. `context`: makes
     the teacher's prompt, which fits the teacher beside `answer_tokens`; None: the teacher reads the student's.
     """
-    reader = ExchangeReader(source, renderer)
+    reader = ExchangeReader(source, renderer.guard)
 
     def read(index: int, row: Record) -> Prompt:
         exchange = reader.read(row)
@@ -173,7 +173,7 @@ def read_examples(
         return _text_examples(source, renderer, max_tokens)
     if source.answer is None and source.messages is None:
         source = source.model_copy(update={"answer": "{{ answer }}"})
-    reader = ExchangeReader(source, renderer)
+    reader = ExchangeReader(source, renderer.guard)
 
     def fitting(exchange: Exchange) -> tuple[Exchange, Example]:
         if exchange.answer is None and not any(message["role"] == "assistant" for message in exchange.messages):

@@ -1,6 +1,7 @@
 """Checks of a teacher's server before a run: it responds, serves the model, has the context, and the same tokenizer."""
 
 import asyncio
+from functools import partial
 
 import httpx
 
@@ -10,7 +11,7 @@ from minidist.data.rendering import Renderer
 from minidist.errors import ConfigError, ModelError, RoleError
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.teachers.server.connection import Connection, Refused
-from minidist.teachers.server.protocol import APIS
+from minidist.teachers.server.protocol import APIS, refusal
 from minidist.teachers.server.wire import ServerApi, shown, tokenize
 from minidist.types import Prompt
 
@@ -59,7 +60,9 @@ class _ServerCheck:
 
     async def run(self, renderer: Renderer, prompt: Prompt, tokens: int) -> list[str]:
         """Lines of the plan."""
-        self._connection = Connection(self._config, classes=self._classes, logs=False)
+        self._connection = Connection(
+            self._config.server, partial(refusal, self._config, classes=self._classes), classes=self._classes, logs=False
+        )
         self.where = self._connection.address
         try:
             name, context = await self._model()

@@ -90,6 +90,13 @@ STAGES: dict[str, Stage] = {
         roles=lambda config: ("rollout", "teacher", "learner"),
         show="minidist.evaluation.table:show_result",
     ),
+    "generate": Stage(
+        "generate",
+        "Answer the rows of a data set, plainly or by a program of several calls, and keep the consistent answers.",
+        plan="minidist.preflight.generate:plan_generate",
+        run="minidist.stages.generate:generate",
+        reruns=True,
+    ),
     "score": Stage(
         "score",
         "Write a teacher's scores of given text to disk, for training without the teacher.",

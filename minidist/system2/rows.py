@@ -34,6 +34,7 @@ class RowProgram:
 
     def __init__(self, config: ProgramConfig, samples: int) -> None:
         universal = _UNIVERSAL if config.filter.type == "universal" else {}
+        self.gold = config.gold
         self._config = config
         self._samples = samples
         self._program = PROGRAMS[config.type]

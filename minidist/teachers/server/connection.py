@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -11,7 +12,7 @@ from typing import TypeVar
 
 import httpx
 
-from minidist.config.teacher import ServerTeacherConfig
+from minidist.config.teacher import ServerConfig
 from minidist.errors import RoleError
 from minidist.run.tracking import log
 from minidist.teachers.payload import Malformed
@@ -54,27 +55,39 @@ class Refused(RoleError):
 
 
 class Connection:
-    """At most `teacher.server.requests` requests at a time, each in up to `teacher.server.attempts` attempts.
+    """At most `server.requests` requests at a time, each in up to `server.attempts` attempts.
 
     Cancelling a call cancels its request. Raises RoleError where the server refuses, or gives no usable answer.
 
     Args:
-        classes: log-probabilities that are requested at each position, for the sentence of a server that allows fewer.
+        server: its address and the limits of requests.
+        refusal: a full sentence on an answer with which the server refuses for good.
+        classes: log-probabilities that are requested at each position, which bound the size of an answer.
+        where: the section that holds `server`, for messages.
         logs: whether pauses are lines of the log.
     """
 
-    def __init__(self, config: ServerTeacherConfig, *, classes: int, logs: bool = True) -> None:
-        self._config = config
-        self._server = config.server
+    def __init__(
+        self,
+        server: ServerConfig,
+        refusal: Callable[[httpx.Response], str],
+        *,
+        classes: int = 0,
+        where: str = "teacher.server",
+        logs: bool = True,
+    ) -> None:
+        self._server = server
+        self._refusal = refusal
         self._classes = classes
+        self._where = where
         self._logs = logs
-        self.address = protocol.address(config.server)
+        self.address = protocol.address(server)
         self.counts = Counts()
         self._pausing = 0
         self._slots = asyncio.Semaphore(self._server.requests)
         # Requests wait for a slot, never for a connection. The limit of timeout_s is set around a whole request.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._server.requests)
-        key = protocol.headers(self._server)
+        key = protocol.headers(self._server, where)
         self._client = httpx.AsyncClient(base_url=self.address, headers=key, timeout=None, limits=limits)
 
     async def ask(self, question: Question[T]) -> T:
@@ -87,7 +100,7 @@ class Connection:
                 self.counts.requests += 1
                 return answer
             except Malformed as malformed:
-                error = NoAnswer(f"{malformed}; teacher.server.api={self._server.api} needs such a server")
+                error = NoAnswer(f"{malformed}; {self._where}.api={self._server.api} needs such a server")
             except NoAnswer as failure:
                 error = failure
             if attempt + 1 < attempts:
@@ -95,7 +108,7 @@ class Connection:
                 await self._pause(min(doubled if error.pause_s is None else error.pause_s, self._server.pause_s), error)
         raise RoleError(
             f"the server at {self.address} gave no usable answer in {attempts} attempts "
-            f"(teacher.server.attempts) over {time.monotonic() - started:.1f} s; the last error: {error}"
+            f"({self._where}.attempts) over {time.monotonic() - started:.1f} s; the last error: {error}"
         ) from error.__cause__
 
     async def close(self) -> None:
@@ -120,16 +133,15 @@ class Connection:
             async with asyncio.timeout(self._server.timeout_s):
                 answer = await self._receive(question)
         except TimeoutError as error:
-            raise NoAnswer(f"no whole answer in {self._server.timeout_s:g} s (teacher.server.timeout_s)") from error
+            raise NoAnswer(f"no whole answer in {self._server.timeout_s:g} s ({self._where}.timeout_s)") from error
         except httpx.RequestError as error:
             raise NoAnswer(shown(f"{type(error).__name__} {error}")) from error
         except (httpx.InvalidURL, UnicodeError) as error:
-            raise RoleError(f"teacher.server.url is no address ({shown(str(error))}); correct it") from None
+            raise RoleError(f"{self._where}.url is no address ({shown(str(error))}); correct it") from None
         if answer.status_code in _AGAIN or answer.is_server_error:
             raise NoAnswer(protocol.error_text(answer), _retry_after(answer))
         if not answer.is_success:
-            sentence = protocol.refusal(self._config, answer, self._classes)
-            raise Refused(sentence, question.path, answer.status_code, protocol.error_text(answer))
+            raise Refused(self._refusal(answer), question.path, answer.status_code, protocol.error_text(answer))
         return answer.content
 
     async def _receive(self, question: Question[T]) -> httpx.Response:

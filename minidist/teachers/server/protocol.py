@@ -23,11 +23,11 @@ def address(config: ServerConfig) -> str:
     return config.url.rstrip("/").removesuffix("/v1")
 
 
-def headers(config: ServerConfig) -> dict[str, str]:
+def headers(config: ServerConfig, where: str = "teacher.server") -> dict[str, str]:
     """The header with the API key, from the environment; RoleError if the variable is not set, or holds no key."""
     if config.key_variable is None:
         return {}
-    variable = f"the environment variable {config.key_variable}, which teacher.server.key_variable names,"
+    variable = f"the environment variable {config.key_variable}, which {where}.key_variable names,"
     if not (key := os.environ.get(config.key_variable)):
         raise RoleError(f"{variable} is not set where the teacher runs; set it there")
     if not re.fullmatch(r"[!-~]+", key):
@@ -51,7 +51,7 @@ def error_text(answer: httpx.Response) -> str:
     return f"{answer.status_code} {shown(json.loads(message[1]) if message else text)}".strip()
 
 
-def refusal(config: ServerTeacherConfig, answer: httpx.Response, classes: int) -> str:
+def refusal(config: ServerTeacherConfig, answer: httpx.Response, *, classes: int) -> str:
     """A full sentence on a request that the server refuses for good."""
     where, error = address(config.server), error_text(answer)
     if answer.status_code in (401, 403):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from minidist.concurrency import together
 from minidist.config.teacher import ServerTeacherConfig
@@ -32,7 +33,9 @@ class ServerTeacher:
         self._width = width
         self._classes = classes_asked(config, width, vocabulary)
         self._api = protocol.APIS[config.server.api](width)
-        self._connection = Connection(config, classes=self._classes)
+        self._connection = Connection(
+            config.server, partial(protocol.refusal, config, classes=self._classes), classes=self._classes
+        )
         self._model = config.server.model
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:

@@ -1,0 +1,1 @@
+"""Pipelines: generate over large data sets, in shards that are finished once."""

@@ -1,0 +1,85 @@
+"""The output of a pipeline: files of a fixed number of rows, each written once, whole or not at all."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from minidist.errors import RunDirectoryError
+from minidist.run.files import rename, writing
+
+Result = dict[str, Any]
+
+
+class Shards:
+    """Files FOLDER/part-000000.ENDING. Shard s holds the results of `rows` rows of the source from s * rows on, in their order.
+
+    A file that exists is whole, and is never written again.
+    """
+
+    def __init__(self, folder: Path, ending: str, rows: int) -> None:
+        self.folder, self.rows, self._ending = folder, rows, ending
+        folder.mkdir(parents=True, exist_ok=True)
+        for partial in folder.glob("*.partial"):
+            partial.unlink()
+
+    def path(self, number: int) -> Path:
+        return self.folder / f"part-{number:06d}.{self._ending}"
+
+    def done(self, number: int) -> bool:
+        """Whether a shard is written."""
+        return self.path(number).is_file()
+
+    def write(self, number: int, results: Sequence[Result]) -> None:
+        """Write a shard. Raises DiskFullError."""
+        path = self.path(number)
+        partial = path.with_suffix(".partial")
+        with writing(path):
+            _WRITERS[self._ending](partial, results)
+            rename(partial, path)
+
+    def read(self, number: int) -> Iterator[Result]:
+        """The results of a shard. Raises RunDirectoryError where the file is damaged."""
+        path = self.path(number)
+        try:
+            yield from _READERS[self._ending](path)
+        except (OSError, ValueError) as error:
+            raise RunDirectoryError(f"{path} cannot be read ({error}); delete it, and give the same command again") from None
+
+    def numbers(self) -> list[int]:
+        """The shards that are written, in order."""
+        return sorted(int(path.stem.removeprefix("part-")) for path in self.folder.glob(f"part-*.{self._ending}"))
+
+
+def _write_jsonl(path: Path, results: Sequence[Result]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in results)
+
+
+def _read_jsonl(path: Path) -> Iterator[Result]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
+def _write_parquet(path: Path, results: Sequence[Result]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    names = dict.fromkeys(name for each in results for name in each)
+    columns = {name: [_cell(each.get(name)) for each in results] for name in names}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def _cell(value: Any) -> Any:
+    """A value for a column: mappings differ from row to row, and become JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+
+
+def _read_parquet(path: Path) -> Iterator[Result]:
+    import pyarrow.parquet
+
+    yield from pyarrow.parquet.read_table(path).to_pylist()
+
+
+_WRITERS = {"jsonl": _write_jsonl, "parquet": _write_parquet}
+_READERS = {"jsonl": _read_jsonl, "parquet": _read_parquet}

@@ -1,0 +1,121 @@
+"""Generation: the rows of a data set are answered, shard after shard; a job that was stopped goes on after its last shard."""
+
+import asyncio
+import json
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from minidist.cluster.cluster import Cluster
+from minidist.config import GenerateConfig
+from minidist.pipelines.job import Job, Tally
+from minidist.pipelines.shards import Shards
+from minidist.pipelines.steps import Plain, Programmed, Step
+from minidist.pipelines.writers import EngineWriter, ServerWriter, TextWriter
+from minidist.preflight.generate import GeneratePlan, items, plan_generate
+from minidist.roles.host import Roles
+from minidist.run.directory import RunDirectory
+from minidist.run.files import rename, writing
+from minidist.run.tracking import Recorder, log, start_log
+from minidist.types import Sampling
+
+_SIDE = ("trace", "votes", "tokens", "answer_tokens", "truncated", "kept", "agreement", "right")
+"""Columns of a program's results that are not columns of the kept rows."""
+
+
+async def generate(config: GenerateConfig) -> dict[str, Any]:
+    """Answer the rows that no shard holds yet, and write what is kept; the summary is printed and written."""
+    plan = plan_generate(config)
+    directory = RunDirectory(config)
+    directory.share()
+    start_log(directory.path)
+    for line in plan.lines:
+        log.info("%s", line)
+    shards = Shards(directory.path / "rows", config.output.format, config.output.shard_rows)
+    missing = -(-plan.rows // shards.rows) - len(shards.numbers())
+    log.info("%d of %d files are written already", len(shards.numbers()), len(shards.numbers()) + missing)
+    started = time.perf_counter()
+    tally = await _answered(config, plan, shards) if missing else _counted(shards)
+    summary = tally.summary()
+    if missing:
+        seconds = time.perf_counter() - started
+        summary |= {"seconds_answering": round(seconds, 1)}
+    if config.program is not None:
+        summary["kept"] = str(await asyncio.to_thread(_write_kept, shards, directory.path / "kept.jsonl"))
+    log.info("%s", _sentence(summary, shards))
+    return directory.finish(summary)
+
+
+def _counted(shards: Shards) -> Tally:
+    """The tally of a job whose shards are all written."""
+    tally = Tally()
+    for number in shards.numbers():
+        for result in shards.read(number):
+            tally.add(result)
+    return tally
+
+
+async def _answered(config: GenerateConfig, plan: GeneratePlan, shards: Shards) -> Tally:
+    rollout = config.rollout
+    fields = rollout.model_dump(include={"max_new_tokens", "temperature", "top_p"})
+    sampling = Sampling(**fields, seed=config.run.seed)
+    if config.server is not None:
+        server = ServerWriter(config.server, sampling)
+        try:
+            log.info("server: model %s at %s", await server.start(), server.connection.address)
+            return await _through(config, plan, shards, server)
+        finally:
+            await server.connection.close()
+    assert config.model is not None and plan.renderer is not None
+    async with Cluster(config.cluster, config.run.directory / "logs", ("rollout",)) as cluster:
+        engines = await Roles(cluster, config, plan).engines(config.model, rollout)  # type: ignore[arg-type]
+        writer = EngineWriter(engines.members, plan.renderer, sampling, max_prompt_tokens=config.data.max_prompt_tokens)
+        return await _through(config, plan, shards, writer)
+
+
+async def _through(config: GenerateConfig, plan: GeneratePlan, shards: Shards, writer: TextWriter) -> Tally:
+    """Every missing row through the step, with a progress bar."""
+    reader = plan.reader(config)
+    step: Step = Plain(writer, reader, config.rollout.samples_per_prompt, config.output.tokens)
+    if plan.program is not None:
+        step = Programmed(writer, reader, plan.program)
+    shown = {"speed/rows_per_s": "rows/s", "speed/tokens_per_s": "tokens/s", "rows/failed": "failed"}
+    with closing(Recorder(config.run.directory, range(plan.rows), tensorboard=config.run.tensorboard, shown=shown)) as recorder:
+
+        def progress(tally: Tally, rows_per_s: float, tokens_per_s: float) -> None:
+            figures = {"speed/rows_per_s": rows_per_s, "speed/tokens_per_s": tokens_per_s}
+            recorder.step(tally.rows - 1, figures | {"rows/failed": float(sum(tally.failed.values()))})
+
+        try:
+            return await Job(step, shards, config.output, progress).run(items(config))
+        except ExceptionGroup as failed:  # the first failure has cancelled the others
+            raise failed.exceptions[0] from None
+        except asyncio.CancelledError:
+            log.info("stopped; the files written so far are kept, and the same command answers the other rows")
+            raise
+
+
+def _write_kept(shards: Shards, path: Path) -> Path:
+    """The rows whose answer is kept, with the answer in place of a gold one, and without any intermediate text."""
+    partial = path.with_suffix(".partial")
+    with writing(path), partial.open("w", encoding="utf-8") as file:
+        for number in shards.numbers():
+            for result in shards.read(number):
+                if result.get("kept"):
+                    row = {name: value for name, value in result.items() if name not in _SIDE}
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    rename(partial, path)
+    return path
+
+
+def _sentence(summary: dict[str, Any], shards: Shards) -> str:
+    failed = f", {summary['rows_failed']:,} failed" if summary["rows_failed"] else ""
+    kept = ""
+    if "rows_kept" in summary:
+        kept = f", {summary['rows_kept']:,} kept ({summary['accept_frac']:.1%})"
+    if "accuracy" in summary:
+        of_kept = summary["accuracy_kept"]
+        kept += f", accuracy {summary['accuracy']:.3f}" + ("" if of_kept is None else f", of the kept {of_kept:.3f}")
+    speed = f", {summary['tokens'] / summary['seconds_answering']:,.0f} tokens/s" if summary.get("seconds_answering") else ""
+    return f"{summary['rows']:,} rows{failed}{kept}, {summary['tokens']:,} tokens{speed}: {shards.folder}"
