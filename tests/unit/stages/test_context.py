@@ -208,8 +208,13 @@ def test_score_checks_the_columns_too(home: Path) -> None:
         "run": {"directory": str(home / "never")},
         "student": {"model": str(home / "model")},
         "teacher": {"model": str(home / "model"), "context": "{{ trace }}"},
-        "data": {"sources": {"gold": {"path": str(home / "rows.jsonl"), "prompt": "{{ q }}", "answer": "{{ a }}"}}},
+        "data": {
+            "sources": {"gold": {"path": str(home / "rows.jsonl"), "prompt": "{{ q }}", "answer": "{{ a }}", "max_tokens": 40}}
+        },
         "cache": str(home / "no-cache"),
     }
     with pytest.raises(DataError, match="has no column 'trace'"):
         plan_score(ScoreConfig.model_validate(scoring))
+    scoring["teacher"] = {"model": str(home / "model"), "context": OTHER}
+    [first, *_] = plan_score(ScoreConfig.model_validate(scoring)).rows()["texts"]
+    assert tiny_renderer().whole(first.tokens[: first.start]) == "000=0="  # as the teacher will read it
