@@ -40,11 +40,12 @@ class Teacher(Protocol):
     """Scores given tokens, and writes."""
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
-        """Scores of exactly the rollouts' token ids, in order; text is never tokenized again."""
+        """Scores of exactly the rollouts' token ids, in order, each after the prompt that the teacher reads
+        (`Rollout.for_teacher`); text is never tokenized again."""
         ...
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
-        """The teacher's samples: `sampling.samples` for each prompt, in the prompts' order."""
+        """The teacher's samples after the prompts as it reads them: `sampling.samples` for each, in the prompts' order."""
         ...
 
     async def describe(self) -> dict[str, object]:

@@ -203,7 +203,7 @@ _COUNTED = {
     "rejoined": "answers have other ids after their prompts than in the whole text, with the same decoded text",
     "special": "texts hold special tokens written out (data.special_tokens)",
     "truncated": "texts were cut (data.truncate)",
-    "contexts": "times a prompt of the teacher was cut (data.truncate)",
+    "contexts": "prompts of the teacher were cut (data.truncate)",
 }
 
 

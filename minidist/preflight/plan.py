@@ -111,7 +111,7 @@ class ScorePlan(Plan):
     origin: "Origin"
 
     def rows(self) -> dict[str, list[Example]]:
-        found = [as_example(replace(text.prompt, gold=text.tokens)) for text in self.texts]
+        found = [as_example(replace(text.for_teacher.prompt, gold=text.tokens)) for text in self.texts]
         return {"texts": found}
 
 

@@ -98,6 +98,7 @@ class _ServerCheck:
         if context is not None and context < tokens + 1:
             found = f"the server at {self.where} takes {context} tokens, a prompt with its answer needs {tokens} and one more"
             lower = "lower data.max_prompt_tokens + rollout.max_new_tokens"
+            lower += "" if self._config.context is None else ", and teacher.context.max_prompt_tokens"
             raise ConfigError(f"{found}; start it with {self._api.context_flag} {tokens + 1}, or {lower}")
 
     async def _compare_tokens(self, model: str, renderer: Renderer, text: str) -> list[str]:

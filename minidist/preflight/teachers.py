@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from minidist.config import DistillConfig, ScoreConfig
-from minidist.config.origin import with_origin
 from minidist.config.teacher import CacheTeacherConfig, PromptedTeacherConfig, ServerTeacherConfig, TeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.preflight.checks import check_soft_prompt
@@ -44,7 +43,8 @@ def _context_lines(facts: TeacherFacts) -> list[str]:
     run, teacher = facts.run, facts.run.teacher
     if teacher.context is None or isinstance(teacher, CacheTeacherConfig):
         return []
-    start = with_origin(run).student.model if isinstance(run, DistillConfig) and teacher.hosted else None
+    whole = isinstance(run, DistillConfig) and teacher.hosted and run.student.init is None
+    start = run.student.model if whole else None
     itself = start is not None and Path(start).resolve() == Path(teacher.model).resolve()
     weights = f"the weights that the student starts from ({teacher.model})" if itself else f"the weights of {teacher.model}"
     reads = f"teacher.context: the teacher reads prompts of its own, in rows of up to {facts.own_tokens:,} tokens"

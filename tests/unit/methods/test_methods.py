@@ -53,6 +53,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], tuple[float, float, float], str, floa
     "abkd": ({"type": "alpha_beta", "alpha": 0.2, "beta": 0.7}, (0, 0, 1), "row", 0),
     "todi": ({"type": "todi"}, (0, 0, 1), "row", 0),
     "opd": ({"type": "policy_gradient", "credit": "own", "gamma": 0.0, "length_norm": False}, (1, 0, 0), "row", 0),
+    "opsd": ({"type": "forward_kl"}, (1, 0, 0), "row", 0),
     "promptkd": ({"type": "reverse_kl"}, (1, 0, 0), "row", 0),
     "ranking": ({"type": "ranking", "f": "reverse_kl", "beta": 2.0}, (1, 0, 0), "row", 0),
     "minillm": ({"type": "minillm", "preset": "paper", "clip": None}, (1, 0, 0), "row", 0.2),

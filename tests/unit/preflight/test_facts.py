@@ -9,10 +9,21 @@ from transformers import LlamaConfig
 
 from minidist.config.data import RenderConfig, SourceConfig
 from minidist.config.models import StudentConfig
-from minidist.data.rendering import character_tokenizer
+from minidist.data.exchanges import Exchange
+from minidist.data.rendering import Renderer, character_tokenizer
 from minidist.errors import ModelError
 from minidist.models import shape
-from minidist.preflight.facts import ModelFacts, PairFacts, RowReader, read_model, read_student
+from minidist.preflight.facts import (
+    ModelFacts,
+    PairFacts,
+    RowReader,
+    context_reader,
+    longest_of_teacher,
+    read_model,
+    read_student,
+)
+from tests.support.chat import chat_tokenizer
+from tests.support.config import teacher_config
 from tests.support.shapes import SMALL
 from tests.support.tiny import tiny_renderer
 
@@ -59,3 +70,58 @@ def test_rows_say_how_many_are_used_and_skipped(tmp_path: Path) -> None:
     source = SourceConfig(path=str(path), prompt="{{ q }}", bad_rows="skip")
     rows = RowReader(tiny_renderer(), RenderConfig()).prompts("prompts", source)
     assert (len(rows.found), rows.skipped, rows.line) == (2, 1, f"prompts: 2 rows of {path}, 1 left out")
+
+
+def in_chat(template: str | None, rows: int = 400) -> ModelFacts:
+    return ModelFacts("teacher.model", chat_tokenizer(template), LlamaConfig(**SMALL | {"vocab_size": rows}))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "named", "used"),
+    [
+        ("chatml", "llama3", "student", "llama3"),  # the teacher's own
+        ("chatml", None, "student", "chatml"),  # it has none
+        (None, "llama3", "student", "llama3"),
+        ("chatml", "llama3", "FILE", "gemma"),  # another one is named for all
+    ],
+)
+def test_the_teachers_prompts_are_in_its_own_chat_template_where_it_has_one(
+    tmp_path: Path, student: str | None, teacher: str | None, named: str, used: str
+) -> None:
+    file = tmp_path / "chat.jinja"
+    file.write_text(str(chat_tokenizer("gemma").chat_template))
+    data, pair = (
+        RenderConfig(template_from=str(file) if named == "FILE" else named),
+        PairFacts(in_chat(student), in_chat(teacher)),
+    )
+    asked = teacher_config(model="t", context="{{ student_prompt }} {{ hint }}")
+    reader = context_reader(asked, data, pair)
+    assert reader is not None and context_reader(teacher_config(model="t"), data, pair) is None
+    tokens, text = reader.read(Exchange("ask", None), {"hint": "so"}, answer_tokens=4)
+    written = chat_tokenizer(used).apply_chat_template(
+        [{"role": "user", "content": "ask so"}], tokenize=False, add_generation_prompt=True
+    )
+    assert text == written and reader.renderer.whole(tokens) == written
+
+
+def test_an_id_of_the_teachers_prompt_that_the_teacher_has_no_row_for_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"q": "ask"}) + "\n")
+    pair = PairFacts(in_chat(None), in_chat("chatml", rows=256))
+    data, asked = RenderConfig(), teacher_config(model="t", context="{{ student_prompt }}")
+    reader = RowReader(Renderer(pair.student.tokenizer, data), data, [pair], context_reader(asked, data, pair), 4)
+    with pytest.raises(
+        ModelError, match=r"id \d+ is used in teacher.context, and teacher.model has 256 rows of embedding; widen"
+    ):
+        reader.prompts("prompts", SourceConfig(path=str(path), prompt="{{ q }}"))
+
+
+def test_cuts_of_the_teachers_prompts_are_counted_apart(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"q": "ask", "hint": "x" * 40}) + "\n")
+    pair, data = PairFacts(in_chat(None), in_chat(None)), RenderConfig(truncate="right")
+    asked = teacher_config(model="t", context={"prompt": "{{ q }} {{ hint }}", "max_prompt_tokens": 9})
+    reader = RowReader(Renderer(pair.student.tokenizer, data), data, [pair], context_reader(asked, data, pair), 4)
+    rows = reader.prompts("prompts", SourceConfig(path=str(path), prompt="{{ q }}"))
+    assert rows.line.endswith("; 1 prompts of the teacher were cut (data.truncate)")
+    assert longest_of_teacher(rows.found, 4) == 13 and rows.found[0].teacher_text == "ask xxxxx"

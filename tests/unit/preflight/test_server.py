@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from minidist.config.context import ContextConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ConfigError, ModelError
 from minidist.preflight.server import check_server
@@ -35,6 +36,12 @@ def test_a_good_server_is_a_line_of_the_plan(server: Server) -> None:
 def test_a_server_without_tokenize_is_a_line_of_the_plan(server: Server) -> None:
     server.behave = lambda body, number: (404, {}, {"detail": "Not Found"}) if "max_tokens" not in body else None
     assert "its tokenizer was not compared" in checked(config(MODEL, server))[1]
+
+
+def test_a_server_too_short_for_the_teachers_own_prompts_is_refused_with_their_limit(server: Server) -> None:
+    settings = config(MODEL, server).model_copy(update={"context": ContextConfig()})
+    with pytest.raises(ConfigError, match=r"rollout\.max_new_tokens, and teacher\.context\.max_prompt_tokens$"):
+        checked(settings, tokens=48)
 
 
 def test_a_server_that_cannot_be_the_teacher_is_refused_in_a_sentence(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,9 +132,7 @@ def test_a_cache_scored_in_the_context_trains_as_the_live_teacher_does_and_refus
         assert all(left[key] == pytest.approx(right[key], rel=2e-4, abs=1e-6) for key in left)
     for name, context in (("none", None), ("else", "{{ a }}{{ student_prompt }}")):
         cached = {"teacher": {"backend": "cache", "cache": str(home / "cache")}} | offline
-        with pytest.raises(
-            DataError, match=r"lacks 24 of 24 rows of data.prompts; .* Name the same data, rendering, teacher.context"
-        ):
+        with pytest.raises(DataError, match=r"lacks 24 of 24 rows of data.prompts; .* data, rendering, teacher.context"):
             plan_distill(DistillConfig.model_validate(tree(home, name, context, **cached)))
     scoring["teacher"] = {"model": str(home / "model")}
     scoring["run"] = {"directory": str(home / "score-plain")}
@@ -210,8 +208,13 @@ def test_score_checks_the_columns_too(home: Path) -> None:
         "run": {"directory": str(home / "never")},
         "student": {"model": str(home / "model")},
         "teacher": {"model": str(home / "model"), "context": "{{ trace }}"},
-        "data": {"sources": {"gold": {"path": str(home / "rows.jsonl"), "prompt": "{{ q }}", "answer": "{{ a }}"}}},
+        "data": {
+            "sources": {"gold": {"path": str(home / "rows.jsonl"), "prompt": "{{ q }}", "answer": "{{ a }}", "max_tokens": 40}}
+        },
         "cache": str(home / "no-cache"),
     }
     with pytest.raises(DataError, match="has no column 'trace'"):
         plan_score(ScoreConfig.model_validate(scoring))
+    scoring["teacher"] = {"model": str(home / "model"), "context": OTHER}
+    [first, *_] = plan_score(ScoreConfig.model_validate(scoring)).rows()["texts"]
+    assert tiny_renderer().whole(first.tokens[: first.start]) == "000=0="  # as the teacher will read it
