@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ Result = dict[str, Any]
 
 
 class Shards:
-    """Files FOLDER/part-000000.ENDING. Shard s holds the results of `rows` rows of the source from s * rows on, in their order.
+    """Files FOLDER/rows/part-000000.ENDING. Shard s holds the results of `rows` rows of the source from s * rows on, in order.
 
-    A file that exists is whole, and is never written again.
+    A file that exists is whole, and is never written again. Failed rows have other columns, and stand in FOLDER/failed, so that
+    all files of rows load as one data set.
     """
 
     def __init__(self, folder: Path, ending: str, rows: int) -> None:
-        self.folder, self.rows, self._ending = folder, rows, ending
-        folder.mkdir(parents=True, exist_ok=True)
-        for partial in folder.glob("*.partial"):
+        self.folder, self.rows, self._ending = folder / "rows", rows, ending
+        self._failed = folder / "failed"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for partial in chain(self.folder.glob("*.partial"), self._failed.glob("*.partial")):
             partial.unlink()
 
     def path(self, number: int) -> Path:
@@ -31,24 +34,36 @@ class Shards:
         return self.path(number).is_file()
 
     def write(self, number: int, results: Sequence[Result]) -> None:
-        """Write a shard. Raises DiskFullError."""
-        path = self.path(number)
-        partial = path.with_suffix(".partial")
-        with writing(path):
-            _WRITERS[self._ending](partial, results)
-            rename(partial, path)
+        """Write a shard, its failed rows first, so that it is done once its rows are written. Raises DiskFullError."""
+        if failed := [each for each in results if "error" in each]:
+            self._failed.mkdir(exist_ok=True)
+            _write(self._failed / f"part-{number:06d}.jsonl", "jsonl", failed)
+        _write(self.path(number), self._ending, [each for each in results if "error" not in each])
 
     def read(self, number: int) -> Iterator[Result]:
-        """The results of a shard. Raises RunDirectoryError where the file is damaged."""
-        path = self.path(number)
-        try:
-            yield from _READERS[self._ending](path)
-        except (OSError, ValueError) as error:
-            raise RunDirectoryError(f"{path} cannot be read ({error}); delete it, and give the same command again") from None
+        """The results of a shard, failed rows last. Raises RunDirectoryError where a file is damaged."""
+        path, failed = self.path(number), self._failed / f"part-{number:06d}.jsonl"
+        yield from _read(path, self._ending)
+        if failed.is_file():
+            yield from _read(failed, "jsonl")
 
     def numbers(self) -> list[int]:
         """The shards that are written, in order."""
         return sorted(int(path.stem.removeprefix("part-")) for path in self.folder.glob(f"part-*.{self._ending}"))
+
+
+def _write(path: Path, ending: str, results: Sequence[Result]) -> None:
+    partial = path.with_suffix(".partial")
+    with writing(path):
+        _WRITERS[ending](partial, results)
+        rename(partial, path)
+
+
+def _read(path: Path, ending: str) -> Iterator[Result]:
+    try:
+        yield from _READERS[ending](path)
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"{path} cannot be read ({error}); delete it, and give the same command again") from None
 
 
 def _write_jsonl(path: Path, results: Sequence[Result]) -> None:
@@ -66,13 +81,8 @@ def _write_parquet(path: Path, results: Sequence[Result]) -> None:
     import pyarrow.parquet
 
     names = dict.fromkeys(name for each in results for name in each)
-    columns = {name: [_cell(each.get(name)) for each in results] for name in names}
+    columns = {name: [each.get(name) for each in results] for name in names}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
-
-
-def _cell(value: Any) -> Any:
-    """A value for a column: mappings differ from row to row, and become JSON."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
 
 
 def _read_parquet(path: Path) -> Iterator[Result]:

@@ -32,7 +32,7 @@ async def generate(config: GenerateConfig) -> dict[str, Any]:
     start_log(directory.path)
     for line in plan.lines:
         log.info("%s", line)
-    shards = Shards(directory.path / "rows", config.output.format, config.output.shard_rows)
+    shards = Shards(directory.path, config.output.format, config.output.shard_rows)
     missing = -(-plan.rows // shards.rows) - len(shards.numbers())
     log.info("%d of %d files are written already", len(shards.numbers()), len(shards.numbers()) + missing)
     started = time.perf_counter()

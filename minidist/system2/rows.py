@@ -72,7 +72,7 @@ class RowProgram:
             "answer": vote.answer,
             "kept": kept,
             "agreement": vote.agreement,
-            "votes": vote.votes,
+            "votes": [{"form": form, "count": count} for form, count in vote.votes.items()],
             "tokens": sum(calls.tokens for calls in all_calls),
             "answer_tokens": answered[0].calls.tokens,
             "truncated": sum(calls.truncated for calls in all_calls),

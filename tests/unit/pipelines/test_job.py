@@ -1,0 +1,114 @@
+"""A job: every row once and in order, few rows at one time, failures counted, and shards that are never touched again."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minidist.config.generate import OutputConfig
+from minidist.data.templates import BadRow
+from minidist.errors import DataError, RoleError
+from minidist.pipelines.job import Job, Tally
+from minidist.pipelines.shards import Shards
+from minidist.pipelines.steps import Item
+
+
+class Doubling:
+    """Doubles a number after a moment; remembers how many rows were under way at one time. Fails on the rows in `bad`."""
+
+    def __init__(self, bad: frozenset[int] = frozenset(), dies_at: int | None = None) -> None:
+        self.bad, self.dies_at = bad, dies_at
+        self.running = self.most = self.calls = 0
+
+    async def run(self, item: Item) -> dict[str, Any]:
+        self.calls += 1
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0.001 * (item.number % 3))
+        self.running -= 1
+        if item.number == self.dies_at:
+            raise RoleError("the rollout died")
+        if item.number in self.bad:
+            raise BadRow("too long")
+        return {"doubled": 2 * item.number, "tokens": 1}
+
+
+def items(count: int, read: list[int] | None = None) -> Iterator[Item]:
+    for number in range(count):
+        if read is not None:
+            read.append(number)
+        yield Item(number, str(number), {})
+
+
+def run(folder: Path, step: Doubling, count: int, read: list[int] | None = None, **options: Any) -> Tally:
+    output = OutputConfig(**{"shard_rows": 10, "rows_in_flight": 8, **options})
+    job = Job(step, Shards(folder, "jsonl", output.shard_rows), output, lambda *figures: None)
+    return asyncio.run(job.run(items(count, read)))
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    shards = Shards(folder, "jsonl", 10)
+    return [result for number in shards.numbers() for result in shards.read(number)]
+
+
+def test_every_row_is_there_once_and_in_order(tmp_path: Path) -> None:
+    tally = run(tmp_path, Doubling(), 37)
+    assert written(tmp_path) == [{"key": str(n), "doubled": 2 * n, "tokens": 1} for n in range(37)]
+    assert tally.summary() == {"rows": 37, "rows_failed": 0, "tokens": 37}
+    assert [len(path.read_text().splitlines()) for path in sorted(tmp_path.glob("rows/*"))] == [10, 10, 10, 7]
+
+
+def test_few_rows_are_under_way_and_few_are_read_ahead(tmp_path: Path) -> None:
+    step, read = Doubling(), list[int]()
+    ahead = 0
+
+    class Watched(Doubling):
+        async def run(self, item: Item) -> dict[str, Any]:
+            nonlocal ahead
+            ahead = max(ahead, len(read) - self.calls)
+            return await super().run(item)
+
+    step = Watched()
+    run(tmp_path, step, 500, read)
+    assert step.most == 8 and ahead <= 30
+
+
+def test_a_job_goes_on_where_it_was_and_touches_no_shard(tmp_path: Path) -> None:
+    with pytest.raises(ExceptionGroup) as failed:
+        run(tmp_path, Doubling(dies_at=25), 60)
+    assert isinstance(failed.value.exceptions[0], RoleError)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.glob("rows/*")}
+    assert 0 < len(before) < 6
+    step = Doubling()
+    run(tmp_path, step, 60)
+    assert step.calls == 60 - 10 * len(before)
+    assert all((path.stat().st_mtime_ns, path.read_bytes()) == kept for path, kept in before.items())
+    assert [row["doubled"] for row in written(tmp_path)] == list(range(0, 120, 2))
+
+
+def test_failed_rows_are_written_with_the_reason_and_counted(tmp_path: Path) -> None:
+    tally = run(tmp_path, Doubling(frozenset({3})), 100)
+    assert [row["key"] for row in written(tmp_path)[:10]] == [*"012456789", "3"]
+    assert written(tmp_path)[9] == {"key": "3", "error": "too long"}
+    assert tally.summary() == {"rows": 100, "rows_failed": 1, "tokens": 99, "reasons": {"too long": 1}}
+
+
+def test_too_many_failed_rows_stop_the_job(tmp_path: Path) -> None:
+    with pytest.raises(ExceptionGroup) as failed:
+        run(tmp_path, Doubling(frozenset(range(0, 2000, 2))), 2000)
+    [error] = [each for each in failed.value.exceptions if isinstance(each, DataError)][:1]
+    assert "rows failed, more than output.failed_frac=0.05" in str(error) and "too long" in str(error)
+    assert len(written(tmp_path)) < 200
+
+
+def test_the_accuracy_of_what_is_kept_is_that_of_the_kept_rows() -> None:
+    tally = Tally()
+    results = [(True, True), (True, False), (False, True), (False, False), (True, True)]
+    for kept, right in results:
+        tally.add({"key": "0", "kept": kept, "right": right, "tokens": 4, "answer_tokens": 2, "truncated": 0})
+    found = tally.summary()
+    assert (found["rows_kept"], found["accept_frac"]) == (3, 0.6)
+    assert (found["accuracy"], found["accuracy_kept"]) == (0.6, pytest.approx(2 / 3))
+    assert (found["tokens"], found["answer_tokens_mean"]) == (20, 2)
