@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from minidist.config.generate import OutputConfig
+from minidist.config.pipelines import OutputConfig
 from minidist.data.templates import BadRow
 from minidist.errors import DataError
 from minidist.pipelines.shards import Result, Shards

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, NotRequired, Protocol
 
 from pydantic import Field, TypeAdapter
@@ -13,6 +14,7 @@ from minidist.config.generate import ChatServerConfig
 from minidist.data.rendering import Asking, Renderer
 from minidist.data.sources import check_prompt_length
 from minidist.errors import RoleError
+from minidist.pipelines.gathering import Gathering
 from minidist.protocols import Ask, RolloutEngine
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.server.connection import Connection
@@ -65,47 +67,20 @@ class EngineWriter:
         self._renderer = renderer
         self._sampling = sampling
         self._limit = max_prompt_tokens
-        self._load = [0] * len(engines)
-        self._waiting: dict[int, list[tuple[Prompt, asyncio.Future[list[Rollout]]]]] = {}
-        self._sending: set[asyncio.Task[None]] = set()
+        self._gathered: dict[int, Gathering[RolloutEngine, Prompt, list[Rollout]]] = {}
+        """The calls by their number of samples."""
 
     async def write(self, asking: Asking, identity: str, samples: int, tools: Any = None) -> list[Sample]:
         tokens = self._renderer.prompt(asking, tools)
         check_prompt_length(tokens, self._limit)
-        rollouts = await self._rollouts(Prompt(number_of(identity), tokens, ""), samples)
+        if samples not in self._gathered:
+            self._gathered[samples] = Gathering(self._engines, partial(self._send, samples))
+        rollouts = await self._gathered[samples].call(Prompt(number_of(identity), tokens, ""))
         return [Sample(each.text, len(each.tokens), each.finish, each.tokens, each.logprobs) for each in rollouts]
 
-    def _rollouts(self, prompt: Prompt, samples: int) -> "asyncio.Future[list[Rollout]]":
-        """The call joins those with as many samples that are made before the loop turns."""
-        future: asyncio.Future[list[Rollout]] = asyncio.get_running_loop().create_future()
-        if samples not in self._waiting:
-            self._waiting[samples] = []
-            task = asyncio.ensure_future(self._send(samples))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
-        self._waiting[samples].append((prompt, future))
-        return future
-
-    async def _send(self, samples: int) -> None:
-        await asyncio.sleep(0)
-        calls = self._waiting.pop(samples)
-        engine = min(range(len(self._engines)), key=self._load.__getitem__)
-        self._load[engine] += len(calls)
-        try:
-            prompts = [prompt for prompt, _ in calls]
-            rollouts = await self._engines[engine].generate(prompts, replace(self._sampling, samples=samples))
-        except BaseException as error:  # handed to those who wait, whatever it is
-            for _, future in calls:
-                if not future.done():
-                    future.cancel() if isinstance(error, asyncio.CancelledError) else future.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
-            return
-        finally:
-            self._load[engine] -= len(calls)
-        for number, (_, future) in enumerate(calls):
-            if not future.done():
-                future.set_result(rollouts[number * samples : (number + 1) * samples])
+    async def _send(self, samples: int, engine: RolloutEngine, prompts: list[Prompt]) -> list[list[Rollout]]:
+        rollouts = await engine.generate(prompts, replace(self._sampling, samples=samples))
+        return [rollouts[start : start + samples] for start in range(0, len(rollouts), samples)]
 
 
 _Count = Annotated[int, Field(ge=0)]

@@ -10,10 +10,11 @@ from typing import Any
 from minidist.cluster.cluster import Cluster
 from minidist.config import GenerateConfig
 from minidist.pipelines.job import Job, Tally
+from minidist.pipelines.rows import items
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Plain, Programmed, Step
 from minidist.pipelines.writers import EngineWriter, ServerWriter, TextWriter
-from minidist.preflight.generate import GeneratePlan, items, plan_generate
+from minidist.preflight.generate import GeneratePlan, plan_generate
 from minidist.roles.host import Roles
 from minidist.run.directory import RunDirectory
 from minidist.run.files import rename, writing

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minidist.config.generate import OutputConfig
+from minidist.config.pipelines import OutputConfig
 from minidist.data.templates import BadRow
 from minidist.errors import DataError, RoleError
 from minidist.pipelines.job import Job, Tally
