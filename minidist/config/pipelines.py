@@ -18,7 +18,7 @@ class RowsDataConfig(RenderConfig):
     """Rows with prompts. Other columns are kept beside the results, and are there for the prompts of a program."""
 
 
-class OutputConfig(Section):
+class FilesConfig(Section):
     """What is written, and how much of it at a time."""
 
     format: Annotated[Literal["jsonl", "parquet"], FREE] = "jsonl"
@@ -40,6 +40,6 @@ class PipelineSection(StageSection):
     data: RowsDataConfig
     key: str | None = None
     """Column with a different value for each row, which names it in the output. None: the number of the row."""
-    output: OutputConfig = OutputConfig()
+    files: FilesConfig = FilesConfig()
     cluster: Annotated[ClusterConfig, FREE] = ClusterConfig()
     canaries: CanaryConfig = CanaryConfig()

@@ -8,11 +8,12 @@ from minidist.config.distill import DistillConfig
 from minidist.config.evaluate import EvaluateConfig
 from minidist.config.generate import GenerateConfig
 from minidist.config.score import ScoreConfig
+from minidist.config.score_table import ScoreTableConfig
 from minidist.config.sft import SftConfig
 from minidist.config.teach import TeachConfig
 from minidist.config.toy import ToyConfig
 
-Config = SftConfig | DistillConfig | EvaluateConfig | GenerateConfig | ScoreConfig
+Config = SftConfig | DistillConfig | EvaluateConfig | GenerateConfig | ScoreConfig | ScoreTableConfig
 """Stages that are one run with roles."""
 
 Command = Config | TeachConfig | CompareConfig | CompareLessonsConfig | ToyConfig

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from minidist.config.pipelines import OutputConfig
+from minidist.config.pipelines import FilesConfig
 from minidist.data.templates import BadRow
 from minidist.errors import DataError
 from minidist.pipelines.shards import Result, Shards
@@ -70,20 +70,18 @@ class Job:
     Args:
         step: the work on a row.
         shards: where results go.
-        output: how many rows at one time, and how many may fail.
+        files: how many rows at one time, and how many may fail.
         progress: called after each shard with the rows done, the tally and the tokens a second.
     """
 
-    def __init__(
-        self, step: Step, shards: Shards, output: OutputConfig, progress: Callable[[Tally, float, float], None]
-    ) -> None:
+    def __init__(self, step: Step, shards: Shards, files: FilesConfig, progress: Callable[[Tally, float, float], None]) -> None:
         self._step = step
         self._shards = shards
-        self._output = output
+        self._files = files
         self._progress = progress
         self._tally = Tally()
-        self._slots = asyncio.Semaphore(output.rows_in_flight)
-        self._shards_open = asyncio.Semaphore(2 + output.rows_in_flight // output.shard_rows)
+        self._slots = asyncio.Semaphore(files.rows_in_flight)
+        self._shards_open = asyncio.Semaphore(2 + files.rows_in_flight // files.shard_rows)
         self._started = time.perf_counter()
         self._new = Tally()
 
@@ -122,10 +120,10 @@ class Job:
         seconds = time.perf_counter() - self._started
         self._progress(self._tally, self._new.rows / seconds, self._new.tokens / seconds)
         failed = sum(self._tally.failed.values())
-        if self._tally.rows >= _FEW and failed > self._output.failed_frac * self._tally.rows:
+        if self._tally.rows >= _FEW and failed > self._files.failed_frac * self._tally.rows:
             reason, count = self._tally.failed.most_common(1)[0]
-            found = f"{failed} of {self._tally.rows} rows failed, more than output.failed_frac={self._output.failed_frac}"
-            raise DataError(f"{found}; {count} times: {reason}; correct the rows, or raise output.failed_frac")
+            found = f"{failed} of {self._tally.rows} rows failed, more than files.failed_frac={self._files.failed_frac}"
+            raise DataError(f"{found}; {count} times: {reason}; correct the rows, or raise files.failed_frac")
 
     async def _row(self, item: Item) -> Result:
         async with self._slots:

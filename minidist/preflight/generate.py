@@ -83,12 +83,12 @@ def _try_rows(config: GenerateConfig, plan: GeneratePlan) -> None:
 
 
 def _lines(config: GenerateConfig, rows: int) -> list[str]:
-    rollout, output, program = config.rollout, config.output, config.program
-    shards = -(-rows // output.shard_rows)
+    rollout, files, program = config.rollout, config.files, config.program
+    shards = -(-rows // files.shard_rows)
     by = "samples" if program is None else f"samples of {program.type}, filter {program.filter.type}"
     drawn = f"up to {rollout.max_new_tokens} tokens a call, temperature {rollout.temperature:g}"
-    where = f"{config.run.directory}/rows, {shards:,} files of {output.shard_rows:,} rows ({output.format})"
+    where = f"{config.run.directory}/rows, {shards:,} files of {files.shard_rows:,} rows ({files.format})"
     return [
         f"rows: {rows:,} of {config.data.rows.path}, {rollout.samples_per_prompt} {by}; {drawn}",
-        f"output: {where}, {output.rows_in_flight} rows at one time",
+        f"output: {where}, {files.rows_in_flight} rows at one time",
     ]

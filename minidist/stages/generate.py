@@ -3,14 +3,12 @@
 import asyncio
 import json
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from minidist.cluster.cluster import Cluster
 from minidist.config import GenerateConfig
-from minidist.pipelines.job import Job, Tally
-from minidist.pipelines.rows import items
+from minidist.pipelines.job import Tally
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Plain, Programmed, Step
 from minidist.pipelines.writers import EngineWriter, ServerWriter, TextWriter
@@ -18,7 +16,8 @@ from minidist.preflight.generate import GeneratePlan, plan_generate
 from minidist.roles.host import Roles
 from minidist.run.directory import RunDirectory
 from minidist.run.files import rename, writing
-from minidist.run.tracking import Recorder, log, start_log
+from minidist.run.tracking import log
+from minidist.stages.pipeline import counted, missing, opened, through
 from minidist.types import Sampling
 
 _SIDE = ("trace", "votes", "tokens", "answer_tokens", "truncated", "kept", "agreement", "right")
@@ -29,32 +28,16 @@ async def generate(config: GenerateConfig) -> dict[str, Any]:
     """Answer the rows that no shard holds yet, and write what is kept; the summary is printed and written."""
     plan = plan_generate(config)
     directory = RunDirectory(config)
-    directory.share()
-    start_log(directory.path)
-    for line in plan.lines:
-        log.info("%s", line)
-    shards = Shards(directory.path, config.output.format, config.output.shard_rows)
-    missing = -(-plan.rows // shards.rows) - len(shards.numbers())
-    log.info("%d of %d files are written already", len(shards.numbers()), len(shards.numbers()) + missing)
+    shards = opened(directory, config, plan.lines)
     started = time.perf_counter()
-    tally = await _answered(config, plan, shards) if missing else _counted(shards)
-    summary = tally.summary()
-    if missing:
-        seconds = time.perf_counter() - started
-        summary |= {"seconds_answering": round(seconds, 1)}
+    left = missing(shards, plan.rows)
+    summary = (await _answered(config, plan, shards) if left else counted(shards)).summary()
+    if left:
+        summary["seconds_answering"] = round(time.perf_counter() - started, 1)
     if config.program is not None:
         summary["kept"] = str(await asyncio.to_thread(_write_kept, shards, directory.path / "kept.jsonl"))
     log.info("%s", _sentence(summary, shards))
     return directory.finish(summary)
-
-
-def _counted(shards: Shards) -> Tally:
-    """The tally of a job whose shards are all written."""
-    tally = Tally()
-    for number in shards.numbers():
-        for result in shards.read(number):
-            tally.add(result)
-    return tally
 
 
 async def _answered(config: GenerateConfig, plan: GeneratePlan, shards: Shards) -> Tally:
@@ -76,25 +59,11 @@ async def _answered(config: GenerateConfig, plan: GeneratePlan, shards: Shards) 
 
 
 async def _through(config: GenerateConfig, plan: GeneratePlan, shards: Shards, writer: TextWriter) -> Tally:
-    """Every missing row through the step, with a progress bar."""
     reader = plan.reader(config)
-    step: Step = Plain(writer, reader, config.rollout.samples_per_prompt, config.output.tokens)
+    step: Step = Plain(writer, reader, config.rollout.samples_per_prompt, config.files.tokens)
     if plan.program is not None:
         step = Programmed(writer, reader, plan.program)
-    shown = {"speed/rows_per_s": "rows/s", "speed/tokens_per_s": "tokens/s", "rows/failed": "failed"}
-    with closing(Recorder(config.run.directory, range(plan.rows), tensorboard=config.run.tensorboard, shown=shown)) as recorder:
-
-        def progress(tally: Tally, rows_per_s: float, tokens_per_s: float) -> None:
-            figures = {"speed/rows_per_s": rows_per_s, "speed/tokens_per_s": tokens_per_s}
-            recorder.step(tally.rows - 1, figures | {"rows/failed": float(sum(tally.failed.values()))})
-
-        try:
-            return await Job(step, shards, config.output, progress).run(items(config))
-        except ExceptionGroup as failed:  # the first failure has cancelled the others
-            raise failed.exceptions[0] from None
-        except asyncio.CancelledError:
-            log.info("stopped; the files written so far are kept, and the same command answers the other rows")
-            raise
+    return await through(config, step, shards, plan.rows)
 
 
 def _write_kept(shards: Shards, path: Path) -> Path:

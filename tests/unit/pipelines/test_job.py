@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minidist.config.pipelines import OutputConfig
+from minidist.config.pipelines import FilesConfig
 from minidist.data.templates import BadRow
 from minidist.errors import DataError, RoleError
 from minidist.pipelines.job import Job, Tally
@@ -43,8 +43,8 @@ def items(count: int, read: list[int] | None = None) -> Iterator[Item]:
 
 
 def run(folder: Path, step: Doubling, count: int, read: list[int] | None = None, **options: Any) -> Tally:
-    output = OutputConfig(**{"shard_rows": 10, "rows_in_flight": 8, **options})
-    job = Job(step, Shards(folder, "jsonl", output.shard_rows), output, lambda *figures: None)
+    files = FilesConfig(**{"shard_rows": 10, "rows_in_flight": 8, **options})
+    job = Job(step, Shards(folder, "jsonl", files.shard_rows), files, lambda *figures: None)
     return asyncio.run(job.run(items(count, read)))
 
 
@@ -99,7 +99,7 @@ def test_too_many_failed_rows_stop_the_job(tmp_path: Path) -> None:
     with pytest.raises(ExceptionGroup) as failed:
         run(tmp_path, Doubling(frozenset(range(0, 2000, 2))), 2000)
     [error] = [each for each in failed.value.exceptions if isinstance(each, DataError)][:1]
-    assert "rows failed, more than output.failed_frac=0.05" in str(error) and "too long" in str(error)
+    assert "rows failed, more than files.failed_frac=0.05" in str(error) and "too long" in str(error)
     assert len(written(tmp_path)) < 200
 
 

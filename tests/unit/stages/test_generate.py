@@ -40,7 +40,7 @@ def write(folder: Path, url: str, rows: list[dict[str, Any]] | None = None, **se
         "server": {"url": url, "attempts": 2, "pause_s": 0.1, "timeout_s": 20, "requests": 8},
         "data": {"rows": {"path": str(source)}},
         "rollout": {"samples_per_prompt": 3, "max_new_tokens": 20},
-        "output": {"shard_rows": 10, "rows_in_flight": 16},
+        "files": {"shard_rows": 10, "rows_in_flight": 16},
     }
     for name, section in sections.items():
         config[name] = {**config.get(name, {}), **section} if isinstance(section, dict) else section
@@ -194,7 +194,7 @@ ROW = {"prompt": "2 + 2?", "answer": "4"}
         ([ROW], {"data": {"rows": {"path": "rows.jsonl", "prompt": "{{ question }}"}}}, "no data file|no column 'question'"),
         ([{"prompt": " "}], {}, "row 0 of .* cannot be used: the prompt is empty"),
         ([ROW], {"program": {}, "rollout": {"temperature": 0, "samples_per_prompt": 4}}, "the same answer in every sample"),
-        ([ROW], {"output": {"tokens": True}}, "a server answers in text alone; set output.tokens=false"),
+        ([ROW], {"files": {"tokens": True}}, "a server answers in text alone; set files.tokens=false"),
         ([ROW], {"model": {"model": "x"}}, "set exactly one of model"),
     ],
 )
