@@ -51,8 +51,6 @@ def run(task: str, seed: int) -> dict[str, dict[str, float]]:
     drawn |= {
         "rollout__samples_per_prompt": 4,
         "program__filter": "{threshold: 0.5}",
-        "rollout__engine": "vllm",
-        "cluster__roles": "ray",
     }
     at_once = answers(home / "at_once", base, task, "system1.yaml", run__seed=seed, **drawn)
     for name, rows in (("distilled", thought), ("control", at_once)):

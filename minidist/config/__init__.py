@@ -8,6 +8,7 @@ from minidist.config.evaluate import EvaluateConfig
 from minidist.config.generate import GenerateConfig
 from minidist.config.load import dump, load
 from minidist.config.score import ScoreConfig
+from minidist.config.score_table import ScoreTableConfig
 from minidist.config.sft import SftConfig
 from minidist.config.stages import CONFIGS, Command, Config
 from minidist.config.teach import TeachConfig
@@ -20,6 +21,7 @@ __all__ = [
     "EvaluateConfig",
     "GenerateConfig",
     "ScoreConfig",
+    "ScoreTableConfig",
     "SftConfig",
     "TeachConfig",
     "ToyConfig",

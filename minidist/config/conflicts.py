@@ -8,9 +8,16 @@ from minidist.config.terms import GroupedSection, SinkhornTermConfig
 from minidist.types import MAIN
 
 if TYPE_CHECKING:
-    from minidist.config import DistillConfig, EvaluateConfig, GenerateConfig, ScoreConfig, SftConfig, TeachConfig
+    from minidist.config import (
+        DistillConfig,
+        EvaluateConfig,
+        GenerateConfig,
+        ScoreConfig,
+        ScoreTableConfig,
+        SftConfig,
+        TeachConfig,
+    )
     from minidist.config.models import ModelConfig
-    from minidist.config.score_table import ScoreTableConfig
 
 
 def initial(c: "SftConfig | DistillConfig | TeachConfig") -> Iterator[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 
 from minidist.cluster.machine import cores, cpu_share
-from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, TeachConfig
+from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, ScoreTableConfig, TeachConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.data import SourceConfig
 from minidist.config.teacher import SoftPromptConfig, TeacherConfig
@@ -114,7 +114,7 @@ def check_distillation(config: DistillConfig, models: PairFacts) -> None:
         check_engine(models.teacher, config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
 
 
-def check_teacher_engine(config: DistillConfig | EvaluateConfig | ScoreConfig, teacher: ModelFacts) -> None:
+def check_teacher_engine(config: DistillConfig | EvaluateConfig | ScoreConfig | ScoreTableConfig, teacher: ModelFacts) -> None:
     """The engine of the teacher can compute its scores."""
     check_teacher(config, teacher)
     if config.teacher.in_vllm:

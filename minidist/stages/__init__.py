@@ -104,6 +104,13 @@ STAGES: dict[str, Stage] = {
         run="minidist.stages.score:score",
         roles=lambda config: ("teacher",),
     ),
+    "score_table": Stage(
+        "score",
+        "Write each row of a data set with its answers' log-probabilities under a teacher.",
+        plan="minidist.preflight.score_table:plan_score_table",
+        run="minidist.stages.score_table:score_table",
+        reruns=True,
+    ),
     "compare": Stage(
         "compare",
         "Train one student with each of a list of objectives, all else equal; write records, a table and a picture.",

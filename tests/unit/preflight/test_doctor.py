@@ -27,6 +27,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "distill": DISTILL,
     "evaluate": {"models": {"a": "student"}, "teacher": {"model": "teacher"}, "data": {"test": {"path": "task:sort"}}},
     "generate": {"model": {"model": "student"}, "data": {"rows": {"path": "task:sort"}}},
+    "score_table": {"teacher": {"model": "teacher", "payload": "sampled"}, "data": {"rows": {"path": "task:sort"}}},
     "teach": {"task": {"glue": "sst2"}, "student": {"model": "student"}, "data": {"train": {"path": "train.jsonl"}}},
     "score": PAIR | {"data": {"sources": {"text": ROWS}}, "cache": "cache"},
     "compare": {"base": DISTILL, "cells": {"a": {}}, "evaluation": {"test": {"path": "task:sort"}}},
