@@ -25,7 +25,7 @@ def resolve(name: str, where: str, *, weights: bool = True) -> Path:
     if path.is_dir():
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"{where}: no model directory at {name}; train one with minidist sft, or correct the path")
+        raise ModelError(f"{where}: no model directory at {name}; train one with minidist sft or teach, or correct the path")
     try:
         return Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -128,6 +128,15 @@ def test_sequences_of_teachers(folder: Path) -> None:
     assert same_weights(final(folder, "takd"), final(folder, "takd-parts"))
 
 
+def test_an_assistant_without_a_model_is_cut_from_the_teacher(folder: Path) -> None:
+    cut, named = {"init": {"layers": [0, 1, 2]}, "steps": 2}, {"model": str(folder / "teacher/final")}
+    teach(folder, lesson(folder, "takd", lesson={"assistants": [cut]}), "takd-cut")
+    teach(folder, lesson(folder, "takd", lesson={"assistants": [named | cut]}), "takd-named")
+    assert same_weights(final(folder, "takd-cut"), final(folder, "takd-named"))
+    first = next(line["assistant_0/loss"] for line in metrics(folder, "takd-cut") if "assistant_0/loss" in line)
+    assert first < 0.3, "it starts as the teacher, which has learned"
+
+
 def test_influence_is_data_and_a_picture(folder: Path) -> None:
     teach(folder, lesson(folder, "lgtm"), "traced")
     lines = [json.loads(line) for line in (folder / "traced/influence.jsonl").read_text().splitlines()]
