@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE, RUNS = Path(__file__).parent, Path("runs/system2")
-TASKS = ("last_letters", "arithmetic")
+TASKS = ("last_letters",)
 SYSTEMS = {
     "System 1": "the base model, asked directly",
     "System 2": "the base model writes its steps",
@@ -99,15 +99,15 @@ def table(records: dict[str, list[dict[str, dict[str, float]]]]) -> str:
 
 def picture(records: dict[str, list[dict[str, dict[str, float]]]], file: Path) -> None:
     """Accuracy against tokens per answer, a panel a task; each point is a seed."""
-    figure, panels = plt.subplots(1, len(records), figsize=(9, 3.6), sharey=True)
-    for panel, (task, each) in zip(panels, records.items(), strict=True):
+    figure, panels = plt.subplots(1, len(records), figsize=(6, 3.6), squeeze=False)
+    for panel, (task, each) in zip(panels[0], records.items(), strict=True):
         for name in SYSTEMS:
             points = [(found[name]["tokens"], found[name]["accuracy"]) for found in each]
             panel.scatter(*zip(*points, strict=True), label=name, s=36, alpha=0.8)
         panel.set(title=task.replace("_", " "), xlabel="generated tokens per answer", xscale="log", ylim=(-0.03, 1.03))
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("accuracy, 500 test problems")
-    panels[-1].legend(fontsize=8)
+    panels[0][0].set_ylabel("accuracy, 500 test problems")
+    panels[0][-1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=130)
 

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig
+from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, ScoreTableConfig
 from minidist.config.learner import MeasureConfig
 from minidist.errors import ModelError
 from minidist.preflight.facts import ModelFacts
@@ -14,7 +14,7 @@ def check_learnt(model: ModelFacts, learner: MeasureConfig) -> list[str]:
     return _layout_lines(model, learner)
 
 
-def check_teacher(config: DistillConfig | EvaluateConfig | ScoreConfig, teacher: ModelFacts) -> None:
+def check_teacher(config: DistillConfig | EvaluateConfig | ScoreConfig | ScoreTableConfig, teacher: ModelFacts) -> None:
     """transformers computes the teacher's logits right, where it does."""
     kind = config.teacher
     if kind.payload == "hidden" or (kind.hosted and not kind.in_vllm):
