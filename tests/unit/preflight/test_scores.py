@@ -213,7 +213,7 @@ SCORING: dict[str, str] = {
     "data.sources.text.max_new_tokens=4": "plain text is cut by max_tokens",
     "data.sources.gold.max_tokns=4": "unknown key data.sources",
     "data.sources.text.max_tokens=4000": "the longest row of data.sources is 4000, more than the model's context of 128",
-    "output=table": "output is 'table'",
+    "output=list": "output is 'list'",
 }
 
 

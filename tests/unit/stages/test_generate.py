@@ -55,7 +55,7 @@ def run(file: Path) -> Command:
 
 def results(file: Path) -> dict[str, bytes]:
     folder = file.parent / "run"
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/part-*"))}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/part-*.jsonl"))}
 
 
 def rows_of(file: Path) -> list[dict[str, Any]]:
@@ -129,7 +129,7 @@ def test_a_job_killed_three_times_ends_as_an_undisturbed_one(tmp_path: Path, ser
             time.sleep(random.Random(seed).random() * 0.2)
             command.process.send_signal(signal.SIGKILL)
             kills += command.wait().returncode == -signal.SIGKILL
-            found = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed/run/rows").glob("part-*")}
+            found = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed/run/rows").glob("part-*.jsonl")}
             assert all(found[path] == time_ns for path, time_ns in kept.items())  # whole shards are not written again
             kept = found
     finally:
