@@ -45,9 +45,10 @@ class Tally:
             self.answer_tokens += int(result["answer_tokens"])
             self.truncated += bool(result["truncated"])
         if "right" in result:
-            self.graded += 1
-            self.right += bool(result["right"])
-            self.right_kept += bool(result["right"] and result["kept"])
+            answers = result["right"] if isinstance(result["right"], list) else [result["right"]]
+            self.graded += len(answers)
+            self.right += sum(answers)
+            self.right_kept += bool(result["right"] and result.get("kept"))
 
     def summary(self) -> dict[str, Any]:
         """Counts and shares, for summary.json."""
@@ -60,6 +61,7 @@ class Tally:
             found["answer_tokens_mean"] = self.answer_tokens / self.voted
         if self.graded:
             found["accuracy"] = self.right / self.graded
+        if self.graded and self.voted:
             found["accuracy_kept"] = self.right_kept / self.kept if self.kept else None
         return found
 

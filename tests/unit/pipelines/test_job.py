@@ -112,3 +112,10 @@ def test_the_accuracy_of_what_is_kept_is_that_of_the_kept_rows() -> None:
     assert (found["rows_kept"], found["accept_frac"]) == (3, 0.6)
     assert (found["accuracy"], found["accuracy_kept"]) == (0.6, pytest.approx(2 / 3))
     assert (found["tokens"], found["answer_tokens_mean"]) == (20, 2)
+
+
+def test_graded_answers_without_a_filter_give_an_accuracy_alone() -> None:
+    tally = Tally()
+    for right in ([True, False], [True, True], False):
+        tally.add({"key": "0", "right": right, "tokens": 1})
+    assert tally.summary() == {"rows": 3, "rows_failed": 0, "tokens": 3, "accuracy": 0.6}
