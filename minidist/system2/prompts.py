@@ -27,11 +27,6 @@ class Prompts:
             raise ConfigError(f"program.templates: no folder at {folder}; give a folder of files NAME.jinja, or leave it out")
         self._templates = {name: _read(_file(name, folder), names) for name, names in needed.items()}
 
-    @property
-    def columns(self) -> dict[str, set[str]]:
-        """The names that each prompt uses."""
-        return {name: set(template.columns) for name, template in self._templates.items()}
-
     def fill(self, name: str, values: Mapping[str, Any]) -> str:
         """The prompt, filled. Raises BadRow."""
         return self._templates[name].fill(values)
