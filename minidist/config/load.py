@@ -32,6 +32,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Command:
         _override(tree, override)
     if tree.get("stage") == "score" and tree.get("output") == "table":
         tree["stage"] = "score_table"  # the verb has two stages, by the form of its output
+    if tree.get("stage") == "evaluate" and "systems" in tree:
+        tree["stage"] = "evaluate_programs"
     found = tree.get("stage")
     if not isinstance(found, str) or found not in CONFIGS:
         raise ConfigError(f"{path}: stage is {found!r}; expected one of {', '.join(CONFIGS)}")

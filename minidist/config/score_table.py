@@ -5,19 +5,9 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from minidist.config import conflicts
-from minidist.config.base import Section
+from minidist.config.grade import GradeConfig
 from minidist.config.pipelines import PipelineSection
-from minidist.config.system2 import AnswerForm
 from minidist.config.teacher import AnyTeacherConfig
-
-
-class GradeConfig(Section):
-    """Compares answers with a gold answer."""
-
-    gold: str
-    """Column of the gold answer."""
-    form: AnswerForm = "text"
-    """How answers are compared; see program.form."""
 
 
 class ScoreTableConfig(PipelineSection):

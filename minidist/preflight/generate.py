@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from minidist.config.evaluate_programs import EvaluateProgramsConfig
 from minidist.config.generate import GenerateConfig
 from minidist.data.exchanges import ExchangeReader
 from minidist.data.rendering import Renderer
@@ -65,6 +66,23 @@ def plan_generate(config: GenerateConfig) -> GeneratePlan:
     plan = GeneratePlan(rows, program, renderer, vocabulary, tokens, [*described, *_lines(config, rows)], longest=tokens)
     _try_rows(config, plan)
     return plan
+
+
+@dataclass(frozen=True)
+class ProgramsPlan:
+    """The lines that describe an evaluation of programs."""
+
+    lines: list[str]
+
+
+def plan_programs(config: EvaluateProgramsConfig) -> ProgramsPlan:
+    """The plan of each system; all of them answer the same rows."""
+    found: list[str] = []
+    for name in config.systems:
+        system = config.system(name, config.all_seeds[0])
+        found += [f"{name}: {line}" for line in plan_generate(system).lines if not line.startswith("output: ")]
+    seeds = ", ".join(map(str, config.all_seeds))
+    return ProgramsPlan([*found, f"output: {config.run.directory}/NAME-seedN and result.json; seeds {seeds}"])
 
 
 def _absent(model: Any) -> list[int]:

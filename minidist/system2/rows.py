@@ -47,7 +47,7 @@ class RowProgram:
         for name in self._config.filter.perturbations:
             needed |= dict.fromkeys(PERTURBATIONS[name].columns, f"program.filter.perturbations={name}")
         if self._config.gold is not None:
-            needed |= {self._config.gold: "program.gold"}
+            needed |= {self._config.gold: "accuracy (program.gold, grade.gold)"}
         for name, by in needed.items():
             if name not in columns:
                 raise ConfigError(f"{where} has no column {name!r}, which {by} needs; its columns are {', '.join(columns)}")

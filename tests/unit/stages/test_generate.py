@@ -188,7 +188,7 @@ ROW = {"prompt": "2 + 2?", "answer": "4"}
             {"program": {"type": "branch_solve_merge"}},
             "no column 'question', which program.type=branch_solve_merge needs",
         ),
-        ([ROW], {"program": {"gold": "label"}}, "no column 'label', which program.gold needs"),
+        ([ROW], {"program": {"gold": "label"}}, "no column 'label', which accuracy .program.gold, grade.gold. needs"),
         ([ROW], {"program": {"type": "chain_of_though"}}, "chain_of_thought"),
         ([ROW], {"program": {"templates": "/nowhere"}}, "program.templates: no folder at /nowhere"),
         ([ROW], {"data": {"rows": {"path": "rows.jsonl", "prompt": "{{ question }}"}}}, "no data file|no column 'question'"),

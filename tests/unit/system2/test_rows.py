@@ -88,7 +88,7 @@ def test_a_row_is_a_function_of_the_replies() -> None:
             {"type": "branch_solve_merge"},
             "no column 'question', which program.type=branch_solve_merge needs; its columns are prompt",
         ),
-        ({"gold": "answer"}, "no column 'answer', which program.gold needs"),
+        ({"gold": "answer"}, "no column 'answer', which accuracy .program.gold, grade.gold. needs"),
         (
             {"filter": {"perturbations": ["shuffled_options"]}},
             "'options', which program.filter.perturbations=shuffled_options needs",
