@@ -192,9 +192,16 @@ def distill(c: "DistillConfig") -> Iterator[str]:
 
 def sft(c: "SftConfig") -> Iterator[str]:
     """All conflicts of supervised fine-tuning."""
-    for name, source in (("train", c.data.train), ("validation", c.data.validation)):
+    mixed = {f"mix.{name}": source for name, source in c.data.mix.items()}
+    for name, source in {"train": c.data.train, "validation": c.data.validation, **mixed}.items():
         if source is not None and not source.has_labels:
             yield f"data.{name} needs answer (train on answers) or text (train on plain text)"
+    if (total := sum(source.share for source in c.data.mix.values())) >= 1:
+        yield f"the shares of data.mix add up to {total:g}, which leaves no row of data.train; lower them"
+    for name, source in c.data.mix.items():
+        if (drawn := c.run.steps * c.batch_rows * source.share) < 1:
+            few = f"data.mix.{name}.share is {source.share:g}: {c.run.steps} steps of {c.batch_rows} rows draw {drawn:.2g} rows"
+            yield f"{few} of it; raise the share or run.steps, or leave the source out"
     if (c.evaluation.every or c.evaluation.patience) and c.data.validation is None:
         yield "evaluation.every and evaluation.patience need data.validation: rows for the validation loss"
     if c.evaluation.temperature != 1:
