@@ -21,7 +21,7 @@ class RowsDataConfig(RenderConfig):
 class FilesConfig(Section):
     """What is written, and how much of it at a time."""
 
-    format: Annotated[Literal["jsonl", "parquet"], FREE] = "jsonl"
+    format: Literal["jsonl", "parquet"] = "jsonl"
     """Form of the files rows/part-000000.jsonl or .parquet, which load with the `datasets` package as they are."""
     shard_rows: int = Field(default=500, ge=1)
     """Rows of a file: the most that wait in memory, and that are answered again after the process was killed."""

@@ -15,6 +15,7 @@ from minidist.pipelines.shards import Result
 from minidist.pipelines.steps import Item
 from minidist.protocols import Teacher
 from minidist.system2.answers import NORMALISERS, final_answer
+from minidist.system2.rows import gold_form
 from minidist.types import Array, Prompt, Rollout, TeacherScores, Writer
 
 
@@ -108,5 +109,5 @@ class Scored:
         if self.config.grade is None:
             return {}
         normalise = NORMALISERS[self.config.grade.form]
-        gold = normalise(final_answer(str(row[self.config.grade.gold])))
+        gold = gold_form(row.get(self.config.grade.gold), self.config.grade.form)
         return {"right": [normalise(final_answer(text)) == gold for text in texts]}

@@ -12,6 +12,7 @@ from minidist.pipelines.rows import TRIED, checked_rows, items
 from minidist.preflight import checks, lines
 from minidist.preflight.facts import read_model
 from minidist.preflight.precision import precision_lines
+from minidist.system2.rows import gold_form
 from minidist.types import Vocabulary
 
 
@@ -56,10 +57,12 @@ def plan_score_table(config: ScoreTableConfig) -> ScoreTablePlan:
 
 
 def _try_rows(config: ScoreTableConfig, renderer: Renderer) -> None:
-    """The prompts of the first rows can be made."""
+    """The prompts of the first rows can be made, and their gold answers be compared with others."""
     reader = ExchangeReader(config.data.rows, renderer.guard)
     for item in islice(items(config), TRIED):
         try:
             reader.read(item.columns)
+            if config.grade is not None:
+                gold_form(item.columns.get(config.grade.gold), config.grade.form)
         except BadRow as error:
             raise DataError(f"row {item.number} of {config.data.rows.path} cannot be used: {error}; correct it") from None

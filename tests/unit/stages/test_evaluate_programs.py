@@ -51,6 +51,7 @@ def write(folder: Path, url: str, **changes: Any) -> Path:
         "grade": {"gold": "answer", "form": "number"},
         "data": {"rows": {"path": str(folder / "rows.jsonl")}},
         "rollout": {"max_new_tokens": 20, "temperature": 0},
+        "cluster": {"roles": "local"},
         **changes,
     }
     file = folder / "evaluate.yaml"

@@ -172,6 +172,7 @@ def test_a_dead_server_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
 
 
 ROW = {"prompt": "2 + 2?", "answer": "4"}
+CHOICE = {"prompt": "Which is red?", "options": ["sky", "blood"], "response_a": "sky", "response_b": "blood"}
 
 
 @pytest.mark.parametrize(
@@ -194,6 +195,21 @@ ROW = {"prompt": "2 + 2?", "answer": "4"}
         ([ROW], {"data": {"rows": {"path": "rows.jsonl", "prompt": "{{ question }}"}}}, "no data file|no column 'question'"),
         ([{"prompt": " "}], {}, "row 0 of .* cannot be used: the prompt is empty"),
         ([ROW], {"program": {}, "rollout": {"temperature": 0, "samples_per_prompt": 4}}, "the same answer in every sample"),
+        (
+            [ROW],
+            {"program": {"gold": "prompt", "form": "option"}},
+            "row 0 .* its gold answer '2 . 2.' is none of the form option",
+        ),
+        (
+            [CHOICE],
+            {"program": {"filter": {"perturbations": ["shuffled_options"]}}},
+            "perturbations=shuffled_options changes options, of which no prompt is made",
+        ),
+        (
+            [CHOICE],
+            {"program": {"type": "direct", "filter": {"perturbations": ["swapped_responses"]}}},
+            "perturbations=swapped_responses changes response_a and response_b, of which no prompt is made",
+        ),
         ([ROW], {"files": {"tokens": True}}, "a server answers in text alone; set files.tokens=false"),
         ([ROW], {"model": {"model": "x"}}, "set exactly one of model"),
     ],
@@ -216,6 +232,30 @@ def test_a_directory_of_another_configuration_is_refused(tmp_path: Path, server:
     assert (
         command.returncode == 2 and "holds a run of another configuration: rollout.samples_per_prompt was 3" in command.stderr
     )
+
+
+def test_a_template_without_its_placeholder_is_refused_before_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/chain_of_thought.jinja").write_text("Think, and answer.")
+    file = write(tmp_path, "http://127.0.0.1:9", program={"templates": str(tmp_path / "prompts")})
+    for verb in ("check", "generate"):
+        command = start(verb, file).wait()
+        assert command.returncode == 2 and "chain_of_thought.jinja does not use {{ prompt }}" in command.stderr
+        assert len(command.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_half_written_directory_of_another_configuration_is_refused_and_left_alone(tmp_path: Path) -> None:
+    with chat_server(reply) as dying:
+        dying.fail = lambda number: 503 if number > 90 else 0
+        file = write(tmp_path, dying.url)
+        assert run(file).returncode == 1
+        before = results(file)
+        assert 0 < len(before) < 6
+        dying.fail = lambda number: 0
+        for name, value, sentence in (("shard_rows", 20, "was 10 and is now 20"), ("format", "parquet", "was 'jsonl' and is")):
+            command = run(write(tmp_path, dying.url, files={name: value}))
+            assert command.returncode == 2 and f"another configuration: files.{name} {sentence}" in command.stderr
+            assert len(command.stderr.strip().splitlines()) == 1 and results(file) == before
 
 
 def test_check_says_what_the_job_will_be(tmp_path: Path, server: ChatServer) -> None:

@@ -85,6 +85,7 @@ def test_answers_that_were_generated_are_scored_by_their_ids_as_a_forward_pass_s
         ({"teacher": {"payload": "hidden"}}, "set teacher.payload=sampled"),
         ({"answers": "answers"}, "set exactly one of answers"),
         ({"grade": {"gold": "label"}}, "no column 'label', which grade.gold names; its columns are prompt, answer"),
+        ({"grade": {"gold": "prompt", "form": "yes_no"}}, "cannot be used: its gold answer '1+2=' is none of the form yes_no"),
         ({"logprobs": "logprobs"}, "set ids, the column that holds them"),
         ({"data": {"rows": {"answer": "{{ label }}"}}}, "no column 'label'"),
     ],
