@@ -8,6 +8,7 @@ from typing import Any
 
 from minidist.cluster.cluster import Cluster
 from minidist.config import GenerateConfig
+from minidist.pipelines.card import write_card
 from minidist.pipelines.job import Tally
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Plain, Programmed, Step
@@ -36,6 +37,7 @@ async def generate(config: GenerateConfig) -> dict[str, Any]:
         summary["seconds_answering"] = round(time.perf_counter() - started, 1)
     if config.program is not None:
         summary["kept"] = str(await asyncio.to_thread(_write_kept, shards, directory.path / "kept.jsonl"))
+    await asyncio.to_thread(write_card, shards)
     log.info("%s", _sentence(summary, shards))
     return directory.finish(summary)
 

@@ -1,11 +1,13 @@
 """Scoring into a table: the answers of a data set under a teacher, shard after shard."""
 
+import asyncio
 import time
 from typing import Any
 
 from minidist.cluster.cluster import Cluster
 from minidist.config import ScoreTableConfig
 from minidist.data.exchanges import ExchangeReader
+from minidist.pipelines.card import write_card
 from minidist.pipelines.gathering import Gathering
 from minidist.pipelines.job import Tally
 from minidist.pipelines.scoring import Scored
@@ -29,6 +31,7 @@ async def score_table(config: ScoreTableConfig) -> dict[str, Any]:
     summary = (await _scored(config, plan, shards) if left else counted(shards)).summary()
     if left:
         summary["seconds_scoring"] = round(time.perf_counter() - started, 1)
+    await asyncio.to_thread(write_card, shards)
     failed = f", {summary['rows_failed']:,} failed" if summary["rows_failed"] else ""
     log.info("%s", f"{summary['rows']:,} rows{failed}, {summary['tokens']:,} tokens: {shards.folder}")
     return directory.finish(summary)

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+from minidist.data import reasoning
+from minidist.data.rendering import character_tokenizer
 from minidist.data.tasks import generate
 from tests.support.chat_server import ChatServer, chat_server
 from tests.support.commands import Command, start
+from tests.support.tiny import tiny_model
 
 
 def reply(text: str, seed: int) -> str:
@@ -91,6 +94,32 @@ def test_a_program_keeps_consistent_answers_without_their_steps(tmp_path: Path, 
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["rows_kept"] == len(kept) and 0 <= summary["accuracy"] <= 1
     assert f"{len(kept)} kept" in command.stderr
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_what_is_written_loads_with_datasets_and_trains_and_is_scored_as_it_is(
+    tmp_path: Path, server: ChatServer, format: str
+) -> None:
+    from datasets import load_dataset
+
+    file = write(tmp_path, server.url, program=PROGRAM, files={"format": format})
+    assert (command := run(file)).returncode == 0, command.stderr
+    found = load_dataset(str(tmp_path / "run/rows"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert found["key"] == [str(number) for number in range(60)] and set(found["kept"]) == {True, False}
+    tokenizer = character_tokenizer(reasoning.ALPHABET)
+    tiny_model(vocabulary=len(tokenizer), max_position_embeddings=256).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = {"path": str(tmp_path / "run/rows"), "answer": "{{ answer }}", "bad_rows": "skip"}
+    place = {"run": {"directory": str(tmp_path / "next")}, "cluster": {"roles": "local"}}
+    trained = {"train": rows, "max_prompt_tokens": 200, "max_tokens": 220}
+    sft = {"stage": "sft", "student": {"model": str(tmp_path / "model")}, "data": trained, **place}
+    teacher = {"model": str(tmp_path / "model"), "payload": "sampled"}
+    score = {"stage": "score", "output": "table", "teacher": teacher, "key": "key", "data": {"rows": rows}, **place}
+    kept = sum(found["kept"])
+    for config, line in ((sft, f"train: {kept} rows"), (score, f"rows: 60 of {tmp_path}/run/rows")):
+        (tmp_path / "next.yaml").write_text(yaml.safe_dump(config))
+        command = start("check", tmp_path / "next.yaml").wait()
+        assert command.returncode == 0 and line in command.stdout, command.stderr + command.stdout
 
 
 def test_a_second_run_writes_the_same_bytes(tmp_path: Path, server: ChatServer) -> None:
