@@ -268,6 +268,8 @@ def lesson(c: "TeachConfig") -> Iterator[str]:
         yield f"{kind} differentiates through the student's step, which dropout would draw anew; set learner.dropout=false"
     if c.trace is not None and not c.lesson.measures_influence:
         yield f"trace follows influence, which {kind} does not measure; set lesson.type=lgtm, or leave trace out"
+    if c.trace is not None and not c.trace.sample and not c.trace.rows:
+        yield "trace.sample is 0 and trace.rows names no row; set one of them, or leave trace out"
     if c.lesson.type == "lgtm" and c.lesson.influence != "explicit" and c.lesson.coefficient and not _imitates(c):
         side = "loss" if c.lesson.influence == "reweight" or c.lesson.through == "loss" else "lesson.loss"
         yield f"lesson.influence {c.lesson.influence} needs a term that imitates in {side}; add one, such as kd"
@@ -287,6 +289,11 @@ def _imitates(c: "TeachConfig") -> bool:
 def terms(c: "TeachConfig") -> Iterator[str]:
     """Between each loss term, the task, and how a step's rows are divided."""
     losses = {"loss": c.loss, "lesson.loss": c.lesson.teacher_terms}
+    for key, named in losses.items():
+        # The teacher of a lesson of type meta learns from the held-out loss alone.
+        unused = key == "lesson.loss" and (not c.lesson.teacher_learns or c.lesson.type == "meta")
+        if not unused and not any(term.weight for term in named.values()):
+            yield f"{key} has no term with a weight above 0, so that nothing would be learned; give one a weight"
     for key, term in ((f"{where}.{name}", term) for where, named in losses.items() for name, term in named.items()):
         if c.task.kind == "score" and not term.for_scores:
             yield f"{key} (type {term.type}) compares classes, and the task's labels are numbers; set type mse"
@@ -336,6 +343,9 @@ def teach(c: "TeachConfig") -> Iterator[str]:
         rows, ranks = getattr(c.learner, key), c.cluster.learner.ranks
         if rows % ranks:
             yield f"learner.{key} {rows} is not divided by cluster.learner.ranks {ranks}; set it to a multiple"
+    for name in ("train", "validation", "test"):
+        if (source := getattr(c.data, name)) is not None and (key := source.used_elsewhere):
+            yield f"data.{name}.{key} is not used, since task names the columns of teach; leave it out, and set those of task"
     if c.data.validation is None and (c.evaluation.every or c.evaluation.keep == "best"):
         yield "evaluation.every and evaluation.keep=best need data.validation: rows to measure on"
     if c.evaluation.layers is not None:

@@ -53,6 +53,13 @@ class SourceConfig(Section):
         return self
 
     @property
+    def used_elsewhere(self) -> str | None:
+        """The first field set by which other stages than those of labelled tasks make texts of a row; None: none is."""
+        fields = ("prompt", "answer", "messages", "tools", "labels", "references", "text")
+        default = {key: type(self).model_fields[key].default for key in fields}
+        return next((key for key in fields if getattr(self, key) != default[key]), None)
+
+    @property
     def gold(self) -> bool:
         """Whether the rows have gold answers."""
         return self.answer is not None or self.messages is not None or self.task is not None
