@@ -10,7 +10,7 @@ from minidist.config.generate import ChatServerConfig, GenerateConfig
 from minidist.config.grade import GradeConfig
 from minidist.config.models import ModelConfig
 from minidist.config.pipelines import PipelineSection
-from minidist.config.rollout import GreedyRolloutConfig, RolloutConfig
+from minidist.config.rollout import RolloutConfig
 from minidist.config.sentence import sentence
 from minidist.config.system2 import ProgramConfig
 
@@ -39,8 +39,8 @@ class EvaluateProgramsConfig(PipelineSection):
     """Name in the table to model and program, in the order of the table."""
     grade: GradeConfig
     """The gold answers, and how answers are compared with them and with each other."""
-    rollout: GreedyRolloutConfig = GreedyRolloutConfig()
-    """How answers are drawn, by systems that do not say otherwise."""
+    rollout: RolloutConfig = RolloutConfig()
+    """How answers are drawn, by systems that do not say otherwise; temperature 0 is greedy."""
     seeds: Annotated[list[NonNegativeInt] | None, FREE] = Field(default=None, min_length=1)
     """Sampling seeds; every row is answered once with each, and figures are means and standard deviations over the seeds. None:
     run.seed only."""

@@ -45,7 +45,7 @@ class RolloutConfig(Section):
 
 
 class GreedyRolloutConfig(RolloutConfig):
-    """How answers are written that are measured or that judge: greedily, unless a temperature is given."""
+    """How a judge writes: greedily, unless a temperature is given."""
 
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer, tokens."""

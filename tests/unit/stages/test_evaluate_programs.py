@@ -50,7 +50,7 @@ def write(folder: Path, url: str, **changes: Any) -> Path:
         },
         "grade": {"gold": "answer", "form": "number"},
         "data": {"rows": {"path": str(folder / "rows.jsonl")}},
-        "rollout": {"max_new_tokens": 20},
+        "rollout": {"max_new_tokens": 20, "temperature": 0},
         "cluster": {"roles": "local"},
         **changes,
     }
@@ -88,7 +88,7 @@ def test_tokens_are_those_of_all_samples(evaluated: tuple[Path, Command]) -> Non
     assert found["voted"]["tokens_per_sample"] == 9
 
 
-def test_systems_are_asked_greedily_unless_they_say_otherwise(evaluated: tuple[Path, Command], server: ChatServer) -> None:
+def test_each_system_is_asked_as_its_rollout_says(evaluated: tuple[Path, Command], server: ChatServer) -> None:
     drawn = [(each["temperature"], "Think step" in each["messages"][0]["content"]) for each in server.requests[:200]]
     assert {pair: drawn.count(pair) for pair in set(drawn)} == {(0, False): 40, (0, True): 40, (1, True): 120}
 
@@ -115,7 +115,7 @@ def test_a_model_in_this_process_is_a_system_too(tmp_path: Path) -> None:
     tiny_renderer().tokenizer.save_pretrained(tmp_path / "model")
     systems = {"tiny": {"model": {"model": str(tmp_path / "model")}}}
     rows = {"rows": {"path": "task:addition", "split": "test", "rows": 5}, "max_prompt_tokens": 32}
-    drawn = {"engine": "hf", "max_new_tokens": 4, "temperature": 1}
+    drawn = {"engine": "hf", "max_new_tokens": 4}
     local = {"roles": "local", "threads": 1}
     file = write(tmp_path, "", systems=systems, data=rows, rollout=drawn, cluster=local, seeds=[1, 2])
     assert (command := run(file)).returncode == 0, command.stderr
