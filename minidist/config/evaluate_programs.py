@@ -29,9 +29,9 @@ class SystemConfig(Section):
 
 
 class EvaluateProgramsConfig(PipelineSection):
-    """Answers the same rows with each system, as `generate` does, in run.directory/NAME-seedN, and writes accuracy, share of
-    answers kept and tokens generated for each answer as result.json and as a table. Systems and seeds may be added later;
-    finished ones are not run again."""
+    """`stage: evaluate` with systems in place of models: answers the same rows with each system, as `generate` does, in
+    run.directory/NAME-seedN, and writes accuracy, share of answers kept and tokens generated for each answer as result.json and
+    as a table. Systems and seeds may be added later; finished ones are not run again."""
 
     conflicts: ClassVar = conflicts.evaluate_programs
     stage: Literal["evaluate_programs"]
@@ -39,8 +39,8 @@ class EvaluateProgramsConfig(PipelineSection):
     """Name in the table to model and program, in the order of the table."""
     grade: GradeConfig
     """The gold answers, and how answers are compared with them and with each other."""
-    rollout: RolloutConfig = RolloutConfig(temperature=0)
-    """How answers are drawn, by systems that do not say otherwise."""
+    rollout: RolloutConfig = RolloutConfig()
+    """How answers are drawn, by systems that do not say otherwise; temperature 0 is greedy."""
     seeds: Annotated[list[NonNegativeInt] | None, FREE] = Field(default=None, min_length=1)
     """Sampling seeds; every row is answered once with each, and figures are means and standard deviations over the seeds. None:
     run.seed only."""

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from minidist.config import conflicts
 from minidist.config.grade import GradeConfig
+from minidist.config.judge import JudgeConfig
 from minidist.config.pipelines import PipelineSection
 from minidist.config.teacher import AnyTeacherConfig
 
@@ -28,5 +29,7 @@ class ScoreTableConfig(PipelineSection):
     estimate."""
     grade: GradeConfig | None = None
     """Whether each answer is right. None: it is not asked."""
+    judge: JudgeConfig | None = None
+    """Verdict of a model on each answer, in the columns verdict and verdict_reply. None: nobody judges."""
     max_tokens: int = Field(default=2048, ge=2)
     """Longest prompt with its answer, tokens; longer rows fail."""

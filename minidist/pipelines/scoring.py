@@ -11,6 +11,7 @@ from minidist.data.exchanges import Exchange, ExchangeReader
 from minidist.data.rendering import Renderer
 from minidist.data.templates import BadRow
 from minidist.pipelines.gathering import Gathering
+from minidist.pipelines.judging import Judge
 from minidist.pipelines.shards import Result
 from minidist.pipelines.steps import Item
 from minidist.protocols import Teacher
@@ -43,12 +44,14 @@ class Scored:
         reader: makes the prompt of a row.
         renderer: text to the teacher's tokens.
         teachers: score rollouts that wait together.
+        judge: gives verdicts on the answers, or None.
     """
 
     config: ScoreTableConfig
     reader: ExchangeReader
     renderer: Renderer
     teachers: Gathering[Teacher, Rollout, TeacherScores]
+    judge: Judge | None = None
 
     async def run(self, item: Item) -> Result:
         exchange, row = self.reader.read(item.columns), item.columns
@@ -57,6 +60,8 @@ class Scored:
         found = [self._measured(await self.teachers.call(each), row, number) for number, each in enumerate(rollouts)]
         columns = {name: [each[name] for each in found] for name in found[0]}
         columns |= self._graded(texts, row)
+        if self.judge is not None:
+            columns |= await self.judge.columns({**row, "prompt": exchange.text}, texts, item.key)
         if self.config.answers is None:  # one answer: values in place of lists
             columns = {name: values[0] for name, values in columns.items()}
         return {**row, **columns, "tokens": sum(len(each.tokens) for each in rollouts)}

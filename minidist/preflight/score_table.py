@@ -11,6 +11,7 @@ from minidist.errors import DataError
 from minidist.pipelines.rows import TRIED, checked_rows, items
 from minidist.preflight import checks, lines
 from minidist.preflight.facts import read_model
+from minidist.preflight.judge import JudgePlan, check_judge, plan_judge
 from minidist.preflight.precision import precision_lines
 from minidist.system2.rows import gold_form
 from minidist.types import Vocabulary
@@ -25,6 +26,7 @@ class ScoreTablePlan:
     vocabulary: Vocabulary
     max_tokens: int
     lines: list[str]
+    judge: JudgePlan | None = None
     cache: None = None
 
     @property
@@ -35,13 +37,18 @@ class ScoreTablePlan:
 
 def plan_score_table(config: ScoreTableConfig) -> ScoreTablePlan:
     source, teacher = config.data.rows, config.teacher
-    checks.check_files(config, {"teacher.model": teacher.model, "teacher.tokenizer": teacher.tokenizer}, [source])
+    names = {"teacher.model": teacher.model, "teacher.tokenizer": teacher.tokenizer}
+    if config.judge is not None and config.judge.model is not None:
+        names |= {"judge.model.model": config.judge.model.model, "judge.model.tokenizer": config.judge.model.tokenizer}
+    checks.check_files(config, names, [source])
     rows, columns = checked_rows(config)
     graded = None if config.grade is None else config.grade.gold
     named = {"answers": config.answers, "ids": config.ids, "logprobs": config.logprobs, "grade.gold": graded}
     for where, name in named.items():
         if name is not None and name not in columns:
             raise DataError(f"{source.path} has no column {name!r}, which {where} names; its columns are {', '.join(columns)}")
+    if config.judge is not None:
+        check_judge(config.judge, columns, source.path)
     model = read_model(teacher, "teacher.model")
     tokens = min(config.max_tokens, model.context)
     checks.check_teacher_engine(config, model)
@@ -53,7 +60,8 @@ def plan_score_table(config: ScoreTableConfig) -> ScoreTablePlan:
     described = [lines.model_line("teacher", model.shape), f"rows: {rows:,} of {source.path}, up to {tokens} tokens each"]
     described += [f"output: {where}, {config.files.rows_in_flight} rows at one time"]
     described += precision_lines(config.cluster, {"teacher.dtype": teacher.dtype})
-    return ScoreTablePlan(rows, renderer, Vocabulary(model.rows, absent), tokens, described)
+    judge, of_judge = plan_judge(config)
+    return ScoreTablePlan(rows, renderer, Vocabulary(model.rows, absent), tokens, [*described, *of_judge], judge)
 
 
 def _try_rows(config: ScoreTableConfig, renderer: Renderer) -> None:

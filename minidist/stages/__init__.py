@@ -67,6 +67,12 @@ def _distill_roles(config: Any) -> "tuple[Role, ...]":
     return tuple(role for role, wanted in asked.items() if wanted)
 
 
+def _score_table_roles(config: Any) -> "tuple[Role, ...]":
+    """A model that judges is a rollout engine."""
+    judges = config.judge is not None and config.judge.model is not None
+    return ("teacher", "rollout") if judges else ("teacher",)
+
+
 STAGES: dict[str, Stage] = {
     "sft": Stage(
         "sft",
@@ -127,7 +133,7 @@ STAGES: dict[str, Stage] = {
         "Write each row of a data set with its answers' log-probabilities under a teacher.",
         plan="minidist.preflight.score_table:plan_score_table",
         run="minidist.stages.score_table:score_table",
-        roles=lambda config: ("teacher",),
+        roles=_score_table_roles,
         starts_roles=True,
         reruns=True,
     ),

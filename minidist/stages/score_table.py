@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from itertools import chain
 from typing import Any
 
 from minidist.cluster.cluster import Cluster
@@ -10,6 +11,7 @@ from minidist.data.exchanges import ExchangeReader
 from minidist.pipelines.card import write_card
 from minidist.pipelines.gathering import Gathering
 from minidist.pipelines.job import Tally
+from minidist.pipelines.judging import verdict_summary
 from minidist.pipelines.scoring import Scored
 from minidist.pipelines.shards import Shards
 from minidist.preflight.score_table import ScoreTablePlan, plan_score_table
@@ -17,6 +19,7 @@ from minidist.protocols import Teacher
 from minidist.roles.host import Roles
 from minidist.run.directory import RunDirectory
 from minidist.run.tracking import log
+from minidist.stages.judging import scored_and_judged
 from minidist.stages.pipeline import counted, missing, opened, through
 from minidist.types import Rollout, TeacherScores
 
@@ -28,13 +31,23 @@ async def score_table(config: ScoreTableConfig) -> dict[str, Any]:
     shards = opened(directory, config, plan.lines)
     started = time.perf_counter()
     left = missing(shards, plan.rows)
-    summary = (await _scored(config, plan, shards) if left else counted(shards)).summary()
+    summary = (await _all(config, plan, shards) if left else counted(shards)).summary()
     if left:
         summary["seconds_scoring"] = round(time.perf_counter() - started, 1)
+    if config.judge is not None:
+        results = chain.from_iterable(map(shards.read, shards.numbers()))
+        summary |= await asyncio.to_thread(verdict_summary, results)
+        log.info("verdicts: %s, %d unread", summary["verdicts"], summary["verdicts_unread"])
     await asyncio.to_thread(write_card, shards)
     failed = f", {summary['rows_failed']:,} failed" if summary["rows_failed"] else ""
     log.info("%s", f"{summary['rows']:,} rows{failed}, {summary['tokens']:,} tokens: {shards.folder}")
     return directory.finish(summary)
+
+
+async def _all(config: ScoreTableConfig, plan: ScoreTablePlan, shards: Shards) -> Tally:
+    if config.judge is not None:
+        return await scored_and_judged(config, plan, shards, config.judge)
+    return await _scored(config, plan, shards)
 
 
 async def _scored(config: ScoreTableConfig, plan: ScoreTablePlan, shards: Shards) -> Tally:

@@ -256,10 +256,18 @@ def test_a_server_is_no_role(tmp_path: Path, stage: str, changes: list[str]) -> 
 
 
 def test_the_engines_of_all_systems_are_listed(tmp_path: Path) -> None:
-    systems = "systems={a: {model: {model: m}}, b: {model: {model: m, dtype: bfloat16}, rollout: {engine: hf}}}"
+    systems = "systems={a: {model: {model: m}}, b: {model: {model: m, dtype: bfloat16}, rollout: {engine: hf}}, "
+    systems += "c: {server: {url: 'http://127.0.0.1:1'}}}"
     config: Any = load(written(tmp_path, SECTIONS["evaluate_programs"] | {"stage": "evaluate_programs"}), [systems])
     used = {finding.name: finding.found for finding in doctor.uses(config, roles_of(config))}
     assert used["rollout"] == "1 × vllm or hf, float32 or bfloat16"
+
+
+def test_a_model_that_judges_is_an_engine(tmp_path: Path) -> None:
+    judge = "judge={model: {model: m, dtype: bfloat16}, rollout: {engine: hf}}"
+    config: Any = load(written(tmp_path, SECTIONS["score_table"] | {"stage": "score_table"}), [judge])
+    used = {finding.name: finding.found for finding in doctor.uses(config, roles_of(config))}
+    assert used["rollout"] == "1 × hf, bfloat16" and "teacher" in used
 
 
 @pytest.mark.parametrize("stage", STAGES)

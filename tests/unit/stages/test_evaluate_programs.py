@@ -88,6 +88,11 @@ def test_tokens_are_those_of_all_samples(evaluated: tuple[Path, Command]) -> Non
     assert found["voted"]["tokens_per_sample"] == 9
 
 
+def test_each_system_is_asked_as_its_rollout_says(evaluated: tuple[Path, Command], server: ChatServer) -> None:
+    drawn = [(each["temperature"], "Think step" in each["messages"][0]["content"]) for each in server.requests[:200]]
+    assert {pair: drawn.count(pair) for pair in set(drawn)} == {(0, False): 40, (0, True): 40, (1, True): 120}
+
+
 def test_the_table_has_a_row_for_each_system(evaluated: tuple[Path, Command]) -> None:
     lines = [line.split() for line in evaluated[1].stdout.splitlines()]
     assert ["System", "1", "0.250", "±", "0.069"] in [line[:5] for line in lines]
