@@ -26,6 +26,9 @@ class Step(Protocol):
         """The columns of the result. Raises BadRow for a row that cannot be used."""
         ...
 
+    async def close(self) -> None:
+        """Free what the step holds."""
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -57,6 +60,9 @@ class Plain:
             written["logprobs"] = [[] if each.logprobs is None else each.logprobs.tolist() for each in samples]
         return {**item.columns, **written}
 
+    async def close(self) -> None:
+        await self.writer.close()
+
 
 def _summed(sample: Sample) -> float | None:
     """Log-probability of an answer, nats, under the sampled distribution; None where a server did not say."""
@@ -76,3 +82,6 @@ class Programmed:
         found = await self.program.run(row, lambda sample: ask_of(self.writer, f"{item.key}/{sample}"), item.key)
         gold = {} if self.program.gold is None else {"gold": row[self.program.gold]}
         return {**row, **gold, **found}
+
+    async def close(self) -> None:
+        await self.writer.close()

@@ -1,21 +1,24 @@
 """Scoring into a table: the answers of a data set under a teacher, shard after shard."""
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from minidist.cluster.cluster import Cluster
 from minidist.config import ScoreTableConfig
 from minidist.data.exchanges import ExchangeReader
 from minidist.pipelines.gathering import Gathering
-from minidist.pipelines.job import Tally
 from minidist.pipelines.scoring import Scored
 from minidist.pipelines.shards import Shards
+from minidist.pipelines.steps import Step
+from minidist.pipelines.tally import Tally
 from minidist.preflight.score_table import ScoreTablePlan, plan_score_table
 from minidist.protocols import Teacher
 from minidist.roles.host import Roles
 from minidist.run.directory import RunDirectory
 from minidist.run.tracking import log
-from minidist.stages.pipeline import counted, missing, opened, through
+from minidist.stages.pipeline import counted, left_over, opened, through
 from minidist.types import Rollout, TeacherScores
 
 
@@ -25,7 +28,7 @@ async def score_table(config: ScoreTableConfig) -> dict[str, Any]:
     directory = RunDirectory(config)
     shards = opened(directory, config, plan.lines)
     started = time.perf_counter()
-    left = missing(shards, plan.rows)
+    left = left_over(shards, plan.rows)
     summary = (await _scored(config, plan, shards) if left else counted(shards)).summary()
     if left:
         summary["seconds_scoring"] = round(time.perf_counter() - started, 1)
@@ -35,11 +38,15 @@ async def score_table(config: ScoreTableConfig) -> dict[str, Any]:
 
 
 async def _scored(config: ScoreTableConfig, plan: ScoreTablePlan, shards: Shards) -> Tally:
-    async def send(teacher: Teacher, rollouts: list[Rollout]) -> list[TeacherScores]:
-        return await teacher.score(rollouts)
-
     async with Cluster(config.cluster, config.run.directory / "logs", ("teacher",)) as cluster:
-        teachers = await Roles(cluster, config, plan).teachers(config.teacher)  # type: ignore[arg-type]
-        reader = ExchangeReader(config.data.rows, plan.renderer.guard)
-        step = Scored(config, reader, plan.renderer, Gathering(teachers.members, send))
-        return await through(config, step, shards, plan.rows)
+        teachers = (await Roles(cluster, config, plan).teachers(config.teacher)).members  # type: ignore[arg-type]
+        return await through(config, partial(_step, config, plan, teachers), shards, plan.rows, len(teachers))
+
+
+def _step(config: ScoreTableConfig, plan: ScoreTablePlan, teachers: Sequence[Teacher]) -> Step:
+    reader = ExchangeReader(config.data.rows, plan.renderer.guard)
+    return Scored(config, reader, plan.renderer, Gathering(teachers, _send))
+
+
+async def _send(teacher: Teacher, rollouts: list[Rollout]) -> list[TeacherScores]:
+    return await teacher.score(rollouts)
