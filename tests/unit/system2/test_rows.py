@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -148,3 +149,11 @@ def test_responses_that_a_program_reads_itself_may_be_swapped() -> None:
 def test_a_gold_answer_that_is_none_is_a_bad_row(gold: str | None) -> None:
     with pytest.raises(BadRow, match=r"its gold answer .* is none of the form number"):
         run(replies(4), {"prompt": "2 + 2?", "answer": gold})
+
+
+def test_a_program_crosses_processes() -> None:
+    program = RowProgram(ProgramConfig.model_validate({"form": "number", "gold": "answer", "filter": {"threshold": 0.5}}), 3)
+    copy = pickle.loads(pickle.dumps(program))
+    asks = lambda number: Asked(lambda prompt, sample: replies(4, 5, 4, 4)[sample], number)  # noqa: E731
+    found = [asyncio.run(each.run(ROW, asks, "seed")) for each in (program, copy)]
+    assert found[0] == found[1] and found[0]["answer"] == "4"
