@@ -5,6 +5,7 @@ from minidist.config.compare import CompareConfig
 from minidist.config.compare_lessons import CompareLessonsConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.evaluate import EvaluateConfig
+from minidist.config.evaluate_programs import EvaluateProgramsConfig
 from minidist.config.generate import GenerateConfig
 from minidist.config.load import dump, load
 from minidist.config.score import ScoreConfig
@@ -19,6 +20,7 @@ __all__ = [
     "CompareLessonsConfig",
     "DistillConfig",
     "EvaluateConfig",
+    "EvaluateProgramsConfig",
     "GenerateConfig",
     "ScoreConfig",
     "ScoreTableConfig",

@@ -12,9 +12,9 @@ FREE: Any = Field(json_schema_extra={"free": True})
 
 
 class Section(BaseModel):
-    """A part of the configuration."""
+    """A part of the configuration. Its numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, **options: Any) -> Self:

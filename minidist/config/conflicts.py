@@ -1,5 +1,6 @@
 """Rules between sections: each function yields one sentence for every combination of settings that is refused."""
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from minidist.config import (
         DistillConfig,
         EvaluateConfig,
+        EvaluateProgramsConfig,
         GenerateConfig,
         ScoreConfig,
         ScoreTableConfig,
@@ -190,9 +192,16 @@ def distill(c: "DistillConfig") -> Iterator[str]:
 
 def sft(c: "SftConfig") -> Iterator[str]:
     """All conflicts of supervised fine-tuning."""
-    for name, source in (("train", c.data.train), ("validation", c.data.validation)):
+    mixed = {f"mix.{name}": source for name, source in c.data.mix.items()}
+    for name, source in {"train": c.data.train, "validation": c.data.validation, **mixed}.items():
         if source is not None and not source.has_labels:
             yield f"data.{name} needs answer (train on answers) or text (train on plain text)"
+    if (total := sum(source.share for source in c.data.mix.values())) >= 1:
+        yield f"the shares of data.mix add up to {total:g}, which leaves no row of data.train; lower them"
+    for name, source in c.data.mix.items():
+        if (drawn := c.run.steps * c.batch_rows * source.share) < 1:
+            few = f"data.mix.{name}.share is {source.share:g}: {c.run.steps} steps of {c.batch_rows} rows draw {drawn:.2g} rows"
+            yield f"{few} of it; raise the share or run.steps, or leave the source out"
     if (c.evaluation.every or c.evaluation.patience) and c.data.validation is None:
         yield "evaluation.every and evaluation.patience need data.validation: rows for the validation loss"
     if c.evaluation.temperature != 1:
@@ -216,6 +225,20 @@ def evaluate(c: "EvaluateConfig") -> Iterator[str]:
         yield f"rollout.temperature 0 gives the same answers with every seed, and seeds are {c.seeds}; give one"
     if len(set(c.seeds or [])) < len(c.seeds or []):
         yield f"seeds are {c.seeds}: a repeated seed gives the same answers; give different ones"
+
+
+def evaluate_programs(c: "EvaluateProgramsConfig") -> Iterator[str]:
+    """All conflicts of an evaluation of programs, beside those of each generation."""
+    for name, system in c.systems.items():
+        if not re.fullmatch(r"[\w][\w .-]*", name):
+            yield f"systems.{name}: a system's name is part of a path: use letters, digits, blanks, _ - and ."
+        if both := sorted(system.program.model_fields_set & {"gold", "form"}):
+            yield f"systems.{name}.program.{both[0]}: all systems are graded alike; set grade.{both[0]}, and leave it out here"
+    seeds, greedy = c.seeds or [], all((system.rollout or c.rollout).temperature == 0 for system in c.systems.values())
+    if len(seeds) > 1 and greedy:
+        yield f"rollout.temperature 0 gives the same answers with every seed, and seeds are {seeds}; give one"
+    if len(set(seeds)) < len(seeds):
+        yield f"seeds are {seeds}: a repeated seed gives the same answers; give different ones"
 
 
 def score(c: "ScoreConfig") -> Iterator[str]:
@@ -245,6 +268,8 @@ def lesson(c: "TeachConfig") -> Iterator[str]:
         yield f"{kind} differentiates through the student's step, which dropout would draw anew; set learner.dropout=false"
     if c.trace is not None and not c.lesson.measures_influence:
         yield f"trace follows influence, which {kind} does not measure; set lesson.type=lgtm, or leave trace out"
+    if c.trace is not None and not c.trace.sample and not c.trace.rows:
+        yield "trace.sample is 0 and trace.rows names no row; set one of them, or leave trace out"
     if c.lesson.type == "lgtm" and c.lesson.influence != "explicit" and c.lesson.coefficient and not _imitates(c):
         side = "loss" if c.lesson.influence == "reweight" or c.lesson.through == "loss" else "lesson.loss"
         yield f"lesson.influence {c.lesson.influence} needs a term that imitates in {side}; add one, such as kd"
@@ -264,6 +289,11 @@ def _imitates(c: "TeachConfig") -> bool:
 def terms(c: "TeachConfig") -> Iterator[str]:
     """Between each loss term, the task, and how a step's rows are divided."""
     losses = {"loss": c.loss, "lesson.loss": c.lesson.teacher_terms}
+    for key, named in losses.items():
+        # The teacher of a lesson of type meta learns from the held-out loss alone.
+        unused = key == "lesson.loss" and (not c.lesson.teacher_learns or c.lesson.type == "meta")
+        if not unused and not any(term.weight for term in named.values()):
+            yield f"{key} has no term with a weight above 0, so that nothing would be learned; give one a weight"
     for key, term in ((f"{where}.{name}", term) for where, named in losses.items() for name, term in named.items()):
         if c.task.kind == "score" and not term.for_scores:
             yield f"{key} (type {term.type}) compares classes, and the task's labels are numbers; set type mse"
@@ -313,6 +343,9 @@ def teach(c: "TeachConfig") -> Iterator[str]:
         rows, ranks = getattr(c.learner, key), c.cluster.learner.ranks
         if rows % ranks:
             yield f"learner.{key} {rows} is not divided by cluster.learner.ranks {ranks}; set it to a multiple"
+    for name in ("train", "validation", "test"):
+        if (source := getattr(c.data, name)) is not None and (key := source.used_elsewhere):
+            yield f"data.{name}.{key} is not used, since task names the columns of teach; leave it out, and set those of task"
     if c.data.validation is None and (c.evaluation.every or c.evaluation.keep == "best"):
         yield "evaluation.every and evaluation.keep=best need data.validation: rows to measure on"
     if c.evaluation.layers is not None:

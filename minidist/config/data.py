@@ -53,6 +53,13 @@ class SourceConfig(Section):
         return self
 
     @property
+    def used_elsewhere(self) -> str | None:
+        """The first field set by which other stages than those of labelled tasks make texts of a row; None: none is."""
+        fields = ("prompt", "answer", "messages", "tools", "labels", "references", "text")
+        default = {key: type(self).model_fields[key].default for key in fields}
+        return next((key for key in fields if getattr(self, key) != default[key]), None)
+
+    @property
     def gold(self) -> bool:
         """Whether the rows have gold answers."""
         return self.answer is not None or self.messages is not None or self.task is not None
@@ -110,11 +117,22 @@ class RenderConfig(Section):
     loses more."""
 
 
+class MixConfig(SourceConfig):
+    """Rows that are trained on beside those of `train`, so that what they teach is not forgotten."""
+
+    share: float = Field(gt=0, lt=1)
+    """Share of the rows of all optimizer steps, each with its answer (or plain text) as its labels; `train` has the rest. The
+    loss is the mean over the labels of all rows, so long answers weigh more than their share of the rows."""
+
+
 class SftDataConfig(RenderConfig):
     """Training rows and validation rows of supervised fine-tuning."""
 
     train: SourceConfig
     """Rows to train on."""
+    mix: dict[str, MixConfig] = Field(default={})
+    """Further rows to train on, by a name, each with templates of its own and a fixed share of the rows; such as ordinary
+    instructions beside the answers of a program, whose brevity would spread to all answers."""
     validation: SourceConfig | None = None
     """Rows for the validation loss. None: no validation."""
     max_tokens: int = Field(default=512, ge=2)

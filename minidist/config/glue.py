@@ -13,7 +13,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "sst2": {"text": "{{ sentence }}", "names": ["negative", "positive"]},
     "mrpc": _pair("sentence1", "sentence2") | {"names": ["not_equivalent", "equivalent"], "metrics": ["f1", "accuracy"]},
     "qqp": _pair("question1", "question2") | {"names": ["not_duplicate", "duplicate"], "metrics": ["f1", "accuracy"]},
-    "stsb": {"type": "score", "label": "score", **_pair("sentence1", "sentence2")},
+    "stsb": {"type": "score", "label": "score", **_pair("sentence1", "sentence2"), "range": [0, 5]},
     "mnli": _pair("premise", "hypothesis") | {"names": _ENTAILED},
     "qnli": _pair("question", "sentence") | {"names": _ENTAILED_OR_NOT},
     "rte": _pair("sentence1", "sentence2") | {"names": _ENTAILED_OR_NOT},
@@ -22,4 +22,5 @@ TASKS: dict[str, dict[str, Any]] = {
     "cb": _pair("premise", "hypothesis") | {"names": _ENTAILED, "metrics": ["accuracy", "macro_f1"]},
     "wic": {"text": "{{ word }}: {{ sentence1 }}", "pair": "{{ sentence2 }}", "names": ["different", "same"]},
 }
-"""Columns, names of the classes in the order of their numbers, and metrics of each task, as defaults of the section `task`."""
+"""Columns, names of the classes in the order of their numbers in files, and metrics of each task, as defaults of the section
+`task`."""

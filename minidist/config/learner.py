@@ -6,15 +6,17 @@ from pydantic import Field
 
 from minidist.config.base import FREE, Section
 
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimizerConfig(Section):
     """AdamW (Loshchilov & Hutter, arXiv:1711.05101) or plain SGD, with warm-up and decay."""
 
     type: Literal["adamw", "sgd"] = "adamw"
     """The optimizer."""
-    lr: float = Field(default=1e-5, gt=0)
+    lr: float = Field(default=1e-5, gt=0, le=1e4)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Rate, Rate] = (0.9, 0.95)
     """Decay rates of AdamW's first and second moments."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's constant in the denominator."""

@@ -17,6 +17,17 @@ from minidist.errors import ConfigError
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            problem = f"the key {repeated[0]!r} stands twice in one section; keep one of the two"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Command:
     """Read `path`, apply the overrides in order, and check everything that needs no model.
 
@@ -32,6 +43,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Command:
         _override(tree, override)
     if tree.get("stage") == "score" and tree.get("output") == "table":
         tree["stage"] = "score_table"  # the verb has two stages, by the form of its output
+    if tree.get("stage") == "evaluate" and "systems" in tree:
+        tree["stage"] = "evaluate_programs"
     found = tree.get("stage")
     if not isinstance(found, str) or found not in CONFIGS:
         raise ConfigError(f"{path}: stage is {found!r}; expected one of {', '.join(CONFIGS)}")
@@ -50,7 +63,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"no configuration file at {path}")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):

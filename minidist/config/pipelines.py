@@ -21,8 +21,9 @@ class RowsDataConfig(RenderConfig):
 class FilesConfig(Section):
     """What is written, and how much of it at a time."""
 
-    format: Annotated[Literal["jsonl", "parquet"], FREE] = "jsonl"
-    """Form of the files rows/part-000000.jsonl or .parquet, which load with the `datasets` package as they are."""
+    format: Literal["jsonl", "parquet"] = "jsonl"
+    """Form of the files rows/part-000000.jsonl or .parquet. datasets.load_dataset("RUN_DIRECTORY/rows") loads them as one set,
+    with the types of rows/README.md; as data.NAME.path the folder is a source of any other stage."""
     shard_rows: int = Field(default=500, ge=1)
     """Rows of a file: the most that wait in memory, and that are answered again after the process was killed."""
     rows_in_flight: Annotated[int, FREE] = Field(default=256, ge=1)

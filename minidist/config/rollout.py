@@ -42,3 +42,12 @@ class RolloutConfig(Section):
     def truncated(self) -> bool:
         """Whether tokens outside the nucleus of top_p are never sampled."""
         return self.top_p < 1
+
+
+class GreedyRolloutConfig(RolloutConfig):
+    """How a judge writes: greedily, unless a temperature is given."""
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer, tokens."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature; 0 is greedy."""

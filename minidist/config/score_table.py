@@ -5,19 +5,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from minidist.config import conflicts
-from minidist.config.base import Section
+from minidist.config.grade import GradeConfig
+from minidist.config.judge import JudgeConfig
 from minidist.config.pipelines import PipelineSection
-from minidist.config.system2 import AnswerForm
 from minidist.config.teacher import AnyTeacherConfig
-
-
-class GradeConfig(Section):
-    """Compares answers with a gold answer."""
-
-    gold: str
-    """Column of the gold answer."""
-    form: AnswerForm = "text"
-    """How answers are compared; see program.form."""
 
 
 class ScoreTableConfig(PipelineSection):
@@ -38,5 +29,7 @@ class ScoreTableConfig(PipelineSection):
     estimate."""
     grade: GradeConfig | None = None
     """Whether each answer is right. None: it is not asked."""
+    judge: JudgeConfig | None = None
+    """Verdict of a model on each answer, in the columns verdict and verdict_reply. None: nobody judges."""
     max_tokens: int = Field(default=2048, ge=2)
     """Longest prompt with its answer, tokens; longer rows fail."""

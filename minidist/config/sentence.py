@@ -22,6 +22,9 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
         expected = str(context["expected_tags"]).replace("'", "")
         text = f"{where}.type is {context['tag']!r}; expected one of {expected}"
         text += did_you_mean(str(context["tag"]), expected.split(", "))
+    elif first["type"] == "union_tag_not_found":
+        given = first["input"]
+        text = f"{where}.type is missing" if isinstance(given, dict) else f"{where} is {given!r}; expected a section"
     elif first["type"] == "missing":
         text = f"{where} is missing"
     elif first["type"] == "value_error":

@@ -6,6 +6,7 @@ from minidist.config.compare import CompareConfig
 from minidist.config.compare_lessons import CompareLessonsConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.evaluate import EvaluateConfig
+from minidist.config.evaluate_programs import EvaluateProgramsConfig
 from minidist.config.generate import GenerateConfig
 from minidist.config.score import ScoreConfig
 from minidist.config.score_table import ScoreTableConfig
@@ -13,7 +14,7 @@ from minidist.config.sft import SftConfig
 from minidist.config.teach import TeachConfig
 from minidist.config.toy import ToyConfig
 
-Config = SftConfig | DistillConfig | EvaluateConfig | GenerateConfig | ScoreConfig | ScoreTableConfig
+Config = SftConfig | DistillConfig | EvaluateConfig | EvaluateProgramsConfig | GenerateConfig | ScoreConfig | ScoreTableConfig
 """Stages that are one run with roles."""
 
 Command = Config | TeachConfig | CompareConfig | CompareLessonsConfig | ToyConfig

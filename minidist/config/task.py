@@ -1,10 +1,10 @@
 """`task`: what is predicted from which columns of a row; one class a kind of task."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from minidist.config.base import Section
 from minidist.config.glue import TASKS
@@ -12,6 +12,20 @@ from minidist.config.sentence import did_you_mean
 from minidist.types import TaskKind
 
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
+_OF_CLASSES: tuple[Metric, ...] = ("accuracy", "f1", "macro_f1", "matthews")
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names of classes, each of which a label can be. Raises ValueError."""
+    for name in names:
+        if not name.strip() or name != name.strip():
+            raise ValueError(f"task.names has {name!r}; give names without blanks around them, none of them empty")
+        if names.count(name) > 1:
+            raise ValueError(f"task.names has {name!r} twice; give each class a name of its own")
+    return names
+
+
+ClassNames = Annotated[list[str], Field(min_length=2), AfterValidator(_distinct)]
 
 
 class TaskSection(Section):
@@ -19,6 +33,8 @@ class TaskSection(Section):
 
     kind: ClassVar[TaskKind]
     """How a model's outputs are read."""
+    measures: ClassVar[tuple[Metric, ...]] = ("accuracy",)
+    """The metrics that say something of its predictions."""
 
     glue: str | None = None
     """A task of GLUE or SuperGLUE (sst2, cola, mrpc, qqp, stsb, mnli, qnli, rte, wnli, boolq, cb, wic): defaults of the
@@ -27,15 +43,28 @@ class TaskSection(Section):
     """Figures of an evaluation, the first one to choose the best weights by. f1 is that of class 1, macro_f1 the mean over
     classes; pearson and spearman are of scores."""
 
-    @property
-    def shown_text(self) -> str:
-        """The template whose columns the source must have."""
-        raise NotImplementedError
+    @model_validator(mode="after")
+    def _metrics_fit(self) -> Self:
+        for name in self.metrics:
+            if name not in self.measures:
+                fitting = ", ".join(self.measures)
+                raise ValueError(f"task.metrics has {name}, which measures no task of type {self.kind}; use some of {fitting}")
+        if "f1" in self.metrics and len(self.class_names) > 2:
+            raise ValueError(
+                f"task.metrics has f1, that of class 1 alone, and the task {len(self.class_names)} classes; use macro_f1"
+            )
+        return self
 
     @property
     def class_names(self) -> list[str]:
         """Names of the classes in the order of their numbers; empty where there are none."""
         return []
+
+    @property
+    def numbered_names(self) -> list[str]:
+        """Names of the classes in the order of the numbers in the files: that of the GLUE task, whatever the model's order."""
+        published = TASKS[self.glue].get("names", []) if self.glue is not None else []
+        return published if sorted(published) == sorted(self.class_names) else self.class_names
 
 
 class _Texts(TaskSection):
@@ -48,19 +77,17 @@ class _Texts(TaskSection):
     label: str = "label"
     """Column of the label."""
 
-    @property
-    def shown_text(self) -> str:
-        return self.text + (self.pair or "")
-
 
 class ClassesTask(_Texts):
     """Classification by a head: encoders, encoder-decoders and decoders."""
 
     kind: ClassVar[TaskKind] = "classes"
+    measures: ClassVar = _OF_CLASSES
     type: Literal["classes"] = "classes"
     """The kind of task."""
-    names: list[str] = Field(min_length=2)
-    """Names of the classes in the order of their numbers; a label is a name or a number."""
+    names: ClassNames
+    """Names of the classes in the order of their numbers; a label is a name or, unless names are numbers, a number. The numbers
+    of a GLUE task are its own, in whatever order its names are given here."""
 
     @property
     def class_names(self) -> list[str]:
@@ -71,10 +98,13 @@ class ScoreTask(_Texts):
     """Regression: a head of one number."""
 
     kind: ClassVar[TaskKind] = "score"
+    measures: ClassVar = ("pearson", "spearman")
     type: Literal["score"] = "score"
     """The kind of task."""
     metrics: list[Metric] = Field(default=["pearson", "spearman"], min_length=1)
     """Figures of an evaluation."""
+    range: tuple[float, float] | None = None
+    """Lowest and highest score; a row with a score outside it cannot be used. None: any number is a score."""
 
 
 class ChoicesTask(TaskSection):
@@ -82,6 +112,7 @@ class ChoicesTask(TaskSection):
     arXiv:2402.17110)."""
 
     kind: ClassVar[TaskKind] = "choices"
+    measures: ClassVar = _OF_CLASSES
     type: Literal["choices"] = "choices"
     """The kind of task."""
     template: Path | None = None
@@ -92,14 +123,10 @@ class ChoicesTask(TaskSection):
     """Answer of each class as it follows the prompt, including a leading blank."""
     label: str = "label"
     """Column of the label: the name or the number of a class."""
-    names: list[str] = Field(min_length=2)
+    names: ClassNames
     """Names of the classes, in the order of `choices`."""
     normalise: bool = True
     """Divide the log-probability of an answer by its tokens, so that long answers are not at a disadvantage."""
-
-    @property
-    def shown_text(self) -> str:
-        return self.prompt
 
     @property
     def class_names(self) -> list[str]:
@@ -137,10 +164,6 @@ class TokensTask(TaskSection):
     answer: str = "{{ answer }}"
     """Jinja template of the answer."""
 
-    @property
-    def shown_text(self) -> str:
-        return self.prompt + self.answer
-
 
 class MaskedTask(TaskSection):
     """Masked language modelling: 15 % of the tokens are predicted, of which 80 % are hidden, 10 % replaced by another, 10 %
@@ -153,10 +176,6 @@ class MaskedTask(TaskSection):
     """Jinja template of the text, over the columns of a row; long texts are cut into pieces of data.max_tokens."""
     share: float = Field(default=0.15, gt=0, lt=1)
     """Share of the tokens that are predicted."""
-
-    @property
-    def shown_text(self) -> str:
-        return self.text
 
 
 _KINDS = (
@@ -181,7 +200,10 @@ def with_preset(task: Any) -> Any:
         known = ", ".join(TASKS)
         raise ValueError(f"task.glue is {name!r}; expected one of {known}{did_you_mean(str(name), list(TASKS))}")
     facts = TASKS[name]
-    if task.get("type") == "choices":  # the columns stand in the prompt
+    fitting = [facts["type"]] if "type" in facts else ["classes", "choices"]
+    if (given := task.get("type", fitting[0])) not in fitting:
+        raise ValueError(f"task.glue {name} is a task of type {' or '.join(fitting)}, and task.type is {given}; leave one out")
+    if given == "choices":  # the columns stand in the prompt
         facts = {key: value for key, value in facts.items() if key not in ("text", "pair", "type")}
     return facts | task
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from minidist.config.data import SourceConfig
-from minidist.data.values import read_first_json, read_json
+from minidist.data.values import ClassNumber, read_first_json, read_json
 from minidist.errors import DataError
 
 Record = dict[str, Any]
@@ -27,6 +27,7 @@ def read_source(source: SourceConfig) -> Iterator[Record]:
     """Rows of a file, of a directory or of a data set on the hub. Raises DataError where they cannot be read."""
     path = Path(source.path).expanduser()
     if path.is_file():
+        _check_undivided(source, f"{path} is a file")
         return read_file(path)
     if path.is_dir():
         return _read_directory(path, source)
@@ -134,8 +135,10 @@ def _parquet(path: Path) -> Iterator[Record]:
     from pyarrow import parquet
 
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
-            yield from batch.to_pylist()
+        file = parquet.ParquetFile(path)
+        names = _class_names(file.schema_arrow.metadata)
+        for batch in file.iter_batches(batch_size=256):
+            yield from _with_classes(batch.to_pylist(), names)
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from None
 
@@ -176,6 +179,47 @@ def _is_data(path: Path) -> bool:
     return any(ending.lower() in _READERS for ending in path.suffixes)
 
 
+def _class_names(metadata: dict[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
+    """Names of the classes of each column of class labels, which the library `datasets` writes into a Parquet file."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        return {
+            column: tuple(feature["names"])
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names")
+        }
+    except (ValueError, AttributeError, TypeError):  # written by another program
+        return {}
+
+
+def _with_classes(rows: Iterable[Record], names: dict[str, tuple[str, ...]]) -> Iterator[Record]:
+    """The rows, whose numbers of classes know the classes' names."""
+    if not names:
+        yield from rows
+        return
+    for row in rows:
+        numbers = {column: row.get(column) for column in names}
+        yield row | {key: ClassNumber(number, names[key]) for key, number in numbers.items() if isinstance(number, int)}
+
+
+def _named_classes(data: Any) -> Iterator[Record]:
+    """The rows of a data set of the library `datasets`, whose numbers of classes know the classes' names."""
+    import datasets
+
+    features: dict[str, Any] = data.features or {}
+    names = {key: tuple(each.names) for key, each in features.items() if isinstance(each, datasets.ClassLabel) and each.names}
+    return _with_classes(data, names)
+
+
+def _check_undivided(source: SourceConfig, what: str) -> None:
+    """Raise DataError where a split or a subset is named of data that has none."""
+    for key, given, usual in (("split", source.split, "train"), ("subset", source.subset, None)):
+        if given != usual:
+            raise DataError(
+                f"{what} without splits and subsets, and {key} is {given!r}; set path to the rows of it, or leave {key} out"
+            )
+
+
 def _read_saved(path: Path, source: SourceConfig) -> Iterator[Record]:
     import datasets
 
@@ -187,7 +231,9 @@ def _read_saved(path: Path, source: SourceConfig) -> Iterator[Record]:
         if source.split not in saved:
             raise DataError(f"{path} has the splits {', '.join(map(str, saved))}, not {source.split!r}; set split")
         saved = saved[source.split]
-    return iter(saved)  # type: ignore[return-value]
+    else:
+        _check_undivided(source, f"{path} is a saved data set")
+    return _named_classes(saved)
 
 
 def _read_dataset(source: SourceConfig) -> Iterator[Record]:
@@ -200,7 +246,7 @@ def _read_dataset(source: SourceConfig) -> Iterator[Record]:
         rows: Iterable[Any] = datasets.load_dataset(
             source.path, source.subset, split=source.split, streaming=source.rows is not None
         )
-        yield from rows  # type: ignore[misc]
+        yield from _named_classes(rows)
     except (OSError, ValueError, DatasetGenerationError, json.JSONDecodeError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:300]
         raise DataError(f"cannot read the data {source.path!r} (split {source.split!r}): {reason}") from None

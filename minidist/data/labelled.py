@@ -12,9 +12,10 @@ from minidist.config.task import ChoicesTask, ClassesTask, MaskedTask, ScoreTask
 from minidist.data.encoding import Encoder
 from minidist.data.exchanges import Record
 from minidist.data.rendering import Renderer
-from minidist.data.sources import read_rows, usable_rows
+from minidist.data.sources import check_source, read_rows, usable_rows
 from minidist.data.templates import BadRow, Template
-from minidist.data.values import as_text
+from minidist.data.values import ClassNumber, as_text
+from minidist.errors import ConfigError
 from minidist.types import Array, LabelledRow
 
 if TYPE_CHECKING:
@@ -37,12 +38,18 @@ class LabelledText:
 
 def read_labelled(task: TaskSection, source: SourceConfig) -> tuple[list[LabelledText], int]:
     """The rows of a source, and the number of rows skipped. Raises DataError for rows that the source refuses."""
-    return usable_rows(source, read_rows(as_source(task, source)), _Reader(task).read)
+    reader = _Reader(task)
+    return usable_rows(source, read_rows(_bare(source), reader.columns), reader.read)
 
 
-def as_source(task: TaskSection, source: SourceConfig) -> SourceConfig:
-    """The source with the columns of the task in place of its own, against which it is checked."""
-    return source.model_copy(update={"prompt": task.shown_text, "answer": None, "text": None, "messages": None})
+def check_labelled(task: TaskSection, source: SourceConfig) -> None:
+    """Raise DataError unless the data can be opened and has the columns of the task's texts."""
+    check_source(_bare(source), _Reader(task).columns)
+
+
+def _bare(source: SourceConfig) -> SourceConfig:
+    """The source without a prompt of its own, in place of which the task has templates."""
+    return source.model_copy(update={"prompt": ""})
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,22 @@ class _Reader:
     def __post_init__(self) -> None:
         named = {name: getattr(self.task, name, None) for name in ("text", "pair", "prompt", "answer")}
         found = {name: Template(text, f"task.{name}") for name, text in named.items() if text is not None}
+        for name, template in found.items():
+            self._check_columns(name, template)
         object.__setattr__(self, "templates", found)
+
+    @property
+    def columns(self) -> list[Template]:
+        """The templates, whose columns a source must have."""
+        return list(self.templates.values())
+
+    def _check_columns(self, name: str, template: Template) -> None:
+        """Raise ConfigError for a text that is the same in all rows, or that gives the label away."""
+        if not template.columns and name in ("text", "prompt"):
+            alike = f"task.{name} uses no column, so that all rows are alike"
+            raise ConfigError(f"{alike}; write the name of a column as in {{{{ text }}}}")
+        if (label := getattr(self.task, "label", None)) in template.columns:
+            raise ConfigError(f"task.{name} shows the column {label!r}, which is the label; leave it out of the text")
 
     def read(self, index: int, row: Record) -> LabelledText:
         """A row as text. Raises BadRow."""
@@ -72,25 +94,53 @@ class _Reader:
             return 0.0
         if task.label not in row:
             raise BadRow(f"it has no column {task.label!r}, which task.label names")
-        written = (as_text(row[task.label]) or "").strip()
+        written = _written(row[task.label], task.label)
         if isinstance(task, ScoreTask):
-            return _number(written, task.label)
+            return _score(written, task)
+        if isinstance(row[task.label], ClassNumber):
+            written = _name_of(row[task.label], task)
         if written in task.names:
             return task.names.index(written)
-        if not written.isdecimal() or int(written) >= len(task.names):
+        numbered = written.isdecimal() and not any(name.isdecimal() for name in task.names)
+        if not numbered or int(written) >= len(task.names):
             unlabelled = "; a label of -1 means that the row has none: use rows with labels" if written == "-1" else ""
             known = ", ".join(task.names)
             raise BadRow(f"its {task.label} is {written!r}, neither a name nor a number of task.names ({known}){unlabelled}")
-        return int(written)
+        return task.names.index(task.numbered_names[int(written)])
 
 
-def _number(written: str, column: str) -> float:
+def _written(value: Any, column: str) -> str:
+    """The text of a label. Raises BadRow where the row has none."""
+    written = as_text(value)
+    if written is None or not written.strip():
+        found = "empty" if written is not None else "a list" if isinstance(value, list) else "a mapping or bytes"
+        raise BadRow(f"its {column} is {found}; expected one label")
+    return written.strip()
+
+
+def _name_of(number: ClassNumber, task: ClassesTask | ChoicesTask) -> str:
+    """The name of the task's class that a data set with names of its own means, or the number where the names may differ: of a
+    row without a class, and of a GLUE task, whose numbers have one meaning. Raises BadRow."""
+    name, unnamed = number.name, number.names == tuple(map(str, range(len(task.names))))
+    if name is None or unnamed or name in task.names:
+        return str(number) if name is None or unnamed else name
+    if task.glue is None or set(number.names) & set(task.names):
+        named = f"its {task.label} is class {int(number)}, which the data set names {name!r}"
+        raise BadRow(f"{named}; set task.names to the names of the data set ({', '.join(number.names)})")
+    return str(number)
+
+
+def _score(written: str, task: ScoreTask) -> float:
+    """The score of a row. Raises BadRow."""
     try:
         value = float(written)
     except ValueError:
         value = float("nan")
     if not np.isfinite(value):
-        raise BadRow(f"its {column} is {written!r}, not a number")
+        raise BadRow(f"its {task.label} is {written!r}, not a number")
+    if task.range is not None and not task.range[0] <= value <= task.range[1]:
+        low, high = task.range
+        raise BadRow(f"its {task.label} is {written}, outside task.range, {low:g} to {high:g}; use rows with labels")
     return value
 
 

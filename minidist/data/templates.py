@@ -38,6 +38,9 @@ class Template:
         self.column = _bare_column(tree)
         """The column, where the template is `{{ COLUMN }}` and nothing else."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Template, (self._source, self.where, self._guard, self._given)  # what Jinja compiles crosses no process
+
     def check(self, columns: list[str], path: str) -> None:
         """Raise DataError unless the data at `path` has every column that the template uses."""
         missing = sorted(self.columns - set(columns) - self._given)

@@ -26,6 +26,26 @@ class Number(float):
     __repr__ = __str__
 
 
+class ClassNumber(int):
+    """The number of a class, of a data set that also has the classes' names.
+
+    >>> ClassNumber(1, ("no", "yes")).name, ClassNumber(-1, ("no", "yes")).name, str(ClassNumber(1, ("no", "yes")))
+    ('yes', None, '1')
+    """
+
+    names: tuple[str, ...]
+
+    def __new__(cls, number: int, names: tuple[str, ...]) -> "ClassNumber":
+        made = super().__new__(cls, number)
+        made.names = names
+        return made
+
+    @property
+    def name(self) -> str | None:
+        """The name of the class; None of a row without a class."""
+        return self.names[self] if 0 <= self < len(self.names) else None
+
+
 class Null(str):
     """null in a template: the empty text, which filters read as text, and null in JSON."""
 

@@ -11,6 +11,11 @@ from minidist.evaluation.figures import Figure, Figures, from_record
 
 _COLUMNS = {
     "accuracy": "accuracy",
+    "accept_frac": "kept",
+    "accuracy_kept": "accuracy of the kept",
+    "tokens_per_answer": "tokens an answer",
+    "tokens_per_sample": "tokens a sample",
+    "failed_frac": "failed",
     "rouge_l": "ROUGE-L",
     "reverse_kl": "reverse KL",
     "forward_kl": "forward KL",
@@ -21,6 +26,8 @@ _COLUMNS = {
     "distinct_4": "distinct-4",
     "seconds": "seconds",
 }
+_UNITS = "divergences in nats a token, lengths in tokens, exposure bias in percent"
+_PROGRAM_UNITS = "tokens are all that are generated for an answer, in every call and sample"
 _QUESTION_COLUMNS = {"accuracy": "accuracy", "ece": "ECE"}
 
 
@@ -50,7 +57,8 @@ def _table(models: Mapping[str, Figures]) -> Table:
     columns |= {f"{name}_{figure}": f"{name} {text}" for name in questions for figure, text in _QUESTION_COLUMNS.items()}
     seeds = any(figure.spread is not None for figures in models.values() for figure in figures.values())
     spread = "standard deviation over seeds (of questions the standard error)" if seeds else "standard error"
-    caption = f"divergences in nats a token, lengths in tokens, exposure bias in percent; ± {spread}"
+    units = _PROGRAM_UNITS if "tokens_per_answer" in columns else _UNITS
+    caption = f"{units}; ± {spread}"
     table = Table("", *columns.values(), box=box.SIMPLE, caption=caption)
     for model, figures in models.items():
         table.add_row(model, *(_cell(name, figures.get(name)) for name in columns))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Generic, TypeVar
 
@@ -27,17 +28,56 @@ class Shuffled(Generic[Item]):
         return [self.items[index] for index in draw_rows(len(self.items), self.size, step=step, seed=self.seed)]
 
 
+@dataclass(frozen=True)
+class Part(Generic[Item]):
+    """Items with their share of all rows, from 0 to 1, and the seed of their order."""
+
+    items: Sequence[Item]
+    share: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Mixture(Generic[Item]):
+    """`size` items at each step: of every part its share, evenly spaced and exact to one row at each step, and `main` the rest.
+
+    The items of each part come in one shuffled pass over it after another. Without parts it is `Shuffled`.
+    """
+
+    main: Shuffled[Item]
+    parts: Sequence[Part[Item]]
+
+    def at(self, step: int) -> list[Item]:
+        """The items of step `step`."""
+        size = self.main.size
+        return [self._item(position) for position in range(step * size, (step + 1) * size)]
+
+    def _item(self, position: int) -> Item:
+        left = Fraction(1)
+        for part in self.parts:
+            share = Fraction(part.share).limit_denominator(1_000_000)
+            before, after = (int(count * share / left) for count in (position, position + 1))
+            if after > before:
+                return part.items[row_at(len(part.items), before, part.seed)]
+            position, left = position - before, left - share
+        return self.main.items[row_at(len(self.main.items), position, self.main.seed)]
+
+
+def row_at(count: int, position: int, seed: int) -> int:
+    """The row at a position of one shuffled pass over `count` rows after another."""
+    return int(_order(count, seed, position // count)[position % count])
+
+
 def draw_rows(count: int, size: int, *, step: int, seed: int) -> list[int]:
     """Indices of the `size` rows of step `step`: one shuffled pass over `count` rows after another.
 
     >>> [draw_rows(3, 2, step=step, seed=0) for step in range(3)]  # two passes in three steps
     [[2, 0], [1, 2], [0, 1]]
     """
-    positions = range(step * size, (step + 1) * size)
-    return [int(_order(count, seed, position // count)[position % count]) for position in positions]
+    return [row_at(count, position, seed) for position in range(step * size, (step + 1) * size)]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _order(count: int, seed: int, epoch: int) -> Array:
     return np.random.default_rng([seed, epoch]).permutation(count)
 

@@ -7,7 +7,7 @@ from typing import Any
 from minidist.data.batching import collate, in_minibatches, in_order
 from minidist.data.sources import Example
 from minidist.evaluation.text import describe_text
-from minidist.experience.draw import Shuffled
+from minidist.experience.draw import Mixture, Shuffled
 from minidist.experience.streams import Source
 from minidist.methods.credit import CreditMethod
 from minidist.protocols import ExperienceSource, Teacher, Text
@@ -94,7 +94,7 @@ class Collector(ExperienceSource):
 class SupervisedBatches(ExperienceSource):
     """Batches of given text for SFT: gold answers, or plain text."""
 
-    def __init__(self, examples: Shuffled[Example]) -> None:
+    def __init__(self, examples: Shuffled[Example] | Mixture[Example]) -> None:
         self._examples = examples
 
     async def next(self, step: int) -> Batch:

@@ -11,10 +11,12 @@ from minidist.data.exchanges import Exchange, ExchangeReader
 from minidist.data.rendering import Renderer
 from minidist.data.templates import BadRow
 from minidist.pipelines.gathering import Gathering
+from minidist.pipelines.judging import Judge
 from minidist.pipelines.shards import Result
 from minidist.pipelines.steps import Item
 from minidist.protocols import Teacher
 from minidist.system2.answers import NORMALISERS, final_answer
+from minidist.system2.rows import gold_form
 from minidist.types import Array, Prompt, Rollout, TeacherScores, Writer
 
 
@@ -42,12 +44,14 @@ class Scored:
         reader: makes the prompt of a row.
         renderer: text to the teacher's tokens.
         teachers: score rollouts that wait together.
+        judge: gives verdicts on the answers, or None.
     """
 
     config: ScoreTableConfig
     reader: ExchangeReader
     renderer: Renderer
     teachers: Gathering[Teacher, Rollout, TeacherScores]
+    judge: Judge | None = None
 
     async def run(self, item: Item) -> Result:
         exchange, row = self.reader.read(item.columns), item.columns
@@ -56,12 +60,16 @@ class Scored:
         found = [self._measured(await self.teachers.call(each), row, number) for number, each in enumerate(rollouts)]
         columns = {name: [each[name] for each in found] for name in found[0]}
         columns |= self._graded(texts, row)
+        if self.judge is not None:
+            columns |= await self.judge.columns({**row, "prompt": exchange.text}, texts, item.key)
         if self.config.answers is None:  # one answer: values in place of lists
             columns = {name: values[0] for name, values in columns.items()}
         return {**row, **columns, "tokens": sum(len(each.tokens) for each in rollouts)}
 
     async def close(self) -> None:
         """The teachers end with their cluster."""
+        if self.judge is not None:
+            await self.judge.writer.close()
 
     def _texts(self, exchange: Exchange, row: Mapping[str, Any]) -> list[str]:
         if self.config.answers is None:
@@ -111,5 +119,5 @@ class Scored:
         if self.config.grade is None:
             return {}
         normalise = NORMALISERS[self.config.grade.form]
-        gold = normalise(final_answer(str(row[self.config.grade.gold])))
+        gold = gold_form(row.get(self.config.grade.gold), self.config.grade.form)
         return {"right": [normalise(final_answer(text)) == gold for text in texts]}

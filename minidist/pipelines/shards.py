@@ -85,7 +85,10 @@ def _write_parquet(path: Path, results: Sequence[Result]) -> None:
 
     names = dict.fromkeys(name for each in results for name in each)
     columns = {name: [each.get(name) for each in results] for name in names}
-    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    table = pyarrow.table(columns)
+    with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
+        if len(table):  # `datasets` refuses groups without rows
+            writer.write_table(table)
 
 
 def _read_parquet(path: Path) -> Iterator[Result]:

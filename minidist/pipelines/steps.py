@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from minidist.data.exchanges import ExchangeReader
 from minidist.pipelines.shards import Result
 from minidist.pipelines.writers import Sample, TextWriter, ask_of
+from minidist.protocols import Ask
 from minidist.system2.rows import RowProgram
 
 
@@ -78,10 +80,17 @@ class Programmed:
     program: RowProgram
 
     async def run(self, item: Item) -> Result:
-        row = {**item.columns, "prompt": self.reader.read(item.columns).text}
-        found = await self.program.run(row, lambda sample: ask_of(self.writer, f"{item.key}/{sample}"), item.key)
+        row = {**item.columns, "prompt": self._prompt(item.columns)}
+        asks = partial(self._ask, item.key)
+        found = await self.program.run(item.columns, asks, item.key, self._prompt)
         gold = {} if self.program.gold is None else {"gold": row[self.program.gold]}
         return {**row, **gold, **found}
 
     async def close(self) -> None:
         await self.writer.close()
+
+    def _prompt(self, columns: Mapping[str, Any]) -> str:
+        return self.reader.read(columns).text
+
+    def _ask(self, key: str, sample: int) -> Ask:
+        return ask_of(self.writer, f"{key}/{sample}")

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minidist.cluster import machine
-from minidist.config import Config, DistillConfig, SftConfig, TeachConfig
+from minidist.config import Config, DistillConfig, EvaluateProgramsConfig, ScoreTableConfig, SftConfig, TeachConfig
 from minidist.config.cluster import Role
 from minidist.config.learner import LearnerConfig
 
@@ -249,8 +249,17 @@ def _learner(config: Any) -> str:
 
 
 def _rollout(config: Any) -> str:
-    role, dtype = config.cluster.rollout, getattr(config, "student", config).dtype
-    return f"{role.actors} × {config.rollout.engine}, {dtype}{_over(role.tensor_parallel)}"
+    role = config.cluster.rollout
+    if isinstance(config, ScoreTableConfig):  # its engines judge
+        assert config.judge is not None and config.judge.model is not None
+        rollouts, models = [config.judge.rollout], [config.judge.model]
+    elif not isinstance(config, EvaluateProgramsConfig):
+        rollouts, models = [config.rollout], [getattr(config, "student", getattr(config, "model", config))]
+    else:
+        found = [(each.rollout or config.rollout, each.model) for each in config.systems.values() if each.model is not None]
+        rollouts, models = map(list, zip(*found, strict=True))
+    engines, dtypes = (dict.fromkeys(names) for names in ([each.engine for each in rollouts], [each.dtype for each in models]))
+    return f"{role.actors} × {' or '.join(engines)}, {' or '.join(dtypes)}{_over(role.tensor_parallel)}"
 
 
 def _teacher(config: Any) -> str:

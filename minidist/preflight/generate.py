@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from minidist.config.data import SourceConfig
+from minidist.config.evaluate_programs import EvaluateProgramsConfig
 from minidist.config.generate import GenerateConfig
 from minidist.data.exchanges import ExchangeReader
 from minidist.data.rendering import Renderer
-from minidist.data.templates import BadRow
+from minidist.data.templates import BadRow, Template
 from minidist.errors import DataError
 from minidist.pipelines.rows import TRIED, checked_rows, items
 from minidist.preflight import checks, lines
@@ -51,7 +53,7 @@ def plan_generate(config: GenerateConfig) -> GeneratePlan:
     checks.check_files(config, names, [source])
     rows, columns = checked_rows(config)
     if program is not None:
-        program.check([*dict.fromkeys(["prompt", *columns])], source.path)
+        program.check([*dict.fromkeys(["prompt", *columns])], source.path, _columns_of_prompt(source))
     renderer, vocabulary, described = None, None, []
     tokens = config.data.max_prompt_tokens + rollout.max_new_tokens
     if config.model is not None:
@@ -67,17 +69,41 @@ def plan_generate(config: GenerateConfig) -> GeneratePlan:
     return plan
 
 
+@dataclass(frozen=True)
+class ProgramsPlan:
+    """The lines that describe an evaluation of programs."""
+
+    lines: list[str]
+
+
+def plan_programs(config: EvaluateProgramsConfig) -> ProgramsPlan:
+    """The plan of each system; all of them answer the same rows."""
+    found: list[str] = []
+    for name in config.systems:
+        system = config.system(name, config.all_seeds[0])
+        found += [f"{name}: {line}" for line in plan_generate(system).lines if not line.startswith("output: ")]
+    seeds = ", ".join(map(str, config.all_seeds))
+    return ProgramsPlan([*found, f"output: {config.run.directory}/NAME-seedN and result.json; seeds {seeds}"])
+
+
 def _absent(model: Any) -> list[int]:
     """Padded ids, which no text has."""
     return [index for index in range(model.rows) if index not in model.meanings]
 
 
+def _columns_of_prompt(source: SourceConfig) -> frozenset[str]:
+    """The columns of which the prompt of a row is made."""
+    return frozenset({source.messages} if source.messages is not None else Template(source.prompt, "prompt").columns)
+
+
 def _try_rows(config: GenerateConfig, plan: GeneratePlan) -> None:
-    """The prompts of the first rows can be made."""
+    """The prompts of the first rows can be made, and their gold answers be compared with others."""
     reader = plan.reader(config)
     for item in islice(items(config), TRIED):
         try:
             reader.read(item.columns)
+            if plan.program is not None:
+                plan.program.gold_form(item.columns)
         except BadRow as error:
             raise DataError(f"row {item.number} of {config.data.rows.path} cannot be used: {error}; correct it") from None
 

@@ -13,7 +13,7 @@ from minidist.config.models import ModelConfig, StudentConfig
 from minidist.config.origin import with_origin
 from minidist.config.task import MaskedTask, TaskSection
 from minidist.config.terms import PKDConfig
-from minidist.data.labelled import LabelledText, Masker, RowEncoder, as_source, read_labelled, split_feedback
+from minidist.data.labelled import LabelledText, Masker, RowEncoder, check_labelled, read_labelled, split_feedback
 from minidist.errors import ConfigError, DataError, ModelError
 from minidist.evaluation.metrics import majority
 from minidist.experience.exercises import Exercises, TaskRows
@@ -72,7 +72,9 @@ def plan_teach(config: TeachConfig) -> TeachPlan:
     written, config = config, with_origin(config)
     task, data = config.task, config.data
     sources = {"train": data.train, "validation": data.validation, "test": data.test}
-    checks.check_files(written, _names(config), [as_source(task, source) for source in sources.values() if source is not None])
+    checks.check_files(written, _names(config), ())
+    for source in filter(None, sources.values()):
+        check_labelled(task, source)
     models = _Models(config, _facts(task))
     models.check()
     texts = {name: read_labelled(task, source) for name, source in sources.items() if source is not None}

@@ -6,7 +6,7 @@ from minidist.config import DistillConfig, SftConfig
 from minidist.config.models import LoraConfig
 from minidist.data.examples import Example
 from minidist.data.rendering import Renderer
-from minidist.preflight.facts import PairFacts
+from minidist.preflight.facts import PairFacts, Rows
 from minidist.types import Sampling
 
 if TYPE_CHECKING:
@@ -72,6 +72,13 @@ def training_line(config: SftConfig, examples: list[Example]) -> str:
     """Labels, steps and learner of supervised fine-tuning."""
     labels = sum(example.labels for example in examples)
     return f"{labels:,} labels; {config.run.steps} steps of {config.batch_rows} rows; learner {config.learner.backend}"
+
+
+def mix_line(config: SftConfig, name: str, rows: Rows[Example]) -> str:
+    """Rows of a source of data.mix, its share, and how often the run reads it."""
+    share = config.data.mix[name].share
+    passes = share * config.run.steps * config.batch_rows / len(rows.found)
+    return f"{rows.line}; {share:.3g} of the rows of a step, {passes:,.2g} passes in {config.run.steps} steps"
 
 
 def divergence_lines(temperature: float, top_p: float, key: str) -> list[str]:

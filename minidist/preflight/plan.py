@@ -71,13 +71,15 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class SftPlan(Plan):
-    """The plan of supervised fine-tuning."""
+    """The plan of supervised fine-tuning. `mix`: the rows of each source of data.mix."""
 
     examples: list[Example]
     validation_examples: list[Example]
+    mix: dict[str, list[Example]] = field(default_factory=dict)
 
     def rows(self) -> dict[str, list[Example]]:
-        return {"train": self.examples, "validation": self.validation_examples}
+        mixed = {f"mix.{name}": examples for name, examples in self.mix.items()}
+        return {"train": self.examples, **mixed, "validation": self.validation_examples}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ class EvaluatePlan(Plan):
 
 def plan_sft(config: SftConfig) -> SftPlan:
     written, config, data = config, with_origin(config), config.data
-    checks.check_files(written, _student_names(config), [data.train, data.validation])
+    checks.check_files(written, _student_names(config), [data.train, data.validation, *data.mix.values()])
     student = read_student(config.student)
     layout = check_learnt(student, config.learner)
     checks.check_embedding(student)
@@ -139,15 +141,22 @@ def plan_sft(config: SftConfig) -> SftPlan:
     rows = [reader.examples("train", data.train, max_tokens=data.max_tokens)]
     if data.validation is not None:
         rows.append(reader.examples("validation", data.validation, max_tokens=data.max_tokens))
+    mix = {name: reader.examples(f"mix.{name}", each, max_tokens=data.max_tokens) for name, each in data.mix.items()}
     examples, *validation = (each.found for each in rows)
     description = [*lines.student_lines(student.shape, config.student.lora), *(each.line for each in rows)]
+    description += [lines.mix_line(config, name, found) for name, found in mix.items()]
     description += [lines.training_line(config, examples), *layout]
     description += sft_memory_lines(config, student.shape, longest=data.max_tokens)
     description += [*student.lines, *space_lines(config, student.shape), *growth_lines(written)]
     description += precision_lines(config.cluster, _dtypes(config))
-    held_out = validation[0] if validation else []
     return SftPlan(
-        reader.renderer, data.max_tokens, description, vocabulary=None, examples=examples, validation_examples=held_out
+        reader.renderer,
+        data.max_tokens,
+        description,
+        vocabulary=None,
+        examples=examples,
+        validation_examples=validation[0] if validation else [],
+        mix={name: found.found for name, found in mix.items()},
     )
 
 

@@ -23,8 +23,9 @@ class Stage:
         verb: the stage runs as `minidist VERB`; stages may share one.
         help: one sentence for `minidist --help`.
         plan: `plan(config)` checks the configuration against files and machine; the plan's `lines` are printed.
-        run: `await run(StageRun, Roles)` returns the summary; `await run(config)` where `roles` is None.
-        roles: the roles for which a configuration needs actors. None: the stage starts its roles itself, if it has any.
+        run: `await run(StageRun, Roles)` returns the summary; `await run(config)` where the stage starts its roles itself.
+        roles: the roles for which a configuration needs actors. None: another stage's, or none.
+        starts_roles: the stage starts its roles itself, where it has work for them.
         reruns: a finished run is called again: the stage finds what is left to do, and draws its results again.
         show: `show(summary["result"])` prints the result of a finished run again.
     """
@@ -34,8 +35,14 @@ class Stage:
     plan: str
     run: str
     roles: "Callable[[Any], tuple[Role, ...]] | None" = None
+    starts_roles: bool = False
     reruns: bool = False
     show: str | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether `run` takes the configuration alone."""
+        return self.roles is None or self.starts_roles
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,12 @@ def _distill_roles(config: Any) -> "tuple[Role, ...]":
     teacher = config.asks_actors and config.teacher.live
     asked: dict[Role, bool] = {"rollout": config.asks_engines, "teacher": teacher, "learner": True}
     return tuple(role for role, wanted in asked.items() if wanted)
+
+
+def _score_table_roles(config: Any) -> "tuple[Role, ...]":
+    """A model that judges is a rollout engine."""
+    judges = config.judge is not None and config.judge.model is not None
+    return ("teacher", "rollout") if judges else ("teacher",)
 
 
 STAGES: dict[str, Stage] = {
@@ -90,11 +103,22 @@ STAGES: dict[str, Stage] = {
         roles=lambda config: ("rollout", "teacher", "learner"),
         show="minidist.evaluation.table:show_result",
     ),
+    "evaluate_programs": Stage(
+        "evaluate",
+        "Measure accuracy and cost of programs of several calls; print a table.",
+        plan="minidist.preflight.generate:plan_programs",
+        run="minidist.stages.evaluate_programs:evaluate_programs",
+        roles=lambda config: ("rollout",) if any(each.model is not None for each in config.systems.values()) else (),
+        starts_roles=True,
+        reruns=True,
+    ),
     "generate": Stage(
         "generate",
         "Answer the rows of a data set, plainly or by a program of several calls, and keep the consistent answers.",
         plan="minidist.preflight.generate:plan_generate",
         run="minidist.stages.generate:generate",
+        roles=lambda config: ("rollout",) if config.model is not None else (),
+        starts_roles=True,
         reruns=True,
     ),
     "score": Stage(
@@ -109,6 +133,8 @@ STAGES: dict[str, Stage] = {
         "Write each row of a data set with its answers' log-probabilities under a teacher.",
         plan="minidist.preflight.score_table:plan_score_table",
         run="minidist.stages.score_table:score_table",
+        roles=_score_table_roles,
+        starts_roles=True,
         reruns=True,
     ),
     "compare": Stage(
@@ -147,7 +173,7 @@ def code(reference: str) -> Callable[..., Any]:
 
 
 def roles_of(config: "Command") -> "tuple[Role, ...]":
-    """The roles for which a configuration needs actors; none where its stage starts the roles itself."""
+    """The roles for which a configuration needs actors; none where they are those of another stage."""
     roles = STAGES[config.stage].roles
     return () if roles is None else roles(config)
 
@@ -155,7 +181,7 @@ def roles_of(config: "Command") -> "tuple[Role, ...]":
 async def run_stage(config: "Command") -> dict[str, Any]:
     """Run a stage from start to end and return its summary."""
     stage = STAGES[config.stage]
-    return await (code(stage.run)(config) if stage.roles is None else _run_with_roles(stage, config))
+    return await (code(stage.run)(config) if stage.alone else _run_with_roles(stage, config))
 
 
 async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:

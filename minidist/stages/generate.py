@@ -11,6 +11,7 @@ from typing import Any
 from minidist.cluster.cluster import Cluster
 from minidist.config import GenerateConfig
 from minidist.config.generate import ChatServerConfig
+from minidist.pipelines.card import write_card
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Plain, Programmed, Step
 from minidist.pipelines.tally import Tally
@@ -39,6 +40,7 @@ async def generate(config: GenerateConfig) -> dict[str, Any]:
         summary["seconds_answering"] = round(time.perf_counter() - started, 1)
     if config.program is not None:
         summary["kept"] = str(await asyncio.to_thread(_write_kept, shards, directory.path / "kept.jsonl"))
+    await asyncio.to_thread(write_card, shards)
     log.info("%s", _sentence(summary, shards))
     return directory.finish(summary)
 
@@ -49,7 +51,7 @@ async def _answered(config: GenerateConfig, plan: GeneratePlan, shards: Shards) 
     sampling = Sampling(**fields, seed=config.run.seed)
     logs = config.run.directory / "logs"
     if config.server is not None:
-        model = await _model_of(config.server, sampling)
+        model = await model_of(config.server, sampling)
         server = config.server.model_copy(update={"model": model})
         make = partial(_step, config, plan, partial(ServerWriter, server, sampling))
         async with Cluster(config.cluster, logs, ()):
@@ -62,7 +64,7 @@ async def _answered(config: GenerateConfig, plan: GeneratePlan, shards: Shards) 
         return await through(config, partial(_step, config, plan, writer), shards, plan.rows, len(engines))
 
 
-async def _model_of(server: ChatServerConfig, sampling: Sampling) -> str:
+async def model_of(server: ChatServerConfig, sampling: Sampling) -> str:
     """The name of the server's model, as the server says it before anything is asked."""
     writer = ServerWriter(server, sampling)
     try:

@@ -1,13 +1,15 @@
 """Supervised fine-tuning: a fixed text through the same loop; the validation loss decides which weights are final."""
 
 import shutil
+import zlib
 from contextlib import closing
 from typing import Any
 
 from minidist.config import SftConfig
 from minidist.config.objectives import SupervisedConfig
 from minidist.data.batching import collate
-from minidist.experience.draw import Shuffled
+from minidist.data.examples import Example
+from minidist.experience.draw import Mixture, Part, Shuffled
 from minidist.experience.source import SupervisedBatches
 from minidist.loop import Run, train
 from minidist.preflight.plan import SftPlan
@@ -25,7 +27,7 @@ async def sft(run: StageRun[SftConfig, SftPlan], roles: Roles) -> dict[str, Any]
     config, checkpoint, final = run.config, run.checkpoint, run.directory.final
     learner = await roles.learner(LearnerSetup(config.student, config.learner, {"supervised": SupervisedConfig()}))
     shown = {"loss/nats_per_token": "loss", "validation/loss_nats_per_token": "validation", "time/update_s": "update s"}
-    source = SupervisedBatches(Shuffled(run.plan.examples, config.batch_rows, config.run.seed))
+    source = SupervisedBatches(mixture(config, run.plan))
     with closing(make_recorder(run, shown)) as recorder:
         watch = SftWatch(run, learner, recorder)
         loop = Run(config.run.steps, source, learner, Clock(), watch, step=run.start)
@@ -35,6 +37,16 @@ async def sft(run: StageRun[SftConfig, SftPlan], roles: Roles) -> dict[str, Any]
         steps = await train(loop)
         await watch.save_final()
     return {"steps": steps, "model": str(final), "learner": await learner.describe(), **watch.summary()}
+
+
+def mixture(config: SftConfig, plan: SftPlan) -> Mixture[Example]:
+    """The rows of each step: those of data.mix in the order of their names, so that a run is resumed from any order."""
+    seed = config.run.seed
+    # As with streams, the seed depends on the name, so that two equally large sources are drawn in different orders.
+    parts = [
+        Part(plan.mix[name], source.share, seed ^ zlib.crc32(name.encode())) for name, source in sorted(config.data.mix.items())
+    ]
+    return Mixture(Shuffled(plan.examples, config.batch_rows, seed), parts)
 
 
 class SftWatch(CheckpointWatch[Learner]):

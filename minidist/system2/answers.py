@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Callable
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from string import punctuation
 
 _MARKS = re.compile(r"(?:####|\banswer(?: is|:)|\bmost consistent response is)", re.IGNORECASE)
 _BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(
+    r"(?P<minus>(?<![\w)])[-−])?[$€£¥]?(?:(?P<whole>\d{1,9}) (?=\d+/\d))?"
+    r"(?P<value>\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d{1,2}(?!\d))?|(?<!\w)\.\d+)(?:/(?P<below>\d{1,9}))?"
+)
 _OPTION = re.compile(r"\(?\b([A-Z])\b\)?")
 
 
@@ -36,18 +39,18 @@ def _text(answer: str) -> str:
 
 
 def _number(answer: str) -> str:
-    """The last number of an answer, without separators, signs of currency and zeros that say nothing: 1,200.50 is 1200.5."""
-    found = _NUMBER.findall(answer)
+    """The last number of an answer, without separators, signs of currency and zeros that say nothing: 1,200.50 is 1200.5, and
+    1 1/2 is 1.5. A sign that follows a digit is one of subtraction."""
+    found = list(_NUMBER.finditer(answer))
     if not found:
         return ""
-    text = found[-1].replace(",", "")
-    try:
-        if "/" in text:
-            above, below = map(Decimal, text.split("/"))
-            return text if not below else format((above / below).normalize(), "f")
-        return format(Decimal(text).normalize() + 0, "f")
-    except InvalidOperation:
-        return text
+    last = found[-1]
+    value = Decimal(last["value"].replace(",", ""))
+    if last["below"] is not None:
+        if not int(last["below"]):
+            return last[0]
+        value = value / int(last["below"]) + int(last["whole"] or 0)
+    return format((-value if last["minus"] else value).normalize() + 0, "f")
 
 
 def _yes_no(answer: str) -> str:

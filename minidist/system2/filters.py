@@ -89,15 +89,19 @@ def paraphrased(row: Row, rng: random.Random) -> Changed:
 
 @dataclass(frozen=True)
 class Perturbation:
-    """A change of the input that leaves the right answer as it is; `columns`: what the rows must have."""
+    """A change of the input that leaves the right answer as it is; `columns`: what the rows must have; `changes`: the columns
+    that are others in a changed row, of which the program's prompts must be made."""
 
     change: Callable[[Row, random.Random], Changed]
     columns: frozenset[str]
+    changes: frozenset[str]
 
+
+_OPTIONS, _RESPONSES = frozenset({"options"}), frozenset({"response_a", "response_b"})
 
 PERTURBATIONS: dict[str, Perturbation] = {
-    "shuffled_options": Perturbation(shuffled_options, frozenset({"options"})),
-    "swapped_responses": Perturbation(swapped_responses, frozenset({"response_a", "response_b"})),
-    "paraphrased": Perturbation(paraphrased, frozenset({"paraphrases"})),
+    "shuffled_options": Perturbation(shuffled_options, _OPTIONS, _OPTIONS),
+    "swapped_responses": Perturbation(swapped_responses, _RESPONSES, _RESPONSES),
+    "paraphrased": Perturbation(paraphrased, frozenset({"paraphrases"}), frozenset({"prompt"})),
 }
 """The changes of inputs, by their names in a configuration."""

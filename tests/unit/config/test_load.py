@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from minidist.config import CONFIGS, DistillConfig, SftConfig, dump, load
+from minidist.errors import ConfigError
 from tests.support.config import TREES, assert_refused, load_stage, refusal
 
 CONFIG_FILES = sorted(path for path in (Path(__file__).parents[3] / "configs").rglob("*.yaml") if path.parent.name != "prompts")
@@ -28,7 +29,23 @@ REFUSED = [
     ("sft", ["stage=train"], ["stage is 'train'", "sft, distill, evaluate"]),
     ("sft", ["stage=[sft]"], ["stage is ['sft']", "sft, distill, evaluate"]),
     ("sft", ["stage=null"], ["stage is None"]),
+    ("sft", ["learner.optimizer.lr=.inf"], ["learner.optimizer.lr is inf; input should be a finite number"]),
+    ("sft", ["learner.optimizer.lr=1e38"], ["learner.optimizer.lr is '1e38'; input should be less than or equal to 10000"]),
+    ("sft", ["learner.optimizer.betas=[2,0]"], ["learner.optimizer.betas.0 is 2; input should be less than 1"]),
 ]
+
+
+@pytest.mark.parametrize("text", ["run: {steps: 1, steps: 2}\n", "run: {}\nstage: sft\nrun: {}\n"])
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "twice.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"the key '(steps|run)' stands twice in one section; keep one of the two"):
+        load(tmp_path / "twice.yaml")
+
+
+def test_a_merged_section_may_replace_keys(tmp_path: Path) -> None:
+    (tmp_path / "merged.yaml").write_text("x: &x {steps: 1}\nrun: {<<: *x, steps: 2}\n")
+    with pytest.raises(ConfigError, match="stage is None"):
+        load(tmp_path / "merged.yaml")
 
 
 @pytest.mark.parametrize(("stage", "overrides", "parts"), REFUSED, ids=[" ".join(case[1]) for case in REFUSED])

@@ -75,7 +75,7 @@ ROWS = [
     ("`streams.NAME`", "| `data` | [`data.train`](#datatrain) or null | `null` | Rows with answer"),
     ("`objective`: minillm", "| `preset` | `paper`, `lmops` | `paper` | Defaults of the other fields"),
     ("`learner`: Learner", "| `zero_stage` | `0`, `1`, `2`, `3` | `2` | What DeepSpeed partitions"),
-    ("`learner.optimizer`", "| `betas` | [number, number] | `[0.9, 0.95]` | Decay rates"),
+    ("`learner.optimizer`", "| `betas` | [number ≥ 0 and < 1, number ≥ 0 and < 1] | `[0.9, 0.95]` | Decay rates"),
     ("`teacher.server`", "| `url` | text matching `^https?://` | **required** | Address"),
     ("`teacher`: CacheTeacher", "| `cache` | path | **required** | Directory"),
     ("`teacher`: HFTeacher", "| `payload` | `sampled`, `top_k`, `hidden` | `hidden` | What the teacher returns"),

@@ -53,6 +53,18 @@ def test_four_tasks_have_two_prompts_each() -> None:
         ({"type": "choices", "template": "missing.yaml", "names": ["x", "y"]}, "task.template: missing.yaml cannot be read"),
         ({"type": "score", "names": ["a"]}, "names"),
         ({"glue": "sst2", "metrics": ["auc"]}, "metrics"),
+        (
+            {"glue": "sst2", "metrics": ["pearson"]},
+            "task.metrics has pearson, which measures no task of type classes; use some of",
+        ),
+        ({"type": "score", "metrics": ["accuracy"]}, "which measures no task of type score; use some of pearson, spearman"),
+        ({"type": "masked", "metrics": ["f1"]}, "measures no task of type masked"),
+        ({"glue": "mnli", "metrics": ["f1"]}, "f1, that of class 1 alone, and the task 3 classes; use macro_f1"),
+        ({"names": ["a", "b", "a"]}, "task.names has 'a' twice"),
+        ({"names": ["a", " "]}, "task.names has ' '; give names without blanks around them"),
+        ({"names": ["a ", "b"]}, "task.names has 'a '; give names without blanks around them"),
+        ({"glue": "sst2", "type": "tokens"}, "task.glue sst2 is a task of type classes or choices, and task.type is tokens"),
+        ({"glue": "stsb", "type": "classes"}, "task.glue stsb is a task of type score, and task.type is classes"),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features
 from pyarrow import parquet
 
 from minidist.config.data import SourceConfig
@@ -101,6 +101,25 @@ def test_a_saved_data_set_is_a_source(tmp_path: Path) -> None:
     assert list(read_source(SourceConfig(path=str(tmp_path / "one")))) == [{"c": "2"}]
     with pytest.raises(DataError, match="has the splits train, test, not 'dev'"):
         list(read_source(SourceConfig(path=str(tmp_path / "both"), split="dev")))
+
+
+def test_a_split_of_rows_without_splits_is_refused(tmp_path: Path) -> None:
+    Dataset.from_list([{"c": "2"}]).save_to_disk(tmp_path / "one")
+    (tmp_path / "rows.jsonl").write_text('{"c": "1"}')
+    for name, what in (("one", "a saved data set"), ("rows.jsonl", "a file")):
+        with pytest.raises(DataError, match=f"{name} is {what} without splits and subsets, and split is 'test'; set path to"):
+            list(read_source(SourceConfig(path=str(tmp_path / name), split="test")))
+
+
+def test_numbers_of_classes_know_their_names(tmp_path: Path) -> None:
+    features = Features({"c": ClassLabel(names=["no", "yes"])})
+    saved = Dataset.from_dict({"c": [1, 0, -1]}, features=features)
+    saved.to_parquet(tmp_path / "rows.parquet")
+    saved.save_to_disk(tmp_path / "saved")
+    for name in ("rows.parquet", "saved"):
+        rows = list(read_source(SourceConfig(path=str(tmp_path / name))))
+        assert [row["c"] for row in rows] == [1, 0, -1] and [row["c"].name for row in rows] == ["yes", "no", None]
+        assert shown(rows) == ["1", "0", "-1"]
 
 
 def test_a_folder_of_a_directory_is_a_subset(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from pydantic import TypeAdapter
 from transformers import AutoTokenizer, BertTokenizerFast
 
@@ -14,7 +15,7 @@ from minidist.config.data import SourceConfig
 from minidist.config.glue import TASKS
 from minidist.config.task import ChoicesTask, ClassesTask, MaskedTask, ScoreTask, TaskConfig, TokensTask
 from minidist.data.labelled import LabelledText, Masker, RowEncoder, read_labelled, split_feedback
-from minidist.errors import DataError
+from minidist.errors import ConfigError, DataError
 from tests.support.classifiers import tokenizer
 
 HOME = os.environ.get("MINIDIST_DATA")
@@ -46,12 +47,16 @@ def test_labels_are_numbers_or_names(tmp_path: Path) -> None:
     [
         ({"text": "a", "label": 2}, TASK, ["row 0", "its label is '2'", "task.names (negative, positive)"]),
         ({"text": "a", "label": -1}, TASK, ["a label of -1 means that the row has none", "use rows with labels"]),
-        ({"text": "a", "label": None}, TASK, ["its label is ''"]),
+        ({"text": "a", "label": None}, TASK, ["its label is empty; expected one label"]),
         ({"text": "a", "label": "great"}, ScoreTask(), ["its label is 'great', not a number"]),
         ({"text": "a", "label": "nan"}, ScoreTask(), ["not a number"]),
         ({"text": " ", "label": 1}, TASK, ["task.text is empty"]),
         ({"text": "a"}, TASK, ["it has no column 'label', which task.label names"]),
-        ({"body": "a", "label": 1}, TASK, ["no column 'text'"]),
+        ({"body": "a", "label": 1}, TASK, ["no column 'text', which task.text uses"]),
+        ({"text": "a", "label": [1]}, TASK, ["its label is a list; expected one label"]),
+        ({"text": "a", "label": 0}, ClassesTask(names=["1", "2"]), ["its label is '0', neither a name nor"]),
+        ({"text": "a", "label": -1}, ScoreTask(range=(0, 5)), ["its label is -1, outside task.range, 0 to 5"]),
+        ({"text": "a", "label": 5.01}, ScoreTask(range=(0, 5)), ["its label is 5.01, outside task.range, 0 to 5"]),
     ],
     ids=str,
 )
@@ -59,6 +64,56 @@ def test_rows_that_cannot_be_used_are_refused(tmp_path: Path, row: Any, task: An
     with pytest.raises(DataError) as error:
         read(tmp_path, task, [row])
     assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_names_that_are_numbers_are_read_as_names(tmp_path: Path) -> None:
+    rows = [{"text": "a", "label": label} for label in (1, "2", "1")]
+    assert [text.label for text in read(tmp_path, ClassesTask(names=["2", "1"]), rows)] == [1, 0, 1]
+
+
+def test_numbers_of_a_glue_task_are_its_own_in_any_order_of_the_names(tmp_path: Path) -> None:
+    task: Any = TypeAdapter[Any](TaskConfig).validate_python({"glue": "rte", "names": ["not_entailment", "entailment"]})
+    rows = [{"sentence1": "a", "sentence2": "b", "label": label} for label in (0, 1, "entailment")]
+    assert [text.label for text in read(tmp_path, task, rows)] == [1, 0, 1]
+
+
+def named_classes(path: Path, names: list[str], column: str = "text") -> SourceConfig:
+    """Two rows of a saved data set, of its classes 0 and 1."""
+    features = Features({column: Value("string"), "label": ClassLabel(names=names)})
+    Dataset.from_dict({column: ["a", "b"], "label": [0, 1]}, features=features).save_to_disk(path / "saved")
+    return SourceConfig(path=str(path / "saved"))
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"), [(["negative", "positive"], [0, 1]), (["positive", "negative"], [1, 0]), (["0", "1"], [0, 1])]
+)
+def test_classes_that_a_data_set_names_are_matched_by_name(tmp_path: Path, names: list[str], labels: list[int]) -> None:
+    assert [text.label for text in read_labelled(TASK, named_classes(tmp_path, names))[0]] == labels
+
+
+def test_classes_that_a_data_set_names_otherwise_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"class 0, which the data set names 'pos'; set task.names to the names of the data set"
+    ):
+        read_labelled(TASK, named_classes(tmp_path, ["pos", "neg"]))
+
+
+def test_a_glue_task_reads_the_numbers_of_a_data_set_with_other_names(tmp_path: Path) -> None:
+    task: Any = TypeAdapter[Any](TaskConfig).validate_python({"glue": "boolq", "text": "{{ text }}", "pair": None})
+    assert [text.label for text in read_labelled(task, named_classes(tmp_path, ["False", "True"]))[0]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("text", "task.text uses no column, so that all rows are alike; write the name of a column as in {{ text }}"),
+        ("{{ text }} {{ label }}", "task.text shows the column 'label', which is the label; leave it out of the text"),
+    ],
+)
+def test_a_text_shows_the_row_and_not_its_label(tmp_path: Path, text: str, part: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, ClassesTask(names=["no", "yes"], text=text), [{"text": "a", "label": 1}])
+    assert part in str(error.value)
 
 
 def test_bad_rows_may_be_skipped(tmp_path: Path) -> None:

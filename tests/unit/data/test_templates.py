@@ -1,9 +1,12 @@
 """Templates over rows: their loops end."""
 
+import pickle
+
 import pytest
 
 from minidist.data import templates
 from minidist.data.templates import BadRow, Template
+from minidist.errors import DataError
 
 
 def test_loops_write_what_they_did() -> None:
@@ -43,3 +46,13 @@ def test_entries_that_a_filter_leaves_out_and_calls_of_macros_are_bounded(source
     monkeypatch.setattr(templates, "_STEPS", 10_000)
     with pytest.raises(BadRow, match="prompt takes more than 10,000 steps in its loops and macros"):
         Template(source, "prompt").fill({})
+
+
+def test_a_template_crosses_processes() -> None:
+    template = Template("{% for n in given %}{{ n }}{{ word }}{% endfor %}", "prompt", str.upper, frozenset({"given"}))
+    copy = pickle.loads(pickle.dumps(template))
+    row = {"given": [1, 2], "word": "a"}
+    assert copy.fill(row) == template.fill(row) == "1A2A"
+    copy.check(["word"], "rows.jsonl")
+    with pytest.raises(DataError, match="no column 'word', which prompt uses"):
+        copy.check([], "rows.jsonl")

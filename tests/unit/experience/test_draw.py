@@ -10,7 +10,7 @@ import pytest
 from minidist.config.rollout import RolloutConfig
 from minidist.config.text import PrefixConfig
 from minidist.experience import draw
-from minidist.experience.draw import Shuffled, collection_sampling, draw_rows, draw_writers
+from minidist.experience.draw import Mixture, Part, Shuffled, collection_sampling, draw_rows, draw_writers
 from minidist.types import Sampling, Writer
 
 STUDENT, TEACHER, DATASET = Writer.STUDENT, Writer.TEACHER, Writer.DATASET
@@ -38,6 +38,39 @@ def test_rows_are_a_function_of_step_and_seed() -> None:
     assert draw_rows(50, 8, step=20, seed=4) != late
     assert draw_rows(50, 50, step=0, seed=3) != draw_rows(50, 50, step=1, seed=3), "each pass has an order of its own"
     assert Shuffled(list("abcdef"), 4, 2).at(3) == ["abcdef"[index] for index in draw_rows(6, 4, step=3, seed=2)]
+
+
+def mixed(*shares: float, size: int = 7) -> Mixture[str]:
+    """Ten items of each source, which are named by their source and number."""
+    parts = [Part([f"{source}{n}" for n in range(10)], share, seed=source) for source, share in enumerate(shares, start=1)]
+    return Mixture(Shuffled([f"0{n}" for n in range(10)], size, seed=0), parts)
+
+
+@pytest.mark.parametrize("shares", [(0.25,), (0.3, 0.1), (0.5, 0.2, 0.29), (0.99,), (0.001,)])
+def test_every_source_of_a_mixture_has_its_share(shares: tuple[float, ...]) -> None:
+    stream = [item for step in range(300) for item in mixed(*shares).at(step)]
+    assert len(stream) == 300 * 7
+    for length in (7, 50, 700, 2100):
+        counts = Counter(item[0] for item in stream[:length])
+        for source, share in enumerate(shares, start=1):
+            assert abs(counts[str(source)] - share * length) <= 1 + (source > 2)
+
+
+def test_a_mixture_reads_each_source_in_whole_passes() -> None:
+    stream = [item for step in range(200) for item in mixed(0.3, 0.1).at(step)]
+    for source in "012":
+        items = [item for item in stream if item[0] == source]
+        for start in range(0, len(items) - 9, 10):
+            assert len(set(items[start : start + 10])) == 10
+
+
+def test_steps_of_a_mixture_are_a_function_of_the_step() -> None:
+    whole = [mixed(0.3, 0.1).at(step) for step in range(20)]
+    assert mixed(0.3, 0.1).at(17) == whole[17] and whole[16] != whole[17]
+
+
+def test_a_mixture_without_parts_is_the_rows_alone() -> None:
+    assert mixed().at(5) == mixed().main.at(5)
 
 
 @pytest.mark.parametrize("count", [1, 3, 7, 16, 64])

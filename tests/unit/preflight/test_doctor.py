@@ -26,6 +26,11 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "sft": {"student": {"model": "student"}, "data": {"train": {"path": "task:sort"}}},
     "distill": DISTILL,
     "evaluate": {"models": {"a": "student"}, "teacher": {"model": "teacher"}, "data": {"test": {"path": "task:sort"}}},
+    "evaluate_programs": {
+        "systems": {"a": {"model": {"model": "student"}}},
+        "grade": {"gold": "answer"},
+        "data": {"rows": {"path": "task:sort"}},
+    },
     "generate": {"model": {"model": "student"}, "data": {"rows": {"path": "task:sort"}}},
     "score_table": {"teacher": {"model": "teacher", "payload": "sampled"}, "data": {"rows": {"path": "task:sort"}}},
     "teach": {"task": {"glue": "sst2"}, "student": {"model": "student"}, "data": {"train": {"path": "train.jsonl"}}},
@@ -228,11 +233,41 @@ def test_the_roles_of_a_run_are_listed(tmp_path: Path) -> None:
         ("distill", ["learner", "rollout", "teacher"]),
         ("evaluate", ["learner", "rollout", "teacher"]),
         ("score", ["teacher"]),
+        ("score_table", ["teacher"]),
+        ("generate", ["rollout"]),
+        ("evaluate_programs", ["rollout"]),
     ],
 )
 def test_the_roles_are_those_that_the_stage_declares(tmp_path: Path, stage: str, roles: list[str]) -> None:
     config: Any = load(written(tmp_path, SECTIONS[stage] | {"stage": stage}))
     assert [found.name for found in doctor.uses(config, roles_of(config))] == ["device", *roles]
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes"),
+    [
+        ("generate", ["model=null", "server={url: 'http://127.0.0.1:1'}"]),
+        ("evaluate_programs", ["systems={a: {server: {url: 'http://127.0.0.1:1'}}}"]),
+    ],
+)
+def test_a_server_is_no_role(tmp_path: Path, stage: str, changes: list[str]) -> None:
+    config: Any = load(written(tmp_path, SECTIONS[stage] | {"stage": stage}), changes)
+    assert [found.name for found in doctor.uses(config, roles_of(config))] == ["device"]
+
+
+def test_the_engines_of_all_systems_are_listed(tmp_path: Path) -> None:
+    systems = "systems={a: {model: {model: m}}, b: {model: {model: m, dtype: bfloat16}, rollout: {engine: hf}}, "
+    systems += "c: {server: {url: 'http://127.0.0.1:1'}}}"
+    config: Any = load(written(tmp_path, SECTIONS["evaluate_programs"] | {"stage": "evaluate_programs"}), [systems])
+    used = {finding.name: finding.found for finding in doctor.uses(config, roles_of(config))}
+    assert used["rollout"] == "1 × vllm or hf, float32 or bfloat16"
+
+
+def test_a_model_that_judges_is_an_engine(tmp_path: Path) -> None:
+    judge = "judge={model: {model: m, dtype: bfloat16}, rollout: {engine: hf}}"
+    config: Any = load(written(tmp_path, SECTIONS["score_table"] | {"stage": "score_table"}), [judge])
+    used = {finding.name: finding.found for finding in doctor.uses(config, roles_of(config))}
+    assert used["rollout"] == "1 × hf, bfloat16" and "teacher" in used
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
+from minidist.data import reasoning
+from minidist.data.rendering import character_tokenizer
 from minidist.data.tasks import generate
 from tests.support.chat_server import ChatServer, chat_server
 from tests.support.commands import Command, start
+from tests.support.tiny import tiny_model
 
 
 def reply(text: str, seed: int) -> str:
@@ -92,6 +95,32 @@ def test_a_program_keeps_consistent_answers_without_their_steps(tmp_path: Path, 
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["rows_kept"] == len(kept) and 0 <= summary["accuracy"] <= 1
     assert f"{len(kept)} kept" in command.stderr
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
+def test_what_is_written_loads_with_datasets_and_trains_and_is_scored_as_it_is(
+    tmp_path: Path, server: ChatServer, format: str
+) -> None:
+    from datasets import load_dataset
+
+    file = write(tmp_path, server.url, program=PROGRAM, files={"format": format})
+    assert (command := run(file)).returncode == 0, command.stderr
+    found = load_dataset(str(tmp_path / "run/rows"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert found["key"] == [str(number) for number in range(60)] and set(found["kept"]) == {True, False}
+    tokenizer = character_tokenizer(reasoning.ALPHABET)
+    tiny_model(vocabulary=len(tokenizer), max_position_embeddings=256).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = {"path": str(tmp_path / "run/rows"), "answer": "{{ answer }}", "bad_rows": "skip"}
+    place = {"run": {"directory": str(tmp_path / "next")}, "cluster": {"roles": "local"}}
+    trained = {"train": rows, "max_prompt_tokens": 200, "max_tokens": 220}
+    sft = {"stage": "sft", "student": {"model": str(tmp_path / "model")}, "data": trained, **place}
+    teacher = {"model": str(tmp_path / "model"), "payload": "sampled"}
+    score = {"stage": "score", "output": "table", "teacher": teacher, "key": "key", "data": {"rows": rows}, **place}
+    kept = sum(found["kept"])
+    for config, line in ((sft, f"train: {kept} rows"), (score, f"rows: 60 of {tmp_path}/run/rows")):
+        (tmp_path / "next.yaml").write_text(yaml.safe_dump(config))
+        command = start("check", tmp_path / "next.yaml").wait()
+        assert command.returncode == 0 and line in command.stdout, command.stderr + command.stdout
 
 
 def test_a_second_run_writes_the_same_bytes(tmp_path: Path, server: ChatServer) -> None:
@@ -173,6 +202,7 @@ def test_a_dead_server_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
 
 
 ROW = {"prompt": "2 + 2?", "answer": "4"}
+CHOICE = {"prompt": "Which is red?", "options": ["sky", "blood"], "response_a": "sky", "response_b": "blood"}
 
 
 @pytest.mark.parametrize(
@@ -189,12 +219,27 @@ ROW = {"prompt": "2 + 2?", "answer": "4"}
             {"program": {"type": "branch_solve_merge"}},
             "no column 'question', which program.type=branch_solve_merge needs",
         ),
-        ([ROW], {"program": {"gold": "label"}}, "no column 'label', which program.gold needs"),
+        ([ROW], {"program": {"gold": "label"}}, "no column 'label', which accuracy .program.gold, grade.gold. needs"),
         ([ROW], {"program": {"type": "chain_of_though"}}, "chain_of_thought"),
         ([ROW], {"program": {"templates": "/nowhere"}}, "program.templates: no folder at /nowhere"),
         ([ROW], {"data": {"rows": {"path": "rows.jsonl", "prompt": "{{ question }}"}}}, "no data file|no column 'question'"),
         ([{"prompt": " "}], {}, "row 0 of .* cannot be used: the prompt is empty"),
         ([ROW], {"program": {}, "rollout": {"temperature": 0, "samples_per_prompt": 4}}, "the same answer in every sample"),
+        (
+            [ROW],
+            {"program": {"gold": "prompt", "form": "option"}},
+            "row 0 .* its gold answer '2 . 2.' is none of the form option",
+        ),
+        (
+            [CHOICE],
+            {"program": {"filter": {"perturbations": ["shuffled_options"]}}},
+            "perturbations=shuffled_options changes options, of which no prompt is made",
+        ),
+        (
+            [CHOICE],
+            {"program": {"type": "direct", "filter": {"perturbations": ["swapped_responses"]}}},
+            "perturbations=swapped_responses changes response_a and response_b, of which no prompt is made",
+        ),
         ([ROW], {"files": {"tokens": True}}, "a server answers in text alone; set files.tokens=false"),
         ([ROW], {"model": {"model": "x"}}, "set exactly one of model"),
     ],
@@ -217,6 +262,30 @@ def test_a_directory_of_another_configuration_is_refused(tmp_path: Path, server:
     assert (
         command.returncode == 2 and "holds a run of another configuration: rollout.samples_per_prompt was 3" in command.stderr
     )
+
+
+def test_a_template_without_its_placeholder_is_refused_before_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts/chain_of_thought.jinja").write_text("Think, and answer.")
+    file = write(tmp_path, "http://127.0.0.1:9", program={"templates": str(tmp_path / "prompts")})
+    for verb in ("check", "generate"):
+        command = start(verb, file).wait()
+        assert command.returncode == 2 and "chain_of_thought.jinja does not use {{ prompt }}" in command.stderr
+        assert len(command.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_half_written_directory_of_another_configuration_is_refused_and_left_alone(tmp_path: Path) -> None:
+    with chat_server(reply) as dying:
+        dying.fail = lambda number: 503 if number > 90 else 0
+        file = write(tmp_path, dying.url)
+        assert run(file).returncode == 1
+        before = results(file)
+        assert 0 < len(before) < 6
+        dying.fail = lambda number: 0
+        for name, value, sentence in (("shard_rows", 20, "was 10 and is now 20"), ("format", "parquet", "was 'jsonl' and is")):
+            command = run(write(tmp_path, dying.url, files={name: value}))
+            assert command.returncode == 2 and f"another configuration: files.{name} {sentence}" in command.stderr
+            assert len(command.stderr.strip().splitlines()) == 1 and results(file) == before
 
 
 def test_check_says_what_the_job_will_be(tmp_path: Path, server: ChatServer) -> None:

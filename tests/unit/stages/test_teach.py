@@ -227,6 +227,23 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"student": {"init": {"layers": [0, 5]}}}, ModelError, "names layer 5, and the model has 3 layers, numbers 0 to 2"),
     ({"task": {"names": ["no", "yes"]}}, ModelError, "has the classes negative, positive, and the task no, yes"),
     ({"task": {"names": ["a", "b", "c"]}}, ModelError, "has the classes negative, positive, and the task a, b, c"),
+    ({"loss": {"kd": {"weight": 0}, "cross_entropy": {"weight": 0}}}, ConfigError, "loss has no term with a weight above 0"),
+    (
+        {"method": None, "lesson": {"type": "online", "loss": {}}},
+        ConfigError,
+        "lesson.loss has no term with a weight above 0, so that nothing would be learned",
+    ),
+    (
+        {"method": "lgtm", "trace": {"sample": 0, "rows": []}},
+        ConfigError,
+        "trace.sample is 0 and trace.rows names no row; set one of them",
+    ),
+    ({"task": "sst2"}, ConfigError, "task is 'sst2'; expected a section"),
+    (
+        {"data": {"train": {"path": "x", "text": "{{ sentence }}"}}},
+        ConfigError,
+        "data.train.text is not used, since task names the columns of teach; leave it out, and set those of task",
+    ),
     ({"trace": {}}, ConfigError, "which lesson.type frozen does not measure; set lesson.type=lgtm"),
     ({"method": "lgtm", "trace": {"rows": [999]}}, ConfigError, "trace.rows names row 999, which is not in data.train"),
     ({"learner": {"batch_rows": 999}}, DataError, "data.train has 160 rows, fewer than the learner.batch_rows 999"),

@@ -29,7 +29,11 @@ def test_the_final_answer_stands_after_the_last_mark(reply: str, answer: str) ->
     [
         ("number", ["1,200.50", "1200.5", "$1200.50 in all", "+1200.500"], "1200.05"),
         ("number", ["0", "-0", "0.0", "zero is 0"], "10"),
-        ("number", ["0.5", "1/2", ".5 is 0.50"], "0.25"),
+        ("number", ["0.5", "1/2", ".5 is 0.50", ".5"], "0.25"),
+        ("number", ["-5", "-$5", "$-5", "\N{MINUS SIGN}5", "it is -5.00"], "5"),
+        ("number", ["3", "x = 5-3", "8 - 5 = 3", "(8)-3"], "-3"),
+        ("number", ["1.5", "1 1/2", "3/2"], "0.5"),
+        ("number", ["1800", "1.8e3", "1,800", "€1,800.", "**1800**", r"\$1800"], "1.8"),
         ("text", ["The Blue Whale.", "blue whale", '"a blue  whale"'], "whale"),
         ("yes_no", ["Yes, it is.", "yes", "YES"], "no"),
         ("option", ["(B)", "B.", "the option is B", "A is wrong, so B"], "A"),
@@ -47,6 +51,11 @@ def test_forms_of_one_answer_are_the_same(kind: str, same: list[str], other: str
 )
 def test_what_is_no_answer_has_an_empty_form(kind: str, reply: str) -> None:
     assert NORMALISERS[kind](reply) == ""
+
+
+@pytest.mark.parametrize("reply", ["1/0", "9" * 6000, "1e999999999", "1/" + "9" * 6000, "9" * 6000 + " 1/2"])
+def test_numbers_that_no_machine_holds_are_read_all_the_same(reply: str) -> None:
+    assert 0 < len(NORMALISERS["number"](reply)) <= 7000
 
 
 def test_yes_within_a_word_is_no_answer() -> None:

@@ -27,7 +27,7 @@ def test_the_configuration_names_every_program() -> None:
 
 
 def test_every_packaged_prompt_belongs_to_a_program_or_filter() -> None:
-    used = {name for program in PROGRAMS.values() for name in program.prompts} | {"most_consistent"}
+    used = {name for program in PROGRAMS.values() for name in program.prompts} | {"most_consistent", "judge"}
     assert used == {file.stem for file in PACKAGED.glob("*.jinja")}
 
 

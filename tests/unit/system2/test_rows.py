@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import pickle
 from typing import Any
 
 import pytest
 
 from minidist.config.system2 import ProgramConfig
+from minidist.data.templates import BadRow, Template
 from minidist.errors import ConfigError
 from minidist.system2.rows import RowProgram
 from tests.support.asking import Asked
@@ -88,7 +90,7 @@ def test_a_row_is_a_function_of_the_replies() -> None:
             {"type": "branch_solve_merge"},
             "no column 'question', which program.type=branch_solve_merge needs; its columns are prompt",
         ),
-        ({"gold": "answer"}, "no column 'answer', which program.gold needs"),
+        ({"gold": "answer"}, "no column 'answer', which accuracy .program.gold, grade.gold. needs"),
         (
             {"filter": {"perturbations": ["shuffled_options"]}},
             "'options', which program.filter.perturbations=shuffled_options needs",
@@ -99,3 +101,59 @@ def test_missing_columns_are_refused(options: dict[str, Any], match: str) -> Non
     program = RowProgram(ProgramConfig.model_validate(options), 1)
     with pytest.raises(ConfigError, match=match):
         program.check(["prompt"], "rows.jsonl")
+
+
+def asked_with(row: dict[str, Any], prompt: str, filter: dict[str, Any]) -> list[list[str]]:
+    """The prompts of each sample, where `prompt` is a template over the columns."""
+    program, asks = RowProgram(ProgramConfig.model_validate({"type": "direct", "form": "exact", "filter": filter}), 1), []
+
+    def ask(number: int) -> Asked:
+        asks.append(Asked(lambda prompt, sample: "A", number))
+        return asks[-1]
+
+    template = Template(prompt, "prompt")
+    asyncio.run(program.run(row, ask, "seed", template.fill))
+    return [each.prompts for each in asks]
+
+
+def test_the_prompt_is_made_anew_of_changed_columns() -> None:
+    row = {"prompt": "Which is red?", "options": ["sky", "blood"]}
+    template = "{{ prompt }} {{ options | join(' or ') }}"
+    found = asked_with(row, template, {"perturbations": ["shuffled_options"]})
+    assert found[:2] == [["Which is red? sky or blood"], ["Which is red? blood or sky"]]
+
+
+def test_a_paraphrase_takes_the_place_of_the_prompt() -> None:
+    row = {"question": "2 + 2?", "paraphrases": ["Two and two?"]}
+    found = asked_with(row, "Q: {{ question }}", {"perturbations": ["paraphrased"]})
+    assert found[:2] == [["Q: 2 + 2?"], ["Two and two?"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [("shuffled_options", ["options"]), ("swapped_responses", ["response_a", "response_b"])]
+)
+def test_a_change_that_no_prompt_asks_is_refused(name: str, columns: list[str]) -> None:
+    program = RowProgram(ProgramConfig.model_validate({"type": "direct", "filter": {"perturbations": [name]}}), 1)
+    with pytest.raises(ConfigError, match=rf"changes {' and '.join(columns)}, of which no prompt is made; write"):
+        program.check(["prompt", *columns], "rows.jsonl")
+    program.check(["prompt", *columns], "rows.jsonl", frozenset({"prompt", *columns}))
+
+
+def test_responses_that_a_program_reads_itself_may_be_swapped() -> None:
+    filter = {"perturbations": ["swapped_responses"]}
+    program = RowProgram(ProgramConfig.model_validate({"type": "branch_solve_merge", "filter": filter}), 1)
+    program.check(["prompt", "question", "response_a", "response_b"], "rows.jsonl")
+
+
+@pytest.mark.parametrize("gold", ["blue", None, ""])
+def test_a_gold_answer_that_is_none_is_a_bad_row(gold: str | None) -> None:
+    with pytest.raises(BadRow, match=r"its gold answer .* is none of the form number"):
+        run(replies(4), {"prompt": "2 + 2?", "answer": gold})
+
+
+def test_a_program_crosses_processes() -> None:
+    program = RowProgram(ProgramConfig.model_validate({"form": "number", "gold": "answer", "filter": {"threshold": 0.5}}), 3)
+    copy = pickle.loads(pickle.dumps(program))
+    asks = lambda number: Asked(lambda prompt, sample: replies(4, 5, 4, 4)[sample], number)  # noqa: E731
+    found = [asyncio.run(each.run(ROW, asks, "seed")) for each in (program, copy)]
+    assert found[0] == found[1] and found[0]["answer"] == "4"
