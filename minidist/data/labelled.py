@@ -1,6 +1,6 @@
 """Rows of labelled tasks: read once as text, and encoded as each model reads them."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from minidist.data.rendering import Renderer
 from minidist.data.sources import check_source, read_rows, usable_rows
 from minidist.data.templates import BadRow, Template
 from minidist.data.values import ClassNumber, as_text
-from minidist.errors import ConfigError
+from minidist.errors import ConfigError, DataError
 from minidist.types import Array, LabelledRow
 
 if TYPE_CHECKING:
@@ -159,6 +159,8 @@ class RowEncoder:
     tokenizer: "PreTrainedTokenizerBase"
     max_tokens: int
     two_sided: bool = False
+    counts: Counter[str] = field(default_factory=Counter, compare=False)
+    """Rows that were cut to max_tokens, and rows of which no label was left."""
 
     def rows(self, texts: Sequence[LabelledText]) -> list[LabelledRow]:
         """The rows, in order; of plain text, one for each piece. Raises DataError for a text that does not fit."""
@@ -175,7 +177,22 @@ class RowEncoder:
             return []
         pairs = None if texts[0].pair is None else [text.pair or "" for text in texts]
         tokenizer: Any = self.tokenizer
-        found = tokenizer([text.text for text in texts], pairs, truncation=True, max_length=self.max_tokens)
+        added = tokenizer.num_special_tokens_to_add(pair=pairs is not None)
+        if self.max_tokens < added + (1 if pairs is None else 2):
+            room = f"data.max_tokens {self.max_tokens} leaves no room for text beside the {added} special tokens of a row"
+            raise ConfigError(f"{room}; raise it")
+        found = tokenizer([text.text for text in texts], pairs, verbose=False)
+        long = [number for number, ids in enumerate(found["input_ids"]) if len(ids) > self.max_tokens]
+        self.counts["cut"] += len(long)
+        if long:  # only the rows that are cut are encoded again
+            firsts, seconds = [texts[n].text for n in long], None if pairs is None else [pairs[n] for n in long]
+            shorter = tokenizer(firsts, seconds, truncation=True, max_length=self.max_tokens)
+            for key, cut in shorter.items():
+                for number, values in zip(long, cut, strict=True):
+                    found[key][number] = values
+        for text, ids in zip(texts, found["input_ids"], strict=True):
+            if len(ids) <= added:
+                raise DataError(f"row {text.index}: the tokenizer finds no token in its text {text.text!r}; leave the row out")
         segments = found.get("token_type_ids") or [None] * len(texts)
         return [
             LabelledRow(text.index, _ids(ids), text.label, None if parts is None else _ids(parts))
@@ -192,10 +209,24 @@ class RowEncoder:
                 prompt, choices = prompt + end, [encoder.bare(choice.strip()) + end for choice in task.choices]
             else:
                 choices = [encoder.continued(prompt, text.text, choice, begun=True) for choice in task.choices]
+            self._check_choices(text, choices)
             room = self.max_tokens - max(map(len, choices)) * (not self.two_sided)
-            kept = prompt if len(prompt) <= room else prompt[len(prompt) - room :]
+            if room < 1 or not prompt:
+                raise DataError(f"row {text.index} has no room for its prompt beside the answer choices; raise data.max_tokens")
+            self.counts["cut"] += len(prompt) > room
+            kept = prompt[max(0, len(prompt) - room) :]
             found.append(LabelledRow(text.index, _ids(kept), text.label, choices=tuple(map(_ids, choices))))
         return found
+
+    def _check_choices(self, text: LabelledText, choices: Sequence[Sequence[int]]) -> None:
+        """Raise DataError unless each choice has tokens of its own."""
+        bare = [tuple(choice) for choice in choices]
+        if () in bare:
+            raise DataError(f"row {text.index}: choice {bare.index(())} of task.choices has no token; give each an answer")
+        if len(set(bare)) < len(bare):
+            second = next(number for number, choice in enumerate(bare) if choice in bare[:number])
+            alike = f"choices {bare.index(bare[second])} and {second} of task.choices are the same to the tokenizer"
+            raise DataError(f"row {text.index}: {alike}; give answers that it tells apart")
 
     def _answers(self, texts: Sequence[LabelledText]) -> list[LabelledRow]:
         renderer, found = Renderer(self.tokenizer, RenderConfig()), []
@@ -204,6 +235,7 @@ class RowEncoder:
             labelled = np.zeros(len(example.tokens), dtype=bool)
             labelled[example.start :] = True if example.labelled is None else example.labelled
             targets = np.where(labelled[1:], example.tokens[1:], -1).astype(np.int32)
+            self.counts["cut"] += len(example.tokens) > self.max_tokens
             tokens, targets = example.tokens[: self.max_tokens], np.append(targets, np.int32(-1))[: self.max_tokens]
             if (targets >= 0).any():  # else the prompt alone is longer than a row
                 found.append(LabelledRow(text.index, tokens, targets=targets))

@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minidist.config.models import ModelConfig, StudentConfig
+from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
 from minidist.errors import DataError, ModelError
 from minidist.losses.predictions import Predictions
 from minidist.models.device import pick_device
@@ -30,6 +30,7 @@ from minidist.models.families import attention_kernel, freeze_other_parts
 from minidist.models.files import refused
 from minidist.models.hub import architecture, load_config, read_checkpoint, tokenizer_of
 from minidist.models.layers import cut
+from minidist.models.lora import inject
 from minidist.models.scoring import IGNORED, READERS, reads_both_ways, row_states, table
 from minidist.types import Array, LabelledRow, TaskFacts
 
@@ -86,7 +87,7 @@ class Predictor:
         if self.task.kind == "choices":
             return self._choice_inputs(rows)
         if self.two_sided and self.task.kind in _HEADS:
-            self._check_ends(rows)
+            check_ends(rows, self.model.config.eos_token_id)
         inputs = self._padded([row.tokens for row in rows])
         if self._segments and any(row.segments is not None for row in rows):
             segments = [[0] * len(row.tokens) if row.segments is None else row.segments for row in rows]
@@ -116,16 +117,18 @@ class Predictor:
         padded = {"input_ids": table(sequences, self._padding), "attention_mask": mask.long()}
         return {name: each.to(self.model.device) for name, each in padded.items()}
 
-    def _check_ends(self, rows: Sequence[LabelledRow]) -> None:
-        """The head of an encoder-decoder reads the text at its end, and finds the ends of all rows in one table."""
-        end, usual = self.model.config.eos_token_id, None
-        for row in rows:
-            count = int((np.asarray(row.tokens) == end).sum())
-            usual = count if usual is None else usual
-            if count != usual or not count:
-                expected = f"expected {usual or 1}, as the tokenizer adds them" if usual else "expected one or more"
-                kept = f"row {row.index} has {count} end tokens (id {end}), {expected}"
-                raise DataError(f"{kept}; remove the text of the token from the row, or leave the row out")
+
+def check_ends(rows: Sequence[LabelledRow], end: int) -> None:
+    """Raise DataError unless all rows have as many end tokens: the head of an encoder-decoder reads the text at its end, and
+    finds the ends of all rows in one table."""
+    usual = None
+    for row in rows:
+        count = int((np.asarray(row.tokens) == end).sum())
+        usual = count if usual is None else usual
+        if count != usual or not count:
+            expected = f"expected {usual or 1}, as the tokenizer adds them" if usual else "expected one or more"
+            kept = f"row {row.index} has {count} end tokens (id {end}), {expected}"
+            raise DataError(f"{kept}; remove the text of the token from the row, or leave the row out")
 
 
 def twice_differentiable() -> Any:
@@ -145,7 +148,9 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(str(found))
 
 
-def load_predictor(config: ModelConfig, task: TaskFacts, where: str, *, seed: int, on_gpu: bool = False) -> Predictor:
+def load_predictor(
+    config: ModelConfig, task: TaskFacts, where: str, *, seed: int, on_gpu: bool = False, learns: bool = True
+) -> Predictor:
     """The model of a section for a task, in evaluation mode.
 
     Args:
@@ -154,6 +159,7 @@ def load_predictor(config: ModelConfig, task: TaskFacts, where: str, *, seed: in
         where: key of the section's model, for messages.
         seed: of all random weights.
         on_gpu: place the model on the role's GPU.
+        learns: the model is trained. False: all of its weights must be in the checkpoint, its head's too.
 
     Raises:
         ModelError: no such model; it cannot do the task; its head has other classes; or it lacks weights below the head.
@@ -163,7 +169,11 @@ def load_predictor(config: ModelConfig, task: TaskFacts, where: str, *, seed: in
     shape = architecture(config, tokenizer) if isinstance(config, StudentConfig) and scratch else load_config(config, where)
     check_task(shape, tokenizer, task, where)
     torch.manual_seed(seed)
-    model = _from_scratch(config, shape, tokenizer, task) if scratch else _from_files(config, shape, tokenizer, task, where)
+    model = (
+        _from_scratch(config, shape, tokenizer, task)
+        if scratch
+        else _from_files(config, shape, tokenizer, task, where, learns=learns)
+    )
     if isinstance(config, StudentConfig) and config.init is not None:
         cut(model, config.init.layers)
     if task.kind in _HEADS and _is_decoder(shape):  # set after the embedding is made, which would not train the token's row
@@ -179,10 +189,13 @@ def _from_scratch(config: ModelConfig, shape: PretrainedConfig, tokenizer: Any, 
         return _maker(task, shape).from_config(for_task(shape, task, tokenizer), **options)
 
 
-def _from_files(config: ModelConfig, shape: PretrainedConfig, tokenizer: Any, task: TaskFacts, where: str) -> Any:
+def _from_files(
+    config: ModelConfig, shape: PretrainedConfig, tokenizer: Any, task: TaskFacts, where: str, *, learns: bool
+) -> Any:
     trained = _has_head(shape)
     model, missing = read_checkpoint(_maker(task, shape), config, where, for_task(shape, task, tokenizer))
-    lost = sorted(name for name in missing if (task.kind in _HEADS and trained) or _is_below(model, name))
+    whole = not learns or (task.kind in _HEADS and trained)
+    lost = sorted(name for name in missing if whole or _is_below(model, name))
     if lost:
         kept = f"{where}: {config.model} lacks {len(lost)} of the weights of a {type(model).__name__}, such as {lost[0]}"
         raise ModelError(f"{kept}; they would be random: copy the model again, or set {where} to a whole one")
@@ -248,7 +261,21 @@ def check_classes(config: PretrainedConfig, task: TaskFacts, where: str) -> None
     unnamed = all(name.upper().startswith("LABEL_") for name in found)
     if len(found) != len(wanted) or (task.kind == "classes" and not unnamed and found != wanted):
         kept = f"the head of {where} has the classes {', '.join(found)}, and the task {', '.join(wanted)}"
-        raise ModelError(f"{kept}; set task.names to the model's, in its order, or use a model that was trained on this task")
+        cure = "set task.names to the model's, in its order (numbers in files are read in it, too), or use a model of this task"
+        raise ModelError(f"{kept}; {cure}")
+
+
+def check_trained(config: PretrainedConfig, task: TaskFacts, where: str) -> None:
+    """Raise ModelError where the head of a model that is not trained would be random."""
+    if task.kind in _HEADS and not _has_head(config):
+        random = f"{where} has no head for a task of type {task.kind}, and is not trained: its predictions would be random"
+        raise ModelError(f"{random}; fine-tune it first (minidist teach with method: ce), or set a lesson in which it learns")
+
+
+def reads_alike(left: PreTrainedTokenizerBase, right: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers make the same ids of a text, as far as their words and a pair of texts show."""
+    probe = ("a text", "another text")
+    return left.get_vocab() == right.get_vocab() and left(*probe)["input_ids"] == right(*probe)["input_ids"]
 
 
 def for_task(config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -287,7 +314,18 @@ def _maker(task: TaskFacts, config: PretrainedConfig) -> Any:
 
 def parameter_count(config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase) -> int:
     """Parameters of a task's model, from a skeleton without weights."""
+    return sum(parameter.numel() for parameter in _skeleton(config, task, tokenizer).parameters())
+
+
+def check_adapters(
+    config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase, lora: LoraConfig, where: str
+) -> None:
+    """Raise ModelError where a model's layers cannot have the adapters. where: key of the section `lora`."""
+    inject(_skeleton(config, task, tokenizer), lora, "", seed=0, where=where)
+
+
+def _skeleton(config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """A task's model on the meta device: names and shapes, no weights."""
     shape = deepcopy(config)
     with torch.device("meta"), refused("no model can be built from its configuration"):
-        model = _maker(task, shape).from_config(for_task(shape, task, tokenizer))
-    return sum(parameter.numel() for parameter in model.parameters())
+        return _maker(task, shape).from_config(for_task(shape, task, tokenizer))

@@ -44,6 +44,8 @@ def load_tokenizer(name: str, where: str, *, trust_remote_code: bool = False) ->
     with refused(f"{where}: {path} has no usable tokenizer{_CURES.get(where, '')}"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer("a text")  # finds settings of another type
+        if not set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens):  # made of the model's family alone
+            raise ValueError("it has no vocabulary; copy the tokenizer's files to it")
     return tokenizer
 
 

@@ -58,17 +58,19 @@ class Adapters:
         )
 
 
-def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) -> Adapters:
+def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int, where: str = "student.lora") -> Adapters:
     """Inject adapters into `model` in place and freeze all other parameters. B is zero, so the model's output is unchanged.
 
     `base`: the directory or hub name of the model's checkpoint. A is random, from `seed`. Adapters are float32, whatever the
-    model's dtype. The model may be a skeleton on the meta device. Raises ModelError for a target that names no linear layer.
+    model's dtype. The model may be a skeleton on the meta device. `where`: the section, for messages.
+
+    Raises ModelError for a target that names no linear layer.
     """
     from accelerate import init_empty_weights
     from peft import inject_adapter_in_model
 
     linear = linear_layers(model)
-    layers = _chosen(config.targets, tuple(linear), type(model).__name__)
+    layers = _chosen(config.targets, tuple(linear), type(model).__name__, f"{where}.targets")
     _check_saved(model, config, layers)
     transposed = frozenset(f"{name}.weight" for name in layers if isinstance(linear[name], Conv1D))
     adapters = Adapters(config, _location(base), layers, transposed)
@@ -78,7 +80,7 @@ def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int) 
     parts = nn.Module()
     for name, part in model.named_children():
         parts.add_module(name, part)
-    with refused(f"student.lora: PEFT cannot adapt {type(model).__name__}"), placing:
+    with refused(f"{where}: PEFT cannot adapt {type(model).__name__}"), placing:
         inject_adapter_in_model(adapters.peft(), parts)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -109,14 +111,14 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: m for name, m in layers.items() if bypassed is None or not name.endswith(bypassed)}
 
 
-def _chosen(targets: list[str], layers: tuple[str, ...], model: str) -> tuple[str, ...]:
+def _chosen(targets: list[str], layers: tuple[str, ...], model: str, where: str) -> tuple[str, ...]:
     if "all-linear" in targets:
         return layers
     for target in targets:
         if not any(_named(layer, target) for layer in layers):
             known = ", ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
             raise ModelError(
-                f"student.lora.targets: {target} names no linear layer of {model} that can be adapted; use one of {known}, or "
+                f"{where}: {target} names no linear layer of {model} that can be adapted; use one of {known}, or "
                 "all-linear for all of these (the output head takes no adapter)"
             )
     return tuple(layer for layer in layers if any(_named(layer, target) for target in targets))

@@ -149,27 +149,27 @@ def _template(name: str, teacher: ModelFacts) -> Any:
     return tokenizer.chat_template
 
 
-def read_student(config: StudentConfig) -> ModelFacts:
-    """The student, from its checkpoint or from `student.architecture`."""
+def read_student(config: StudentConfig, where: str = "student.model") -> ModelFacts:
+    """The student, or another model of such a section, from its checkpoint or its architecture. `where`: key of its model."""
     from minidist.models.endings import stop_ids
     from minidist.models.hub import architecture, load_config, tokenizer_of
 
-    trained, cut = (load_config(config, "student.model") if config.model is not None else None), None
+    trained, cut = (load_config(config, where) if config.model is not None else None), None
     if trained is not None and config.init is not None:
-        cut = _cut(config, config.init, trained)
-    tokenizer, stops = tokenizer_of(config, "student.model"), stop_ids(config.model, "student.model")
+        cut = _cut(config, config.init, trained, where)
+    tokenizer, stops = tokenizer_of(config, where), stop_ids(config.model, where)
     found = trained or architecture(config, tokenizer)
-    return ModelFacts("student.model", tokenizer, found, config.lora, stops, cut)
+    return ModelFacts(where, tokenizer, found, config.lora, stops, cut)
 
 
-def _cut(config: StudentConfig, init: InitConfig, trained: "PretrainedConfig") -> str:
+def _cut(config: StudentConfig, init: InitConfig, trained: "PretrainedConfig", where: str) -> str:
     """Reduce the configuration of a checkpoint to the student's layers, in place. Returns the plan's line on them."""
     from minidist.models.layers import check_cut, cut_config, layer_count
 
-    count = layer_count(trained)
-    check_cut(trained, init.layers, "student.init.layers", trust_remote_code=config.trust_remote_code)
+    count, name = layer_count(trained), where.removesuffix(".model")
+    check_cut(trained, init.layers, f"{name}.init.layers", trust_remote_code=config.trust_remote_code)
     cut_config(trained, init.layers)
-    return f"student: layers {', '.join(map(str, init.layers))} of {config.model} ({count})"
+    return f"{name}: layers {', '.join(map(str, init.layers))} of {config.model} ({count})"
 
 
 def read_model(config: ModelConfig, where: str) -> ModelFacts:

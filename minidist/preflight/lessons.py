@@ -19,6 +19,7 @@ from minidist.evaluation.metrics import majority
 from minidist.experience.exercises import Exercises, TaskRows
 from minidist.preflight import checks
 from minidist.preflight.growth import growth_lines
+from minidist.preflight.labels import check_known, held_out_lines, label_lines
 from minidist.preflight.precision import precision_lines
 from minidist.preflight.space import run_lines
 from minidist.run.directory import RunDirectory
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from minidist.preflight.facts import ModelFacts
+
+
+_PROBED = 8  # fewest rows that a probe is fitted on
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,12 @@ def plan_teach(config: TeachConfig) -> TeachPlan:
     texts = {name: read_labelled(task, source) for name, source in sources.items() if source is not None}
     rows = {name: models.rows(found) for name, (found, _) in texts.items()}
     described = [*models.lines, *(_rows_line(name, sources[name], rows[name], texts[name][1]) for name in texts)]
+    described += [*models.cut_lines, *label_lines(task, texts["train"][0])]
+    for name in [name for name in texts if name != "train"]:
+        described += held_out_lines(texts["train"][0], texts[name][0], name)
     train, feedback = _split(config, texts["train"][0], rows["train"])
     _check_traced(config, train)
+    _check_layers(config, rows.get("validation"))
     if feedback:
         described.append(
             f"feedback: {len(feedback):,} rows of data.train held out, of {len(train):,} that are left to train on"
@@ -155,6 +163,18 @@ class _Models:
     def teacher(self) -> "ModelFacts | None":
         return None if self.config.teacher is None else _model_facts(self.config.teacher, "teacher.model")
 
+    @cached_property
+    def others(self) -> "list[ModelFacts]":
+        """The models of the lesson beside student and teacher: assistants, or checkpoints of the teacher."""
+        lesson, teacher = self.config.lesson, self.config.teacher
+        if lesson.type == "assistants":
+            found = enumerate(lesson.assistants)
+            return [_model_facts(each, f"lesson.assistants.{number}.model") for number, each in found]
+        if lesson.type == "sequence" and teacher is not None:
+            found = ((number, teacher.model_copy(update={"model": path})) for number, path in enumerate(lesson.before))
+            return [_model_facts(each, f"lesson.before.{number}") for number, each in found]
+        return []
+
     @property
     def both(self) -> "list[ModelFacts]":
         return [model for model in (self.student, self.teacher) if model is not None]
@@ -163,13 +183,37 @@ class _Models:
         """Raise the first reason why the models cannot take part in the lesson."""
         from minidist.models.classifiers import check_task
 
-        for model in self.both:
+        for model in [*self.both, *self.others]:
             check_task(model.config, model.tokenizer, self.facts, model.where)
             checks.check_embedding(model)
             if model.context < self.config.data.max_tokens:
                 longest = f"data.max_tokens {self.config.data.max_tokens} is more than {model.where} reads, {model.context}"
                 raise ConfigError(f"{longest}; set data.max_tokens={model.context}")
+        self._check_frozen()
         self._check_pair()
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        from minidist.models.classifiers import check_adapters
+
+        sections = ((self.student, self.config.student), (self.teacher, self.config.teacher))
+        for model, section in sections:
+            if model is not None and section is not None and section.lora is not None:
+                where = f"{model.where.removesuffix('.model')}.lora"
+                check_adapters(model.config, self.facts, model.tokenizer, section.lora, where)
+
+    def _check_frozen(self) -> None:
+        """Models that are not trained have a head, and models that read another's rows read text as it does."""
+        from minidist.models.classifiers import check_trained, reads_alike
+
+        checkpoints = self.others if self.config.lesson.type == "sequence" else []
+        for model in [] if self.teacher is None or self.config.lesson.teacher_learns else [self.teacher, *checkpoints]:
+            check_trained(model.config, self.facts, model.where)
+        reader = self.teacher if self.config.lesson.type == "sequence" else self.student
+        for model in self.others:
+            if reader is not None and not reads_alike(model.tokenizer, reader.tokenizer):
+                other = f"{model.where} has another tokenizer than {reader.where}, whose rows it reads"
+                raise ModelError(f"{other}; use models with one tokenizer")
 
     def _check_pair(self) -> None:
         student, teacher = self.student, self.teacher
@@ -201,14 +245,34 @@ class _Models:
 
     def rows(self, texts: Sequence[LabelledText]) -> TaskRows:
         """The texts as student and teacher read them."""
-        found = [self._encoder(model).rows(texts) for model in self.both]
+        found = [encoder.rows(texts) for encoder in self._encoders]
         if not found[0]:
             raise DataError(f"no row of {len(texts)} is long enough for a task of type {self.facts.kind}; use longer texts")
+        for model, rows in zip(self.both, found, strict=True):
+            self._check_rows(model, rows)
+        if self.facts.kind == "tokens" and len(set(map(_labels_of, found))) > 1:
+            differ = "student and teacher read other tokens of the answers, which are compared one by one"
+            raise DataError(f"{differ}; raise data.max_tokens, so that no row is cut, or use models that render text alike")
         return TaskRows(*found)
 
-    def _encoder(self, model: "ModelFacts") -> RowEncoder:
-        two_sided = bool(model.config.is_encoder_decoder)
-        return RowEncoder(self.config.task, model.tokenizer, self.config.data.max_tokens, two_sided)
+    def _check_rows(self, model: "ModelFacts", rows: Sequence[LabelledRow]) -> None:
+        from minidist.models.classifiers import check_ends
+
+        check_known(rows, model.tokenizer, model.where)
+        if model.config.is_encoder_decoder and self.facts.kind in ("classes", "score"):
+            check_ends(rows, model.config.eos_token_id)
+
+    @cached_property
+    def _encoders(self) -> list[RowEncoder]:
+        task, longest = self.config.task, self.config.data.max_tokens
+        return [RowEncoder(task, model.tokenizer, longest, bool(model.config.is_encoder_decoder)) for model in self.both]
+
+    @property
+    def cut_lines(self) -> list[str]:
+        """A line for each model that reads rows without all of their tokens."""
+        counts = [(model.where, encoder.counts["cut"]) for model, encoder in zip(self.both, self._encoders, strict=True)]
+        longest = f"longer than data.max_tokens {self.config.data.max_tokens} to {{}}, and cut"
+        return [f"{count:,} rows are {longest.format(where)}" for where, count in counts if count]
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -239,10 +303,15 @@ class _Models:
         return run_lines(self.config.run, model * (2 + moments), {"final": finals * model})
 
 
+def _labels_of(rows: Sequence[LabelledRow]) -> tuple[tuple[int, ...], ...]:
+    """The tokens that are predicted in each row, in order."""
+    return tuple(tuple(row.targets[row.targets >= 0].tolist()) for row in rows if row.targets is not None)
+
+
 def _model_facts(config: ModelConfig, where: str) -> "ModelFacts":
     from minidist.preflight.facts import read_model, read_student
 
-    return read_student(config) if isinstance(config, StudentConfig) else read_model(config, where)
+    return read_student(config, where) if isinstance(config, StudentConfig) else read_model(config, where)
 
 
 def _split(config: TeachConfig, texts: Sequence[LabelledText], rows: TaskRows) -> tuple[TaskRows, Sequence[LabelledRow]]:
@@ -260,7 +329,18 @@ def _split(config: TeachConfig, texts: Sequence[LabelledText], rows: TaskRows) -
     kept, out = split_feedback(texts, held.share, seed=held.seed, classes=bool(config.task.class_names))
     if not kept or len(out) < config.cluster.learner.ranks:
         raise DataError(f"data.feedback.share {held.share:g} of {len(texts)} rows leaves no rows on one side; change the share")
+    for key, side, count in (("batch_rows", "to train on", len(kept)), ("feedback_rows", "for feedback", len(out))):
+        if (wanted := getattr(config.learner, key)) > count and (key == "batch_rows" or config.lesson.needs_feedback):
+            few = f"data.feedback.share {held.share:g} leaves {count} of {len(texts)} rows {side}"
+            raise DataError(f"{few}, fewer than learner.{key} {wanted}; change the share, or lower learner.{key}")
     return rows.take(kept), [rows.student[position] for position in out]
+
+
+def _check_layers(config: TeachConfig, rows: TaskRows | None) -> None:
+    """A comparison layer by layer has rows to fit its probes on."""
+    if config.evaluation.layers is not None and rows is not None and len(rows) < _PROBED:
+        few = f"evaluation.layers fits probes on data.validation, which has {len(rows)} rows"
+        raise DataError(f"{few}; expected {_PROBED} or more, or leave evaluation.layers out")
 
 
 def _check_traced(config: TeachConfig, train: TaskRows) -> None:

@@ -80,10 +80,13 @@ class _Models:
         *,
         steps: int | None = None,
         lora: LoraConfig | None = None,
+        where: str | None = None,
     ) -> Learning:
-        """A model by its section. loss: None for a model that is not trained. steps: how many it learns in; None: all."""
+        """A model by its section. loss: None for a model that is not trained. steps: how many it learns in; None: all.
+        where: key of the section's model; None: that of its name."""
         config = self.config
-        predictor = load_predictor(model, self.task, f"{name}.model", seed=config.run.seed, on_gpu=self.on_gpu)
+        options = {"seed": config.run.seed, "on_gpu": self.on_gpu, "learns": loss is not None}
+        predictor = load_predictor(model, self.task, where or f"{name}.model", **options)
         optimizer = config.learner.optimizer
         if name == "teacher" and isinstance(config.lesson, MutualConfig):
             optimizer = config.lesson.optimizer
@@ -106,7 +109,7 @@ def _sequence(models: _Models) -> Lesson:
     config, lesson, last = models.config, models.config.lesson, models.pair()
     assert isinstance(lesson, SequenceConfig) and config.teacher is not None
     checkpoints = [
-        models.learning(f"teacher_{number}", config.teacher.model_copy(update={"model": path}))
+        models.learning(f"teacher_{number}", config.teacher.model_copy(update={"model": path}), where=f"lesson.before.{number}")
         for number, path in enumerate(lesson.before)
     ]
     pairs = [*(models.paired(last.student, teacher) for teacher in checkpoints), last]
@@ -122,7 +125,8 @@ def _assistants(models: _Models) -> Lesson:
     before, phases = models.learning("teacher", config.teacher), list[Phase]()
     for number, assistant in enumerate(lesson.assistants):
         name = f"assistant_{number}"
-        learner = models.learning(name, assistant, config.loss, steps=assistant.steps, lora=assistant.lora)
+        options = {"steps": assistant.steps, "lora": assistant.lora, "where": f"lesson.{name.replace('_', 's.')}.model"}
+        learner = models.learning(name, assistant, config.loss, **options)
         phases.append(Phase(ends[number], models.paired(learner, before), shared_rows=number > 0))
         before = learner
     steps = config.run.steps - ends[-1]

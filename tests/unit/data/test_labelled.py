@@ -134,6 +134,51 @@ def test_a_pair_is_joined_and_cut_as_the_tokenizer_does(tmp_path: Path) -> None:
     assert rows[1].tokens.tolist().count(tokens.convert_tokens_to_ids("bad")) == 1  # the longer text is cut
 
 
+def test_texts_that_are_cut_are_counted_and_cut_as_the_tokenizer_does(tmp_path: Path) -> None:
+    tokens: Any = AutoTokenizer.from_pretrained(tokenizer(tmp_path))
+    texts = [LabelledText(0, "a film", "good"), LabelledText(1, "a film that was a good plot", "it is good")]
+    encoder = RowEncoder(ClassesTask(names=["no", "yes"]), tokens, 8)
+    rows = encoder.rows(texts)
+    assert encoder.counts["cut"] == 1
+    for text, row in zip(texts, rows, strict=True):
+        whole = tokens(text.text, text.pair, truncation=True, max_length=8)
+        assert row.tokens.tolist() == whole["input_ids"] and row.segments is not None
+        assert row.segments.tolist() == whole["token_type_ids"]
+
+
+@pytest.mark.parametrize(("pair", "longest"), [(None, 2), ("good", 4)])
+def test_rows_without_room_for_text_are_refused(tmp_path: Path, pair: str | None, longest: int) -> None:
+    tokens: Any = AutoTokenizer.from_pretrained(tokenizer(tmp_path))
+    texts = [LabelledText(0, "film", pair)]
+    room = f"data.max_tokens {longest} leaves no room for text beside the {longest - (pair is not None)} special"
+    with pytest.raises(ConfigError, match=room):
+        RowEncoder(TASK, tokens, longest).rows(texts)
+    assert len(RowEncoder(TASK, tokens, longest + 1).rows(texts)) == 1
+
+
+def test_a_text_without_tokens_is_refused(tmp_path: Path) -> None:
+    tokens: Any = AutoTokenizer.from_pretrained(tokenizer(tmp_path))
+    with pytest.raises(DataError, match="row 7: the tokenizer finds no token in its text"):
+        RowEncoder(TASK, tokens, 9).rows([LabelledText(7, "\u2003")])
+
+
+@pytest.mark.parametrize(
+    ("choices", "longest", "part"),
+    [
+        ([" good", " good"], 9, "choices 0 and 1 of task.choices are the same to the tokenizer"),
+        ([" splendid", " horrid"], 9, "choices 0 and 1 of task.choices are the same to the tokenizer"),
+        ([" good", ""], 9, "choice 1 of task.choices has no token"),
+        ([" good", " not good"], 2, "row 3 has no room for its prompt beside the answer choices; raise data.max_tokens"),
+    ],
+)
+def test_choices_that_cannot_be_told_apart_are_refused(tmp_path: Path, choices: list[str], longest: int, part: str) -> None:
+    tokens: Any = AutoTokenizer.from_pretrained(tokenizer(tmp_path, encoder=False))
+    task = ChoicesTask(prompt="{{ text }}", choices=choices, names=["yes", "no"])
+    with pytest.raises(DataError) as error:
+        RowEncoder(task, tokens, longest).rows([LabelledText(3, "a film")])
+    assert part in str(error.value)
+
+
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_choices_follow_their_prompt(tmp_path: Path, two_sided: bool) -> None:
     tokens: Any = AutoTokenizer.from_pretrained(tokenizer(tmp_path, encoder=False))

@@ -266,6 +266,17 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
         load_predictor(ModelConfig(model=str(tmp_path / "model")), CLASSES, "teacher.model", seed=0)
 
 
+def test_a_model_that_does_not_learn_has_all_of_its_weights(tmp_path: Path) -> None:
+    predictor(tmp_path / "tokens", "bert", TaskFacts("masked")).save(tmp_path / "m")
+    state = load_file(tmp_path / "m/model.safetensors")
+    lost = "cls.predictions.transform.dense.weight"
+    save_file({key: value for key, value in state.items() if key != lost}, tmp_path / "m/model.safetensors", {"format": "pt"})
+    section, task = ModelConfig(model=str(tmp_path / "m")), TaskFacts("masked")
+    load_predictor(section, task, "teacher.model", seed=0)
+    with pytest.raises(ModelError, match=f"lacks 1 of the weights of a BertForMaskedLM, such as {lost}; they would be random"):
+        load_predictor(section, task, "teacher.model", seed=0, learns=False)
+
+
 def test_a_trained_head_that_is_lost_is_refused(tmp_path: Path) -> None:
     predictor(tmp_path / "tokenizer", "bert").save(tmp_path / "model")
     drop(tmp_path / "model", "classifier.weight")

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel
 
 from minidist.config.models import StudentConfig
 from minidist.data.rendering import character_tokenizer
@@ -25,6 +26,15 @@ def test_architecture_takes_vocabulary_and_special_tokens_from_the_tokenizer() -
     config = architecture(student(tie_word_embeddings=True), tokenizer)
     assert (config.vocab_size, config.eos_token_id, config.pad_token_id) == (VOCABULARY, 0, None)
     assert (config.hidden_size, config.tie_word_embeddings) == (32, True)
+
+
+def test_a_model_without_the_files_of_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    """transformers would make a tokenizer that knows no word."""
+    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ModelError, match=r"^teacher.model: .* has no usable tokenizer \(set teacher.tokenizer .*no vocabulary"):
+        load_tokenizer(str(tmp_path), "teacher.model")
 
 
 def test_unknown_architecture_is_refused() -> None:

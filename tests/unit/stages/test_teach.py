@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,26 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         ConfigError,
         "data.train.text is not used, since task names the columns of teach; leave it out, and set those of task",
     ),
+    (
+        {"method": "pesf_kd", "teacher": {"lora": {"targets": ["q"]}}},
+        ModelError,
+        "teacher.lora.targets: q names no linear layer",
+    ),
+    (
+        {"method": "lgtm", "data": {"feedback": {"share": 0.95}}},
+        DataError,
+        "data.feedback.share 0.95 leaves 8 of 160 rows to train on, fewer than learner.batch_rows 16",
+    ),
+    (
+        {"method": "lgtm", "data": {"feedback": {"share": 0.02}}},
+        DataError,
+        "data.feedback.share 0.02 leaves 3 of 160 rows for feedback, fewer than learner.feedback_rows 8; change the share",
+    ),
+    (
+        {"evaluation": {"layers": 9}, "data": {"validation": {"path": "VALID", "rows": 7}}},
+        DataError,
+        "evaluation.layers fits probes on data.validation, which has 7 rows; expected 8 or more",
+    ),
     ({"trace": {}}, ConfigError, "which lesson.type frozen does not measure; set lesson.type=lgtm"),
     ({"method": "lgtm", "trace": {"rows": [999]}}, ConfigError, "trace.rows names row 999, which is not in data.train"),
     ({"learner": {"batch_rows": 999}}, DataError, "data.train has 160 rows, fewer than the learner.batch_rows 999"),
@@ -283,12 +304,57 @@ def test_bad_input_is_a_sentence_before_anything_starts(
     for key, value in changes.items():
         merged = isinstance(value, dict) and isinstance(settings.get(key), dict) and key != "student" and "type" not in value
         settings[key] = settings[key] | value if merged else value
+    if isinstance(settings["data"].get("validation"), dict) and settings["data"]["validation"]["path"] == "VALID":
+        settings["data"]["validation"]["path"] = str(folder / "valid.jsonl")
     if isinstance(settings.get("teacher"), dict):
         settings["teacher"] = settings["teacher"] | {"model": teacher}
     with pytest.raises(kind) as error:
         asyncio.run(run_stage(load(write(folder, settings, "refused"))))
     assert part in str(error.value), error.value
     assert not (folder / "refused").exists()
+
+
+def broken(folder: Path, kind: str) -> str:
+    """The teacher without its head, or with a tokenizer that has the same words at other ids."""
+    path = folder / kind
+    shutil.copytree(folder / "teacher/final", path, dirs_exist_ok=True)
+    file = path / ("config.json" if kind == "headless" else "tokenizer.json")
+    settings = json.loads(file.read_text())
+    if kind == "headless":
+        settings["architectures"] = ["BertModel"]
+    else:
+        words = settings["model"]["vocab"]
+        words["good"], words["bad"] = words["bad"], words["good"]
+    file.write_text(json.dumps(settings))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind", "section", "part"),
+    [
+        ("kd", "headless", "teacher", "teacher.model has no head for a task of type classes, and is not trained"),
+        ("rco", "headless", "before", "lesson.before.0 has no head for a task of type classes, and is not trained"),
+        ("rco", "stranger", "before", "lesson.before.0 has another tokenizer than teacher.model, whose rows it reads"),
+        ("takd", "stranger", "assistants", "lesson.assistants.0.model has another tokenizer than student.model"),
+    ],
+)
+def test_models_that_would_read_or_answer_at_random_are_refused(
+    folder: Path, method: str, kind: str, section: str, part: str
+) -> None:
+    path = broken(folder, kind)
+    changes = {
+        "teacher": {"teacher": {"model": path}, "student": {"model": str(folder / "teacher/final")}},
+        "before": {"lesson": {"type": "sequence", "before": [path]}},
+        "assistants": {"lesson": {"type": "assistants", "assistants": [{"model": path, "steps": 2}]}},
+    }
+    with pytest.raises(ModelError) as error:
+        plan_teach(load(write(folder, lesson(folder, method, **changes[section]), "refused")))  # type: ignore[arg-type]
+    assert part in str(error.value)
+
+
+def test_a_teacher_without_a_head_may_learn_one(folder: Path) -> None:
+    settings = lesson(folder, "online", teacher={"model": broken(folder, "headless")}, student={"init": {"layers": [0]}})
+    assert plan_teach(load(write(folder, settings, "learns"))).lines  # type: ignore[arg-type]
 
 
 def test_rows_are_shown_as_the_student_reads_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
