@@ -136,9 +136,7 @@ def test_two_workers_score_as_one_process(stack: Stack, tmp_path: Path) -> None:
             "data": {"rows": source},
         }
     )
-    teacher = stack.run(
-        stack.cluster.host("teacher", make_teacher, context=RoleContext(stack.renderer), config=config.teacher)
-    )
+    teacher = stack.run(stack.cluster.host("teacher", make_teacher, context=RoleContext(stack.renderer), config=config.teacher))
     parts = ([teacher], stack.renderer)
     rows = generate("sort", split="train", rows=ROWS, seed=4)
     on_ray, here = _both(stack, tmp_path, lambda folder: _scoring(parts, config, folder), rows)
