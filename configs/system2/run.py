@@ -51,7 +51,7 @@ STEPPED: dict[str, Any] = {"base_steps": 1000, "rows": 3000, "steps": 300, "batc
 TASKS = {
     "last_letters": Task("chain_of_thought", **STEPPED),
     "arithmetic": Task("chain_of_thought", **STEPPED),
-    "biased": Task("system_2_attention"),
+    "biased": Task("system_2_attention", base_steps=1000, steps=200),
     "coin_flip": Task("rephrase_then_respond", form="yes_no", steps=250),
     "judging": Task(
         "branch_solve_merge",
