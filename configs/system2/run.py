@@ -35,7 +35,7 @@ class Task:
 
     program: str
     form: str = "text"
-    base_steps: int = 450
+    base_steps: int = 350
     rows: int = 1000
     steps: int = 120
     batch: int = 32
@@ -52,11 +52,10 @@ TASKS = {
     "last_letters": Task("chain_of_thought", **STEPPED),
     "arithmetic": Task("chain_of_thought", **STEPPED),
     "biased": Task("system_2_attention", base_steps=1000, steps=200),
-    "coin_flip": Task("rephrase_then_respond", form="yes_no", steps=250),
+    "coin_flip": Task("rephrase_then_respond", form="yes_no", steps=200),
     "judging": Task(
         "branch_solve_merge",
         form="option",
-        base_steps=500,
         samples=1,
         temperature=0,
         perturbations="[swapped_responses]",
