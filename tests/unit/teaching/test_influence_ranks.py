@@ -1,7 +1,6 @@
 """Influence by finite differences ranks the rows of a trained classifier as exact products of their gradients do."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
