@@ -24,7 +24,7 @@ def layer_count(config: PretrainedConfig) -> int:
     return int(config.get_text_config().num_hidden_layers)
 
 
-def _counts(config: PretrainedConfig) -> list[int]:
+def layer_counts(config: PretrainedConfig) -> list[int]:
     """Layers of each stack of a model: of its encoder and its decoder, or of the only one."""
     counts = [layer_count(config)]
     if config.is_encoder_decoder:
@@ -36,7 +36,7 @@ def _counts(config: PretrainedConfig) -> list[int]:
 
 def check_layers(config: PretrainedConfig, layers: Sequence[int], where: str) -> None:
     """Raise ModelError unless `layers` are rising numbers of layers that the model has, from 0, in every stack."""
-    counts = _counts(config)
+    counts = layer_counts(config)
     missing = [layer for layer in layers if not 0 <= layer < min(counts)]
     if missing:
         has = f"the model has {counts[0]} layers, numbers 0 to {counts[0] - 1}"
@@ -64,7 +64,7 @@ def cut(model: PreTrainedModel, layers: Sequence[int], where: str = "student.ini
     model already cut, for those that its family's configuration cannot describe.
     """
     check_layers(model.config, layers, where)
-    parts = list(zip(_parts(model), _counts(model.config), strict=True))
+    parts = list(zip(_parts(model), layer_counts(model.config), strict=True))
     stacks = [list(_stacks(part, count)) for part, count in parts]
     if not all(stacks):
         raise ModelError(f"{where}: {type(model).__name__} has no list of {parts[0][1]} layers to cut; set a smaller model")
@@ -84,7 +84,7 @@ def cut(model: PreTrainedModel, layers: Sequence[int], where: str = "student.ini
 def cut_config(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     """Reduce a configuration to some of its layers, in place. Returns it."""
     text: Any = config.get_text_config()
-    counts = _counts(config)
+    counts = layer_counts(config)
     _cut_experts(text, layers, counts[0])
     for name in _LISTS:
         values = getattr(text, name, None)
@@ -110,7 +110,7 @@ def _cut_experts(text: Any, layers: Sequence[int], count: int) -> None:
 
 
 def _parts(model: PreTrainedModel) -> list[nn.Module]:
-    """The parts of a model whose layers are cut, as `_counts` counts them."""
+    """The parts of a model whose layers are cut, as `layer_counts` counts them."""
     whole: Any = model
     if model.config.is_encoder_decoder:
         return [whole.get_encoder(), whole.get_decoder()]
