@@ -60,6 +60,8 @@ class Actors:
         settings = [self._config.role(role) for role in self.bundles]
         bundles = [{"CPU": actor_cpus(self._config, each), "GPU": self._config.gpus_of(each)} for each in settings]
         bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
+        if not bundles:
+            return
         self._group = placement_group(bundles, strategy=self._config.placement.upper())
         if not self._group.wait(self._config.start_timeout_s):
             wanted = ", ".join(f"{sum(bundle.get(name, 0) for bundle in bundles):g} {name}" for name in ("CPU", "GPU"))

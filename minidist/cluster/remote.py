@@ -24,6 +24,9 @@ class Remote:
         self._name = name
         self.actor = actor
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Remote, (self._name, self.actor)
+
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
             return await self._await(self.actor.call, verb, *arguments, **options)

@@ -14,6 +14,13 @@ from minidist.config.teach import TeachConfig
 _WHOLE = ("method", "loss", "lesson")
 
 
+def _measured(cell: TeachConfig) -> dict[str, Any]:
+    """What makes the figures of two cells comparable, by its key."""
+    data, task = cell.data, cell.task
+    of_task = {"task.metrics": task.metrics, "task.names": task.class_names}
+    return of_task | {"data.test": data.test, "data.validation": data.validation}
+
+
 class CompareLessonsConfig(Section):
     """Runs every cell with every seed, each as `minidist teach` in run.directory/cells/NAME-seedN, one after another in this
     process. Cells and seeds may be added later; finished ones are not run again, unfinished ones go on."""
@@ -39,8 +46,15 @@ class CompareLessonsConfig(Section):
     def _cells_are_lessons(self) -> "CompareLessonsConfig":
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}: a repeated seed repeats the run; list each seed once")
+        first, usual = self.first, next(iter(self.cells))
+        if first.data.test is None and first.data.validation is None:
+            raise ValueError("base.data has neither test nor validation, on which the cells are compared; set one of them")
         for name in self.cells:
-            self.cell(name, self.seeds[0])
+            own, shared = _measured(self.cell(name, self.seeds[0])), _measured(first)
+            if (other := next((key for key in shared if own[key] != shared[key]), None)) is not None:
+                raise ValueError(
+                    f"cells.{name} differs from cells.{usual} in {other}, by which they are compared; set it in base"
+                )
         unknown = [name for name in self.curves or [] if name not in self.cells]
         if unknown:
             raise ValueError(f"curves names {unknown[0]}, which is no cell; expected some of {', '.join(self.cells)}")
@@ -50,7 +64,8 @@ class CompareLessonsConfig(Section):
         """The lesson of a cell with a seed. Raises ValueError with one sentence."""
         tree: Any = {key: value for key, value in self.base.items() if not (key in _WHOLE and "method" in self.cells[name])}
         for key, value in self.cells[name].items():
-            tree = tree | {key: value} if key in _WHOLE or value is None else over(tree, {key: value})
+            whole = key in _WHOLE or (value is None and "." not in key)
+            tree = tree | {key: value} if whole else over(tree, {key: value})
         run = dict(tree.get("run") or {})
         for key, instead in (("directory", "run.directory"), ("seed", "seeds")):
             if key in run:

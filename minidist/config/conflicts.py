@@ -303,6 +303,8 @@ def terms(c: "TeachConfig") -> Iterator[str]:
             yield f"{key} (type {term.type}) does not serve tokens; use cross_entropy or divergence"
         if isinstance(term, GroupedSection) and term.grouped:
             part = term.group_rows or c.learner.batch_rows // c.cluster.learner.ranks
+            if part < 2:
+                yield f"{key} compares the rows of a group, and a rank has one row a step; raise learner.batch_rows"
             whole = c.learner.micro_rows % part == 0 and c.learner.batch_rows % (part * c.cluster.learner.ranks) == 0
             if not whole:
                 groups = f"{key} compares groups of {part} rows, which learner.micro_rows {c.learner.micro_rows} or"

@@ -129,8 +129,8 @@ class LGTMConfig(MutualConfig):
     relative: bool = True
     """hvp: scale h to coefficient times the norm of the gradient of the teacher's loss. False: coefficient times h itself; the
     published code takes the teacher's learning rate, by which h all but vanishes."""
-    radius: float = Field(default=0.01, gt=0)
-    """Length by which the student's weights move for a finite difference."""
+    radius: float = Field(default=0.01, ge=1e-5, le=1)
+    """Length by which the student's weights move for a finite difference: less is lost in rounding, more is no difference."""
     through: Literal["teacher_loss", "loss"] = "teacher_loss"
     """hvp: the loss whose mixed derivative h is. teacher_loss: the teacher's, as in the published code. loss: the student's."""
 

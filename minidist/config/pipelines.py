@@ -27,7 +27,10 @@ class FilesConfig(Section):
     shard_rows: int = Field(default=500, ge=1)
     """Rows of a file: the most that wait in memory, and that are answered again after the process was killed."""
     rows_in_flight: Annotated[int, FREE] = Field(default=256, ge=1)
-    """Rows that are answered at one time."""
+    """Rows that each worker answers at one time."""
+    workers: Annotated[int | None, FREE] = Field(default=None, ge=1)
+    """Processes that read prompts, ask engines or the server, and write files; rows_in_flight and server.requests hold for each
+    of them. None: one for each engine or teacher. cluster.roles=local has this process alone."""
     tokens: bool = False
     """Write the ids or the log-probabilities of all tokens too; not where a server or a program writes."""
     failed_frac: Annotated[float, FREE] = Field(default=0.05, ge=0, le=1)

@@ -119,9 +119,10 @@ class PKDConfig(TermSection):
     for_scores: ClassVar[bool] = True
     type: Literal["pkd"] = "pkd"
     """The term."""
-    layers: Literal["skip", "last"] | list[tuple[int, int]] = "skip"
-    """Pairs (layer of the learner, layer of the other), counted from 1. skip: each layer of the shallower model but the last,
-    spread evenly over the deeper one. last: the layers before the last one of both, from the end."""
+    layers: Literal["skip", "last"] | Annotated[list[tuple[int, int]], Field(min_length=1)] = "skip"
+    """Pairs (layer of the learner, layer of the other), counted from 1 (0: the embeddings).
+    skip: each layer of the shallower model but the last, spread evenly over the deeper one. last: the layers before the
+    last one of both, from the end."""
 
 
 class SKDConfig(GroupedSection, SoftenedSection):

@@ -237,7 +237,9 @@ class RowEncoder:
             targets = np.where(labelled[1:], example.tokens[1:], -1).astype(np.int32)
             self.counts["cut"] += len(example.tokens) > self.max_tokens
             tokens, targets = example.tokens[: self.max_tokens], np.append(targets, np.int32(-1))[: self.max_tokens]
-            if (targets >= 0).any():  # else the prompt alone is longer than a row
+            labelled_left = bool((targets >= 0).any())  # else the prompt alone is longer than a row
+            self.counts["left out"] += not labelled_left
+            if labelled_left:
                 found.append(LabelledRow(text.index, tokens, targets=targets))
         return found
 

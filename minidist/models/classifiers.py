@@ -195,7 +195,7 @@ def _from_files(
 ) -> Any:
     trained = _has_head(shape)
     model, missing = read_checkpoint(_maker(task, shape), config, where, for_task(shape, task, tokenizer))
-    whole = not learns or (task.kind in _HEADS and trained)
+    whole = not learns or task.kind in ("tokens", "choices") or (task.kind in _HEADS and trained)
     lost = sorted(name for name in missing if whole or _is_below(model, name))
     if lost:
         kept = f"{where}: {config.model} lacks {len(lost)} of the weights of a {type(model).__name__}, such as {lost[0]}"

@@ -1,4 +1,4 @@
-"""Calls that wait at one time go to the least busy of several roles together."""
+"""Calls that wait at one time are shared out among several roles, to the least busy first."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,7 +10,7 @@ B = TypeVar("B")
 
 
 class Gathering(Generic[R, A, B]):
-    """Joins the calls that are made before the loop turns, and sends them to the role with the fewest items under way.
+    """Joins the calls that are made before the loop turns: each goes to the role with the fewest items under way.
 
     Args:
         roles: do the same work.
@@ -37,8 +37,15 @@ class Gathering(Generic[R, A, B]):
     async def _turn(self) -> None:
         await asyncio.sleep(0)
         calls, self._waiting = self._waiting, []
-        number = min(range(len(self._roles)), key=self._load.__getitem__)
-        self._load[number] += len(calls)
+        shares: dict[int, list[tuple[A, asyncio.Future[B]]]] = {}
+        for call in calls:
+            number = min(range(len(self._roles)), key=self._load.__getitem__)
+            self._load[number] += 1
+            shares.setdefault(number, []).append(call)
+        await asyncio.gather(*(self._share(number, share) for number, share in shares.items()))
+
+    async def _share(self, number: int, calls: list[tuple[A, asyncio.Future[B]]]) -> None:
+        """The calls of one role, in one request."""
         try:
             results = await self._send(self._roles[number], [item for item, _ in calls])
         except Exception as error:  # noqa: BLE001 - handed to those who wait, whatever it is

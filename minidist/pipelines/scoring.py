@@ -66,6 +66,11 @@ class Scored:
             columns = {name: values[0] for name, values in columns.items()}
         return {**row, **columns, "tokens": sum(len(each.tokens) for each in rollouts)}
 
+    async def close(self) -> None:
+        """The teachers end with their cluster."""
+        if self.judge is not None:
+            await self.judge.writer.close()
+
     def _texts(self, exchange: Exchange, row: Mapping[str, Any]) -> list[str]:
         if self.config.answers is None:
             return [exchange.answer_text or ""]

@@ -23,6 +23,9 @@ class Shards:
         self.folder, self.rows, self._ending = folder / "rows", rows, ending
         self._failed = folder / "failed"
         self.folder.mkdir(parents=True, exist_ok=True)
+
+    def clean(self) -> None:
+        """Remove what an earlier process left half-written; for the one process that begins a job."""
         for partial in chain(self.folder.glob("*.partial"), self._failed.glob("*.partial")):
             partial.unlink()
 

@@ -28,6 +28,9 @@ class Step(Protocol):
         """The columns of the result. Raises BadRow for a row that cannot be used."""
         ...
 
+    async def close(self) -> None:
+        """Free what the step holds."""
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -59,6 +62,9 @@ class Plain:
             written["logprobs"] = [[] if each.logprobs is None else each.logprobs.tolist() for each in samples]
         return {**item.columns, **written}
 
+    async def close(self) -> None:
+        await self.writer.close()
+
 
 def _summed(sample: Sample) -> float | None:
     """Log-probability of an answer, nats, under the sampled distribution; None where a server did not say."""
@@ -79,6 +85,9 @@ class Programmed:
         found = await self.program.run(item.columns, asks, item.key, self._prompt)
         gold = {} if self.program.gold is None else {"gold": row[self.program.gold]}
         return {**row, **gold, **found}
+
+    async def close(self) -> None:
+        await self.writer.close()
 
     def _prompt(self, columns: Mapping[str, Any]) -> str:
         return self.reader.read(columns).text

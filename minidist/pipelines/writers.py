@@ -44,6 +44,9 @@ class TextWriter(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """End what the writer started."""
+
 
 def number_of(identity: str) -> int:
     """A 62-bit number for an identity, which takes the part of a prompt's row in its seeds."""
@@ -51,7 +54,7 @@ def number_of(identity: str) -> int:
 
 
 class EngineWriter:
-    """Answers by rollout engines. Calls that wait at one time go to the engine with the fewest, together.
+    """Answers by rollout engines. Calls that wait at one time are shared out among them.
 
     Args:
         engines: hold the same weights.
@@ -77,6 +80,9 @@ class EngineWriter:
             self._gathered[samples] = Gathering(self._engines, partial(self._send, samples))
         rollouts = await self._gathered[samples].call(Prompt(number_of(identity), tokens, ""))
         return [Sample(each.text, len(each.tokens), each.finish, each.tokens, each.logprobs) for each in rollouts]
+
+    async def close(self) -> None:
+        """The engines end with their cluster."""
 
     async def _send(self, samples: int, engine: RolloutEngine, prompts: list[Prompt]) -> list[list[Rollout]]:
         rollouts = await engine.generate(prompts, replace(self._sampling, samples=samples))
@@ -145,6 +151,9 @@ class ServerWriter:
         messages = [{"role": "user", "content": asking}] if isinstance(asking, str) else list(asking)
         calls = (self._one(messages, tools, sample_seed(self._sampling.seed, number_of(identity), n)) for n in range(samples))
         return list(await asyncio.gather(*calls))
+
+    async def close(self) -> None:
+        await self.connection.close()
 
     async def _one(self, messages: Sequence[Mapping[str, Any]], tools: Any, seed: int) -> Sample:
         sampling = self._sampling

@@ -30,7 +30,7 @@ from minidist.run.directory import RunDirectory
 from minidist.types import LabelledRow, TaskFacts
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from minidist.models.shape import Shape
     from minidist.preflight.facts import ModelFacts
@@ -219,24 +219,28 @@ class _Models:
         if self.facts.kind in ("tokens", "masked") and student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
             differ = "the tokenizers of student and teacher differ, and their tokens are compared one by one"
             raise ModelError(f"{differ}; use models with one tokenizer")
-        for key, terms, pair in (
-            ("loss", self.config.loss, (student.config, teacher.config)),
-            ("lesson.loss", self.config.lesson.teacher_terms, (teacher.config, student.config)),
-        ):
+        if self.config.lesson.type == "assistants":
+            chain = [teacher, *self.others, student]
+            pairs = list(zip(chain[1:], chain[:-1], strict=True))
+        else:
+            pairs = [(student, each) for each in [*self.others, teacher]]
+        own, of_teacher = self.config.loss, self.config.lesson.teacher_terms
+        for key, terms, found in (("loss", own, pairs), ("lesson.loss", of_teacher, [(teacher, student)])):
             for name, term in terms.items():
                 if isinstance(term, PKDConfig):
-                    self._check_widths(f"{key}.{name}", term, *pair)
+                    for learner, other in found:
+                        self._check_widths(f"{key}.{name}", term, learner, other)
 
-    def _check_widths(self, key: str, term: PKDConfig, learner: "PretrainedConfig", other: "PretrainedConfig") -> None:
+    def _check_widths(self, key: str, term: PKDConfig, learner: "ModelFacts", other: "ModelFacts") -> None:
         from minidist.losses.imitation import matched_layers
         from minidist.models.layers import layer_count
 
-        widths = [config.get_text_config().hidden_size for config in (learner, other)]
+        widths = [model.config.get_text_config().hidden_size for model in (learner, other)]
         if widths[0] != widths[1]:
-            differ = f"{key} compares hidden states, and the models have widths {widths[0]} and {widths[1]}"
+            differ = f"{key} compares hidden states, and {learner.where} has width {widths[0]}, {other.where} {widths[1]}"
             raise ConfigError(f"{differ}; use models of one width, or leave the term out")
         try:
-            matched_layers(term.layers, layer_count(learner), layer_count(other))
+            matched_layers(term.layers, layer_count(learner.config), layer_count(other.config))
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from None
 
@@ -244,7 +248,8 @@ class _Models:
         """The texts as student and teacher read them."""
         found = [encoder.rows(texts) for encoder in self._encoders]
         if not found[0]:
-            raise DataError(f"no row of {len(texts)} is long enough for a task of type {self.facts.kind}; use longer texts")
+            kept = f"no row of {len(texts)} has anything to predict within data.max_tokens {self.config.data.max_tokens}"
+            raise DataError(f"{kept} in a task of type {self.facts.kind}; raise it, or use longer texts")
         for model, rows in zip(self.both, found, strict=True):
             self._check_rows(model, rows)
         if self.facts.kind == "tokens" and len(set(map(_labels_of, found))) > 1:
@@ -269,7 +274,9 @@ class _Models:
         """A line for each model that reads rows without all of their tokens."""
         counts = [(model.where, encoder.counts["cut"]) for model, encoder in zip(self.both, self._encoders, strict=True)]
         longest = f"longer than data.max_tokens {self.config.data.max_tokens} to {{}}, and cut"
-        return [f"{count:,} rows are {longest.format(where)}" for where, count in counts if count]
+        found = [f"{count:,} rows are {longest.format(where)}" for where, count in counts if count]
+        lost = self._encoders[0].counts["left out"]
+        return [*found, f"{lost:,} rows whose prompts leave no room for an answer are left out"] if lost else found
 
     @property
     def _sizes(self) -> list[int]:

@@ -22,7 +22,8 @@ async def compare_lessons(config: CompareLessonsConfig) -> dict[str, Any]:
     for seed in config.seeds:
         for name in config.cells:
             cell = config.cell(name, seed)
-            summary = None if cell.run.overwrite else RunDirectory(cell).summary
+            place = RunDirectory(cell)
+            summary = place.summary if place.finished() else None  # with more steps a run goes on
             if summary is None:
                 log.info("cells.%s, seed %d", name, seed)
                 summary, done = await run_stage(cell), done + 1

@@ -3,22 +3,25 @@
 import asyncio
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from minidist.cluster.cluster import Cluster
 from minidist.config import GenerateConfig
+from minidist.config.generate import ChatServerConfig
 from minidist.pipelines.card import write_card
-from minidist.pipelines.job import Tally
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Plain, Programmed, Step
+from minidist.pipelines.tally import Tally
 from minidist.pipelines.writers import EngineWriter, ServerWriter, TextWriter
 from minidist.preflight.generate import GeneratePlan, plan_generate
 from minidist.roles.host import Roles
 from minidist.run.directory import RunDirectory
 from minidist.run.files import rename, writing
 from minidist.run.tracking import log
-from minidist.stages.pipeline import counted, missing, opened, through
+from minidist.stages.pipeline import counted, left_over, opened, through
 from minidist.types import Sampling
 
 _SIDE = ("trace", "votes", "tokens", "answer_tokens", "truncated", "kept", "agreement", "right")
@@ -31,7 +34,7 @@ async def generate(config: GenerateConfig) -> dict[str, Any]:
     directory = RunDirectory(config)
     shards = opened(directory, config, plan.lines)
     started = time.perf_counter()
-    left = missing(shards, plan.rows)
+    left = left_over(shards, plan.rows)
     summary = (await _answered(config, plan, shards) if left else counted(shards)).summary()
     if left:
         summary["seconds_answering"] = round(time.perf_counter() - started, 1)
@@ -46,26 +49,37 @@ async def _answered(config: GenerateConfig, plan: GeneratePlan, shards: Shards) 
     rollout = config.rollout
     fields = rollout.model_dump(include={"max_new_tokens", "temperature", "top_p"})
     sampling = Sampling(**fields, seed=config.run.seed)
+    logs = config.run.directory / "logs"
     if config.server is not None:
-        server = ServerWriter(config.server, sampling)
-        try:
-            log.info("server: model %s at %s", await server.start(), server.connection.address)
-            return await _through(config, plan, shards, server)
-        finally:
-            await server.connection.close()
+        model = await model_of(config.server, sampling)
+        server = config.server.model_copy(update={"model": model})
+        make = partial(_step, config, plan, partial(ServerWriter, server, sampling))
+        async with Cluster(config.cluster, logs, ()):
+            return await through(config, make, shards, plan.rows, 1)
     assert config.model is not None and plan.renderer is not None
-    async with Cluster(config.cluster, config.run.directory / "logs", ("rollout",)) as cluster:
-        engines = await Roles(cluster, config, plan).engines(config.model, rollout)  # type: ignore[arg-type]
-        writer = EngineWriter(engines.members, plan.renderer, sampling, max_prompt_tokens=config.data.max_prompt_tokens)
-        return await _through(config, plan, shards, writer)
+    async with Cluster(config.cluster, logs, ("rollout",)) as cluster:
+        engines = (await Roles(cluster, config, plan).engines(config.model, rollout)).members  # type: ignore[arg-type]
+        longest = config.data.max_prompt_tokens
+        writer = partial(EngineWriter, engines, plan.renderer, sampling, max_prompt_tokens=longest)
+        return await through(config, partial(_step, config, plan, writer), shards, plan.rows, len(engines))
 
 
-async def _through(config: GenerateConfig, plan: GeneratePlan, shards: Shards, writer: TextWriter) -> Tally:
-    reader = plan.reader(config)
-    step: Step = Plain(writer, reader, config.rollout.samples_per_prompt, config.files.tokens)
+async def model_of(server: ChatServerConfig, sampling: Sampling) -> str:
+    """The name of the server's model, as the server says it before anything is asked."""
+    writer = ServerWriter(server, sampling)
+    try:
+        model = await writer.start()
+        log.info("server: model %s at %s", model, writer.connection.address)
+        return model
+    finally:
+        await writer.close()
+
+
+def _step(config: GenerateConfig, plan: GeneratePlan, make: Callable[[], TextWriter]) -> Step:
+    reader, writer = plan.reader(config), make()
     if plan.program is not None:
-        step = Programmed(writer, reader, plan.program)
-    return await through(config, step, shards, plan.rows)
+        return Programmed(writer, reader, plan.program)
+    return Plain(writer, reader, config.rollout.samples_per_prompt, config.files.tokens)
 
 
 def _write_kept(shards: Shards, path: Path) -> Path:

@@ -145,4 +145,5 @@ class TeachWatch(CheckpointWatch[LessonLearner]):
         if self._best is not None:
             found["best"] = {"step": self._best[1], self._plan.metrics[0]: self._best[0]}
         found["majority"] = self._plan.majority
-        return found | {"result": {"test": self._tested, "validation": self._evaluations[-1][1]} if self._evaluations else {}}
+        last = self._evaluations[-1][1] if self._evaluations else {}
+        return found | {"result": {"test": self._tested, "validation": last} if self._tested or last else {}}

@@ -43,7 +43,7 @@ MAY_IMPORT = {
         "run/tracking",
     ),
     "vllm": ("rollout/vllm",),
-    "ray": ("cluster", "roles/transfer"),
+    "ray": ("cluster", "pipelines/ray_data", "roles/transfer"),
     "deepspeed": ("learners", "teachers/hf"),
 }
 HEAVY = {"torch", "vllm", "ray", "deepspeed", "transformers", "datasets"}

@@ -199,6 +199,13 @@ def test_targets_are_the_tokens_of_the_answer(tmp_path: Path) -> None:
     assert row.targets is not None and row.targets.tolist() == [-1, -1, *row.tokens[3:].tolist(), -1]
 
 
+def test_answers_without_room_are_left_out_and_counted(tmp_path: Path) -> None:
+    tokens: Any = AutoTokenizer.from_pretrained(tokenizer(tmp_path, encoder=False))
+    encoder = RowEncoder(TokensTask(), tokens, 4)
+    rows = encoder.rows([LabelledText(0, "a film that is not", answer=" good"), LabelledText(1, "film", answer=" good")])
+    assert [row.index for row in rows] == [1] and (encoder.counts["left out"], encoder.counts["cut"]) == (1, 1)
+
+
 def test_plain_text_is_cut_into_pieces(tmp_path: Path) -> None:
     tokens: Any = AutoTokenizer.from_pretrained(tokenizer(tmp_path))
     rows = RowEncoder(MaskedTask(), tokens, 10).rows([LabelledText(0, "plot " * 20), LabelledText(1, "a film")])

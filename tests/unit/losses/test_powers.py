@@ -58,8 +58,8 @@ def test_the_family_is_continuous_where_an_exponent_or_the_sum_is_zero(
 @pytest.mark.parametrize(
     ("alpha", "beta", "sentence"),
     [
-        (INF, 0.7, "alpha is inf; .* less than or equal to 2"),
-        (0.2, -INF, "beta is -inf; .* greater than or equal to -1"),
+        (INF, 0.7, "alpha is inf; input should be a finite number"),
+        (0.2, -INF, "beta is -inf; input should be a finite number"),
         (0.2, float("nan"), "beta is nan"),
         (-1, 0.9, r"alpha \+ beta of alpha_beta is -0.1; a sum below 0 overflows"),
     ],

@@ -266,6 +266,18 @@ def test_a_checkpoint_that_lacks_a_layer_is_refused(tmp_path: Path) -> None:
         load_predictor(ModelConfig(model=str(tmp_path / "model")), CLASSES, "teacher.model", seed=0)
 
 
+def test_a_language_model_without_its_head_is_refused(tmp_path: Path) -> None:
+    predictor(tmp_path / "tokens", "llama", TaskFacts("tokens")).save(tmp_path / "m")
+    state = load_file(tmp_path / "m/model.safetensors")
+    save_file(
+        {key: each for key, each in state.items() if "lm_head" not in key}, tmp_path / "m/model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(
+        ModelError, match=r"^student.model: .* lacks 1 of the weights of a LlamaForCausalLM, such as lm_head.weight"
+    ):
+        load_predictor(ModelConfig(model=str(tmp_path / "m")), TaskFacts("tokens"), "student.model", seed=0)
+
+
 def test_a_model_that_does_not_learn_has_all_of_its_weights(tmp_path: Path) -> None:
     predictor(tmp_path / "tokens", "bert", TaskFacts("masked")).save(tmp_path / "m")
     state = load_file(tmp_path / "m/model.safetensors")

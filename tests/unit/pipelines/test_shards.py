@@ -39,6 +39,8 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows/part-000000.partial").write_text('{"key"')
     shards = Shards(tmp_path, "jsonl", 1)
+    assert list((tmp_path / "rows").iterdir())  # another process may be writing it: only who begins a job cleans
+    shards.clean()
     assert not list((tmp_path / "rows").iterdir()) and shards.numbers() == []
 
 

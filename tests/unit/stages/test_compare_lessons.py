@@ -13,6 +13,8 @@ from minidist.errors import ConfigError
 from minidist.stages import run_stage
 from tests.support.teach import teach, tree
 
+KD = {"method": "kd"}
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,6 +67,21 @@ def test_every_cell_and_seed_runs_once(folder: Path, capsys: pytest.CaptureFixtu
     assert "lessons.json" in capsys.readouterr().out
 
 
+def test_cells_go_on_where_their_steps_grow(folder: Path) -> None:
+    path = comparison(folder, "grown", seeds=[0], cells={"kd": KD | {"run.checkpoint_every": 4}})
+    asyncio.run(run_stage(load(path)))
+    assert asyncio.run(run_stage(load(path, ["base.run.steps=6"])))["runs"] == 1
+    assert [each["step"] for each in json.loads((folder / "grown/lessons.json").read_text())[0]["evaluations"]][-1] == 6
+
+
+def test_cells_without_validation_rows_are_measured_on_the_test_rows(folder: Path) -> None:
+    changes = ["base.data.validation=null", "base.evaluation.every=null"]
+    path = comparison(folder, "tested", seeds=[0], cells={"kd": KD})
+    asyncio.run(run_stage(load(path, changes)))
+    [record] = json.loads((folder / "tested/lessons.json").read_text())
+    assert 0 <= record["accuracy"] <= 1 and record["evaluations"] == []
+
+
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
@@ -73,6 +90,16 @@ def test_every_cell_and_seed_runs_once(folder: Path, capsys: pytest.CaptureFixtu
         ({"seeds": [1, 1]}, "a repeated seed repeats the run"),
         ({"cells": {"a": {"method": "nothing"}}}, "cells.a: method is 'nothing'"),
         ({"cells": {"a": {"run": {"seed": 3}}}}, "cells.a: run.seed is set by seeds"),
+        (
+            {"cells": {"a": KD, "b": KD | {"task.metrics": ["f1"]}}},
+            "cells.b differs from cells.a in task.metrics, by which they are",
+        ),
+        ({"cells": {"a": KD, "b": KD | {"task.names": ["no", "yes"]}}}, "cells.b differs from cells.a in task.names"),
+        ({"cells": {"a": KD, "b": KD | {"data.test.rows": 9}}}, "cells.b differs from cells.a in data.test"),
+        (
+            {"cells": {"a": KD | {"data.test": None, "data.validation": None, "evaluation.every": None}}},
+            "neither test nor validation",
+        ),
     ],
     ids=str,
 )

@@ -44,6 +44,7 @@ def write(folder: Path, url: str, rows: list[dict[str, Any]] | None = None, **se
         "data": {"rows": {"path": str(source)}},
         "rollout": {"samples_per_prompt": 3, "max_new_tokens": 20},
         "files": {"shard_rows": 10, "rows_in_flight": 16},
+        "cluster": {"roles": "local"},
     }
     for name, section in sections.items():
         config[name] = {**config.get(name, {}), **section} if isinstance(section, dict) else section

@@ -217,6 +217,8 @@ def test_other_kinds_of_task(folder: Path, kind: str) -> None:
     assert (folder / kind / "online/final/teacher/model.safetensors").is_file()
 
 
+SHAPE = {"model_type": "bert"} | SHAPES["bert"] | {"hidden_size": 16}
+NARROW: dict[str, Any] = {"architecture": SHAPE, "steps": 2, "tokenizer": "TOKENIZER"}
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     (
         {"method": "lgtm", "data": {"feedback": None}, "trace": None},
@@ -283,6 +285,22 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
         DataError,
         "evaluation.layers fits probes on data.validation, which has 7 rows; expected 8 or more",
     ),
+    (
+        {
+            "method": "takd",
+            "loss": {"pkd": {}},
+            "lesson": {"assistants": [NARROW]},
+        },
+        ConfigError,
+        "loss.pkd compares hidden states, and lesson.assistants.0.model has width 16, teacher.model 32",
+    ),
+    ({"method": "pkd", "loss": {"pkd": {"layers": []}}}, ConfigError, "loss.pkd.layers"),
+    (
+        {"method": "dist", "learner": {"batch_rows": 1}},
+        ConfigError,
+        "loss.dist compares the rows of a group, and a rank",
+    ),
+    ({"method": "lgtm", "lesson": {"radius": 1e-30}}, ConfigError, "lesson.radius is 1e-30; input should be greater than or"),
     ({"trace": {}}, ConfigError, "which lesson.type frozen does not measure; set lesson.type=lgtm"),
     ({"method": "lgtm", "trace": {"rows": [999]}}, ConfigError, "trace.rows names row 999, which is not in data.train"),
     ({"learner": {"batch_rows": 999}}, DataError, "data.train has 160 rows, fewer than the learner.batch_rows 999"),
@@ -322,6 +340,8 @@ def test_bad_input_is_a_sentence_before_anything_starts(
     for key, value in changes.items():
         merged = isinstance(value, dict) and isinstance(settings.get(key), dict) and key != "student" and "type" not in value
         settings[key] = settings[key] | value if merged else value
+    if changes.get("lesson") == {"assistants": [NARROW]}:
+        settings["lesson"] = {"assistants": [NARROW | {"tokenizer": str(folder / "tokenizer")}]}
     if isinstance(settings["data"].get("validation"), dict) and settings["data"]["validation"]["path"] == "VALID":
         settings["data"]["validation"]["path"] = str(folder / "valid.jsonl")
     if isinstance(settings.get("teacher"), dict):
