@@ -4,7 +4,6 @@ import asyncio
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -158,8 +157,7 @@ def test_the_plan_tells_what_a_process_needs_and_what_to_change_where_a_gpu_is_t
     table = next(number for number, line in enumerate(lines) if line.startswith("memory, GiB a process"))
     assert "optimizer" in lines[table] and lines[table + 1].startswith("learner")
     assert any(line.startswith("all roles and the object store: ") for line in lines)
-    monkeypatch.setattr(machine, "gpus", lambda: [SimpleNamespace(gib=0.25)])
-    gpu = settings | {"cluster": {"roles": "ray", "gpus": 1}}
+    gpu = settings | {"cluster": {"roles": "ray", "address": "auto", "gpus": 1, "gpu_gib": 0.25}}
     found = plan_teach(load(write(folder, gpu, "needs-gpu"))).lines  # type: ignore[arg-type]
     warning = next(line for line in found if line.startswith("WARNING the learner does not fit"))
     assert "it needs 0.50 GiB of each GPU and may take 0.25; lower learner.micro_rows below" in warning
