@@ -15,8 +15,15 @@ from minidist.models.families import is_wrapped
 # Configuration fields that hold the number of layers, by what transformers' families call them.
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 # Fields that hold a value for each layer, and fields that list numbers of layers.
-_LISTS = ("layer_types", "attention_layers", "no_rope_layers", "mlp_layer_types", "sliding_window_pattern_per_layer")
-_NUMBERS = ("mlp_only_layers", "moe_layers")
+_LISTS = (
+    "layer_types",
+    "layers_block_type",
+    "attention_layers",
+    "no_rope_layers",
+    "mlp_layer_types",
+    "sliding_window_pattern_per_layer",
+)
+_NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices")
 
 
 def layer_count(config: PretrainedConfig) -> int:
@@ -24,7 +31,7 @@ def layer_count(config: PretrainedConfig) -> int:
     return int(config.get_text_config().num_hidden_layers)
 
 
-def _counts(config: PretrainedConfig) -> list[int]:
+def layer_counts(config: PretrainedConfig) -> list[int]:
     """Layers of each stack of a model: of its encoder and its decoder, or of the only one."""
     counts = [layer_count(config)]
     if config.is_encoder_decoder:
@@ -36,7 +43,7 @@ def _counts(config: PretrainedConfig) -> list[int]:
 
 def check_layers(config: PretrainedConfig, layers: Sequence[int], where: str) -> None:
     """Raise ModelError unless `layers` are rising numbers of layers that the model has, from 0, in every stack."""
-    counts = _counts(config)
+    counts = layer_counts(config)
     missing = [layer for layer in layers if not 0 <= layer < min(counts)]
     if missing:
         has = f"the model has {counts[0]} layers, numbers 0 to {counts[0] - 1}"
@@ -46,6 +53,31 @@ def check_layers(config: PretrainedConfig, layers: Sequence[int], where: str) ->
         raise ModelError(f"{where} names layer {missing[0]}, and {has}; name layers that it has")
     if not layers or any(right <= left for left, right in pairwise(layers)):
         raise ModelError(f"{where} is {list(layers)}; give one layer or more, each once, in rising order")
+    _check_numbered(config, layers, where)
+
+
+def _check_numbered(config: PretrainedConfig, layers: Sequence[int], where: str) -> None:
+    """Raise ModelError where layers mean something else, or nothing, at other numbers."""
+    text, kind = config.get_text_config(), config.model_type
+    if kind.startswith("gemma3n"):
+        shared = f"{where}: layers of a {kind} read keys, values and inputs of other layers by their number"
+        raise ModelError(f"{shared}, and cannot be cut; leave it out, or set a smaller model")
+    if getattr(text, "scale_attn_by_inverse_layer_idx", False) and list(layers) != list(range(len(layers))):
+        scaled = f"{where} is {list(layers)}, and the model divides the attention of each layer by its number"
+        first = f"keep the first layers, 0 to {len(layers) - 1}"
+        raise ModelError(f"{scaled} (scale_attn_by_inverse_layer_idx), which its configuration would lose; {first}")
+    kinds = next((found for name in _LISTS if isinstance(found := getattr(text, name, None), list)), [])
+    attends = [number for number, each in enumerate(kinds) if isinstance(each, str) and _attends(each)]
+    if attends and len(attends) < len(kinds) and not set(attends) & set(layers):
+        without = (
+            f"{where} is {list(layers)}, layers of a {kind} without attention, which a cache of its kind cannot do without"
+        )
+        raise ModelError(f"{without}; keep one of {attends} too")
+
+
+def _attends(kind: str) -> bool:
+    """Whether layers of a kind, as configurations name it, have softmax attention."""
+    return "attention" in kind and "linear" not in kind
 
 
 def check_cut(config: PretrainedConfig, layers: Sequence[int], where: str, *, trust_remote_code: bool = False) -> None:
@@ -64,7 +96,7 @@ def cut(model: PreTrainedModel, layers: Sequence[int], where: str = "student.ini
     model already cut, for those that its family's configuration cannot describe.
     """
     check_layers(model.config, layers, where)
-    parts = list(zip(_parts(model), _counts(model.config), strict=True))
+    parts = list(zip(_parts(model), layer_counts(model.config), strict=True))
     stacks = [list(_stacks(part, count)) for part, count in parts]
     if not all(stacks):
         raise ModelError(f"{where}: {type(model).__name__} has no list of {parts[0][1]} layers to cut; set a smaller model")
@@ -84,11 +116,13 @@ def cut(model: PreTrainedModel, layers: Sequence[int], where: str = "student.ini
 def cut_config(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     """Reduce a configuration to some of its layers, in place. Returns it."""
     text: Any = config.get_text_config()
-    counts = _counts(config)
+    counts = layer_counts(config)
     _cut_experts(text, layers, counts[0])
     for name in _LISTS:
         values = getattr(text, name, None)
-        if isinstance(values, list) and len(values) == counts[0]:
+        field = text.attribute_map.get(name, name)
+        computed = isinstance(getattr(type(text), field, None), property)  # from other fields
+        if isinstance(values, list) and len(values) == counts[0] and not computed:
             setattr(text, name, [values[layer] for layer in layers])
     for name in _COUNTS:
         if vars(text).get(name) in counts:
@@ -110,7 +144,7 @@ def _cut_experts(text: Any, layers: Sequence[int], count: int) -> None:
 
 
 def _parts(model: PreTrainedModel) -> list[nn.Module]:
-    """The parts of a model whose layers are cut, as `_counts` counts them."""
+    """The parts of a model whose layers are cut, as `layer_counts` counts them."""
     whole: Any = model
     if model.config.is_encoder_decoder:
         return [whole.get_encoder(), whole.get_decoder()]

@@ -139,6 +139,80 @@ def test_layers_that_are_not_alike_load_as_what_they_were(tmp_path: Path, name: 
     }
 
 
+HYBRID = SMALL | EXPERTS | {"layer_types": ["linear_attention", "full_attention"] * 2, "linear_num_key_heads": 2}
+HYBRID |= {"linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1, "attn_layer_indices": [1, 3]}
+JAMBA = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 2}
+JAMBA |= {"mamba_d_state": 4, "mamba_dt_rank": 4}
+GPT2 = {"vocab_size": 50, "n_embd": 16, "n_layer": 4, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+SHARED = {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 50, "laurel_rank": 4}
+SHARED |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "intermediate_size": [32] * 4}
+SHARED |= {"activation_sparsity_pattern": [0.0] * 4}
+CUTS: dict[str, tuple[str, dict[str, Any], list[int]]] = {
+    "gpt2": ("gpt2", GPT2, [1, 3]),
+    "scaled gpt2": ("gpt2", GPT2 | {"scale_attn_by_inverse_layer_idx": True}, [0, 1]),
+    "llama": ("llama", SMALL, [0, 3]),
+    "windows": ("cohere2", SMALL | {"sliding_window": 2}, [1, 3]),
+    "linear attention": ("qwen3_next", HYBRID, [0, 3]),
+    "attention in a list": ("bamba", SMALL | MAMBA, [0, 3]),
+    "attention in every second": ("jamba", SMALL | JAMBA, [2, 3]),
+}
+
+
+def pass_by(model: Any, dropped: list[int]) -> None:
+    """Let some layers return what they read, as if a manual forward pass left them out."""
+    for number in dropped:
+        layer = (model.h if hasattr(model, "h") else model.layers)[number]
+
+        def skip(module: Any, inputs: Any, output: Any) -> Any:
+            return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]
+
+        layer.register_forward_hook(skip)
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_cut_models_states_are_those_of_a_forward_pass_through_the_kept_layers(tmp_path: Path, name: str) -> None:
+    family, fields, layers = CUTS[name]
+    model, ids = tiny(AutoModelForCausalLM, family, fields), torch.arange(3, 15)[None]
+    manual = deepcopy(model).base_model
+    pass_by(manual, [number for number in range(4) if number not in layers])
+    expected = manual(ids, use_cache=False).last_hidden_state
+    cut(model, layers).save_pretrained(tmp_path)
+    assert torch.allclose(model.base_model(ids, use_cache=False).last_hidden_state, expected, atol=1e-6)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.allclose(loaded.base_model(ids, use_cache=False).last_hidden_state, expected, atol=1e-6)
+
+
+def test_both_sides_of_t5gemma_are_cut(tmp_path: Path) -> None:
+    side = {key: value for key, value in SMALL.items() if key != "pad_token_id"}
+    model = tiny(AutoModelForSeq2SeqLM, "t5gemma", {"encoder": side, "decoder": dict(side), "vocab_size": 50})
+    cut(model, [1, 3]).save_pretrained(tmp_path)
+    assert model.config.encoder.num_hidden_layers == model.config.decoder.num_hidden_layers == 2
+    ids = torch.arange(3, 15)[None]
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(*(each(ids, decoder_input_ids=ids[:, :4]).logits for each in (model, loaded)))
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "layers", "part"),
+    [
+        ("qwen3_next", HYBRID, [0, 2], r"\[0, 2\], layers of a qwen3_next without attention, .* keep one of \[1, 3\] too"),
+        ("bamba", SMALL | MAMBA, [0, 2], r"layers of a bamba without attention, .* keep one of \[1, 3\] too"),
+        ("jamba", SMALL | JAMBA, [0, 2], r"layers of a jamba without attention, .* keep one of \[1, 3\] too"),
+        ("gpt2", GPT2 | {"scale_attn_by_inverse_layer_idx": True}, [0, 2], "by its number .* keep the first layers, 0 to 1"),
+        ("gemma3n_text", SMALL | SHARED, [0, 1], "layers of a gemma3n_text read keys, values .* set a smaller model"),
+        ("gemma3n_text", SMALL | SHARED, [0, 1, 2, 3], "and cannot be cut"),
+    ],
+)
+def test_layers_that_mean_another_thing_at_another_number_are_refused(
+    family: str, fields: dict[str, Any], layers: list[int], part: str
+) -> None:
+    config = AutoConfig.for_model(family, **deepcopy(fields))
+    with pytest.raises(ModelError, match=part):
+        check_cut(config, layers, "student.init.layers")
+    assert layer_count(config) == 4
+
+
 SIDES = {"vocab_size": 50, "d_model": 16, "num_heads": 2, "d_kv": 8, "d_ff": 32, "num_layers": 4, "decoder_start_token_id": 0}
 BART = {"vocab_size": 50, "d_model": 16, "encoder_layers": 4, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
 BART |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "decoder_start_token_id": 2}
