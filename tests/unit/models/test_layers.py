@@ -115,6 +115,8 @@ def tiny(maker: Any, family: str, fields: dict[str, Any]) -> Any:
 def layers_of(model: Any) -> list[Any]:
     """The modules themselves."""
     decoder = model.get_decoder()
+    if hasattr(decoder, "h"):
+        return list(decoder.h)
     return list(decoder.layers if hasattr(decoder, "layers") else decoder.model.layers)
 
 
@@ -187,3 +189,123 @@ def test_layers_that_no_configuration_describes_are_refused_before_weights_are_r
     with pytest.raises(ModelError, match=part):
         check_cut(config, layers, "student.init.layers")
     assert layer_count(config) == 4
+
+
+HYBRID = SMALL | {"layer_types": ["linear_attention", "full_attention"] * 2}
+LINEAR = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4, "mamba_d_conv": 2, "mamba_expand": 2}
+# Families that mix attention with layers of another kind; layers 1 and 3 of each have attention.
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "qwen3_5_text": HYBRID | LINEAR,
+    "lfm2": HYBRID | {"layer_types": ["conv", "full_attention"] * 2, "conv_L_cache": 3},
+    "granitemoehybrid": HYBRID | MAMBA | {"num_local_experts": 2, "num_experts_per_tok": 1, "shared_intermediate_size": 16},
+    "bamba": SMALL | MAMBA | {"attn_layer_indices": [1, 3]},
+}
+
+
+def kept_layers_of(model: Any, ids: torch.Tensor, layers: list[int]) -> list[torch.Tensor]:
+    """The output of each kept layer where the others pass on what they get: a forward pass by hand through the whole model."""
+    found: list[torch.Tensor] = []
+
+    def record(module: Any, arguments: Any, output: Any) -> None:
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    stack, passed = layers_of(model), []
+    for number, layer in enumerate(stack):
+        if number in layers:
+            passed.append(layer.register_forward_hook(record))
+        else:
+            layer.forward = lambda hidden_states, *_, **__: hidden_states
+    model(ids, use_cache=False)
+    for hook in passed:
+        hook.remove()
+    for layer in stack:
+        vars(layer).pop("forward", None)
+    return found
+
+
+PLAIN = {"llama": SMALL, "gpt2": {"vocab_size": 50, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 64}}
+ALIKE = PLAIN | {family: fields for family, fields in HYBRIDS.items() if family != "bamba"} | dict(UNLIKE.values())
+
+
+@pytest.mark.parametrize("layers", [[1, 3], [1, 2, 3]], ids=str)
+@pytest.mark.parametrize("family", ALIKE)
+def test_hidden_states_are_those_of_a_pass_through_the_kept_layers_alone(
+    tmp_path: Path, family: str, layers: list[int]
+) -> None:
+    model, ids = tiny(AutoModelForCausalLM, family, ALIKE[family]), torch.arange(3, 15)[None]
+    expected = kept_layers_of(model, ids, layers)
+    cut(model, layers).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    for whole in (model, loaded):
+        found = kept_layers_of(whole, ids, list(range(len(layers))))
+        assert len(found) == len(layers) and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_a_hybrid_keeps_a_layer_with_attention(family: str) -> None:
+    config = AutoConfig.for_model(family, **deepcopy(HYBRIDS[family]))
+    with pytest.raises(ModelError, match=r"is \[0, 2\], and layers with attention of the .* are \[1, 3\], .* keep one of them"):
+        check_cut(config, [0, 2], "student.init.layers")
+    check_cut(config, [0, 1], "student.init.layers")
+    assert layer_count(config) == 4
+
+
+SCALED = {"vocab_size": 50, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_positions": 64, "scale_attn_by_inverse_layer_idx": True}
+GEMMA_3N = SMALL | {"laurel_rank": 4, "vocab_size_per_layer_input": 50, "hidden_size_per_layer_input": 4}
+GEMMA_3N |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "intermediate_size": [32] * 4}
+
+
+def test_layers_that_share_weights_are_not_cut() -> None:
+    shape = {"mamba_d_state": 4, "n_mamba_heads": 2, "attention_head_dim": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}
+    config = AutoConfig.for_model("zamba", **SMALL | shape, layers_block_type=["hybrid", "mamba"] * 2)
+    with pytest.raises(ModelError, match="layers of a zamba share weights, and cannot be cut; set a smaller model"):
+        check_cut(config, [0, 1], "student.init.layers")
+
+
+@pytest.mark.parametrize("shared", [0, 2])
+@pytest.mark.parametrize("layers", [[0, 1], [1, 3], [0, 1, 2, 3]], ids=str)
+def test_gemma_3n_is_never_cut(shared: int, layers: list[int]) -> None:
+    fields = GEMMA_3N | {"num_kv_shared_layers": shared, "activation_sparsity_pattern": [0.0] * 4}
+    config = AutoConfig.for_model("gemma3n_text", **fields)
+    with pytest.raises(ModelError, match=r"layers of a gemma3n_text share .*, and cannot be cut; set a smaller model"):
+        check_cut(config, layers, "student.init.layers")
+
+
+def test_attention_that_is_scaled_by_the_layers_number_keeps_its_scale() -> None:
+    model, ids = tiny(AutoModelForCausalLM, "gpt2", SCALED), torch.arange(3, 15)[None]
+    with pytest.raises(
+        ModelError, match=r"scale_attn_by_inverse_layer_idx .* \[0, 2\] alone .*; keep the first layers, 0 to 1"
+    ):
+        cut(model, [0, 2])
+    expected = kept_layers_of(model, ids, [0, 1])
+    assert layer_count(model.config) == 4 and len(expected) == 2  # a refusal leaves the model whole
+    found = kept_layers_of(cut(model, [0, 1]), ids, [0, 1])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def sides(decoder_layers: int) -> dict[str, Any]:
+    side = SMALL | {"sliding_window": 4}
+    return {"encoder": side, "decoder": side | {"num_hidden_layers": decoder_layers}, "vocab_size": 50}
+
+
+@pytest.mark.parametrize(("decoder_layers", "layers"), [(4, [1, 3]), (4, [3]), (3, [0, 2])])
+def test_t5gemma_is_cut_on_both_sides(tmp_path: Path, decoder_layers: int, layers: list[int]) -> None:
+    model, ids = tiny(AutoModelForSeq2SeqLM, "t5gemma", sides(decoder_layers)), torch.arange(3, 15)[None]
+    config = deepcopy(model.config)
+    stacks = [list(side.layers) for side in (model.get_encoder(), model.get_decoder())]
+    check_cut(config, layers, "student.init.layers")
+    cut(model, layers).save_pretrained(tmp_path)
+    for side, before in zip((model.get_encoder(), model.get_decoder()), stacks, strict=True):
+        assert list(side.layers) == [before[layer] for layer in layers]
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    both = [each(ids, decoder_input_ids=ids[:, :4]).logits for each in (model, loaded)]
+    assert torch.equal(*both)
+    planned = cut_config(config, layers)
+    assert [side.num_hidden_layers for side in (planned.encoder, planned.decoder)] == [len(layers)] * 2
+
+
+def test_t5gemmas_shallower_side_bounds_the_layers() -> None:
+    config = AutoConfig.for_model("t5gemma", **sides(2))
+    with pytest.raises(ModelError, match="has 4 layers in its encoder and 2 in its decoder, 0 to 1 in both"):
+        check_cut(config, [0, 2], "student.init.layers")
