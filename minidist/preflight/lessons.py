@@ -103,7 +103,7 @@ def plan_teach(config: TeachConfig) -> TeachPlan:
     labels = np.array([text.label for text in texts["train"][0]])
     most = _majority(task, labels, tested[0]) if tested is not None else {}
     described += [f"majority: {name} {value:.4g}" for name, value in most.items()]
-    described += [_lesson_line(config, len(train)), *models.memory_lines(train, feedback), *models.space_lines()]
+    described += [_lesson_line(config, len(train)), *_memory_lines(models, train, feedback), *models.space_lines()]
     described += growth_lines(written)
     described += precision_lines(config.cluster, {"student.dtype": config.student.dtype})
     masker = Masker.of(task, models.student.tokenizer, config.run.seed) if isinstance(task, MaskedTask) else None
@@ -197,7 +197,7 @@ class _Models:
                 raise ConfigError(f"{longest}; set data.max_tokens={model.context}")
         self._check_frozen()
         self._check_pair()
-        assert self._shapes  # whose adapters can be injected
+        assert self.shapes  # whose adapters can be injected
 
     def _check_frozen(self) -> None:
         """Models that are not trained have a head, and models that read another's rows read text as it does."""
@@ -280,10 +280,10 @@ class _Models:
 
     @property
     def _sizes(self) -> list[int]:
-        return [shape.parameters for shape in self._shapes[: len(self.both)]]
+        return [shape.parameters for shape in self.shapes[: len(self.both)]]
 
     @cached_property
-    def _shapes(self) -> "list[Shape]":
+    def shapes(self) -> "list[Shape]":
         """Of all models, from skeletons. Raises ModelError for adapters that a model cannot have."""
         from minidist.models.classifiers import task_shape
 
@@ -291,36 +291,6 @@ class _Models:
             task_shape(model.config, self.facts, model.tokenizer, model.lora, f"{model.where.removesuffix('.model')}.lora")
             for model in [*self.both, *self.others]
         ]
-
-    def memory_lines(self, rows: TaskRows, feedback: Sequence[LabelledRow]) -> list[str]:
-        """What each process of the learner needs. rows, feedback: those of training."""
-        config = self.config
-        learner, ranks = config.learner, config.cluster.learner.ranks
-        held_out = learner.feedback_rows if config.lesson.needs_feedback else 0
-        drawn = [-(-learner.batch_rows // ranks), -(-held_out // ranks)]  # of the student; the teacher reads no feedback
-        read = [[*rows.student, *feedback], *([rows.teacher] if self.teacher is not None else [])]
-        longest = [max(map(_length, each)) for each in read]
-        models = []
-        for number, shape in enumerate(self._shapes):
-            teaches = number == 1 and self.teacher is not None
-            tokens = min(learner.micro_rows, drawn[0] if teaches else max(drawn)) * longest[int(teaches)]
-            models.append(
-                LessonModel(shape, self._optimizer(number), tokens, self._outputs(shape, tokens, longest[int(teaches)]))
-            )
-        return lesson_memory_lines(config, models)
-
-    def _optimizer(self, number: int) -> OptimizerConfig | None:
-        """The optimizer of a model by its number: student, teacher, others; None where it is not trained."""
-        lesson = self.config.lesson
-        if number == 1 and self.teacher is not None:
-            return lesson.optimizer if isinstance(lesson, MutualConfig) else None
-        return self.config.learner.optimizer if number == 0 or lesson.type == "assistants" else None
-
-    def _outputs(self, shape: "Shape", tokens: int, longest: int) -> int:
-        """Logits of a forward pass of `tokens` in rows of `longest`."""
-        if self.facts.kind in ("classes", "score"):
-            return tokens // longest * max(1, len(self.facts.names))
-        return tokens * shape.vocabulary
 
     @property
     def lines(self) -> list[str]:
@@ -339,6 +309,41 @@ class _Models:
         moments = 0 if self.config.learner.optimizer.type == "sgd" else 2
         finals = 2 if self.config.evaluation.keep == "best" else 1
         return run_lines(self.config.run, model * (2 + moments), {"final": finals * model})
+
+
+def _memory_lines(models: _Models, rows: TaskRows, feedback: Sequence[LabelledRow]) -> list[str]:
+    """What each process of the learner needs. rows, feedback: those of training."""
+    config, has_teacher = models.config, models.teacher is not None
+    learner, ranks = config.learner, config.cluster.learner.ranks
+    held_out = learner.feedback_rows if config.lesson.needs_feedback else 0
+    drawn = [-(-learner.batch_rows // ranks), -(-held_out // ranks)]  # of the student; the teacher reads no feedback
+    read = [[*rows.student, *feedback], *([rows.teacher] if has_teacher else [])]
+    longest = [max(map(_length, each)) for each in read]
+    found = []
+    for number, shape in enumerate(models.shapes):
+        teaches = number == 1 and has_teacher
+        tokens = min(learner.micro_rows, drawn[0] if teaches else max(drawn)) * longest[int(teaches)]
+        found.append(
+            LessonModel(
+                shape, _optimizer(config, number, teaches), tokens, _outputs(models.facts, shape, tokens, longest[int(teaches)])
+            )
+        )
+    return lesson_memory_lines(config, found)
+
+
+def _optimizer(config: TeachConfig, number: int, teaches: bool) -> OptimizerConfig | None:
+    """The optimizer of a model by its number: student, teacher, others; None where it is not trained."""
+    lesson = config.lesson
+    if teaches:
+        return lesson.optimizer if isinstance(lesson, MutualConfig) else None
+    return config.learner.optimizer if number == 0 or lesson.type == "assistants" else None
+
+
+def _outputs(facts: TaskFacts, shape: "Shape", tokens: int, longest: int) -> int:
+    """Logits of a forward pass of `tokens` in rows of `longest`."""
+    if facts.kind in ("classes", "score"):
+        return tokens // longest * max(1, len(facts.names))
+    return tokens * shape.vocabulary
 
 
 def _length(row: LabelledRow) -> int:
