@@ -76,7 +76,8 @@ def test_a_job_of_10000_rows_killed_three_times_ends_as_an_undisturbed_one(
     sections["rollout"] |= {"samples_per_prompt": 1}
     sections["program"] |= {"filter": {"type": "none"}}
     calm, killed = (write(tmp_path / name, rows, **sections) for name in ("calm", "killed"))
-    assert (command := start("generate", calm, fresh=True).wait(LIMIT)).returncode == 0, command.stderr
+    command = start("generate", calm, fresh=True).wait(LIMIT)
+    assert command.returncode == 0, command.stderr
     kept: dict[Path, int] = {}
     for seed in range(3):
         command = start("generate", killed, fresh=True)
@@ -90,7 +91,8 @@ def test_a_job_of_10000_rows_killed_three_times_ends_as_an_undisturbed_one(
         assert all(found[path] == time_ns for path, time_ns in kept.items())
         kept = found
     assert 9 <= len(kept) < ROWS // SHARD_ROWS
-    assert (command := start("generate", killed, fresh=True).wait(LIMIT)).returncode == 0, command.stderr
+    command = start("generate", killed, fresh=True).wait(LIMIT)
+    assert command.returncode == 0, command.stderr
     assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in kept.items())
     assert parts(killed) == parts(calm)
     assert keys(killed) == [row["id"] for row in rows]
@@ -119,7 +121,8 @@ def test_two_engines_on_two_nodes_write_the_answers_of_one(nodes: str, tmp_path:
     two = write(tmp_path / "two", rows, **sections, cluster=spread)
     one = write(tmp_path / "one", rows, **sections, cluster={"threads": 1})
     for file in (two, one):
-        assert (command := start("generate", file, fresh=True).wait(LIMIT)).returncode == 0, command.stderr
+        command = start("generate", file, fresh=True).wait(LIMIT)
+        assert command.returncode == 0, command.stderr
     answers = [
         [json.loads(line)["answers"] for part in parts(file).values() for line in part.decode().splitlines()]
         for file in (two, one)
