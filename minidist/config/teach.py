@@ -81,7 +81,7 @@ class TeachEvaluationConfig(Section):
 
 
 class TraceConfig(Section):
-    """Influence of single rows, followed through training."""
+    """Influence of single rows, followed through training, on the loss on the same learner.feedback_rows held-out rows."""
 
     every: int = Field(default=50, ge=1)
     """Steps between two measurements."""

@@ -30,8 +30,9 @@ from minidist.models.families import attention_kernel, freeze_other_parts
 from minidist.models.files import refused
 from minidist.models.hub import architecture, load_config, read_checkpoint, tokenizer_of
 from minidist.models.layers import cut
-from minidist.models.lora import inject
+from minidist.models.lora import Adapters, inject
 from minidist.models.scoring import IGNORED, READERS, reads_both_ways, row_states, table
+from minidist.models.shape import Shape, shape_of
 from minidist.types import Array, LabelledRow, TaskFacts
 
 _HEADS = ("classes", "score")
@@ -312,16 +313,29 @@ def _maker(task: TaskFacts, config: PretrainedConfig) -> Any:
     return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
-def parameter_count(config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Parameters of a task's model, from a skeleton without weights."""
-    return sum(parameter.numel() for parameter in _skeleton(config, task, tokenizer).parameters())
+def task_shape(
+    config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase, lora: LoraConfig | None, where: str
+) -> Shape:
+    """The shape of a task's model, from a skeleton without weights, and with adapters where there are any.
+
+    where: key of the section `lora`. Raises ModelError where the model's layers cannot have the adapters.
+    """
+    model = _skeleton(config, task, tokenizer)
+    if task.kind in ("tokens", "choices"):
+        freeze_other_parts(model)
+    if lora is not None:
+        adapt(model, task, lora, "", seed=0, where=where)
+    return shape_of(model)
 
 
-def check_adapters(
-    config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase, lora: LoraConfig, where: str
-) -> None:
-    """Raise ModelError where a model's layers cannot have the adapters. where: key of the section `lora`."""
-    inject(_skeleton(config, task, tokenizer), lora, "", seed=0, where=where)
+def adapt(model: Any, task: TaskFacts, config: LoraConfig, base: str, *, seed: int, where: str = "student.lora") -> Adapters:
+    """Inject adapters below the head in place; the head is trained whole. `base`: the model's checkpoint."""
+    below = model.base_model_prefix if task.kind in _HEADS else None
+    head = [each for name, part in model.named_children() if below and name != below for each in part.parameters()]
+    adapters = inject(model, config, base, seed=seed, where=where)
+    for parameter in head:
+        parameter.requires_grad_(True)
+    return adapters
 
 
 def _skeleton(config: PretrainedConfig, task: TaskFacts, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -11,32 +11,40 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel
 
 from minidist.errors import ModelError
 from minidist.models.families import is_wrapped
+from minidist.models.files import refused
 
 # Configuration fields that hold the number of layers, by what transformers' families call them.
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
 # Fields that hold a value for each layer, and fields that list numbers of layers.
 _LISTS = ("layer_types", "attention_layers", "no_rope_layers", "mlp_layer_types", "sliding_window_pattern_per_layer")
-_NUMBERS = ("mlp_only_layers", "moe_layers")
+_NUMBERS = ("mlp_only_layers", "moe_layers", "attn_layer_indices")
 
 
 def layer_count(config: PretrainedConfig) -> int:
     """Layers of a model; of one with encoder and decoder, those of the encoder."""
-    return int(config.get_text_config().num_hidden_layers)
+    return int(_texts(config)[0].num_hidden_layers)
 
 
-def _counts(config: PretrainedConfig) -> list[int]:
+def _texts(config: PretrainedConfig) -> list[Any]:
+    """Configurations of a model's language: of its only stack or of both, or, in T5Gemma, of its encoder and its decoder."""
+    sides = [getattr(config, side, None) for side in ("encoder", "decoder")]
+    found = [side.get_text_config() for side in sides if isinstance(side, PretrainedConfig)]
+    return found if config.is_encoder_decoder and len(found) == len(sides) else [config.get_text_config()]
+
+
+def layer_counts(config: PretrainedConfig) -> list[int]:
     """Layers of each stack of a model: of its encoder and its decoder, or of the only one."""
-    counts = [layer_count(config)]
-    if config.is_encoder_decoder:
-        text = config.get_text_config()
-        named = (getattr(text, name, None) for name in ("num_decoder_layers", "decoder_layers"))
+    texts = _texts(config)
+    counts = [int(text.num_hidden_layers) for text in texts]
+    if config.is_encoder_decoder and len(texts) == 1:
+        named = (getattr(texts[0], name, None) for name in ("num_decoder_layers", "decoder_layers"))
         counts.append(next((count for count in named if isinstance(count, int)), counts[0]))
     return counts
 
 
 def check_layers(config: PretrainedConfig, layers: Sequence[int], where: str) -> None:
     """Raise ModelError unless `layers` are rising numbers of layers that the model has, from 0, in every stack."""
-    counts = _counts(config)
+    counts = layer_counts(config)
     missing = [layer for layer in layers if not 0 <= layer < min(counts)]
     if missing:
         has = f"the model has {counts[0]} layers, numbers 0 to {counts[0] - 1}"
@@ -64,10 +72,15 @@ def cut(model: PreTrainedModel, layers: Sequence[int], where: str = "student.ini
     model already cut, for those that its family's configuration cannot describe.
     """
     check_layers(model.config, layers, where)
-    parts = list(zip(_parts(model), _counts(model.config), strict=True))
-    stacks = [list(_stacks(part, count)) for part, count in parts]
+    for text in _texts(model.config):
+        _check_kinds(text, layers, where)
+    parts = list(zip(_parts(model), layer_counts(model.config), strict=True))
+    texts = {type(text) for text in _texts(model.config)}
+    stacks = [list(_stacks(part, count, texts)) for part, count in parts]
     if not all(stacks):
         raise ModelError(f"{where}: {type(model).__name__} has no list of {parts[0][1]} layers to cut; set a smaller model")
+    for parent, name in chain.from_iterable(stacks):
+        _check_apart(getattr(parent, name), f"{where}: layers of a {model.config.model_type}")
     for parent, name in chain.from_iterable(stacks):
         stack: nn.ModuleList = getattr(parent, name)
         kept = nn.ModuleList([stack[layer] for layer in layers])
@@ -83,17 +96,53 @@ def cut(model: PreTrainedModel, layers: Sequence[int], where: str = "student.ini
 
 def cut_config(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     """Reduce a configuration to some of its layers, in place. Returns it."""
-    text: Any = config.get_text_config()
-    counts = _counts(config)
-    _cut_experts(text, layers, counts[0])
+    counts = layer_counts(config)
+    for text in _texts(config):
+        _cut_text(text, layers, counts)
+    return config
+
+
+def _cut_text(text: Any, layers: Sequence[int], counts: Sequence[int]) -> None:
+    """Reduce the configuration of one stack, or of both, of so many layers, in place."""
+    count = int(text.num_hidden_layers)
+    _cut_experts(text, layers, count)
     for name in _LISTS:
         values = getattr(text, name, None)
-        if isinstance(values, list) and len(values) == counts[0]:
+        computed = isinstance(getattr(type(text), text.attribute_map.get(name, name), None), property)
+        if isinstance(values, list) and len(values) == count and not computed:
             setattr(text, name, [values[layer] for layer in layers])
     for name in _COUNTS:
         if vars(text).get(name) in counts:
             setattr(text, name, len(layers))
-    return config
+
+
+def _check_kinds(text: Any, layers: Sequence[int], where: str) -> None:
+    """Raise ModelError for layers that would not be the same layers, or make no model, alone."""
+    first = f"keep the first layers, 0 to {len(layers) - 1}, or set a smaller model"
+    if getattr(text, "scale_attn_by_inverse_layer_idx", False) and list(layers) != list(range(len(layers))):
+        scaled = f"{where}: a {text.model_type} with scale_attn_by_inverse_layer_idx divides attention by the layer's number"
+        raise ModelError(f"{scaled}, and {list(layers)} alone would have other numbers; {first}")
+    tables = [name for name in ("hidden_size_per_layer_input", "num_kv_shared_layers") if getattr(text, name, None)]
+    if tables:
+        shared = f"{where}: layers of a {text.model_type} share tables of embeddings, or keys and values ({', '.join(tables)})"
+        raise ModelError(f"{shared}, and cannot be cut; set a smaller model")
+    kinds = getattr(text, "layer_types", None) or []
+    attention = [number for number, kind in enumerate(kinds) if _attends(kind)]
+    if attention and not set(attention) & set(layers):
+        has = f"{where} is {list(layers)}, and layers with attention of the {text.model_type} are {attention}"
+        raise ModelError(f"{has}, without any of which it does not run; keep one of them")
+
+
+def _check_apart(stack: nn.ModuleList, layers: str) -> None:
+    """Raise ModelError where layers share weights, as those of Zamba do. layers: beginning of the sentence."""
+    weights = [id(weight) for layer in stack for weight in layer.parameters()]
+    if len(set(weights)) < len(weights):
+        raise ModelError(f"{layers} share weights, and cannot be cut; set a smaller model")
+
+
+def _attends(kind: str) -> bool:
+    """Whether a kind of layer has softmax attention, over all tokens or over a window."""
+    return kind == "hybrid" or ("attention" in kind and kind != "linear_attention")
 
 
 def _cut_experts(text: Any, layers: Sequence[int], count: int) -> None:
@@ -110,28 +159,34 @@ def _cut_experts(text: Any, layers: Sequence[int], count: int) -> None:
 
 
 def _parts(model: PreTrainedModel) -> list[nn.Module]:
-    """The parts of a model whose layers are cut, as `_counts` counts them."""
+    """The parts of a model whose layers are cut, as `layer_counts` counts them."""
     whole: Any = model
     if model.config.is_encoder_decoder:
         return [whole.get_encoder(), whole.get_decoder()]
     return [whole.get_decoder() if is_wrapped(model.config) else model]
 
 
-def _stacks(module: nn.Module, count: int) -> Iterator[tuple[nn.Module, str]]:
-    """Each list of `count` layers, as its parent and its name; lists within a layer are none."""
+def _stacks(module: nn.Module, count: int, texts: set[type]) -> Iterator[tuple[nn.Module, str]]:
+    """Each list of `count` layers, as its parent and its name; lists within a layer are none, nor those of modules whose
+    configurations are not among `texts`, which read images."""
     for name, child in module.named_children():
+        config = getattr(child, "config", None)
+        if isinstance(config, PretrainedConfig) and type(config.get_text_config()) not in texts:
+            continue
         if isinstance(child, nn.ModuleList) and len(child) == count and all(list(each.children()) for each in child):
             yield module, name
         else:
-            yield from _stacks(child, count)
+            yield from _stacks(child, count, texts)
 
 
 def _cut_configs(model: PreTrainedModel, layers: Sequence[int]) -> None:
     """Cut the model's configuration, and the copies of it that encoder and decoder may hold."""
+    counts, texts = layer_counts(model.config), _texts(model.config)
     held = [getattr(module, "config", None) for part in _parts(model) for module in part.modules()]
-    texts = [config.get_text_config() for config in (model.config, *held) if isinstance(config, PretrainedConfig)]
-    for text in {id(text): text for text in texts}.values():
-        cut_config(text, layers)
+    copies = [config.get_text_config() for config in held if isinstance(config, PretrainedConfig)]
+    kinds = {type(text) for text in texts}
+    for text in {id(text): text for text in (*texts, *copies) if type(text) in kinds}.values():
+        _cut_text(text, layers, counts)
 
 
 def _recount(part: nn.Module, before: int, after: int) -> None:
@@ -144,8 +199,10 @@ def _recount(part: nn.Module, before: int, after: int) -> None:
 
 def _check_describes(model: PreTrainedModel, layers: Sequence[int], where: str) -> None:
     """Raise ModelError unless the configuration describes the model's weights, by which alone it is loaded again."""
-    with torch.device("meta"):
-        described = type(model)._from_config(deepcopy(model.config)).state_dict()
+    with refused(f"{where}: {list(layers)} alone make no {model.config.model_type}"):
+        config = type(model.config).from_dict(model.config.to_dict())
+        with torch.device("meta"):
+            described = type(model)._from_config(config).state_dict()
     found = model.state_dict()
     shapes = [{name: each.shape for name, each in states.items()} for states in (found, described)]
     if shapes[0] != shapes[1]:

@@ -1,6 +1,6 @@
 """The shape of a model, read from its configuration: a skeleton on the meta device, and the sizes that estimates need."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,7 +9,13 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from minidist.config.models import LoraConfig
 from minidist.errors import ModelError
 from minidist.models.families import freeze_other_parts
+from minidist.models.layers import layer_counts
 from minidist.models.lora import inject
+
+# Configuration fields that hold the width of feed-forward layers, by what transformers' families call them.
+_WIDTHS = ("intermediate_size", "hidden_dim", "d_ff", "n_inner", "encoder_ffn_dim", "ffn_dim")
+# Nonlinearities of transformers that are several operations, whose results are all kept.
+_WRITTEN_OUT = ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation", "AccurateGELUActivation")
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,10 @@ class Shape:
     """Whether its feed-forward layers have three matrices (SwiGLU) rather than two."""
     head_norms: bool = False
     """Whether queries and keys are normalised (Qwen3)."""
+    layer_norms: bool = False
+    """Whether its norms are LayerNorm, one kernel, rather than RMSNorm written out."""
+    one_kernel: bool = False
+    """Whether the nonlinearity of its feed-forward layers is one kernel, rather than written out (GPT-2's GELU)."""
     family: str = ""
     """transformers' `model_type`, such as `llama`."""
     adapted_layers: tuple[str, ...] = ()
@@ -60,28 +70,39 @@ def read_shape(config: PretrainedConfig, lora: LoraConfig | None = None) -> Shap
 
     Raises ModelError for an adapter target that names no linear layer, and for a family without attention.
     """
-    model, text = skeleton(config), config.get_text_config()
+    model = skeleton(config)
     freeze_other_parts(model)
     language = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     adapted = () if lora is None else inject(model, lora, "", seed=0).layers
-    heads = getattr(text, "num_attention_heads", None)
-    if not isinstance(heads, int):
+    found = shape_of(model)
+    if not found.heads:
         raise ModelError(f"{config.model_type} is not supported: it has no attention, or not as many heads in every layer")
+    return replace(found, adapted_layers=adapted, unadapted=_unadapted(model, language, adapted))
+
+
+def shape_of(model: PreTrainedModel) -> Shape:
+    """The shape of a model, or of a skeleton, as it is: `trainable` counts the parameters that get gradients. The layers of an
+    encoder-decoder are those of both sides. `heads` is 0 where layers have no attention, or not as many heads each."""
+    text: Any = model.config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    heads = heads if isinstance(heads, int) else 0
+    names, modules = zip(*model.named_modules(), strict=True)
+    wide: Any = next((found for name in _WIDTHS if (found := getattr(text, name, None))), 4 * text.hidden_size)
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        layers=int(text.num_hidden_layers),
+        layers=sum(layer_counts(model.config)),
         hidden=int(text.hidden_size),
         heads=heads,
         kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
-        head_size=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
-        intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+        head_size=int(getattr(text, "head_dim", None) or text.hidden_size // (heads or 1)),
+        intermediate=int(max(wide) if isinstance(wide, list) else wide),
         vocabulary=int(text.vocab_size),
-        gated=any("gate" in name for name, _ in model.named_modules()),
-        head_norms=any(name.endswith("q_norm") for name, _ in model.named_modules()),
-        family=str(config.model_type),
-        adapted_layers=adapted,
-        unadapted=_unadapted(model, language, adapted),
+        gated=any("gate" in name or name.endswith("wi_0") for name in names),
+        head_norms=any(name.endswith("q_norm") for name in names),
+        layer_norms=any(isinstance(module, torch.nn.LayerNorm) for module in modules),
+        one_kernel=not any(type(module).__name__ in _WRITTEN_OUT for module in modules),
+        family=str(model.config.model_type),
     )
 
 

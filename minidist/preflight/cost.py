@@ -1,15 +1,16 @@
 """The memory of a run, role by role: a table, what a step moves, and what to change where a role does not fit."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from minidist.cluster import machine
-from minidist.config import DistillConfig, SftConfig
+from minidist.config import DistillConfig, SftConfig, TeachConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.learner import LearnerConfig
 from minidist.config.teacher import LocalTeacherConfig
 from minidist.preflight import memory
-from minidist.preflight.memory import BYTES, GIB, Need, ServedModel, TrainedModel
+from minidist.preflight.memory import BYTES, GIB, LessonModel, Need, ServedModel, TrainedModel
 
 if TYPE_CHECKING:
     from minidist.models.shape import Shape
@@ -31,6 +32,13 @@ def memory_lines(
     needs = role_needs(config, student, teacher, longest=longest, teacher_longest=max(longest, teacher_longest), gpu=gpu)
     traffic = _traffic(config, student, teacher, needs, longest, gpu)
     return [*_table(needs, gpu), *traffic, *_host_lines(needs), *_warnings(config, needs, gpu)]
+
+
+def lesson_memory_lines(config: TeachConfig, models: Sequence[LessonModel]) -> list[str]:
+    """Lines of the plan of a lesson. `models`: the student, the teacher, and the lesson's other models."""
+    gpu = gpu_bytes(config.cluster)
+    needs = [memory.lesson_need(config.lesson, models, config.cluster.learner.ranks, gpu=gpu is not None)]
+    return [*_table(needs, gpu), *_warnings(config, needs, gpu)]
 
 
 def gpu_bytes(cluster: ClusterConfig) -> int | None:
@@ -102,7 +110,7 @@ def _host_lines(needs: list[Need]) -> list[str]:
 
 def _table(needs: list[Need], gpu: int | None) -> list[str]:
     """One line a role, one column a purpose that any role has."""
-    parts = ("weights", "gradients", "optimizer", "activations", "logits", "cache", "buffers")
+    parts = ("weights", "gradients", "optimizer", "copies", "activations", "logits", "cache", "buffers")
     used = [part for part in parts if any(need.parts.get(part) for need in needs)]
     rows = [[f"memory, GiB a {'process' if gpu is None else 'device'}", "devices", *used, "total"]]
     for need in needs:
@@ -143,7 +151,7 @@ def step_bytes(config: DistillConfig, student: "Shape", teacher: "Shape") -> tup
     return answers * memory.score_bytes_per_token(config.teacher, teacher.hidden), weights
 
 
-def _warnings(config: SftConfig | DistillConfig, needs: list[Need], gpu: int | None) -> list[str]:
+def _warnings(config: SftConfig | DistillConfig | TeachConfig, needs: list[Need], gpu: int | None) -> list[str]:
     if gpu == 0:
         return ["set cluster.gpu_gib to the memory of one of the cluster's GPUs, to see whether each role fits"]
     if gpu is None:
@@ -167,7 +175,7 @@ def _shared(cluster: ClusterConfig, needs: list[Need]) -> int:
     return sum(totals[: -(-len(totals) // cluster.gpus)]) if len(totals) > cluster.gpus else 0
 
 
-def _host_warnings(config: SftConfig | DistillConfig, needs: list[Need]) -> list[str]:
+def _host_warnings(config: SftConfig | DistillConfig | TeachConfig, needs: list[Need]) -> list[str]:
     """On CPUs all roles of this machine share its memory."""
     if config.cluster.address is not None:
         return []
@@ -187,9 +195,11 @@ def _host_warnings(config: SftConfig | DistillConfig, needs: list[Need]) -> list
     return [*small, f"WARNING {line}; the {largest.role} needs most: {_fix(config, largest)}"]
 
 
-def _fix(config: SftConfig | DistillConfig, need: Need) -> str:
+def _fix(config: SftConfig | DistillConfig | TeachConfig, need: Need) -> str:
     """The setting to change, chosen by the largest part."""
     largest = max(need.parts, key=lambda part: need.parts[part] if part != "cache" else 0)
+    if isinstance(config, TeachConfig):
+        return _fix_lesson(config, largest)
     if need.role == "learner":
         return _fix_learner(config.learner, config.cluster, largest)
     if need.role == "rollout" or (isinstance(config, DistillConfig) and config.teacher.in_vllm):
@@ -215,6 +225,16 @@ def _fix_learner(learner: LearnerConfig, cluster: ClusterConfig, largest: str) -
     if not learner.offload_optimizer and cluster.gpus:
         return f"raise cluster.learner.ranks above {cluster.learner.ranks}, or set learner.offload_optimizer=true"
     return f"raise cluster.learner.ranks above {cluster.learner.ranks}"
+
+
+def _fix_lesson(config: TeachConfig, largest: str) -> str:
+    if largest in ("activations", "logits", "buffers") and config.learner.micro_rows > 1:
+        return f"lower learner.micro_rows below {config.learner.micro_rows}"
+    if largest in ("activations", "logits", "buffers"):
+        return f"lower data.max_tokens below {config.data.max_tokens}"
+    if config.lesson.teacher_learns and config.teacher is not None and config.teacher.lora is None:
+        return "train adapters of the teacher alone (teacher.lora), or use smaller models"
+    return "use smaller models" if config.student.lora or config.student.init else "set student.lora, or use smaller models"
 
 
 def _gib(size: int) -> str:

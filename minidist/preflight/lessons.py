@@ -1,7 +1,7 @@
 """The plan of `minidist teach`: rows as student and teacher read them, checks of their models, and lines for people."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,8 @@ import numpy as np
 
 from minidist.config import CompareLessonsConfig, TeachConfig
 from minidist.config.data import SourceConfig
+from minidist.config.learner import OptimizerConfig
+from minidist.config.lessons import MutualConfig
 from minidist.config.models import ModelConfig, StudentConfig
 from minidist.config.origin import with_origin
 from minidist.config.task import MaskedTask, TaskSection
@@ -18,8 +20,10 @@ from minidist.errors import ConfigError, DataError, ModelError
 from minidist.evaluation.metrics import majority
 from minidist.experience.exercises import Exercises, TaskRows
 from minidist.preflight import checks
+from minidist.preflight.cost import lesson_memory_lines
 from minidist.preflight.growth import growth_lines
 from minidist.preflight.labels import check_known, held_out_lines, label_lines
+from minidist.preflight.memory import LessonModel
 from minidist.preflight.precision import precision_lines
 from minidist.preflight.space import run_lines
 from minidist.run.directory import RunDirectory
@@ -28,6 +32,7 @@ from minidist.types import LabelledRow, TaskFacts
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from minidist.models.shape import Shape
     from minidist.preflight.facts import ModelFacts
 
 
@@ -98,7 +103,8 @@ def plan_teach(config: TeachConfig) -> TeachPlan:
     labels = np.array([text.label for text in texts["train"][0]])
     most = _majority(task, labels, tested[0]) if tested is not None else {}
     described += [f"majority: {name} {value:.4g}" for name, value in most.items()]
-    described += [_lesson_line(config, len(train)), *models.space_lines(), *growth_lines(written)]
+    described += [_lesson_line(config, len(train)), *_memory_lines(models, train, feedback), *models.space_lines()]
+    described += growth_lines(written)
     described += precision_lines(config.cluster, {"student.dtype": config.student.dtype})
     masker = Masker.of(task, models.student.tokenizer, config.run.seed) if isinstance(task, MaskedTask) else None
     return TeachPlan(
@@ -191,16 +197,7 @@ class _Models:
                 raise ConfigError(f"{longest}; set data.max_tokens={model.context}")
         self._check_frozen()
         self._check_pair()
-        self._check_adapters()
-
-    def _check_adapters(self) -> None:
-        from minidist.models.classifiers import check_adapters
-
-        sections = ((self.student, self.config.student), (self.teacher, self.config.teacher))
-        for model, section in sections:
-            if model is not None and section is not None and section.lora is not None:
-                where = f"{model.where.removesuffix('.model')}.lora"
-                check_adapters(model.config, self.facts, model.tokenizer, section.lora, where)
+        assert self.shapes  # whose adapters can be injected
 
     def _check_frozen(self) -> None:
         """Models that are not trained have a head, and models that read another's rows read text as it does."""
@@ -281,15 +278,19 @@ class _Models:
         lost = self._encoders[0].counts["left out"]
         return [*found, f"{lost:,} rows whose prompts leave no room for an answer are left out"] if lost else found
 
-    @cached_property
+    @property
     def _sizes(self) -> list[int]:
-        return [self._parameters(model) for model in self.both]
+        return [shape.parameters for shape in self.shapes[: len(self.both)]]
 
-    def _parameters(self, model: "ModelFacts") -> int:
-        """Parameters of the whole model, from a skeleton."""
-        from minidist.models.classifiers import parameter_count
+    @cached_property
+    def shapes(self) -> "list[Shape]":
+        """Of all models, from skeletons. Raises ModelError for adapters that a model cannot have."""
+        from minidist.models.classifiers import task_shape
 
-        return parameter_count(model.config, self.facts, model.tokenizer)
+        return [
+            task_shape(model.config, self.facts, model.tokenizer, model.lora, f"{model.where.removesuffix('.model')}.lora")
+            for model in [*self.both, *self.others]
+        ]
 
     @property
     def lines(self) -> list[str]:
@@ -310,6 +311,46 @@ class _Models:
         return run_lines(self.config.run, model * (2 + moments), {"final": finals * model})
 
 
+def _memory_lines(models: _Models, rows: TaskRows, feedback: Sequence[LabelledRow]) -> list[str]:
+    """What each process of the learner needs. rows, feedback: those of training."""
+    config, has_teacher = models.config, models.teacher is not None
+    learner, ranks = config.learner, config.cluster.learner.ranks
+    held_out = learner.feedback_rows if config.lesson.needs_feedback else 0
+    drawn = [-(-learner.batch_rows // ranks), -(-held_out // ranks)]  # of the student; the teacher reads no feedback
+    read = [[*rows.student, *feedback], *([rows.teacher] if has_teacher else [])]
+    longest = [max(map(_length, each)) for each in read]
+    found = []
+    for number, shape in enumerate(models.shapes):
+        teaches = number == 1 and has_teacher
+        tokens = min(learner.micro_rows, drawn[0] if teaches else max(drawn)) * longest[int(teaches)]
+        found.append(
+            LessonModel(
+                shape, _optimizer(config, number, teaches), tokens, _outputs(models.facts, shape, tokens, longest[int(teaches)])
+            )
+        )
+    return lesson_memory_lines(config, found)
+
+
+def _optimizer(config: TeachConfig, number: int, teaches: bool) -> OptimizerConfig | None:
+    """The optimizer of a model by its number: student, teacher, others; None where it is not trained."""
+    lesson = config.lesson
+    if teaches:
+        return lesson.optimizer if isinstance(lesson, MutualConfig) else None
+    return config.learner.optimizer if number == 0 or lesson.type == "assistants" else None
+
+
+def _outputs(facts: TaskFacts, shape: "Shape", tokens: int, longest: int) -> int:
+    """Logits of a forward pass of `tokens` in rows of `longest`."""
+    if facts.kind in ("classes", "score"):
+        return tokens // longest * max(1, len(facts.names))
+    return tokens * shape.vocabulary
+
+
+def _length(row: LabelledRow) -> int:
+    """Tokens that a model reads of a row: with each of its choices, where it has them."""
+    return len(row.tokens) * max(1, len(row.choices)) + sum(map(len, row.choices))
+
+
 def _labels_of(rows: Sequence[LabelledRow]) -> tuple[tuple[int, ...], ...]:
     """The tokens that are predicted in each row, in order."""
     return tuple(tuple(row.targets[row.targets >= 0].tolist()) for row in rows if row.targets is not None)
@@ -318,7 +359,9 @@ def _labels_of(rows: Sequence[LabelledRow]) -> tuple[tuple[int, ...], ...]:
 def _model_facts(config: ModelConfig, where: str) -> "ModelFacts":
     from minidist.preflight.facts import read_model, read_student
 
-    return read_student(config, where) if isinstance(config, StudentConfig) else read_model(config, where)
+    if isinstance(config, StudentConfig):
+        return read_student(config, where)
+    return replace(read_model(config, where), lora=getattr(config, "lora", None))
 
 
 def _split(config: TeachConfig, texts: Sequence[LabelledText], rows: TaskRows) -> tuple[TaskRows, Sequence[LabelledRow]]:

@@ -4,10 +4,12 @@ Counted are the tensors that last, or that grow with a setting. A few per cent o
 tests/benchmarks/memory.py compares the learner's estimate with the memory that a process takes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from minidist.config.learner import LearnerConfig
+from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.config.lessons import LessonConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import LocalTeacherConfig, TeacherConfig
 
@@ -175,21 +177,97 @@ def with_prompted_teacher(need: Need, teacher: TrainedModel) -> Need:
     return replace(need, parts=need.parts | {part: need.parts[part] + value for part, value in added.items()})
 
 
+@dataclass(frozen=True)
+class LessonModel:
+    """A model of a lesson, which every rank holds whole, in float32.
+
+    Args:
+        shape: of the task's model.
+        optimizer: None for a model that is not trained.
+        tokens: of the largest forward pass.
+        outputs: logits of that pass.
+    """
+
+    shape: "Shape"
+    optimizer: OptimizerConfig | None
+    tokens: int
+    outputs: int
+
+    @property
+    def gradient(self) -> int:
+        """Bytes of one gradient, or of one copy of the trained weights."""
+        return 0 if self.optimizer is None else 4 * self.shape.trainable
+
+    @property
+    def moments(self) -> int:
+        """Bytes of the optimizer's state."""
+        return 2 * self.gradient if self.optimizer is not None and self.optimizer.type == "adamw" else 0
+
+
+def lesson_need(lesson: LessonConfig, models: Sequence[LessonModel], ranks: int, *, gpu: bool) -> Need:
+    """One rank of a lesson. `models`: the student, the teacher, and the lesson's other models, as far as it has them.
+
+    All models and optimizers are held throughout, activations are those of one model at a time. What a step holds beside them
+    is counted where it holds most; see `_held`.
+    """
+    student, *others = models
+    teacher = next(iter(others), replace(student, optimizer=None))
+    trained = [each for each in models if each.optimizer is not None]
+    gradients, copies = max(_held(lesson, student, teacher, max(each.gradient for each in trained)), key=sum)
+    kept = [activations(each.shape, each.tokens, 4, checkpointing=False) for each in trained]
+    most = 2 * sum(kept) if lesson.type == "meta" else max(kept)  # second order: both models, and the backward pass's own graph
+    frozen = [_layer(each.shape, 4) * each.tokens for each in models if each.optimizer is None]
+    parts = {
+        "weights": sum(4 * each.shape.parameters for each in models),
+        "gradients": gradients,
+        "optimizer": sum(each.moments for each in trained),
+        "copies": copies,
+        "activations": max([most, *frozen]),
+        "logits": max(each.outputs for each in models) * 4 * (_TABLES if not others else _TABLES_WITH_TEACHER),
+        "buffers": PROCESS_BYTES + (0 if gpu else int(ALLOCATOR_SHARE * most)),
+    }
+    return Need("learner", ranks, parts)
+
+
+def _held(lesson: LessonConfig, student: LessonModel, teacher: LessonModel, largest: int) -> list[tuple[int, int]]:
+    """Bytes of gradients, and of copies of weights and moments, in each part of a step. `largest`: of a model's gradients.
+
+    With S and T bytes of the gradients of student and teacher: MetaDistil's trial update keeps its gradient and the held-out
+    one beside a copy of the weights, then the student's gradient with its graph, and adds the teacher's. LGTM's trial step
+    keeps a copy of weights and moments; its differences keep the held-out gradient and a copy of the weights, and the
+    teacher's step two gradients and their sum.
+    """
+    s, t, state = student.gradient, teacher.gradient, student.moments
+    if lesson.type == "meta":
+        return [(2 * s, s), (3 * s + t, 0), ((3 if lesson.loss else 1) * t, 0), (s, 0)]
+    if lesson.type == "lgtm" and lesson.coefficient:
+        added = {
+            "hvp": [(s + 2 * t, s), (s + 3 * t, 0)],
+            "explicit": [(s, s), (s + 3 * t, 0)],
+            "reweight": [(s, s), (s + t, 0)],
+        }
+        return [(s, s + state), *added[lesson.influence], (2 * s, 0)]
+    if lesson.type == "online" and lesson.order == "together":
+        return [(s + t, 0)]
+    return [(largest, 0)]
+
+
 def activations(shape: "Shape", tokens: int, size: int, *, checkpointing: bool) -> int:
     """Bytes that a forward pass of `tokens` keeps for its backward pass; `size` bytes an element.
 
-    A layer keeps, per token: of each of its two norms the float32 input, the normalised input and the output; queries, keys,
-    values and the attention's output; where heads are normalised, the inputs of those norms twice; of a gated feed-forward
-    layer the gate before and after its nonlinearity, the other factor and the product; of a plain one five tensors of a GELU
-    that is written out. This is the count of Korthikanti et al., arXiv:2205.05198, section 4.1 (34 s b h bytes a layer), for
-    grouped queries and gated layers, without dropout masks, and without its 5 a s / h: fused attention keeps no scores. With
-    checkpointing (its section 5): each layer's input, and all of one layer.
+    A layer keeps, per token: of each of its two norms the float32 input, the normalised input and the output, of a LayerNorm
+    input and output; queries, keys, values and the attention's output; where heads are normalised, the inputs of those norms
+    twice; of a gated feed-forward layer the gate before and after its nonlinearity, the other factor and the product; of a
+    plain one the nonlinearity's input and output, or five tensors of a GELU that is written out. This is the count of
+    Korthikanti et al., arXiv:2205.05198, section 4.1 (34 s b h bytes a layer), for grouped queries and gated layers, without
+    dropout masks, and without its 5 a s / h: fused attention keeps no scores. With checkpointing (its section 5): each layer's
+    input, and all of one layer.
     """
-    norms = 2 * shape.hidden * (4 + 2 * size)
+    norms = 2 * shape.hidden * (2 * size if shape.layer_norms else 4 + 2 * size)
     if shape.head_norms:
         norms += (shape.heads + shape.kv_heads) * shape.head_size * (4 + size)
     attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size * size
-    feed_forward = (4 if shape.gated else 5) * shape.intermediate * size
+    feed_forward = (4 if shape.gated else 2 if shape.one_kernel else 5) * shape.intermediate * size
     layer = norms + attention + feed_forward
     return tokens * (shape.layers * shape.hidden * size + layer if checkpointing else shape.layers * layer)
 
@@ -233,11 +311,16 @@ def hf_need(model: ServedModel, *, tokens: int, logits: bool) -> Need:
     of all tokens at once, and not hidden states.
     """
     shape, size = model.shape, BYTES[model.dtype]
-    layer = shape.hidden * (4 + 5 * size) + (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size * size
-    parts = {"weights": model.weights, "activations": tokens * (layer + 3 * shape.intermediate * size)}
+    parts = {"weights": model.weights, "activations": tokens * _layer(shape, size)}
     parts["logits"] = tokens * shape.vocabulary * (size + 8) if logits else 0
     parts["buffers"] = PROCESS_BYTES + (min(shape.parameters, _GATHERED) * size if model.split > 1 else 0)
     return Need(model.role, model.devices, parts)
+
+
+def _layer(shape: "Shape", size: int) -> int:
+    """Bytes of one layer's tensors for each token, without a backward pass."""
+    attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size * size
+    return shape.hidden * (4 + 5 * size) + attention + 3 * shape.intermediate * size
 
 
 def in_one_process(first: Need, second: Need) -> Need:

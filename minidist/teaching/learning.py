@@ -19,8 +19,8 @@ from minidist.learners.schedule import learning_rate, make_optimizer, optimizer_
 from minidist.learners.state import StateReader
 from minidist.losses.predictions import Predictions
 from minidist.losses.terms import loss_terms, total
-from minidist.models.classifiers import Predictor
-from minidist.models.lora import Adapters, inject, merged
+from minidist.models.classifiers import Predictor, adapt
+from minidist.models.lora import Adapters, merged
 from minidist.types import LabelledRow
 
 Rows = Sequence[LabelledRow]
@@ -35,13 +35,7 @@ class Adapted:
     @classmethod
     def inject(cls, predictor: Predictor, config: LoraConfig, base: str | None, seed: int) -> "Adapted":
         """Inject adapters in place and freeze the weights of all layers. `base`: the model's checkpoint."""
-        model = predictor.model
-        below = model.base_model_prefix if predictor.task.kind in ("classes", "score") else None
-        head = [each for name, part in model.named_children() if below and name != below for each in part.parameters()]
-        adapters = inject(model, config, base or "", seed=seed)
-        for parameter in head:
-            parameter.requires_grad_(True)
-        return cls(adapters)
+        return cls(adapt(predictor.model, predictor.task, config, base or "", seed=seed))
 
     def merged(self, predictor: Predictor) -> dict[str, Tensor]:
         """The weights of the plain model that equals the adapted one, by name."""

@@ -46,9 +46,8 @@ class LGTM(MutualLesson[LGTMConfig]):
 
     def _direction(self, exercise: Exercise) -> tuple[list[Tensor], dict[str, float]]:
         """The gradient of the held-out loss after the student's trial step, which is undone; and figures."""
-        sweep = self.pair.gradient(self.pair.student, exercise)
         with self.pair.student.trial():
-            self.pair.student.step(sweep.gradient)
+            self.pair.student.step(self.pair.gradient(self.pair.student, exercise).gradient)
             direction, loss = self._feedback(exercise)
         return direction, {"influence/feedback_loss": loss}
 

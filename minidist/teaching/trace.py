@@ -15,7 +15,8 @@ from minidist.types import Array, Exercise
 
 
 class Trace:
-    """A fixed set of training rows: `sample` of them drawn from the run's seed, and those that trace.rows names.
+    """A fixed set of training rows, `sample` of them drawn from the run's seed and those that trace.rows names, judged by a
+    fixed set of feedback rows: as many as a step has, or all, drawn once. A curve then shows the student's way alone.
 
     Args:
         config: the section `trace`.
@@ -31,6 +32,8 @@ class Trace:
         positions = {row.index: position for position, row in enumerate(exercises.train.student)}
         self._followed = [positions[number] for number in config.rows]
         self._sample = sorted(int(index) for index in drawn)
+        order = np.random.default_rng([exercises.seed, 3]).permutation(len(exercises.feedback))
+        self._feedback = tuple(exercises.feedback[index] for index in order[: exercises.feedback_rows])
         self._records: list[tuple[int, list[float]]] = []
 
     @property
@@ -39,9 +42,9 @@ class Trace:
         return self._followed + self._sample
 
     def exercise(self, step: int) -> Exercise:
-        """The traced rows with the feedback rows of a step."""
+        """The traced rows with the feedback rows, before step `step`: the same in every step."""
         rows = self._exercises.train.take(self.rows)
-        return Exercise(step, tuple(rows.student), tuple(rows.teacher), self._exercises.feedback_at(step))
+        return Exercise(step, tuple(rows.student), tuple(rows.teacher), self._feedback)
 
     def add(self, step: int, influence_B: Array) -> None:
         """Record the influence of the traced rows, before step `step`."""

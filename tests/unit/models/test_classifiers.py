@@ -15,7 +15,7 @@ from minidist.config.task import ChoicesTask, ClassesTask, MaskedTask, ScoreTask
 from minidist.data.labelled import LabelledText, Masker
 from minidist.errors import ModelError
 from minidist.losses.imitation import label_loss
-from minidist.models.classifiers import load_predictor, parameter_count, twice_differentiable
+from minidist.models.classifiers import load_predictor, task_shape, twice_differentiable
 from minidist.models.layers import cut_config
 from minidist.types import TaskFacts
 from tests.support.classifiers import CLASSES, SHAPES, encoded, labelled_row, predictor, section, token_ids, tokenizer
@@ -192,9 +192,9 @@ def test_second_derivatives_are_those_of_finite_differences(tmp_path: Path, fami
 
 def test_parameters_are_counted_without_weights(tmp_path: Path) -> None:
     made = predictor(tmp_path, "bert")
-    count = parameter_count(made.model.config, CLASSES, made.tokenizer)
+    count = task_shape(made.model.config, CLASSES, made.tokenizer, None, "").parameters
     assert count == sum(each.numel() for each in made.model.parameters())
-    fewer = parameter_count(cut_config(deepcopy(made.model.config), [0, 2]), CLASSES, made.tokenizer)
+    fewer = task_shape(cut_config(deepcopy(made.model.config), [0, 2]), CLASSES, made.tokenizer, None, "").parameters
     layer = sum(each.numel() for each in made.model.bert.encoder.layer[0].parameters())
     assert fewer == count - layer and made.model.config.num_hidden_layers == 3
 

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from minidist.config.task import ClassesTask
 from minidist.data.labelled import LabelledText
 from minidist.errors import ModelError
-from minidist.models.layers import check_cut, cut, cut_config, layer_count
+from minidist.models.layers import check_cut, cut, cut_config, layer_count, layer_counts
 from minidist.types import LabelledRow, TaskFacts
 from tests.support.classifiers import SHAPES, encoded, predictor
 
@@ -115,6 +115,8 @@ def tiny(maker: Any, family: str, fields: dict[str, Any]) -> Any:
 def layers_of(model: Any) -> list[Any]:
     """The modules themselves."""
     decoder = model.get_decoder()
+    if hasattr(decoder, "h"):
+        return list(decoder.h)
     return list(decoder.layers if hasattr(decoder, "layers") else decoder.model.layers)
 
 
@@ -137,6 +139,76 @@ def test_layers_that_are_not_alike_load_as_what_they_were(tmp_path: Path, name: 
     assert {key: each.shape for key, each in planned.state_dict().items()} == {
         key: each.shape for key, each in model.state_dict().items()
     }
+
+
+HYBRID = SMALL | EXPERTS | {"layer_types": ["linear_attention", "full_attention"] * 2, "linear_num_key_heads": 2}
+HYBRID |= {"linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1, "attn_layer_indices": [1, 3]}
+OLMO = {key: value for key, value in HYBRID.items() if key not in EXPERTS}
+ZAMBA = {"mamba_d_state": 4, "n_mamba_heads": 2, "attention_head_dim": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}
+ZAMBA |= {"layers_block_type": ["hybrid", "mamba"] * 2}
+JAMBA = {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 2}
+JAMBA |= {"mamba_d_state": 4, "mamba_dt_rank": 4}
+GPT2 = {"vocab_size": 50, "n_embd": 16, "n_layer": 4, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+SHARED = {"num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 50, "laurel_rank": 4}
+SHARED |= {"layer_types": ["sliding_attention", "full_attention"] * 2, "intermediate_size": [32] * 4}
+SHARED |= {"activation_sparsity_pattern": [0.0] * 4}
+CUTS: dict[str, tuple[str, dict[str, Any], list[int]]] = {
+    "gpt2": ("gpt2", GPT2, [1, 3]),
+    "scaled gpt2": ("gpt2", GPT2 | {"scale_attn_by_inverse_layer_idx": True}, [0, 1]),
+    "llama": ("llama", SMALL, [0, 3]),
+    "windows": ("cohere2", SMALL | {"sliding_window": 2}, [1, 3]),
+    "linear attention": ("qwen3_next", HYBRID, [0, 3]),
+    "attention in a list": ("bamba", SMALL | MAMBA, [0, 3]),
+    "attention in every second": ("jamba", SMALL | JAMBA, [2, 3]),
+}
+
+
+def pass_by(model: Any, dropped: list[int]) -> None:
+    """Let some layers return what they read, as if a manual forward pass left them out."""
+    for number in dropped:
+        layer = (model.h if hasattr(model, "h") else model.layers)[number]
+
+        def skip(module: Any, inputs: Any, output: Any) -> Any:
+            return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]
+
+        layer.register_forward_hook(skip)
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_cut_models_states_are_those_of_a_forward_pass_through_the_kept_layers(tmp_path: Path, name: str) -> None:
+    family, fields, layers = CUTS[name]
+    model, ids = tiny(AutoModelForCausalLM, family, fields), torch.arange(3, 15)[None]
+    manual = deepcopy(model).base_model
+    pass_by(manual, [number for number in range(4) if number not in layers])
+    expected = manual(ids, use_cache=False).last_hidden_state
+    cut(model, layers).save_pretrained(tmp_path)
+    assert torch.allclose(model.base_model(ids, use_cache=False).last_hidden_state, expected, atol=1e-6)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.allclose(loaded.base_model(ids, use_cache=False).last_hidden_state, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "layers", "part"),
+    [
+        ("qwen3_next", HYBRID, [0, 2], r"is \[0, 2\], .* attention of the qwen3_next are \[1, 3\], .* keep one of them"),
+        ("bamba", SMALL | MAMBA, [0, 2], r"layers with attention of the bamba are \[1, 3\], .* keep one of them"),
+        ("jamba", SMALL | JAMBA, [0, 2], r"layers with attention of the jamba are \[1, 3\], .* keep one of them"),
+        ("olmo_hybrid", OLMO, [1, 3], r"\[1, 3\] alone make no olmo_hybrid: .* at least one 'linear_attention' layer"),
+        ("zamba", SMALL | ZAMBA, [0, 1], "layers of a zamba share weights, and cannot be cut; set a smaller model"),
+        ("gpt2", GPT2 | {"scale_attn_by_inverse_layer_idx": True}, [0, 2], "by the layer's number, .* first layers, 0 to 1"),
+        ("gemma3n_text", SMALL | SHARED, [0, 1], r"layers of a gemma3n_text share .* cannot be cut; set a smaller model"),
+        ("gemma3n_text", SMALL | SHARED, [0, 1, 2, 3], "and cannot be cut"),
+        ("gemma3n_text", SMALL | SHARED | {"num_kv_shared_layers": 0}, [0, 1], "and cannot be cut"),
+    ],
+)
+def test_layers_that_mean_another_thing_at_another_number_are_refused(
+    family: str, fields: dict[str, Any], layers: list[int], part: str
+) -> None:
+    config = AutoConfig.for_model(family, **deepcopy(fields))
+    with pytest.raises(ModelError, match=part):
+        check_cut(config, layers, "student.init.layers")
+    assert layer_count(config) == 4
 
 
 SIDES = {"vocab_size": 50, "d_model": 16, "num_heads": 2, "d_kv": 8, "d_ff": 32, "num_layers": 4, "decoder_start_token_id": 0}
@@ -187,3 +259,40 @@ def test_layers_that_no_configuration_describes_are_refused_before_weights_are_r
     with pytest.raises(ModelError, match=part):
         check_cut(config, layers, "student.init.layers")
     assert layer_count(config) == 4
+
+
+def sides(decoder_layers: int) -> dict[str, Any]:
+    side = SMALL | {"sliding_window": 4}
+    return {"encoder": side, "decoder": side | {"num_hidden_layers": decoder_layers}, "vocab_size": 50}
+
+
+@pytest.mark.parametrize(("decoder_layers", "layers"), [(4, [1, 3]), (4, [3]), (3, [0, 2])])
+def test_t5gemma_is_cut_on_both_sides(tmp_path: Path, decoder_layers: int, layers: list[int]) -> None:
+    model, ids = tiny(AutoModelForSeq2SeqLM, "t5gemma", sides(decoder_layers)), torch.arange(3, 15)[None]
+    config = deepcopy(model.config)
+    stacks = [list(side.layers) for side in (model.get_encoder(), model.get_decoder())]
+    check_cut(config, layers, "student.init.layers")
+    cut(model, layers).save_pretrained(tmp_path)
+    for side, before in zip((model.get_encoder(), model.get_decoder()), stacks, strict=True):
+        assert list(side.layers) == [before[layer] for layer in layers]
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).eval()
+    both = [each(ids, decoder_input_ids=ids[:, :4]).logits for each in (model, loaded)]
+    assert torch.equal(*both)
+    planned = cut_config(config, layers)
+    assert [side.num_hidden_layers for side in (planned.encoder, planned.decoder)] == [len(layers)] * 2
+
+
+def test_t5gemmas_shallower_side_bounds_the_layers() -> None:
+    config = AutoConfig.for_model("t5gemma", **sides(2))
+    with pytest.raises(ModelError, match="has 4 layers in its encoder and 2 in its decoder, 0 to 1 in both"):
+        check_cut(config, [0, 2], "student.init.layers")
+
+
+def test_the_vision_tower_of_t5gemma_2_is_left_whole() -> None:
+    side = SMALL | {"sliding_window": 4}
+    encoder = {"text_config": side, "vision_config": VISION, "mm_tokens_per_image": 4}
+    model = tiny(AutoModelForSeq2SeqLM, "t5gemma2", {"encoder": encoder, "decoder": side})
+    cut(model, [3])
+    towers = [part for name, part in model.named_modules() if name.endswith("vision_tower.encoder.layers")]
+    assert [len(layers) for layers in towers] == [model.config.encoder.vision_config.num_hidden_layers] == [4]
+    assert layer_counts(model.config) == [1, 1]

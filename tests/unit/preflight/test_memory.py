@@ -1,15 +1,36 @@
 """Memory from shapes: against published figures, and against the storage that autograd keeps."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, Qwen3Config
+from pydantic import TypeAdapter
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
 
-from minidist.config.learner import LearnerConfig
+from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.config.lessons import LessonConfig
 from minidist.config.models import LoraConfig
-from minidist.models.shape import Shape, read_shape
-from minidist.preflight.memory import GIB, TrainedModel, activations, kv_bytes_per_token, learner_need
+from minidist.models.shape import Shape, read_shape, shape_of
+from minidist.preflight.memory import (
+    GIB,
+    PROCESS_BYTES,
+    LessonModel,
+    TrainedModel,
+    activations,
+    kv_bytes_per_token,
+    learner_need,
+    lesson_need,
+)
 from tests.support.shapes import MIDDLE, SMALL
 
 
@@ -64,6 +85,15 @@ def test_activations_equal_the_storage_that_autograd_keeps(config: PretrainedCon
     """Every storage that the forward pass saves for the backward pass, parameters left out, counted once."""
     rows, length = 4, 256
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    found = kept_storage(model.base_model, rows, length, use_cache=False)
+    # The last norm's tensors come once, whatever the number of layers; nothing keeps its output yet.
+    once = rows * length * 64 * (4 + dtype.itemsize)
+    estimate = activations(read_shape(config), rows * length, dtype.itemsize, checkpointing=False)
+    assert estimate + once == pytest.approx(found, rel=within)
+
+
+def kept_storage(model: Any, rows: int, length: int, **options: Any) -> int:
+    """Bytes that the forward pass saves for the backward pass."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, Any] = {}
 
@@ -74,12 +104,84 @@ def test_activations_equal_the_storage_that_autograd_keeps(config: PretrainedCon
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model.base_model(input_ids=torch.zeros(rows, length, dtype=torch.long), use_cache=False)
+        output = model(input_ids=torch.zeros(rows, length, dtype=torch.long), **options)
     assert output is not None
-    # The last norm's tensors come once, whatever the number of layers; nothing keeps its output yet.
-    once = rows * length * 64 * (4 + dtype.itemsize)
-    estimate = activations(read_shape(config), rows * length, dtype.itemsize, checkpointing=False)
-    assert estimate + once == pytest.approx(sum(storage.nbytes() for storage in saved.values()), rel=within)
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+ENCODERS: list[PretrainedConfig] = [
+    BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, vocab_size=32),
+    DistilBertConfig(dim=64, n_layers=2, n_heads=4, hidden_dim=256, vocab_size=32),
+]
+
+
+@pytest.mark.parametrize("config", ENCODERS, ids=lambda config: config.model_type)
+def test_activations_of_encoders_equal_the_storage_that_autograd_keeps(config: PretrainedConfig) -> None:
+    model = AutoModel.from_config(config).eval()
+    found = activations(shape_of(model), 4 * 256, 4, checkpointing=False)
+    assert found == pytest.approx(kept_storage(model, 4, 256), rel=0.1)
+
+
+ADAMW, SGD = OptimizerConfig(), OptimizerConfig(type="sgd")
+STUDENT = LessonModel(
+    Shape(1000, 1000, 1, 8, 2, 2, 4, 16, 32, False, layer_norms=True, one_kernel=True), ADAMW, tokens=10, outputs=6
+)
+TEACHER = LessonModel(
+    Shape(5000, 4000, 3, 8, 2, 2, 4, 16, 32, False, layer_norms=True, one_kernel=True), ADAMW, tokens=10, outputs=6
+)
+LAYER = 4 * (4 * 8 + 4 * 8 + 2 * 16)  # norms, attention, feed-forward: bytes a token
+
+
+def lesson(kind: str, *models: LessonModel, gpu: bool = True, **fields: Any) -> dict[str, int]:
+    config: Any = TypeAdapter(LessonConfig).validate_python({"type": kind} | fields)
+    return lesson_need(config, models or (STUDENT, TEACHER), 1, gpu=gpu).parts
+
+
+def test_a_frozen_teacher_is_weights_alone() -> None:
+    found = lesson("frozen", STUDENT, replace(TEACHER, optimizer=None))
+    assert found["weights"] == 4 * 6000 and found["gradients"] == 4000 and found["optimizer"] == 8000
+    assert found["copies"] == 0 and found["logits"] == 6 * 4 * 6 and found["buffers"] == PROCESS_BYTES
+    # the teacher's one layer without a backward pass: states, queries to the attention's output, feed-forward
+    without = 8 * (4 + 5 * 4) + 4 * 8 * 4 + 3 * 16 * 4
+    assert found["activations"] == 10 * max(LAYER, without) == 10 * without
+
+
+def test_a_teacher_that_learns_has_moments_and_the_largest_gradient() -> None:
+    found = lesson("online")
+    assert (found["gradients"], found["optimizer"], found["copies"]) == (4 * 4000, 8 * 5000, 0)
+    assert found["activations"] == 3 * 10 * LAYER
+    assert lesson("online", order="together")["gradients"] == 4 * 5000
+    assert lesson("online", gpu=False)["buffers"] == PROCESS_BYTES + int(0.8 * 30 * LAYER)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "gradients", "copies"),
+    [
+        # the held-out gradient, and the teacher's gradient, h and their sum
+        ("lgtm", {"influence": "hvp"}, 1000 + 3 * 4000, 0),
+        ("lgtm", {"influence": "explicit"}, 1000 + 3 * 4000, 0),
+        ("lgtm", {"influence": "reweight"}, 1000 + 4000, 0),
+        ("lgtm", {"coefficient": 0}, 4000, 0),
+        # the trial gradient, the held-out one and the student's own with its graph, and the teacher's
+        ("meta", {}, 3 * 1000 + 4000, 0),
+    ],
+)
+def test_what_a_step_holds_at_its_peak(kind: str, fields: dict[str, Any], gradients: int, copies: int) -> None:
+    found = lesson(kind, **fields)
+    assert (found["gradients"], found["copies"]) == (4 * gradients, 4 * copies)
+
+
+def test_a_virtual_student_is_a_copy_of_weights_and_moments() -> None:
+    small = replace(TEACHER, shape=replace(TEACHER.shape, trainable=10))
+    found = lesson("lgtm", STUDENT, small)
+    assert (found["gradients"], found["copies"]) == (4 * 1000, 4 * 3000)  # before the held-out gradient is used
+    assert lesson("lgtm", replace(STUDENT, optimizer=SGD), small, influence="reweight")["copies"] == 4 * 1000
+    meta = lesson("meta", STUDENT, replace(small, optimizer=SGD))
+    assert (meta["gradients"], meta["copies"]) == (4 * (3 * 1000 + 10), 0)
+
+
+def test_second_order_keeps_both_models_and_the_graph_of_a_backward_pass() -> None:
+    assert lesson("meta")["activations"] == 2 * 10 * (1 + 3) * LAYER
 
 
 def test_checkpointing_keeps_inputs_and_one_layer() -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import pipeline
 
+from minidist.cluster import machine
 from minidist.config import load
 from minidist.errors import ConfigError, DataError, ModelError
 from minidist.preflight.lessons import plan_teach
@@ -145,6 +146,21 @@ def test_influence_is_data_and_a_picture(folder: Path) -> None:
     assert sum(not line["sampled"] for line in lines) == 3 and all(abs(line["influence"]) < 100 for line in lines)
     followed = {line["row"] for line in lines if not line["sampled"]}
     assert followed == {4} and (folder / "traced/influence.png").stat().st_size > 5000
+
+
+def test_the_plan_tells_what_a_process_needs_and_what_to_change_where_a_gpu_is_too_small(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "gpus", list)
+    settings = lesson(folder, "lgtm")
+    lines = plan_teach(load(write(folder, settings, "needs"))).lines  # type: ignore[arg-type]
+    table = next(number for number, line in enumerate(lines) if line.startswith("memory, GiB a process"))
+    assert "optimizer" in lines[table] and lines[table + 1].startswith("learner")
+    assert any(line.startswith("all roles and the object store: ") for line in lines)
+    gpu = settings | {"cluster": {"roles": "ray", "address": "auto", "gpus": 1, "gpu_gib": 0.25}}
+    found = plan_teach(load(write(folder, gpu, "needs-gpu"))).lines  # type: ignore[arg-type]
+    warning = next(line for line in found if line.startswith("WARNING the learner does not fit"))
+    assert "it needs 0.50 GiB of each GPU and may take 0.25; lower learner.micro_rows below" in warning
 
 
 def test_feedback_rows_come_from_the_training_data_alone_and_are_not_trained_on(folder: Path) -> None:
