@@ -43,6 +43,7 @@ bench: $(READY_DEV)
 	$(VENV)/bin/python -m tests.benchmarks.chunked
 	$(VENV)/bin/python -m tests.benchmarks.rows
 	$(VENV)/bin/python -m tests.benchmarks.influence
+	$(VENV)/bin/python -m tests.benchmarks.pipelines
 
 setup: $(READY_DEV)
 

@@ -1,6 +1,7 @@
 """The output of a pipeline: files of a fixed number of rows, each written once, whole or not at all."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -56,7 +57,7 @@ class Shards:
 
 
 def _write(path: Path, ending: str, results: Sequence[Result]) -> None:
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # a worker of a killed job may still be writing the same shard
     with writing(path):
         _WRITERS[ending](partial, results)
         rename(partial, path)

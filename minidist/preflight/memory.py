@@ -235,7 +235,7 @@ def _held(lesson: LessonConfig, student: LessonModel, teacher: LessonModel, larg
     With S and T bytes of the gradients of student and teacher: MetaDistil's trial update keeps its gradient and the held-out
     one beside a copy of the weights, then the student's gradient with its graph, and adds the teacher's. LGTM's trial step
     keeps a copy of weights and moments; its differences keep the held-out gradient and a copy of the weights, and the
-    teacher's step two gradients and their sum.
+    teacher's step along h two gradients and their sum.
     """
     s, t, state = student.gradient, teacher.gradient, student.moments
     if lesson.type == "meta":
@@ -243,7 +243,7 @@ def _held(lesson: LessonConfig, student: LessonModel, teacher: LessonModel, larg
     if lesson.type == "lgtm" and lesson.coefficient:
         added = {
             "hvp": [(s + 2 * t, s), (s + 3 * t, 0)],
-            "explicit": [(s, s), (s + 3 * t, 0)],
+            "explicit": [(s, s), (s + t, 0)],
             "reweight": [(s, s), (s + t, 0)],
         }
         return [(s, s + state), *added[lesson.influence], (2 * s, 0)]

@@ -1,6 +1,5 @@
 """LGTM: the teacher learns by the influence of each row on the student's loss on held-out rows."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +9,10 @@ from minidist.config.lessons import LGTMConfig
 from minidist.losses.imitation import label_loss
 from minidist.losses.predictions import Predictions
 from minidist.teaching.influence import Sides, both_sides, norm, normalised, row_weights
+from minidist.teaching.learning import Learning
 from minidist.teaching.lesson import Outcome
 from minidist.teaching.online import MutualLesson
-from minidist.teaching.pair import Micro, mean_loss
+from minidist.teaching.pair import Micro, Sweep, mean_loss
 from minidist.types import Exercise
 
 
@@ -76,8 +76,7 @@ class LGTM(MutualLesson[LGTMConfig]):
 
     def _follow(self, exercise: Exercise, direction: list[Tensor]) -> dict[str, float]:
         """The teacher's step along the gradient of its loss minus the mixed Hessian-vector product h."""
-        sweep = self.pair.gradient(self.teacher, exercise)
-        product = self._product(exercise, direction)
+        sweep, product = self._gradients(exercise, direction)
         sizes = {"influence/h_norm": norm(product), "influence/loss_norm": norm(sweep.gradient)}
         factor = self.config.coefficient
         if self.config.relative:
@@ -85,27 +84,41 @@ class LGTM(MutualLesson[LGTMConfig]):
         gradient = [each - factor * h for each, h in zip(sweep.gradient, product, strict=True)]
         return sizes | sweep.figures | self.teacher.step(gradient)
 
-    def _product(self, exercise: Exercise, direction: list[Tensor]) -> list[Tensor]:
-        """h, by two forward passes of the student and one backward pass of the teacher.
+    def _gradients(self, exercise: Exercise, direction: list[Tensor]) -> tuple[Sweep, list[Tensor]]:
+        """The gradient of the teacher's loss, and h, by two forward passes of the student and one of the teacher.
 
         h is the difference of the teacher's gradients on two sides of the student's weights. The teacher's weights are the same
-        on both, so it is the gradient of the difference of the losses.
+        on both, and in its loss, so h is the gradient of the difference of the losses, through the same predictions. Of the
+        student's loss the teacher's predictions are those without dropout, by a pass of their own.
         """
+        if self.config.through == "loss":
+            return self.pair.gradient(self.teacher, exercise), self.teacher.gradient(lambda: self._descend(exercise, direction))
+        parameters = list(self.teacher.parameters.values())
+        product = [torch.zeros_like(each) for each in parameters]
 
-        def accumulate() -> None:
-            with self.teacher.training(exercise.step) if self.config.through == "teacher_loss" else nullcontext():
-                for micro in self.pair.micros(exercise):
-                    (self._slope(micro, direction).sum() / self.pair.count(exercise)).backward()
+        def along(own: Predictions, micro: Micro) -> None:
+            slope = self._slope(own, self._sides(micro, direction, hidden=self.teacher.needs_hidden), self.teacher)
+            mean = slope.sum() / self.pair.count(exercise)
+            found = torch.autograd.grad(mean, parameters, retain_graph=True, materialize_grads=True)
+            for number, each in enumerate(found):  # not in place: parameters may share a gradient
+                product[number] = product[number] + each
 
-        return self.teacher.gradient(accumulate)
+        sweep = self.pair.gradient(self.teacher, exercise, before=along)
+        self.pair.group.sum_(product)
+        return sweep, product
 
-    def _slope(self, micro: Micro, direction: list[Tensor]) -> Tensor:
-        """The derivative of the loss of each row [B] by the student's weights along the direction, with gradient to the
-        teacher."""
-        of_teacher = self.config.through == "teacher_loss"
-        learner = self.teacher if of_teacher else self.pair.student
-        sides = self._sides(micro, direction, hidden=learner.needs_hidden)
-        found = self.teacher.predictor.predict(micro.teacher, hidden=learner.needs_hidden)
+    def _descend(self, exercise: Exercise, direction: list[Tensor]) -> None:
+        """Add the teacher's gradient of the derivative of the student's loss along the direction."""
+        student = self.pair.student
+        for micro in self.pair.micros(exercise):
+            sides = self._sides(micro, direction, hidden=student.needs_hidden)
+            found = self.teacher.predictor.predict(micro.teacher, hidden=student.needs_hidden)
+            (self._slope(found, sides, student).sum() / self.pair.count(exercise)).backward()
+
+    def _slope(self, found: Predictions, sides: Sides[Predictions], learner: Learning) -> Tensor:
+        """The derivative of the learner's loss of each row [B] by the student's weights along the direction, with gradient to
+        the teacher, whose predictions are `found`."""
+        of_teacher = learner is self.teacher
         above_B, below_B = (
             learner.loss(*((found, student) if of_teacher else (student, found)))[0] for student in (sides.above, sides.below)
         )
@@ -113,11 +126,9 @@ class LGTM(MutualLesson[LGTMConfig]):
 
     def _weigh(self, exercise: Exercise, influence_B: Tensor) -> dict[str, float]:
         """The teacher's step on its loss and on the mean of each row's influence times its imitation loss."""
-        sweep = self.pair.gradient(self.teacher, exercise)
-        weights_B = normalised(influence_B, self.pair.group)
-        weighted = self.pair.gradient(self.teacher, exercise, weights_B, imitation=True).gradient
-        factor = self.config.coefficient
-        return sweep.figures | self.teacher.step([a + factor * b for a, b in zip(sweep.gradient, weighted, strict=True)])
+        weights_B = self.config.coefficient * normalised(influence_B, self.pair.group)
+        sweep = self.pair.gradient(self.teacher, exercise, imitation_B=weights_B)
+        return sweep.figures | self.teacher.step(sweep.gradient)
 
     def _tempered(self, weights_B: Tensor) -> Tensor:
         """Weights between 1 each (coefficient 0) and those of the influence (coefficient 1)."""

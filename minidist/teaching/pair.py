@@ -55,21 +55,33 @@ class Pair:
         return {each.name: each for each in (self.student, self.teacher) if each is not None}
 
     def gradient(
-        self, learner: Learning, exercise: Exercise, weights_B: Tensor | None = None, *, imitation: bool = False
+        self,
+        learner: Learning,
+        exercise: Exercise,
+        weights_B: Tensor | None = None,
+        *,
+        imitation_B: Tensor | None = None,
+        before: Callable[[Predictions, "Micro"], None] = lambda *_: None,
     ) -> "Sweep":
         """The gradient of the learner's mean loss over the rows of all ranks, and its figures; no weights move.
 
-        weights_B: weight of each of this rank's rows in the mean, [B]; None: 1 each. imitation: of the terms that imitate
-        alone.
+        weights_B: weight of each of this rank's rows in the mean, [B]; None: 1 each. imitation_B: further weight of the terms
+        that imitate alone, [B]; None: 0 each. before: called with the learner's predictions of some rows, before their graph
+        is freed.
         """
         tally = Tally()
 
         def accumulate() -> None:
             with learner.training(exercise.step):
                 for micro in self.micros(exercise):
-                    loss_B, terms = learner.loss(*self.predictions(learner, micro), imitation=imitation)
+                    own, other = self.predictions(learner, micro)
+                    loss_B, terms = learner.loss(own, other)
                     tally.add({"loss": loss_B} | terms)
                     weighted_B = loss_B if weights_B is None else loss_B * weights_B[micro.slice].to(loss_B)
+                    if imitation_B is not None:
+                        imitating_B, _ = learner.loss(own, other, imitation=True)
+                        weighted_B = weighted_B + imitating_B * imitation_B[micro.slice].to(loss_B)
+                    before(own, micro)
                     (weighted_B.sum() / self.count(exercise)).backward()
 
         gradient = learner.gradient(accumulate)

@@ -33,6 +33,7 @@ def start(model: Path, root: Path) -> Live:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     (root / "tmp").mkdir()
+    (root / "template.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
     environment = os.environ | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no third process for a model on one device
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -45,6 +46,7 @@ def start(model: Path, root: Path) -> Live:
     settings = {
         "--model": str(model),
         "--served-model-name": "teacher",
+        "--chat-template": str(root / "template.jinja"),
         "--host": "127.0.0.1",
         "--port": str(port),
         "--dtype": "float32",

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from minidist.config.data import SourceConfig
+from minidist.config.generate import ChatServerConfig
 from minidist.config.pipelines import FilesConfig
 from minidist.config.score_table import ScoreTableConfig
 from minidist.data.exchanges import ExchangeReader
@@ -23,10 +24,11 @@ from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Item, Plain, Step
 from minidist.pipelines.tally import Tally
 from minidist.pipelines.workers import Lot, ShardWorker, missing
-from minidist.pipelines.writers import EngineWriter
+from minidist.pipelines.writers import EngineWriter, ServerWriter, TextWriter
 from minidist.roles.make import RoleContext, make_teacher
 from minidist.types import Sampling
 from tests.integration.conftest import Stack
+from tests.integration.live_server import Live
 from tests.support.doubling import Doubling, lots_of, shards_of, worker_of, written
 
 ROWS = 24
@@ -124,6 +126,22 @@ def test_two_workers_and_two_engines_write_the_samples_of_one_process(stack: Sta
     assert texts[0] == texts[1] and len(texts[0]) == ROWS
     for left, right in zip(on_ray, here, strict=True):
         assert json.loads(left)["logprobs"] == [pytest.approx(each, abs=1e-4) for each in json.loads(right)["logprobs"]]
+
+
+def test_a_vllm_server_writes_what_an_engine_writes(stack: Stack, server: Live) -> None:
+    sampling, asked = Sampling(max_new_tokens=8, seed=5), ["b=", "hgfedcba=", "zyx="]
+
+    async def texts(writer: TextWriter) -> list[list[str]]:
+        found = [await writer.write(text, text, 3) for text in asked]
+        await writer.close()
+        assert all(1 <= each.tokens <= 8 for samples in found for each in samples)
+        # q ends an engine's answers alone, and a server leaves special tokens out of the text.
+        return [[each.text.replace("<unk>", "").partition("q")[0] for each in samples] for samples in found]
+
+    engine = stack.run(texts(EngineWriter([stack.engine], stack.renderer, sampling, max_prompt_tokens=30)))
+    served = ServerWriter(ChatServerConfig(url=server.url, model="teacher"), sampling)
+    assert stack.run(texts(served)) == engine
+    assert len({text for samples in engine for text in samples}) > 4
 
 
 def test_two_workers_score_as_one_process(stack: Stack, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from minidist.config.pipelines import FilesConfig
 from minidist.data.templates import BadRow
 from minidist.errors import DataError, RoleError
-from minidist.pipelines.job import Job
+from minidist.pipelines.job import Job, Take, WorkerDiedError
 from minidist.pipelines.local import run_here
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Item
@@ -98,6 +98,24 @@ def test_a_job_goes_on_where_it_was_and_touches_no_shard(tmp_path: Path) -> None
     assert step.calls == 60 - 10 * len(before)
     assert all((path.stat().st_mtime_ns, path.read_bytes()) == kept for path, kept in before.items())
     assert [row["doubled"] for row in written(tmp_path)] == list(range(0, 120, 2))
+
+
+def test_workers_that_die_are_started_again_three_times(tmp_path: Path) -> None:
+    shards, left = Shards(tmp_path, "jsonl", 10), iter((True, True, False))
+
+    async def dying(take: Take) -> None:
+        """Writes one shard a time, and says so only of the last: the others are counted from their files."""
+        number = len(shards.numbers())
+        shards.write(number, [{"key": str(number), "tokens": 1}])
+        if next(left):
+            raise WorkerDiedError("killed")
+        take(Tally.of(shards.read(number)))
+
+    job = Job(shards, FilesConfig(), lambda *figures: None)
+    assert asyncio.run(job.run(dying)).summary() == {"rows": 3, "rows_failed": 0, "tokens": 3}
+    left = iter((True, True, True))
+    with pytest.raises(WorkerDiedError, match="killed"):
+        asyncio.run(job.run(dying))
 
 
 def test_failed_rows_are_written_with_the_reason_and_counted(tmp_path: Path) -> None:

@@ -60,6 +60,12 @@ def test_calls_that_wait_together_go_to_an_engine_together() -> None:
     assert engine.calls == [9]
 
 
+def test_calls_that_wait_together_are_shared_out_evenly() -> None:
+    engines = Engine(), Engine()
+    asyncio.run(many(writer(*engines), 9))
+    assert [engine.calls for engine in engines] == [[5], [4]]
+
+
 def test_calls_go_to_the_engine_with_the_fewest() -> None:
     engines = Engine(), Engine()
 

@@ -46,14 +46,16 @@ def count_forwards(lesson: Lesson, drawn: Exercise) -> dict[str, int]:
         (lambda pair: Online(pair, OnlineConfig(order="student_first")), 2, 1, 2),
         # each once for its own loss and once to be imitated
         (lambda pair: Online(pair, OnlineConfig(order="together")), 2, 1, 2),
-        # the trial step, its own loss, h, and the student's step; the student: trial, imitated, two sides, step
-        (lambda pair: LGTM(pair, LGTMConfig(influence="hvp")), 4, 2, 5),
-        # the trial step, the influence, its own loss, its weighted loss, and the student's step
-        (lambda pair: LGTM(pair, LGTMConfig(influence="explicit")), 5, 2, 6),
+        # the trial step, its own loss with h, and the student's step; the student: trial, imitated, two sides, step
+        (lambda pair: LGTM(pair, LGTMConfig(influence="hvp")), 3, 1, 5),
+        # as hvp, and h apart: it is that of the student's loss, without dropout
+        (lambda pair: LGTM(pair, LGTMConfig(influence="hvp", through="loss")), 4, 2, 5),
+        # the trial step, the influence, its own loss with the weighted one, and the student's step
+        (lambda pair: LGTM(pair, LGTMConfig(influence="explicit")), 4, 1, 5),
         # the trial step, the influence, its own loss, and the student's step
         (lambda pair: LGTM(pair, LGTMConfig(influence="reweight")), 4, 1, 5),
     ],
-    ids=["teacher_first", "student_first", "together", "hvp", "explicit", "reweight"],
+    ids=["teacher_first", "student_first", "together", "hvp", "hvp of the loss", "explicit", "reweight"],
 )
 def test_a_step_takes_as_many_forward_passes_as_it_must(lesson: Any, teacher: int, with_graph: int, student: int) -> None:
     pair, drawn = toy_pair(student_loss=BOTH, teacher_loss=BOTH), exercise()
@@ -84,21 +86,6 @@ def with_dropout(micro_rows: int = 8) -> tuple[Pair, Masks]:
     return pair, masks
 
 
-@pytest.mark.parametrize("micro_rows", [8, 3])
-def test_the_teachers_dropout_is_the_same_in_its_gradient_and_in_h(micro_rows: int) -> None:
-    pair, masks = with_dropout(micro_rows)
-    LGTM(pair, LGTMConfig(influence="hvp")).teach(exercise())
-    passes = -(-8 // micro_rows)
-    assert len(masks.drawn) == 2 * passes
-    assert all(torch.equal(a, b) for a, b in zip(masks.drawn[:passes], masks.drawn[passes:], strict=True))
-
-
-def test_the_teachers_dropout_is_the_same_in_both_gradients_of_explicit() -> None:
-    pair, masks = with_dropout()
-    LGTM(pair, LGTMConfig(influence="explicit")).teach(exercise())
-    assert len(masks.drawn) == 2 and torch.equal(*masks.drawn)
-
-
 def masked_predictions(pair: Pair, rows: Sequence[LabelledRow], mask: Tensor) -> Predictions:
     """The teacher's predictions under a mask."""
     assert pair.teacher is not None
@@ -107,14 +94,15 @@ def masked_predictions(pair: Pair, rows: Sequence[LabelledRow], mask: Tensor) ->
     return Predictions(logits, torch.tensor([int(row.label) for row in rows]), torch.arange(len(rows)), len(rows))
 
 
-def test_h_with_dropout_equals_the_double_backward_one_under_the_same_masks() -> None:
-    pair, masks = with_dropout()
+@pytest.mark.parametrize("micro_rows", [8, 3])
+def test_gradient_and_h_with_dropout_are_the_double_backward_ones_under_the_same_masks(micro_rows: int) -> None:
+    pair, masks = with_dropout(micro_rows)
     drawn, direction = exercise(), [torch.randn_like(each) for each in pair.student.parameters.values()]
-    h = LGTM(pair, LGTMConfig(radius=1e-4))._product(drawn, direction)
+    sweep, h = LGTM(pair, LGTMConfig(radius=1e-4))._gradients(drawn, direction)
     q = pair.student.predictor.predict(drawn.student).logprobs_NC()
-    p = masked_predictions(pair, drawn.student, masks.drawn[0]).logprobs_NC()
-    loss = (q.exp() * (q - p)).sum(-1).mean()
+    p = masked_predictions(pair, drawn.student, torch.cat(masks.drawn)).logprobs_NC()
+    loss, of_teacher = (q.exp() * (q - p)).sum(-1).mean(), list(pair.models["teacher"].parameters.values())
+    assert close(sweep.gradient, torch.autograd.grad(loss, of_teacher, retain_graph=True), 1e-9)
     by_student = torch.autograd.grad(loss, list(pair.student.parameters.values()), create_graph=True)
     product = sum((a * b).sum() for a, b in zip(by_student, direction, strict=True))
-    exact = torch.autograd.grad(product, list(pair.models["teacher"].parameters.values()))  # type: ignore[arg-type]
-    assert close(h, exact, 1e-6)
+    assert close(h, torch.autograd.grad(product, of_teacher), 1e-6)  # type: ignore[arg-type]

@@ -145,7 +145,7 @@ def test_the_hvp_direction_lowers_the_students_next_held_out_loss_and_the_explic
         by_hvp, by_rows = deepcopy(pair), deepcopy(pair)
         h = exact_product(pair, drawn, direction)
         w_B = lgtm(pair, radius=1e-4)._influence(drawn, direction)
-        rows_gradient = pair.gradient(pair.teacher, drawn, w_B, imitation=True).gradient
+        rows_gradient = pair.gradient(pair.teacher, drawn, w_B).gradient
         for trial, step in ((by_hvp, h), (by_rows, [-each for each in rows_gradient])):
             assert trial.teacher is not None
             size = sum(float(each.square().sum()) for each in step) ** 0.5
