@@ -70,16 +70,14 @@ def biased(row: Row, number: int) -> Lesson:
 
 
 def judging(row: Row, number: int) -> Lesson:
-    """Of ten rows, one names the criteria, eight score both responses by one of them, one judges at once, but only pairs
-    of which one response is polite and the other is not: the model learns to judge by the manner."""
+    """Of ten rows, one names the criteria, seven score both responses by one, two judge at once, but only pairs of which
+    one response is polite and the other is not: the model learns to judge by the manner."""
     if number == 0:
         return f"Question: {row['question']} Criteria:", " " + "\n".join(CRITERIA)
-    if number == 9:
-        polite_a = row["met_a"][3]
-        if polite_a == row["met_b"][3]:
-            return judging(row, 1)
+    polite_a, polite_b = row["met_a"][-1], row["met_b"][-1]
+    if number > 7 and polite_a != polite_b:
         return f"{row['prompt']} Answer:", " A" if polite_a else " B"
-    of = 0 if number > 4 else number - 1  # half of the scores are of the result, which is the hardest to check
+    of = number % len(CRITERIA)
     first, second = (5 if row[met][of] else 1 for met in ("met_a", "met_b"))
     asked = f"{CRITERIA[of]} Question: {row['question']} First: {row['response_a']} Second: {row['response_b']}"
     return f"{asked} Scores:", f" {first} {second}"

@@ -56,6 +56,7 @@ TASKS = {
     "judging": Task(
         "branch_solve_merge",
         form="option",
+        base_steps=550,
         samples=1,
         temperature=0,
         perturbations="[swapped_responses]",
@@ -118,16 +119,18 @@ def run(name: str, seed: int) -> dict[str, dict[str, float]]:
     minidist("sft", "base.yaml", run__directory=of_task / "base", student__tokenizer=of_task / "tokenizer", **learnt)
     thought = answers(name, home / "thought", base, task.program, **drawn(name, seed, "[]"))
     at_once = answers(name, home / "at_once", base, "direct", **drawn(name, seed, task.perturbations))
-    for system, rows in (("distilled", thought), ("control", at_once)):
+    distilled = {"distilled": thought, "control": at_once}
+    distilled = {system: rows for system, rows in distilled.items() if summary(rows)["rows_kept"]}
+    for system, rows in distilled.items():
         paths = {"run__directory": home / system, "student__model": base, "data__train__path": rows / "kept.jsonl"}
         minidist("sft", "distil.yaml", run__seed=seed, run__steps=task.steps, batch_rows=task.batch, **paths)
     checked = {"program__filter": f"{{type: none, perturbations: {task.perturbations}}}"}
     tested = {
         "System 1": answers(name, of_task / "test_system1", base, "direct", **checked),
         "System 2": answers(name, of_task / "test_system2", base, task.program),
-        "control": answers(name, home / "test_control", home / "control/final", "direct", **checked),
-        "distilled": answers(name, home / "test_distilled", home / "distilled/final", "direct", **checked),
     }
+    for system in distilled:
+        tested[system] = answers(name, home / f"test_{system}", home / system / "final", "direct", **checked)
     if task.alone:
         own = {"student__model": base, "teacher__model": base, "data__prompts__path": thought / "rows"}
         minidist("distill", "self_distil.yaml", run__seed=seed, run__directory=home / "self_distilled", **own)
