@@ -37,7 +37,11 @@ SECTIONS: dict[str, dict[str, Any]] = {
     "score": PAIR | {"data": {"sources": {"text": ROWS}}, "cache": "cache"},
     "compare": {"base": DISTILL, "cells": {"a": {}}, "evaluation": {"test": {"path": "task:sort"}}},
     "compare_lessons": {
-        "base": {"task": {"glue": "sst2"}, "student": {"model": "student"}, "data": {"train": {"path": "train.jsonl"}}},
+        "base": {
+            "task": {"glue": "sst2"},
+            "student": {"model": "student"},
+            "data": {"train": {"path": "train.jsonl"}, "validation": {"path": "valid.jsonl"}},
+        },
         "cells": {"ce": {"method": "ce"}},
     },
     "toy": {"teachers": {"zipf": {"type": "zipf"}}, "divergences": {"forward_kl": {}}},
