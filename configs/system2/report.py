@@ -46,6 +46,8 @@ def picture(records: Records, file: Path) -> None:
             found = [each[name] for each in seeds.values() if name in each]
             panel.scatter([each["tokens"] for each in found], [each["accuracy"] for each in found], label=name, s=36, alpha=0.8)
         panel.set(title=task.replace("_", " "), xlabel="generated tokens per answer", xscale="log", ylim=(-0.03, 1.03))
+        panel.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+        panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0][0].set_ylabel("accuracy on test problems, greedy")
     panels[0][0].legend(fontsize=8)
