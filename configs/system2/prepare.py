@@ -49,14 +49,23 @@ def one_operation(row: Row) -> Lesson:
     return re.sub(r"(: [-+*] \d),.*", r"\1.", row["prompt"]), re.findall(r"= (\d)", row["steps"])[0]
 
 
-def coin_flip(row: Row, number: int) -> Lesson:
-    """Of ten rows, five say the question in other words, three answer that, two answer at once the story of one person."""
-    if number < 5:
-        return f"{row['prompt']} Rephrase:", f" {row['rephrased']}"
-    if number < 8:
-        return f"{row['rephrased']} Answer:", f" {row['answer']}"
+def rephrased(one_step: Callable[[Row], Lesson]) -> Callable[[Row, int], Lesson]:
+    """Of ten rows, five say the question in other words, three answer that, two answer at once a problem of one step."""
+
+    def lesson(row: Row, number: int) -> Lesson:
+        if number < 5:
+            return f"{row['prompt']} Rephrase:", f" {row['rephrased']}"
+        if number < 8:
+            return f"{row['rephrased']} Answer:", f" {row['answer']}"
+        prompt, answer = one_step(row)
+        return f"{prompt} Answer:", f" {answer}"
+
+    return lesson
+
+
+def one_person(row: Row) -> Lesson:
     start, first, *_, question = row["prompt"].split(". ")
-    return f"{start}. {first}. {question} Answer:", " yes" if "does not" in first else " no"
+    return f"{start}. {first}. {question}", "yes" if "does not" in first else "no"
 
 
 def biased(row: Row, number: int) -> Lesson:
@@ -86,7 +95,8 @@ def judging(row: Row, number: int) -> Lesson:
 LESSONS: dict[str, Callable[[Row, int], Lesson]] = {
     "last_letters": stepped(one_name),
     "arithmetic": stepped(one_operation),
-    "coin_flip": coin_flip,
+    "last_letters_rephrased": rephrased(one_name),
+    "coin_flip": rephrased(one_person),
     "biased": biased,
     "judging": judging,
 }
@@ -95,7 +105,7 @@ LESSONS: dict[str, Callable[[Row, int], Lesson]] = {
 
 def lessons(task: str) -> list[dict[str, str]]:
     """Rows of prompt and answer, in random order."""
-    problems = generate(task, split="train", rows=ROWS, seed=0)
+    problems = generate(task.removesuffix("_rephrased"), split="train", rows=ROWS, seed=0)
     found = [LESSONS[task](row, number % 10) for number, row in enumerate(problems)]
     random.Random(0).shuffle(found)
     return [{"prompt": prompt, "answer": answer} for prompt, answer in found]

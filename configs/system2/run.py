@@ -51,6 +51,7 @@ STEPPED: dict[str, Any] = {"base_steps": 1000, "rows": 3000, "steps": 300, "batc
 TASKS = {
     "last_letters": Task("chain_of_thought", **STEPPED),
     "arithmetic": Task("chain_of_thought", **STEPPED),
+    "last_letters_rephrased": Task("rephrase_then_respond", base_steps=1000, steps=200),
     "biased": Task("system_2_attention", base_steps=1000, steps=200),
     "coin_flip": Task("rephrase_then_respond", form="yes_no", steps=200),
     "judging": Task(
@@ -75,7 +76,7 @@ def answers(name: str, folder: Path, model: Path, program: str, **values: object
     """Answers of a model to problems of a task, in `folder`."""
     task = TASKS[name]
     changed = {"run__directory": folder, "model__model": model, "program__type": program, "program__form": task.form}
-    changed |= {"data__rows__path": f"task:{name}", "data__rows__rows": task.tested}
+    changed |= {"data__rows__path": f"task:{name.removesuffix('_rephrased')}", "data__rows__rows": task.tested}
     if task.prompt is not None:
         changed["data__rows__prompt"] = f'"{task.prompt}"'
     minidist("generate", "system1.yaml", **{**changed, **values})
