@@ -19,7 +19,6 @@ import pyarrow
 import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
-from ray.exceptions import RayError
 
 from minidist.cluster.machine import thread_environment
 from minidist.errors import MinidistError, RoleError
@@ -103,7 +102,7 @@ async def _outcomes(dataset: ray.data.Dataset) -> AsyncGenerator[Tally | Minidis
                 if ended.is_set():
                     return
             put(None)
-        except RayError as error:
+        except Exception as error:  # noqa: BLE001 - once the run has ended, the cluster ends under this thread in many ways
             reason = str(error).strip().splitlines()[-1]
             put(WorkerDiedError(f"a worker of the pipeline died: {reason}"))
 

@@ -98,6 +98,25 @@ def test_a_job_of_10000_rows_killed_three_times_ends_as_an_undisturbed_one(
     assert keys(killed) == [row["id"] for row in rows]
 
 
+@pytest.mark.timeout(LIMIT)
+def test_a_job_on_ray_that_is_interrupted_says_so_and_goes_on(tmp_path: Path, server: ChatServer) -> None:
+    rows = [row | {"id": str(number)} for number, row in enumerate(generate("arithmetic", split="train", rows=2000, seed=0))]
+    server.pause = 0.02
+    drawn = {"max_new_tokens": 20, "samples_per_prompt": 1}
+    file = write(tmp_path / "job", rows, server={"url": server.url, "requests": 32}, rollout=drawn)
+    command = start("generate", file, fresh=True)
+    while len(parts(file)) < 2:
+        time.sleep(0.1)
+        assert command.returncode is None, command.stderr
+    command.process.send_signal(signal.SIGINT)
+    assert command.wait(60).returncode == 130
+    assert "the files written so far are kept" in command.stderr and "SIGTERM" not in command.stderr
+    assert "Traceback" not in command.stderr
+    server.pause = 0
+    assert start("generate", file, fresh=True).wait(LIMIT).returncode == 0
+    assert keys(file) == [row["id"] for row in rows]
+
+
 @pytest.fixture
 def nodes() -> Iterator[str]:
     """The address of a cluster of two nodes with a CPU share for two actors each."""
