@@ -1,9 +1,11 @@
 # make quickstart   set up .venv and run the whole example on this machine
 # make test         set up .venv and run every test
 # make check        lint, types, fast tests
-# make soak         slow tests: two Ray nodes on this machine, SIGTERM to Ray actors, every row of Dolly, every family of models
+# make soak         slow tests: two Ray nodes on this machine, pipelines of 10,000 rows killed at random, SIGTERM to Ray actors,
+#                   every row of Dolly, every family of models
 # make bench        measurements: memory against what minidist check says, mixed sampling by turns against in step, losses in chunks
-#                   against the plain ones and TRL's, rows of large files, influence of single rows against exact ways
+#                   against the plain ones and TRL's, rows of large files, influence of single rows against exact ways, pipelines
+#                   against the bare engine
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready

@@ -40,6 +40,9 @@ class ClassNumber(int):
         made.names = names
         return made
 
+    def __getnewargs__(self) -> tuple[int, tuple[str, ...]]:  # type: ignore[override]  # so that it crosses processes
+        return int(self), self.names
+
     @property
     def name(self) -> str | None:
         """The name of the class; None of a row without a class."""

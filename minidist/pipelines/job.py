@@ -12,14 +12,14 @@ from minidist.run.tracking import log
 _FEW = 100
 """Rows after which a share of failed rows stops a job."""
 _TRIES = 3
-"""Times that workers may die before the job fails."""
+"""Times that a job is tried while its workers die."""
 
 Progress = Callable[[Tally, float, float], None]
 """Gets the counts of all shards, and of this run the rows and the tokens a second."""
 Take = Callable[[Tally], None]
 """Gets the counts of a shard that is written. Raises DataError to stop the job."""
 Runner = Callable[[Take], Awaitable[None]]
-"""Writes all shards that are missing: in this process (`local.run_here`), or on a cluster (`ray_data.run_on_ray`)."""
+"""Writes all shards that are missing: in this process (`local.run_in_process`), or on a cluster (`ray_data.run_on_ray`)."""
 
 
 class WorkerDiedError(RoleError):

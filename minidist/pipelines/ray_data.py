@@ -24,7 +24,7 @@ from minidist.cluster.machine import thread_environment
 from minidist.errors import MinidistError, RoleError
 from minidist.pipelines.job import Take, WorkerDiedError
 from minidist.pipelines.tally import Tally
-from minidist.pipelines.workers import Lot, ShardWorker
+from minidist.pipelines.workers import Block, ShardWorker
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Work:
     """What the processes of a job are made from; crosses Ray.
 
     Args:
-        lots: the missing shards with their rows, from the first on.
+        blocks: the missing shards with their rows, from the first on.
         worker: makes the worker of a process.
         workers: number of them.
         at_once: shards that are open at one time in each of them.
         folder: the run's directory, which every node sees at the same path.
     """
 
-    lots: Callable[[], Iterable[Lot]]
+    blocks: Callable[[], Iterable[Block]]
     worker: Callable[[], ShardWorker]
     workers: int
     at_once: int
@@ -47,13 +47,13 @@ class Work:
 
 
 async def run_on_ray(work: Work, take: Take) -> None:
-    """All lots through `work.workers` actors. Raises what fails in an actor as itself, and WorkerDiedError where one ends."""
+    """All blocks through `work.workers` actors. Raises what fails in an actor as itself, and WorkerDiedError where one ends."""
     _quiet()
-    here = _Here(str(Path.cwd()), str(work.folder.resolve()))
-    read = ray.data.read_datasource(_Lots(here, work.lots), override_num_blocks=1, num_cpus=0)
+    directories = _Directories(str(Path.cwd()), str(work.folder.resolve()))
+    read = ray.data.read_datasource(_Blocks(directories, work.blocks), override_num_blocks=1, num_cpus=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # max_restarts has no named parameter yet
-        written = _written(read, here, work)
+        written = _written(read, directories, work)
     async with aclosing(_outcomes(written)) as outcomes:
         async for outcome in outcomes:
             if isinstance(outcome, MinidistError):
@@ -61,7 +61,7 @@ async def run_on_ray(work: Work, take: Take) -> None:
             take(outcome)
 
 
-def _written(read: ray.data.Dataset, here: "_Here", work: Work) -> ray.data.Dataset:
+def _written(read: ray.data.Dataset, directories: "_Directories", work: Work) -> ray.data.Dataset:
     """The counts of shards, as they are written."""
     strategy = ray.data.ActorPoolStrategy(
         size=work.workers, max_tasks_in_flight_per_actor=work.at_once, max_concurrent_calls_per_actor=work.at_once
@@ -69,7 +69,7 @@ def _written(read: ray.data.Dataset, here: "_Here", work: Work) -> ray.data.Data
     return read.map_batches(
         _Writing,
         batch_size=1,
-        fn_constructor_args=(here, work.worker),
+        fn_constructor_args=(directories, work.worker),
         compute=strategy,
         num_cpus=0,
         runtime_env={"env_vars": thread_environment(1)},
@@ -103,8 +103,8 @@ async def _outcomes(dataset: ray.data.Dataset) -> AsyncGenerator[Tally | Minidis
                     return
             put(None)
         except Exception as error:  # noqa: BLE001 - once the run has ended, the cluster ends under this thread in many ways
-            reason = str(error).strip().splitlines()[-1]
-            put(WorkerDiedError(f"a worker of the pipeline died: {reason}"))
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            put(WorkerDiedError(f"a worker of the pipeline died: {reason[-1]}"))
 
     threading.Thread(target=wait, daemon=True, name="ray-data").start()
     try:
@@ -115,10 +115,10 @@ async def _outcomes(dataset: ray.data.Dataset) -> AsyncGenerator[Tally | Minidis
 
 
 @dataclass(frozen=True)
-class _Here:
-    """The working directory of the driver, from which the paths of a configuration are read."""
+class _Directories:
+    """The driver's working directory, from which the paths of a configuration are read, and the run's directory."""
 
-    path: str
+    working: str
     run: str
 
     def enter(self) -> None:
@@ -126,30 +126,30 @@ class _Here:
         if not Path(self.run).is_dir():
             node = ray.util.get_node_ip_address()
             raise RoleError(f"the node {node} has no directory {self.run}; set run.directory to a path that all nodes share")
-        if Path(self.path).is_dir():
-            os.chdir(self.path)
+        if Path(self.working).is_dir():
+            os.chdir(self.working)
 
 
-class _Lots(Datasource):
+class _Blocks(Datasource):
     """The missing shards, a block each, by one task that goes through the source once."""
 
-    def __init__(self, here: _Here, lots: Callable[[], Iterable[Lot]]) -> None:
-        self._here = here
-        self._lots = lots
+    def __init__(self, directories: _Directories, blocks: Callable[[], Iterable[Block]]) -> None:
+        self._directories = directories
+        self._blocks = blocks
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        here, lots = self._here, self._lots
+        directories, blocks = self._directories, self._blocks
 
         def read() -> Iterator[pyarrow.Table]:
             try:
-                here.enter()
-                for lot in lots():
-                    yield pyarrow.table({"lot": [pickle.dumps(lot)]})
+                directories.enter()
+                for block in blocks():
+                    yield pyarrow.table({"block": [pickle.dumps(block)]})
             except Exception as error:  # noqa: BLE001 - crosses Ray as a sentence, whatever it is
-                yield pyarrow.table({"lot": [pickle.dumps(_crossing(error, "the reader of the rows"))]})
+                yield pyarrow.table({"block": [pickle.dumps(_as_minidist_error(error, "the reader of the rows"))]})
 
         nothing_known = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
         return [ReadTask(read, nothing_known)]
@@ -158,27 +158,27 @@ class _Lots(Datasource):
 class _Writing:
     """An actor: writes shards, and returns their counts."""
 
-    def __init__(self, here: _Here, make: Callable[[], ShardWorker]) -> None:
-        self._here = here
+    def __init__(self, directories: _Directories, make: Callable[[], ShardWorker]) -> None:
+        self._directories = directories
         self._make = make
         self._worker: ShardWorker | None = None
 
     async def __call__(self, batch: dict[str, Any]) -> AsyncGenerator[dict[str, list[bytes]]]:
-        for lot in batch["lot"]:
-            yield {"outcome": [pickle.dumps(await self._outcome(pickle.loads(lot)))]}
+        for block in batch["block"]:
+            yield {"outcome": [pickle.dumps(await self._outcome(pickle.loads(block)))]}
 
-    async def _outcome(self, lot: Lot | MinidistError) -> Tally | MinidistError:
-        if isinstance(lot, MinidistError):
-            return lot
+    async def _outcome(self, block: Block | MinidistError) -> Tally | MinidistError:
+        if isinstance(block, MinidistError):
+            return block
         try:
             if self._worker is None:
-                self._here.enter()
+                self._directories.enter()
                 self._worker = self._make()
-            return await self._worker.write(lot)
+            return await self._worker.write(block)
         except Exception as error:  # noqa: BLE001 - crosses Ray as a sentence, whatever it is
-            return _crossing(error, "a worker of the pipeline")
+            return _as_minidist_error(error, "a worker of the pipeline")
 
 
-def _crossing(error: Exception, where: str) -> MinidistError:
+def _as_minidist_error(error: Exception, where: str) -> MinidistError:
     """minidist's errors as themselves, all others as a RoleError that names where it was raised."""
     return error if isinstance(error, MinidistError) else RoleError(f"{where} failed: {type(error).__name__}: {error}")

@@ -8,11 +8,11 @@ from minidist.pipelines.shards import Result, Shards
 from minidist.pipelines.steps import Item, Step
 from minidist.pipelines.tally import Tally
 
-Lot = tuple[int, list[Item]]
-"""The number of a shard, and its rows."""
+Block = tuple[int, list[Item]]
+"""The number of a shard that is not written yet, and its rows."""
 
 
-def missing(items: Iterable[Item], shards: Shards) -> Iterator[Lot]:
+def missing(items: Iterable[Item], shards: Shards) -> Iterator[Block]:
     """The rows of each shard that is not written yet."""
     rows: list[Item] = []
     for item in items:
@@ -45,9 +45,9 @@ class ShardWorker:
         self._shards = shards
         self._slots = asyncio.Semaphore(rows_in_flight)
 
-    async def write(self, lot: Lot) -> Tally:
+    async def write(self, block: Block) -> Tally:
         """Answer and write a shard. Raises DiskFullError, and what roles raise."""
-        number, rows = lot
+        number, rows = block
         if self._shards.done(number):  # by a worker that died before it could say so
             return Tally.of(self._shards.read(number))
         results = await asyncio.gather(*(self._row(item) for item in rows))

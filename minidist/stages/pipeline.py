@@ -7,12 +7,12 @@ from functools import partial
 
 from minidist.config.pipelines import PipelineSection
 from minidist.pipelines.job import Job, Runner
-from minidist.pipelines.local import run_here
+from minidist.pipelines.local import run_in_process
 from minidist.pipelines.rows import items
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Step
 from minidist.pipelines.tally import Tally
-from minidist.pipelines.workers import Lot, ShardWorker, missing, open_at_once
+from minidist.pipelines.workers import Block, ShardWorker, missing, open_at_once
 from minidist.run.directory import RunDirectory
 from minidist.run.tracking import Recorder, log, start_log
 
@@ -55,10 +55,10 @@ def _runner(config: PipelineSection, make: Callable[[], Step], workers: int) -> 
     worker = partial(_worker, config, make)
     at_once = open_at_once(config.files.rows_in_flight, config.files.shard_rows)
     if config.cluster.roles == "local":
-        return partial(run_here, worker(), _lots(config), at_once)
+        return partial(run_in_process, worker(), _blocks(config), at_once)
     from minidist.pipelines.ray_data import Work, run_on_ray
 
-    work = Work(partial(_lots, config), worker, config.files.workers or workers, at_once, config.run.directory)
+    work = Work(partial(_blocks, config), worker, config.files.workers or workers, at_once, config.run.directory)
     return partial(run_on_ray, work)
 
 
@@ -66,7 +66,7 @@ def _worker(config: PipelineSection, make: Callable[[], Step]) -> ShardWorker:
     return ShardWorker(make(), _shards(config), config.files.rows_in_flight)
 
 
-def _lots(config: PipelineSection) -> Iterator[Lot]:
+def _blocks(config: PipelineSection) -> Iterator[Block]:
     return missing(items(config), _shards(config))
 
 

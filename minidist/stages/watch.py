@@ -1,6 +1,7 @@
 """The part of a training run that its stages share: figures as it goes, and checkpoints from which it resumes."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -21,7 +22,7 @@ def make_recorder(run: StageRun[Any, Any], shown: Mapping[str, str], pieces: Pie
     return Recorder(run.directory.path, steps, tensorboard=settings.tensorboard, shown=shown, pieces=pieces)
 
 
-class CheckpointWatch(Generic[L]):
+class CheckpointWatch(ABC, Generic[L]):
     """Writes a checkpoint every `run.checkpoint_every` steps, after the last one, and when the run is stopped."""
 
     def __init__(self, run: StageRun[Any, Any], learner: L, recorder: Recorder) -> None:
@@ -41,13 +42,13 @@ class CheckpointWatch(Generic[L]):
         await self._directory.checkpoints.write(step, self._learner, self.state_dict())
         log.info("checkpoint after %d steps written; the same command resumes from it", step)
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """The state of a resumed run beside the learner's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        raise NotImplementedError
 
     async def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""

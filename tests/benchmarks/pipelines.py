@@ -32,7 +32,7 @@ from minidist.pipelines.job import Job
 from minidist.pipelines.ray_data import Work, run_on_ray
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Item, Plain
-from minidist.pipelines.workers import Lot, ShardWorker, missing, open_at_once
+from minidist.pipelines.workers import Block, ShardWorker, missing, open_at_once
 from minidist.pipelines.writers import EngineWriter, Sample, number_of
 from minidist.roles.make import RoleContext, make_engine
 from minidist.types import Prompt, Sampling
@@ -68,7 +68,7 @@ def answering(engine: Any, renderer: Renderer, folder: Path) -> ShardWorker:
     return ShardWorker(Plain(writer, reader, 1, False), Shards(folder, "jsonl", SHARD_ROWS), IN_FLIGHT)
 
 
-def lots(folder: Path) -> Iterator[Lot]:
+def blocks(folder: Path) -> Iterator[Block]:
     return missing((Item(n, str(n), row) for n, row in enumerate(rows())), Shards(folder, "jsonl", SHARD_ROWS))
 
 
@@ -76,7 +76,7 @@ async def through(engine: Any, renderer: Renderer, folder: Path) -> float:
     """Tokens a second of the pipeline."""
     folder.mkdir()
     worker = partial(answering, engine, renderer, folder)
-    work = Work(partial(lots, folder), worker, 1, open_at_once(IN_FLIGHT, SHARD_ROWS), folder)
+    work = Work(partial(blocks, folder), worker, 1, open_at_once(IN_FLIGHT, SHARD_ROWS), folder)
     job = Job(Shards(folder, "jsonl", SHARD_ROWS), FilesConfig(shard_rows=SHARD_ROWS), lambda *figures: None)
     tally = await job.run(partial(run_on_ray, work))
     ended = max(path.stat().st_mtime for path in folder.glob("rows/*"))
@@ -135,7 +135,7 @@ def peak_mib() -> int:
     return (int(found["VmHWM"].split()[0]) - int(found["RssShmem"].split()[0])) // 1024
 
 
-def many(folder: Path, count: int) -> Iterator[Lot]:
+def many(folder: Path, count: int) -> Iterator[Block]:
     items = (Item(n, str(n), {"prompt": f"{n} " + "y" * 1000}) for n in range(count))
     yield from missing(items, Shards(folder, "jsonl", 500))
     (folder / "reader").write_text(str(peak_mib()))

@@ -17,19 +17,19 @@ from minidist.data.tasks import generate
 from minidist.errors import DataError, RoleError
 from minidist.pipelines.gathering import Gathering
 from minidist.pipelines.job import Job, Runner
-from minidist.pipelines.local import run_here
+from minidist.pipelines.local import run_in_process
 from minidist.pipelines.ray_data import Work, run_on_ray
 from minidist.pipelines.scoring import Scored
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Item, Plain, Step
 from minidist.pipelines.tally import Tally
-from minidist.pipelines.workers import Lot, ShardWorker, missing
+from minidist.pipelines.workers import Block, ShardWorker, missing
 from minidist.pipelines.writers import EngineWriter, ServerWriter, TextWriter
 from minidist.roles.make import RoleContext, make_teacher
 from minidist.types import Sampling
 from tests.integration.conftest import Stack
 from tests.integration.live_server import Live
-from tests.support.doubling import Doubling, lots_of, shards_of, worker_of, written
+from tests.support.doubling import Doubling, blocks_of, shards_of, worker_of, written
 
 ROWS = 24
 
@@ -39,7 +39,7 @@ def run(stack: Stack, folder: Path, runner: Runner) -> Tally:
 
 
 def doubled(stack: Stack, step: Doubling, rows: int, workers: int = 2) -> Tally:
-    work = Work(partial(lots_of, step.folder, rows), partial(worker_of, step), workers, 2, step.folder)
+    work = Work(partial(blocks_of, step.folder, rows), partial(worker_of, step), workers, 2, step.folder)
     return run(stack, step.folder, partial(run_on_ray, work))
 
 
@@ -101,7 +101,7 @@ async def _score(teacher: Any, rollouts: list[Any]) -> list[Any]:
     return await teacher.score(rollouts)
 
 
-def _lots(folder: Path, rows: list[dict[str, Any]]) -> list[Lot]:
+def _blocks(folder: Path, rows: list[dict[str, Any]]) -> list[Block]:
     return list(missing((Item(n, str(n), row) for n, row in enumerate(rows)), Shards(folder, "jsonl", 6)))
 
 
@@ -110,9 +110,9 @@ def _both(stack: Stack, folder: Path, make: Any, rows: list[dict[str, Any]]) -> 
     found = []
     for name in ("ray", "here"):
         where = folder / name
-        lots, worker = partial(_lots, where, rows), partial(make, where)
-        work = Work(lots, worker, 2, 2, where)
-        runner = partial(run_on_ray, work) if name == "ray" else partial(run_here, worker(), lots(), 2)
+        blocks, worker = partial(_blocks, where, rows), partial(make, where)
+        work = Work(blocks, worker, 2, 2, where)
+        runner = partial(run_on_ray, work) if name == "ray" else partial(run_in_process, worker(), blocks(), 2)
         stack.run(Job(Shards(where, "jsonl", 6), FilesConfig(), lambda *figures: None).run(runner))
         found.append([line for path in sorted(where.glob("rows/*")) for line in path.read_text().splitlines()])
     return found

@@ -3,12 +3,10 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
 from tests.integration.conftest import SHAPE
@@ -16,16 +14,6 @@ from tests.integration.test_runs import distill, sft, write
 from tests.support.commands import run
 
 LIMIT = 900  # seconds: nine actors start on two cores
-
-
-@pytest.fixture
-def nodes() -> Iterator[str]:
-    """The address of a cluster of two nodes with a CPU share for four actors each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
-    cluster.add_node(num_cpus=4)
-    yield cluster.address
-    ray.shutdown()
-    cluster.shutdown()
 
 
 @pytest.mark.timeout(LIMIT)

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
-from ray.cluster_utils import Cluster
 
 from minidist.data.tasks import generate
 from tests.integration.conftest import SHAPE, save_model
@@ -115,16 +113,6 @@ def test_a_job_on_ray_that_is_interrupted_says_so_and_goes_on(tmp_path: Path, se
     server.pause = 0
     assert start("generate", file, fresh=True).wait(LIMIT).returncode == 0
     assert keys(file) == [row["id"] for row in rows]
-
-
-@pytest.fixture
-def nodes() -> Iterator[str]:
-    """The address of a cluster of two nodes with a CPU share for two actors each."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    cluster.add_node(num_cpus=2)
-    yield cluster.address
-    ray.shutdown()
-    cluster.shutdown()
 
 
 @pytest.mark.timeout(LIMIT)

@@ -12,7 +12,7 @@ from minidist.data.templates import BadRow
 from minidist.errors import RoleError
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Item
-from minidist.pipelines.workers import Lot, ShardWorker, missing
+from minidist.pipelines.workers import Block, ShardWorker, missing
 
 SHARD_ROWS, ROWS_IN_FLIGHT = 10, 8
 
@@ -60,7 +60,7 @@ def worker_of(step: Doubling) -> ShardWorker:
     return ShardWorker(step, shards_of(step.folder), ROWS_IN_FLIGHT)
 
 
-def lots_of(folder: Path, count: int) -> Iterator[Lot]:
+def blocks_of(folder: Path, count: int) -> Iterator[Block]:
     """The missing shards of `count` rows."""
     return missing((Item(number, str(number), {}) for number in range(count)), shards_of(folder))
 

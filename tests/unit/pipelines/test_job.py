@@ -12,7 +12,7 @@ from minidist.config.pipelines import FilesConfig
 from minidist.data.templates import BadRow
 from minidist.errors import DataError, RoleError
 from minidist.pipelines.job import Job, Take, WorkerDiedError
-from minidist.pipelines.local import run_here
+from minidist.pipelines.local import run_in_process
 from minidist.pipelines.shards import Shards
 from minidist.pipelines.steps import Item
 from minidist.pipelines.tally import Tally
@@ -53,10 +53,10 @@ def run(folder: Path, step: Doubling, count: int, read: list[int] | None = None,
     files = FilesConfig(**{"shard_rows": 10, "rows_in_flight": 8, **options})
     shards = Shards(folder, "jsonl", files.shard_rows)
     worker = ShardWorker(step, shards, files.rows_in_flight)
-    lots = missing(items(count, read), shards)
+    blocks = missing(items(count, read), shards)
     at_once = open_at_once(files.rows_in_flight, files.shard_rows)
     job = Job(shards, files, lambda *figures: None)
-    return asyncio.run(job.run(partial(run_here, worker, lots, at_once)))
+    return asyncio.run(job.run(partial(run_in_process, worker, blocks, at_once)))
 
 
 def written(folder: Path) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def test_a_job_goes_on_where_it_was_and_touches_no_shard(tmp_path: Path) -> None
     assert [row["doubled"] for row in written(tmp_path)] == list(range(0, 120, 2))
 
 
-def test_workers_that_die_are_started_again_three_times(tmp_path: Path) -> None:
+def test_a_job_is_tried_three_times_while_its_workers_die(tmp_path: Path) -> None:
     shards, left = Shards(tmp_path, "jsonl", 10), iter((True, True, False))
 
     async def dying(take: Take) -> None:

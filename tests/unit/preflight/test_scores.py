@@ -15,7 +15,6 @@ from minidist.cluster.cluster import Cluster
 from minidist.config import DistillConfig, ScoreConfig
 from minidist.experience.source import Collector
 from minidist.preflight.plan import plan_score
-from minidist.run.tracking import log
 from minidist.stages import STAGES, run_stage
 from minidist.teachers.cache.store import ScoreCache
 from minidist.teachers.hf import HFTeacher
@@ -34,13 +33,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_renderer().tokenizer.save_pretrained(root / name)
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return root
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    handlers, propagate = log.handlers, log.propagate
-    yield
-    log.handlers, log.propagate = handlers, propagate
 
 
 def score_tree(home: Path, name: str, **teacher: Any) -> dict[str, Any]:

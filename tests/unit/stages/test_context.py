@@ -13,7 +13,6 @@ from minidist.errors import DataError
 from minidist.preflight.cost import role_needs
 from minidist.preflight.facts import read_model
 from minidist.preflight.plan import plan_distill, plan_score
-from minidist.run.tracking import log
 from minidist.stages import run_stage
 from minidist.teachers.cache.store import ScoreCache
 from tests.support.tiny import tiny_model, tiny_renderer
@@ -21,13 +20,6 @@ from tests.support.tiny import tiny_model, tiny_renderer
 ROWS = [{"q": f"{n}=", "a": f"{n:03d}"[::-1], "hint": "7" * (n % 5)} for n in range(24)]
 EQUAL, OTHER = "{{ student_prompt }}", "{{ a }}={{ student_prompt }}"
 LIMIT = 5
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    handlers, propagate = log.handlers, log.propagate
-    yield
-    log.handlers, log.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="module")

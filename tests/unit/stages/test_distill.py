@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import minidist.rollout.hf as hf
 from minidist.config import DistillConfig, EvaluateConfig
 from minidist.errors import CanaryError
 from minidist.preflight.plan import plan_distill, plan_evaluate
-from minidist.run.tracking import log
 from minidist.stages import run_stage
 from minidist.types import Sampling
 from tests.support.tiny import tiny_model, tiny_renderer
@@ -26,13 +24,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_renderer().tokenizer.save_pretrained(root / name)
     (root / "rows.jsonl").write_text("".join(json.dumps({"q": f"{n}+=", "a": str(n)}) + "\n" for n in range(8)))
     return root
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    handlers, propagate = log.handlers, log.propagate
-    yield
-    log.handlers, log.propagate = handlers, propagate
 
 
 def config(home: Path, name: str, **sections: Any) -> DistillConfig:

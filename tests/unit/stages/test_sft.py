@@ -11,7 +11,6 @@ import yaml
 
 from minidist.config import SftConfig, load
 from minidist.preflight.plan import plan_sft
-from minidist.run.tracking import log
 from minidist.stages import run_stage
 from minidist.stages.sft import mixture
 from tests.support.commands import start
@@ -19,13 +18,6 @@ from tests.support.tiny import tiny_model, tiny_renderer
 
 KEPT = [{"prompt": f"{n}=", "answer": f"{n:03d}"[::-1]} for n in range(24)]
 ORDINARY = [{"ask": f"{n}={n}=", "reply": f"{2 * n}"} for n in range(10)]
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    handlers, propagate = log.handlers, log.propagate
-    yield
-    log.handlers, log.propagate = handlers, propagate
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,17 @@
+"""What slow tests share: two Ray nodes on one machine."""
+
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+
+@pytest.fixture
+def nodes() -> Iterator[str]:
+    """The address of a cluster of two nodes with a CPU share for four actors each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+    cluster.add_node(num_cpus=4)
+    yield cluster.address
+    ray.shutdown()
+    cluster.shutdown()
