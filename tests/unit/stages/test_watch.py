@@ -13,6 +13,9 @@ class Watch(CheckpointWatch):
     def state_dict(self) -> dict[str, Any]:
         return {}
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == self.state_dict()
+
 
 @pytest.mark.parametrize(("every", "written"), [(3, [3, 6, 7]), (1, [1, 2, 3, 4, 5, 6, 7]), (None, []), (8, [7])])
 def test_a_checkpoint_is_written_after_every_so_many_steps_and_after_the_last(every: int | None, written: list[int]) -> None:
