@@ -86,6 +86,11 @@ class Actors:
         self._seated[bundle] = Remote(f"{role} {number}" if self.bundles.count(role) > 1 else role, actor)
         return self._seated[bundle]
 
+    @property
+    def seated(self) -> list[Remote]:
+        """The actors, in the order of their bundles."""
+        return [self._seated[bundle] for bundle in sorted(self._seated)]
+
     async def meeting(self, ranks: Sequence[Any]) -> str:
         """Where the ranks of a group meet: at an address of the first; on one machine, in a file."""
         if self._config.address is not None:  # ranks on other machines share no directory

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from minidist.cluster.local import Local
 from minidist.cluster.scratch import Scratch
 from minidist.cluster.starts import Starts
 from minidist.concurrency import together
 from minidist.config.cluster import ClusterConfig, Role
+from minidist.run.timeline import Calls
 from minidist.types import RankGroup
 
 T = TypeVar("T")
@@ -28,7 +30,7 @@ class Cluster:
             from minidist.cluster.actors import Actors
 
             self.actors = Actors(config, roles)
-        self._local: list[Any] = []
+        self._local: list[Local] = []
         self._starts = Starts()
 
     async def __aenter__(self) -> "Cluster":
@@ -62,9 +64,10 @@ class Cluster:
         """The object that `make(**arguments)` builds, in an actor or in this process. Its verbs are awaited either way."""
         with self._starts.of(role):
             if self.actors is None:
-                made = make(**arguments)  # one after another: loading a model changes torch for every thread
+                made = Local(role)
+                made.start(make, **arguments)  # one after another: loading a model changes torch for every thread
                 self._local.append(made)
-                return made
+                return cast(T, made)
             remote = self.actors.seat(role)
             self._scratch.guard()
             await remote.start(make, **arguments)
@@ -91,6 +94,11 @@ class Cluster:
         else:  # the ranks have met: their process group lives as long as they do
             await _start_ranks(remotes, "", make, arguments)
         return remotes
+
+    async def calls(self) -> dict[str, Calls]:
+        """When each role worked since this was last asked, by its name, such as `teacher` or `rollout 1`."""
+        roles = self._local if self.actors is None else self.actors.seated
+        return dict(zip((role.name for role in roles), await together(role.calls() for role in roles), strict=True))
 
     async def dismiss(self, role: Any) -> None:
         """End one role before the others."""

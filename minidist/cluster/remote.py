@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from minidist.errors import MinidistError, RoleError
+from minidist.run.timeline import Calls, SpanLog
 
 
 class Remote:
@@ -21,17 +22,24 @@ class Remote:
     """
 
     def __init__(self, name: str, actor: Any) -> None:
-        self._name = name
+        self.name = name
         self.actor = actor
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Remote, (self._name, self.actor)
+        return Remote, (self.name, self.actor)
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
             return await self._await(self.actor.call, verb, *arguments, **options)
 
         return call
+
+    async def calls(self) -> Calls:
+        """When the actor worked, since this was last asked."""
+        try:
+            return await self.actor.calls.remote()
+        except RayActorError:  # the call that needs the actor says so
+            return Calls()
 
     async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """The result as a Ray reference, which other actors read without passing through this process."""
@@ -49,10 +57,10 @@ class Remote:
         except RayTaskError as error:
             if isinstance(error.cause, MinidistError):
                 raise error.cause from None
-            raise RoleError(f"the {self._name} failed in {verb}: {type(error.cause).__name__}: {error.cause}") from error
+            raise RoleError(f"the {self.name} failed in {verb}: {type(error.cause).__name__}: {error.cause}") from error
         except RayActorError as error:
             reason = str(error).strip().splitlines()[0]
-            raise RoleError(f"the {self._name} died in {verb}: {reason}; its output is in the run's logs/") from error
+            raise RoleError(f"the {self.name} died in {verb}: {reason}; its output is in the run's logs/") from error
 
 
 _REMEMBERED = 10_000
@@ -63,13 +71,14 @@ class Host:
 
     def __init__(self) -> None:
         self._role: Any = None
+        self._log = SpanLog()
         self._running: dict[str, asyncio.Task[Any]] = {}
         """The calls under way, by their numbers."""
         self._cancelled: OrderedDict[str, None] = OrderedDict()
         """Numbers of calls that were cancelled before they began, or after they ended; the oldest are forgotten."""
 
     async def call(self, number: str, verb: str, *arguments: Any, **options: Any) -> Any:
-        with self._numbered(number):
+        with self._numbered(number), self._log.call(verb):
             return await self._call(verb, *arguments, **options)
 
     async def keep(self, number: str, verb: str, *arguments: Any, **options: Any) -> Any:
@@ -89,6 +98,10 @@ class Host:
     async def under_way(self) -> int:
         """Number of calls under way."""
         return len(self._running)
+
+    async def calls(self) -> Calls:
+        """When the calls ran, since this was last asked."""
+        return self._log.take()
 
     @contextmanager
     def _numbered(self, number: str) -> Iterator[None]:

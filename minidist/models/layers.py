@@ -127,7 +127,7 @@ def _check_kinds(text: Any, layers: Sequence[int], where: str) -> None:
         shared = f"{where}: layers of a {text.model_type} share tables of embeddings, or keys and values ({', '.join(tables)})"
         raise ModelError(f"{shared}, and cannot be cut; set a smaller model")
     kinds = getattr(text, "layer_types", None) or []
-    attention = [number for number, kind in enumerate(kinds) if _attends(kind)]
+    attention = [number for number, kind in enumerate(kinds) if attends(kind)]
     if attention and not set(attention) & set(layers):
         has = f"{where} is {list(layers)}, and layers with attention of the {text.model_type} are {attention}"
         raise ModelError(f"{has}, without any of which it does not run; keep one of them")
@@ -140,7 +140,7 @@ def _check_apart(stack: nn.ModuleList, layers: str) -> None:
         raise ModelError(f"{layers} share weights, and cannot be cut; set a smaller model")
 
 
-def _attends(kind: str) -> bool:
+def attends(kind: str) -> bool:
     """Whether a kind of layer has softmax attention, over all tokens or over a window."""
     return kind == "hybrid" or ("attention" in kind and kind != "linear_attention")
 

@@ -1,6 +1,6 @@
 """The shape of a model, read from its configuration: a skeleton on the meta device, and the sizes that estimates need."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from minidist.config.models import LoraConfig
 from minidist.errors import ModelError
 from minidist.models.families import freeze_other_parts
+from minidist.models.flops import flops_of
 from minidist.models.layers import layer_counts
 from minidist.models.lora import inject
+from minidist.run.flops import DecoderFlops
 
 # Configuration fields that hold the width of feed-forward layers, by what transformers' families call them.
 _WIDTHS = ("intermediate_size", "hidden_dim", "d_ff", "n_inner", "encoder_ffn_dim", "ffn_dim")
@@ -46,6 +48,8 @@ class Shape:
     """Full names of the layers that get LoRA adapters."""
     unadapted: float = 0.0
     """Share of the language model's matrices, embeddings apart, that get no adapter, such as experts in one tensor."""
+    flops: DecoderFlops = field(default_factory=DecoderFlops)
+    """What a token costs."""
 
     @property
     def checkpoint_parameters(self) -> int:
@@ -77,7 +81,8 @@ def read_shape(config: PretrainedConfig, lora: LoraConfig | None = None) -> Shap
     found = shape_of(model)
     if not found.heads:
         raise ModelError(f"{config.model_type} is not supported: it has no attention, or not as many heads in every layer")
-    return replace(found, adapted_layers=adapted, unadapted=_unadapted(model, language, adapted))
+    unadapted = _unadapted(model, language, adapted)
+    return replace(found, adapted_layers=adapted, unadapted=unadapted, flops=flops_of(model))
 
 
 def shape_of(model: PreTrainedModel) -> Shape:

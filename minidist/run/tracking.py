@@ -18,6 +18,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from minidist.run.files import full_disk, write_text, writing
+from minidist.run.timeline import Calls, SpanLog
 from minidist.types import MAIN, Array, Batch, Measures, Rollout, Update, Writer
 
 log = logging.getLogger("minidist")
@@ -27,17 +28,19 @@ Pieces = Callable[[Array], list[str]]
 
 
 class Clock:
-    """Seconds of each phase of the current step, as `time/<phase>_s`."""
+    """Seconds of each phase of the current step, as `time/<phase>_s`, and when the phases were."""
 
     def __init__(self) -> None:
         self._spans: dict[str, float] = {}
+        self._log = SpanLog()
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Add the time spent inside to phase `name`."""
         start = time.perf_counter()
         try:
-            yield
+            with self._log.call(name):
+                yield
         finally:
             self._spans[name] = self._spans.get(name, 0.0) + time.perf_counter() - start
 
@@ -45,6 +48,10 @@ class Clock:
         """The times of all phases since the last call."""
         spans, self._spans = self._spans, {}
         return {f"time/{name}_s": seconds for name, seconds in spans.items()}
+
+    def phases(self) -> Calls:
+        """When the phases were, since the last call."""
+        return self._log.take()
 
 
 class Recorder:

@@ -1,0 +1,46 @@
+"""A role in this process, whose calls are timed as those of an actor are."""
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import isasyncgenfunction, iscoroutinefunction
+from typing import Any
+
+from minidist.run.timeline import Calls, SpanLog
+
+
+class Local:
+    """Stands for the object that `start` makes: its verbs are timed, all else is the object's own."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._log = SpanLog()
+        self._role: Any = None
+
+    def start(self, make: Callable[..., Any], **arguments: Any) -> None:
+        with self._log.call("start"):
+            self._role = make(**arguments)
+
+    async def calls(self) -> Calls:
+        """When the role worked, since this was last asked."""
+        return self._log.take()
+
+    def __getattr__(self, verb: str) -> Any:
+        found = getattr(self._role, verb)
+        if isasyncgenfunction(found):
+
+            @wraps(found)
+            async def each(*arguments: Any, **options: Any) -> Any:
+                with self._log.call(verb):
+                    async for result in found(*arguments, **options):
+                        yield result
+
+            return each
+        if not iscoroutinefunction(found):
+            return found
+
+        @wraps(found)
+        async def call(*arguments: Any, **options: Any) -> Any:
+            with self._log.call(verb):
+                return await found(*arguments, **options)
+
+        return call

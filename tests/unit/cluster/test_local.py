@@ -1,0 +1,77 @@
+"""Roles in this process are timed as those in actors are."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from minidist.cluster.cluster import Cluster
+from minidist.cluster.local import Local
+from minidist.cluster.remote import Host
+from minidist.config.cluster import ClusterConfig
+from minidist.run.timeline import count
+
+
+class Role:
+    """Two verbs, and a stream of results."""
+
+    fixed = 3
+
+    async def double(self, number: int, *, more: int = 0) -> int:
+        count(numbers=1)
+        return 2 * number + more
+
+    async def numbers(self) -> AsyncIterator[int]:
+        for number in range(3):
+            yield number
+
+    def plain(self) -> str:
+        return "plain"
+
+    async def close(self) -> None:
+        pass
+
+
+def test_a_local_role_is_the_role_and_its_calls_are_timed() -> None:
+    async def run() -> None:
+        local = Local("teacher")
+        local.start(Role)
+        assert await local.double(2, more=1) == 5
+        assert [number async for number in local.numbers()] == [0, 1, 2]
+        assert (local.fixed, local.plain(), getattr(local, "keep", None)) == (3, "plain", None)
+        with pytest.raises(AttributeError, match="Role"):
+            local.no_such_verb  # noqa: B018
+        done = (await local.calls()).done
+        assert [(span.name, dict(span.counts)) for span in done] == [("start", {}), ("double", {"numbers": 1}), ("numbers", {})]
+
+    asyncio.run(run())
+
+
+def test_an_actor_gives_the_same_calls() -> None:
+    async def run() -> None:
+        host = Host()
+        await host.call("0", "start", Role)
+        assert await host.call("1", "double", 2, more=1) == 5
+        done = (await host.calls()).done
+        assert [(span.name, dict(span.counts)) for span in done] == [("start", {}), ("double", {"numbers": 1})]
+        assert all(span.start <= span.end for span in done)
+
+    asyncio.run(run())
+
+
+def test_a_cluster_names_its_local_roles(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with Cluster(ClusterConfig(roles="local"), tmp_path) as cluster:
+            await cluster.host("rollout", Role)
+            learner = await cluster.host("learner", Role)
+            await learner.double(1)
+            calls = await cluster.calls()
+            assert [(name, [span.name for span in each.done]) for name, each in calls.items()] == [
+                ("rollout", ["start"]),
+                ("learner", ["start", "double"]),
+            ]
+            await cluster.dismiss(learner)
+            assert list(await cluster.calls()) == ["rollout"]
+
+    asyncio.run(run())
