@@ -9,32 +9,37 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from minidist.data.batching import MicroBatch
+from minidist.data.batching import MicroBatch, pack
 from minidist.errors import ModelError
 from minidist.models.families import PACKED
+from minidist.models.segments import NAME, share_prompts, use_segments
+from minidist.types import Row
 
 
 def padded_layout(layout: str, model: PreTrainedModel) -> bool:
-    """Whether micro-batches are computed as rectangles (`buckets`) rather than as one packed row.
+    """Whether micro-batches are computed as rectangles (`buckets`) rather than as one packed row; on a CPU, lets a packed model
+    attend by segments.
 
-    Raises ModelError where they would be packed, and the model, as it is on this device, lets packed rows see one another.
+    Raises ModelError where they would be packed, and the model, as it is on this device, computes packed rows wrongly.
     """
-    if layout == "auto":
-        layout = "buckets" if model.device.type == "cpu" or model.config.model_type not in PACKED else "packed"
-    if layout == "packed":
+    auto = layout == "auto"
+    packed = layout == "packed" or (auto and model.config.model_type in PACKED)
+    if packed and model.device.type == "cpu":
+        packed = use_segments(model) or not auto  # transformers' own attention to a packed row is quadratic in all its tokens
+    if packed:
         _check_packing(model)
-    return layout == "buckets"
+    return not packed
 
 
 @torch.no_grad()
 def _check_packing(model: PreTrainedModel) -> None:
-    """Raise ModelError if the hidden states of a packed row depend on the row before it."""
-    positions = np.tile(np.arange(8), 2)
-    row = MicroBatch(positions % 4, positions, np.repeat([0, 1], 8), np.arange(8, 16), np.zeros(8, dtype=np.int64), (0, 1))
-    other = replace(row, tokens=np.where(row.sequence == 0, 3 - row.tokens, row.tokens))
-    before_LD, after_LD = (hidden_states(model, each, padded=False).float() for each in (row, other))
-    difference = float((before_LD - after_LD).abs().max())
-    if difference > 0.02 * float(before_LD.abs().max()):
+    """Raise ModelError unless packed rows have the hidden states that they have side by side."""
+    tokens_BS = np.array([[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 3, 3, 2, 1, 0], [3, 3, 2, 2, 1, 1, 0, 0]])
+    rows = [Row(tokens_S, np.arange(3, 8), np.zeros(5, dtype=np.int64)) for tokens_S in tokens_BS]
+    (micro,) = pack(rows, budget=tokens_BS.size, padded=False)
+    packed_LD, aside_LD = (hidden_states(model, micro, padded=padded).float() for padded in (False, True))
+    difference = float((packed_LD - aside_LD).abs().max())
+    if difference > 0.02 * float(aside_LD.abs().max()):
         raise ModelError(
             f"learner.layout: packed rows of {type(model).__name__} see one another (hidden states move by {difference:.3g}); "
             "set learner.layout=buckets"
@@ -55,6 +60,8 @@ def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool, pr
         torch.as_tensor(array, device=device) for array in (micro.tokens, micro.positions, micro.sequence, micro.outputs)
     )
     options: dict[str, Any] = {"use_cache": False}
+    if not padded and prompt_PD is None and model.config._attn_implementation == NAME:
+        return _by_segments(model, micro)
     if padded:
         rows, longest = len(micro.rows), int(micro.positions.max()) + 1
         slots_N = row_N * longest + positions_N
@@ -71,6 +78,15 @@ def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool, pr
         options["inputs_embeds"] = _embeddings(model, ids_BS, prompt_PD, slots_N[positions_N < len(prompt_PD)])
     hidden_BSD = model.base_model(**options).last_hidden_state
     return hidden_BSD.flatten(0, 1)[slots_N[outputs_L]]
+
+
+def _by_segments(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
+    """`hidden_states` of a packed row on a device without a kernel for it; rows that begin with the same prompt share it."""
+    segments, read, place_N = share_prompts(micro)
+    ids_N, positions_N = (torch.from_numpy(each[read]) for each in (micro.tokens, micro.positions))
+    options: dict[str, Any] = {"attention_mask": segments.marker(), "position_ids": positions_N[None], "use_cache": False}
+    hidden_BSD = model.base_model(input_ids=ids_N[None], **options).last_hidden_state
+    return hidden_BSD[0].index_select(0, torch.from_numpy(place_N[micro.outputs]))
 
 
 def _with_virtual_tokens(micro: MicroBatch, count: int) -> MicroBatch:

@@ -46,21 +46,26 @@ def test_sliding_window_holds_in_either_layout(padded: bool) -> None:
         assert (got - alone(model, rows[index])).abs().max() < 1e-5
 
 
-def test_a_cpu_pads_rows_and_a_gpu_packs_those_of_proved_families(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_proved_families_are_packed_on_a_cpu_by_segments(monkeypatch: pytest.MonkeyPatch) -> None:
     proved: list[Any] = []
+    segmented: list[Any] = []
     monkeypatch.setattr("minidist.models.forward._check_packing", proved.append)
+    monkeypatch.setattr("minidist.models.forward.use_segments", lambda model: not segmented.append(model))
 
     def model(device: str, family: str = "llama") -> Any:
         return SimpleNamespace(device=torch.device(device), config=SimpleNamespace(model_type=family))
 
     cpu, gpu = model("cpu"), model("cuda")
-    assert [padded_layout("auto", cpu), padded_layout("auto", gpu)] == [True, False]
+    assert [padded_layout("auto", cpu), padded_layout("auto", gpu)] == [False, False]
     assert padded_layout("auto", model("cuda", "opt")), "packed rows of opt see one another"
     assert [padded_layout("buckets", gpu), padded_layout("packed", cpu)] == [True, False]
-    assert proved == [gpu, cpu], "what is packed is proved on its device"
+    assert proved == [cpu, gpu, cpu], "what is packed is proved on its device"
+    assert segmented == [cpu, cpu], "a GPU has a kernel"
 
 
 def test_packed_rows_that_see_one_another_are_refused() -> None:
     assert not padded_layout("packed", tiny_model("llama"))
+    opt = family_model("opt")
+    opt.set_attn_implementation("eager")
     with pytest.raises(ModelError, match=r"packed rows of OPTForCausalLM see one another .* set learner.layout=buckets"):
-        padded_layout("packed", family_model("opt"))
+        padded_layout("packed", opt)
