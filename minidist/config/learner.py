@@ -36,8 +36,9 @@ class MeasureConfig(Section):
     micro_batch_tokens: Annotated[int, FREE] = Field(default=4096, ge=1)
     """Most tokens of one forward pass; bounds activation memory."""
     layout: Annotated[Literal["auto", "packed", "buckets"], FREE] = "auto"
-    """Layout of a micro-batch in attention. packed: one row of all sequences, with attention within each sequence only.
-    buckets: padded rows of similar length. auto: buckets where attention has no variable-length kernel (CPU), else packed."""
+    """Layout of a micro-batch. packed: one row of all sequences, with attention within each sequence only, and no padding; on a
+    CPU a prompt of several samples is computed once. buckets: rows of similar length side by side, with at most 5 % of padding.
+    auto: packed for the families that a test proves (configs/FAMILIES.md), else buckets."""
     chunk_tokens: Annotated[int | None, FREE] = Field(default=None, ge=1)
     """Loss tokens whose logits exist at one time. None: 2^25 logits, 128 MiB a table (220 tokens with a vocabulary of
     151,936)."""

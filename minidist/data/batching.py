@@ -13,6 +13,9 @@ from minidist.types import Array, Credit, Rollout, Row, Stream, TeacherScores
 
 PerToken = TypeVar("PerToken", TeacherScores, Credit)
 
+PADDING = 0.05
+"""Largest part of a rectangle of rows that may be padding."""
+
 
 def collate(
     name: str,
@@ -127,8 +130,9 @@ class MicroBatch:
 def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
     """Rows in micro-batches of at most `budget` tokens; a longer row has a micro-batch of its own. No row is split or lost.
 
-    `padded`: the micro-batch is computed as a rectangle, so rows of similar length are put together, and the budget counts
-    rows times the longest row. Otherwise rows keep their order, and the budget counts their tokens.
+    `padded`: the micro-batch is computed as a rectangle, so rows of similar length are put together, the budget counts rows
+    times the longest row, and padding is at most PADDING of the rectangle. Otherwise rows keep their order, and the budget
+    counts their tokens.
     """
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].tokens)) if padded else list(range(len(rows)))
     groups: list[list[int]] = []
@@ -136,8 +140,9 @@ def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
         length = len(rows[index].tokens)
         if groups:
             group = groups[-1]
-            cost = (len(group) + 1) * length if padded else sum(len(rows[i].tokens) for i in group) + length
-            if cost <= budget:
+            tokens = sum(len(rows[i].tokens) for i in group) + length
+            cost = (len(group) + 1) * length if padded else tokens
+            if cost <= budget and tokens >= (1 - PADDING) * cost:
                 group.append(index)
                 continue
         groups.append([index])

@@ -16,6 +16,7 @@ from minidist.config.models import ModelConfig, StudentConfig
 from minidist.data.rendering import character_tokenizer
 from minidist.data.tasks import find
 from minidist.errors import ModelError
+from minidist.models.activations import fuse_gelu
 from minidist.models.device import pick_device
 from minidist.models.families import attention_kernel, freeze_other_parts, shifted_positions
 from minidist.models.files import refused, resolve, whole_model
@@ -119,6 +120,7 @@ def read_checkpoint(maker: Any, config: ModelConfig, where: str, shape: Pretrain
 def _ready(model: Any, on_gpu: bool) -> PreTrainedModel:
     """The model on the role's device, without dropout; what text never reaches is frozen."""
     freeze_other_parts(model)
+    fuse_gelu(model)
     return model.to(pick_device(on_gpu)).eval()
 
 

@@ -100,8 +100,7 @@ def attend(
     """
     if attention_mask is None or attention_mask.dtype != torch.int64:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    known = options.get("dropout", 0.0), options.get("scaling"), options.get("sliding_window")
-    dropout, scale, window = known
+    scale, window, dropout = options.get("scaling"), options.get("sliding_window"), options.get("dropout", 0.0)
     groups, order_N = _groups(attention_mask.numpy().tobytes(), window)
     # [N, H, E] as the projections left them: rows of memory that are copied whole.
     query_NHE, key_NHE, value_NHE = (each[0].transpose(0, 1) for each in (query, key, value))
@@ -109,10 +108,17 @@ def attend(
     for group in groups:
         query_GHQE = _taken(query_NHE, group.query_GQ)
         key_GHJE, value_GHJE = (_taken(each, group.key_GJ) for each in (key_NHE, value_NHE))
-        fewer = {"enable_gqa": True} if key.shape[1] != query.shape[1] else {}
-        mask = {"is_causal": True} if group.mask_GQJ is None else {"attn_mask": group.mask_GQJ[:, None]}
-        done = scaled_dot_product_attention(query_GHQE, key_GHJE, value_GHJE, dropout_p=dropout, scale=scale, **mask, **fewer)
-        parts.append(done.transpose(1, 2).flatten(0, 1))
+        done_GHQE = scaled_dot_product_attention(
+            query_GHQE,
+            key_GHJE,
+            value_GHJE,
+            attn_mask=None if group.mask_GQJ is None else group.mask_GQJ[:, None],
+            is_causal=group.mask_GQJ is None,
+            dropout_p=dropout,
+            scale=scale,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        parts.append(done_GHQE.transpose(1, 2).flatten(0, 1))
     output_NHE = (parts[0] if len(parts) == 1 else torch.cat(parts)).index_select(0, order_N)
     return output_NHE[None], None
 

@@ -228,7 +228,8 @@ def test_saved_adapters_load_with_peft_and_transformers(make: MakeLora, tmp_path
     assert (written["base_model_name_or_path"], written["r"], written["lora_alpha"]) == (str(tmp_path / "base"), RANK, ALPHA)
     assert not (tmp_path / "final" / "config.json").exists() and (tmp_path / "final" / "adapter_model.safetensors").exists()
     for loader in (AutoPeftModelForCausalLM, AutoModelForCausalLM):
-        assert torch.equal(logits(loader.from_pretrained(tmp_path / "final").eval()), logits(learner._pass.model))
+        loaded = loader.from_pretrained(tmp_path / "final").eval()  # transformers writes GPT-2's activation out
+        assert torch.allclose(logits(loaded), logits(learner._pass.model), atol=1e-5)
     assert AutoTokenizer.from_pretrained(tmp_path / "final").eos_token_id == tiny_renderer().eos
 
 
