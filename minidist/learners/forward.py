@@ -20,6 +20,7 @@ from minidist.losses.chunked import (
     chunked_loss,
     columns_of,
     complete,
+    in_blocks,
     log_probabilities,
     nucleus_logprob,
 )
@@ -98,35 +99,45 @@ class ForwardPass(nn.Module):
             temperature: divides the student's logits.
             whole: over all rows of the head, including ids beyond the shared vocabulary.
         """
-        hidden_LD, size = hidden_states(self.model, micro, padded=self.padded), self.chunk_tokens
+        hidden_LD = hidden_states(self.model, micro, padded=self.padded)
         head = head_of(self.model, None if whole else self._vocabulary)
-        parts = [slice(start, start + size) for start in range(0, max(len(micro.labels), chunks * size - size + 1), size)]
+        parts = self._parts(micro, chunks)
         return torch.cat([visitor(part, log_probabilities(head(hidden_LD[part]), temperature)) for part in parts])
 
-    def measure(self, micro: MicroBatch, *, teacher_hidden_LE: Tensor | None, top_p: float = 1.0, **options: Any) -> Tensor:
+    def measure(
+        self,
+        micro: MicroBatch,
+        *,
+        chunks: int,
+        teacher_hidden_LE: Tensor | None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        whole: bool = False,
+    ) -> Tensor:
         """Figures of each loss token: [L, 1], the label's log-probability under the student; [L, 2], also under the teacher;
         or [L, 4], also reverse and forward KL, where the teacher's full vocabulary is known.
 
         Args:
             micro: the text.
+            chunks, temperature, whole: as of `visit`; the temperature divides the teacher's logits too.
             teacher_hidden_LE: the teacher's hidden states, where the micro-batch does not bring them.
             top_p: of the nucleus over which the student's log-probabilities are taken; divergences are over all tokens.
-            options: those of `visit`.
         """
-        vocabulary = None if options.get("whole") else self._vocabulary
+        hidden_LD = hidden_states(self.model, micro, padded=self.padded)
+        vocabulary = None if whole else self._vocabulary
         targets, teacher = _targets(micro, self.model.device, vocabulary), self._teacher(micro, teacher_hidden_LE)
+        figures = []
+        for block, logits_NV, teacher_NV in in_blocks(
+            LazyLogits(head_of(self.model, vocabulary), hidden_LD), teacher, self._parts(micro, chunks)
+        ):
+            student_NV = log_probabilities(logits_NV, temperature)
+            figures.append(_figures(student_NV, complete(targets.at(block), teacher_NV, temperature), top_p))
+        return torch.cat(figures)
 
-        def figures(part: slice, student_NV: Tensor) -> Tensor:
-            known = None if teacher is None else teacher.at(part)
-            scored = complete(targets.at(part), known, options.get("temperature", 1.0))
-            columns = [nucleus_logprob(student_NV, scored.labels_N, top_p)]
-            if scored.teacher_logprob_N is not None:
-                columns.append(scored.teacher_logprob_N)
-            if scored.teacher_NV is not None:
-                columns += [reverse_kl(student_NV, scored.teacher_NV), forward_kl(student_NV, scored.teacher_NV)]
-            return torch.stack(columns, -1)
-
-        return self.visit(micro, figures, **options)
+    def _parts(self, micro: MicroBatch, chunks: int) -> list[slice]:
+        """The chunks of a micro-batch's loss tokens, `chunks` of them at least, the last without tokens."""
+        size = self.chunk_tokens
+        return [slice(start, start + size) for start in range(0, max(len(micro.labels), chunks * size - size + 1), size)]
 
     def _teacher(self, micro: MicroBatch, hidden_LE: Tensor | None) -> LazyLogits | None:
         """The teacher's logits, if its hidden states are known: `hidden_LE`, or those among the micro-batch's scores."""
@@ -134,6 +145,16 @@ class ForwardPass(nn.Module):
         if hidden_LE is None and scores is not None and scores.hidden is not None:
             hidden_LE = to_tensor(scores.hidden, scores.hidden_dtype).to(self.model.device)
         return None if hidden_LE is None or self._teacher_head is None else LazyLogits(self._teacher_head, hidden_LE)
+
+
+def _figures(student_NV: Tensor, scored: TokenTargets, top_p: float) -> Tensor:
+    """The columns of `ForwardPass.measure`."""
+    columns = [nucleus_logprob(student_NV, scored.labels_N, top_p)]
+    if scored.teacher_logprob_N is not None:
+        columns.append(scored.teacher_logprob_N)
+    if scored.teacher_NV is not None:
+        columns += [reverse_kl(student_NV, scored.teacher_NV), forward_kl(student_NV, scored.teacher_NV)]
+    return torch.stack(columns, -1)
 
 
 def _targets(micro: MicroBatch, device: torch.device, vocabulary: int | None) -> TokenTargets:

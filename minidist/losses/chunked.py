@@ -71,6 +71,23 @@ class LazyLogits:
         return self.head(self.hidden_ND[part])
 
 
+@torch.no_grad()
+def in_blocks(
+    student: LazyLogits, teacher: LazyLogits | None, parts: Sequence[slice]
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """The student's logits of successive blocks of tokens, and the teacher's where there is one, without gradient.
+
+    The products with the heads are of whole `parts`, whose blocks are so small that elementwise work on their logits stays in a
+    processor's cache.
+    """
+    for part in parts:
+        student_NV, teacher_NV = (None if each is None else each.at(part) for each in (student, teacher))
+        assert student_NV is not None
+        for block in _blocks(part, student_NV, None):
+            inner = slice(block.start - part.start, block.stop - part.start)
+            yield block, student_NV[inner], None if teacher_NV is None else teacher_NV[inner]
+
+
 def columns_of(ids: Tensor, vocabulary: int | None) -> Tensor:
     """The columns of a head's logits that belong to ids of its vocabulary.
 
