@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minidist.concurrency import together
-from minidist.data.batching import share_out, unlabelled
+from minidist.data.batching import prompt_of, share_out, unlabelled
 from minidist.protocols import Learner
 from minidist.types import Batch, Measures, Stream, Update
 
@@ -43,7 +43,7 @@ class LearnerRanks:
         return call
 
     def _dealt(self, stream: Stream) -> list[list[int]]:
-        return share_out([len(row.tokens) for row in stream.rows], len(self.members))
+        return share_out([len(row.tokens) for row in stream.rows], len(self.members), list(map(prompt_of, stream.rows)))
 
     def _shares(self, stream: Stream) -> list[Stream]:
         """Each rank's part of the stream. A rank without rows gets a row without labels: it must take part in every pass."""

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from minidist.concurrency import deal, together
+from minidist.data.batching import share_out
 from minidist.protocols import Teacher
 from minidist.run.tracking import log
 from minidist.types import Prompt, Rollout, Sampling, TeacherScores
@@ -13,7 +14,8 @@ _LOOK_S = 10.0
 
 
 class Teachers:
-    """Teacher i mod R scores rollout i of a call, R the number of teachers; prompts are dealt in the same way."""
+    """The teachers score about as many tokens each, and the answers to one prompt together; prompts to write after are dealt in
+    turn, prompt i to teacher i mod R, R the number of teachers."""
 
     def __init__(self, members: Sequence[Teacher]) -> None:
         self.members = list(members)
@@ -23,7 +25,15 @@ class Teachers:
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         """Scores of the rollouts' tokens, in their order."""
         async with _waits_are_logged(self.members, self._retries):
-            return await deal(self.members, rollouts, lambda teacher, part: teacher.score(part))
+            lengths = [len(rollout.for_teacher.prompt.tokens) + len(rollout.tokens) for rollout in rollouts]
+            prompts = [rollout.for_teacher.prompt.tokens.tobytes() for rollout in rollouts]
+            shares = share_out(lengths, len(self.members), prompts)
+            parts = ([rollouts[index] for index in share] for share in shares)
+            done = await together(teacher.score(part) for teacher, part in zip(self.members, parts, strict=True))
+        scores = {
+            index: each for share, part in zip(shares, done, strict=True) for index, each in zip(share, part, strict=True)
+        }
+        return [scores[index] for index in range(len(rollouts))]
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """The teachers' samples, in the prompts' order."""

@@ -145,6 +145,14 @@ def test_the_longest_first_each_to_the_least_loaded() -> None:
     assert share_out([7], 3) == [[0], [], []]
 
 
+def test_rows_of_one_prompt_stay_together_unless_a_rank_would_get_a_twentieth_more() -> None:
+    prompts = ["a", "b", "a", "b", "c", "c"]
+    assert share_out([9, 8, 9, 8, 9, 9], 3, prompts) == [[0, 2], [4, 5], [1, 3]]
+    assert share_out([9, 9, 9, 9], 4, ["a"] * 4) == [[0], [1], [2], [3]]
+    assert share_out([100, 106, 100, 105], 2, ["a", "b", "a", "b"]) == [[1, 3], [0, 2]], "211 tokens, and 206 alone"
+    assert share_out([100, 115, 100, 112], 2, ["a", "b", "a", "b"]) == [[1, 2], [0, 3]], "227 tokens, and 215 alone"
+
+
 def test_loads_are_better_than_row_by_row() -> None:
     """Two long rows never meet while there is an empty rank."""
     assert sorted(map(len, share_out([50, 1, 50, 1, 1, 1], 3))) == [1, 1, 4]

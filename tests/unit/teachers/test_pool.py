@@ -4,21 +4,37 @@ import asyncio
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
 
 import minidist.teachers.pool as module
 from minidist.teachers.pool import Shards, Teachers
-from minidist.types import Sampling
+from minidist.types import Prompt, Rollout, Sampling
 from tests.support.fakes import NumberedRole
 
 SAMPLING = Sampling(samples=2, max_new_tokens=1, seed=3)
 
 
+def rollouts_of(*lengths: tuple[int, int, int]) -> list[Rollout]:
+    """Rollouts from the number, the length and the answer's length of their prompts."""
+    prompts = {number: Prompt(number, np.full(length, number), "") for number, length, _ in lengths}
+    return [Rollout.written(prompts[number], [1] * answer, None, version=0, stopped=True) for number, _, answer in lengths]
+
+
+class Named(NumberedRole):
+    """A teacher whose scores name what it scored."""
+
+    async def score(self, rollouts: Any) -> Any:
+        return [(each.prompt.row, len(each.tokens), self.number) for each in rollouts]
+
+
 @pytest.mark.parametrize("kind", [Teachers, Shards])
-def test_rollouts_are_dealt_in_turn_and_scores_come_back_in_order(kind: type[Teachers]) -> None:
-    members: list[Any] = [NumberedRole(0), NumberedRole(1)]
-    rollouts: list[Any] = [7, 8, 9]
-    assert asyncio.run(kind(members).score(rollouts)) == [(7, 0), (8, 1), (9, 0)]
+def test_teachers_score_as_many_tokens_and_the_answers_to_one_prompt_together(kind: type[Teachers]) -> None:
+    members: list[Any] = [Named(0), Named(1)]
+    like = rollouts_of((7, 3, 9), (8, 3, 1), (7, 3, 1), (8, 3, 9))
+    assert asyncio.run(kind(members).score(like)) == [(7, 9, 0), (8, 1, 1), (7, 1, 0), (8, 9, 1)]
+    uneven = rollouts_of((5, 2, 20), (6, 2, 8), (7, 2, 6), (8, 2, 2))
+    assert asyncio.run(kind(members).score(uneven)) == [(5, 20, 0), (6, 8, 1), (7, 6, 1), (8, 2, 1)]
 
 
 @pytest.mark.parametrize(("kind", "writers"), [(Teachers, [0, 1, 0]), (Shards, [0, 0, 0])])
@@ -56,7 +72,7 @@ def test_a_teacher_that_waits_for_its_server_is_one_line_for_each_time(
 ) -> None:
     monkeypatch.setattr(module, "_LOOK_S", 0.02)
     members: list[Any] = [Waiting(0), NumberedRole(1)]
-    rollouts: list[Any] = [7, 8]
+    rollouts = rollouts_of((7, 1, 1), (8, 1, 1))
 
     async def twice() -> None:
         teachers = Teachers(members)
