@@ -3,9 +3,9 @@
 # make check        lint, types, fast tests
 # make soak         slow tests: two Ray nodes on this machine, pipelines of 10,000 rows killed at random, SIGTERM to Ray actors,
 #                   every row of Dolly, every family of models
-# make bench        measurements: memory against what minidist check says, mixed sampling by turns against in step, losses in chunks
-#                   against the plain ones and TRL's, rows of large files, influence of single rows against exact ways, pipelines
-#                   against the bare engine
+# make bench        measurements: whole runs against TRL's trainers and the machine's limit, memory against what minidist check
+#                   says, mixed sampling by turns against in step, losses in chunks against the plain ones and TRL's, rows of
+#                   large files, influence of single rows against exact ways, pipelines against the bare engine
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -40,6 +40,7 @@ soak: $(READY_DEV)
 
 bench: $(READY_DEV)
 	$(PIP) --no-deps -r requirements/bench.txt
+	$(VENV)/bin/python -m tests.benchmarks.peers
 	$(VENV)/bin/python -m tests.benchmarks.memory
 	$(VENV)/bin/python -m tests.benchmarks.mixed
 	$(VENV)/bin/python -m tests.benchmarks.chunked
