@@ -100,6 +100,11 @@ class Cluster:
         roles = self._local if self.actors is None else self.actors.seated
         return dict(zip((role.name for role in roles), await together(role.calls() for role in roles), strict=True))
 
+    def first(self, role: Role) -> Any:
+        """The first actor of a role, which answers `ask(question, **arguments)`; None where the role has none."""
+        roles = self._local if self.actors is None else self.actors.seated
+        return next((each for each in roles if each.name.split(" ")[0] == role), None)
+
     async def dismiss(self, role: Any) -> None:
         """End one role before the others."""
         if self.actors is not None:

@@ -1,5 +1,6 @@
 """A role in this process, whose calls are timed as those of an actor are."""
 
+import asyncio
 from collections.abc import Callable
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
@@ -19,6 +20,10 @@ class Local:
     def start(self, make: Callable[..., Any], **arguments: Any) -> None:
         with self._log.call("start"):
             self._role = make(**arguments)
+
+    async def ask(self, question: Callable[..., Any], **arguments: Any) -> Any:
+        """The answer of a function that runs beside the role."""
+        return await asyncio.to_thread(question, **arguments)
 
     async def calls(self) -> Calls:
         """When the role worked, since this was last asked."""

@@ -31,6 +31,7 @@ from minidist.losses.targets import Objective
 from minidist.models.forward import checkpoint_activations
 from minidist.models.hub import context_length
 from minidist.run.files import writing
+from minidist.run.timeline import count
 from minidist.types import MAIN, PROBE_TOKENS, Batch, Measures, Probe, Stream, Update, Weights
 
 BACKENDS: dict[str, type[PlainTorch]] = {"single": PlainTorch, "deepspeed": DeepSpeed}
@@ -85,7 +86,9 @@ class LocalLearner:
 
     async def weights(self) -> Weights | None:
         """Every tensor of the checkpoint, including a tied output head: an engine without it would keep its old head."""
-        return await self._worker.run(lambda: self._weights.publish(self._step))
+        published = await self._worker.run(lambda: self._weights.publish(self._step))
+        count(publish_bytes=0 if published is None else sum(array.nbytes for array in published.arrays.values()))
+        return published
 
     async def probe(self, version: int) -> Probe:
         """Two sequences of 32 random tokens, others for each version, and their log-probabilities over all rows of the head."""

@@ -13,7 +13,8 @@ from minidist.data.batching import MicroBatch, pack
 from minidist.errors import ModelError
 from minidist.models.families import PACKED
 from minidist.models.segments import NAME, share_prompts, use_segments
-from minidist.types import Row
+from minidist.run import timeline
+from minidist.types import Array, Row
 
 
 def padded_layout(layout: str, model: PreTrainedModel) -> bool:
@@ -77,6 +78,7 @@ def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool, pr
     else:
         options["inputs_embeds"] = _embeddings(model, ids_BS, prompt_PD, slots_N[positions_N < len(prompt_PD)])
     hidden_BSD = model.base_model(**options).last_hidden_state
+    _count(hidden_BSD, micro, micro.positions, prompted=prompt_PD is not None)
     return hidden_BSD.flatten(0, 1)[slots_N[outputs_L]]
 
 
@@ -86,7 +88,17 @@ def _by_segments(model: PreTrainedModel, micro: MicroBatch) -> Tensor:
     ids_N, positions_N = (torch.from_numpy(each[read]) for each in (micro.tokens, micro.positions))
     options: dict[str, Any] = {"attention_mask": segments.marker(), "position_ids": positions_N[None], "use_cache": False}
     hidden_BSD = model.base_model(input_ids=ids_N[None], **options).last_hidden_state
+    _count(hidden_BSD, micro, micro.positions[read], prompted=False)
     return hidden_BSD[0].index_select(0, torch.from_numpy(place_N[micro.outputs]))
+
+
+def _count(hidden_BSD: Tensor, micro: MicroBatch, positions: Array, *, prompted: bool) -> None:
+    """Account for a pass over tokens at these positions of their rows. `prompted`: of a teacher that learns its prompt."""
+    kind = ("prompted_" if prompted else "") + ("backward" if hidden_BSD.requires_grad else "forward")
+    work = {"tokens": len(positions), "pairs": int(positions.sum()) + len(positions), "heads": len(micro.outputs)}
+    scored = micro.scores is not None and micro.scores.hidden is not None
+    timeline.count(computed=hidden_BSD.shape[:2].numel(), teacher_heads=len(micro.outputs) if scored else 0)
+    timeline.count(**{f"{kind}_{name}": amount for name, amount in work.items()})
 
 
 def _with_virtual_tokens(micro: MicroBatch, count: int) -> MicroBatch:

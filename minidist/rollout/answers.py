@@ -6,17 +6,25 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from minidist.data.rendering import Renderer
+from minidist.run.flops import Work
+from minidist.run.timeline import count, nbytes
 from minidist.types import Prompt, Rollout
 
 Job = tuple[Prompt, int]
 """A prompt and the number of its sample."""
 
 
-def answered(job: Job, renderer: Renderer, tokens: ArrayLike, logprobs: ArrayLike | None, **fields: Any) -> Rollout:
+def answered(
+    job: Job, renderer: Renderer, tokens: ArrayLike, logprobs: ArrayLike | None, *, cached: int = 0, **fields: Any
+) -> Rollout:
     """The rollout of a job that wrote `tokens`, an id that ends answers last unless it reached the token limit.
 
-    fields: version, and others by name.
+    cached: tokens at the beginning of the prompt that the engine did not compute again. fields: version, and others by name.
     """
     (prompt, number), ids = job, np.asarray(tokens, dtype=np.int32)
+    work = Work.answer(len(prompt.tokens), len(ids)) - Work.row(cached)
+    count(written=len(ids), forward_tokens=work.tokens, forward_pairs=work.pairs, forward_heads=work.heads)
     stopped, text = renderer.ended(ids), renderer.decode(ids)
-    return Rollout.written(prompt, ids, logprobs, stopped=stopped, sample=number, text=text, **fields)
+    rollout = Rollout.written(prompt, ids, logprobs, stopped=stopped, sample=number, text=text, **fields)
+    count(generate_bytes=nbytes(rollout))
+    return rollout

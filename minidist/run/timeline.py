@@ -17,6 +17,8 @@ from itertools import count as counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minidist.run.files import writing
 
 DRIVER = "driver"
@@ -115,6 +117,11 @@ def count(**amounts: float) -> None:
     if (call := _CURRENT.get()) is not None:
         for name, amount in amounts.items():
             call.counts[name] = call.counts.get(name, 0) + amount
+
+
+def nbytes(record: object) -> int:
+    """Bytes of the arrays among a record's fields."""
+    return sum(value.nbytes for value in vars(record).values() if isinstance(value, np.ndarray))
 
 
 @contextmanager

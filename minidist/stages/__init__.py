@@ -28,6 +28,7 @@ class Stage:
         starts_roles: the stage starts its roles itself, where it has work for them.
         reruns: a finished run is called again: the stage finds what is left to do, and draws its results again.
         show: `show(summary["result"])` prints the result of a finished run again.
+        ending: `ending(summary)` prints more of a run that has just finished.
     """
 
     verb: str
@@ -38,6 +39,7 @@ class Stage:
     starts_roles: bool = False
     reruns: bool = False
     show: str | None = None
+    ending: str | None = None
 
     @property
     def alone(self) -> bool:
@@ -87,6 +89,7 @@ STAGES: dict[str, Stage] = {
         plan="minidist.preflight.plan:plan_distill",
         run="minidist.stages.distill:distill",
         roles=_distill_roles,
+        ending="minidist.run.accounting:show",
     ),
     "teach": Stage(
         "teach",
@@ -206,4 +209,6 @@ async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:
         run = StageRun(config, plan, directory, checkpoint)
         summary = directory.finish(await code(stage.run)(run, Roles(cluster, config, plan)))
     log.info("%s finished in %.0f s: %s", config.stage, summary["seconds"], directory.path)
+    if stage.ending is not None:
+        code(stage.ending)(summary)
     return summary

@@ -20,6 +20,7 @@ from minidist.run.alarms import Alarms
 from minidist.run.canaries import check_engine, check_floored, check_teacher
 from minidist.run.tracking import Clock, Recorder, log, step_metrics
 from minidist.stages import StageRun
+from minidist.stages.accounts import Accounts, measure_rates
 from minidist.stages.watch import CheckpointWatch, make_recorder
 from minidist.teachers.pool import Teachers
 from minidist.types import Batch, Measures, Sampling, Update, Writer
@@ -35,8 +36,9 @@ async def distill(run: DistillRun, roles: Roles) -> dict[str, Any]:
     transfer = ObjectStoreTransfer(config.canaries.sync_tolerance(config.student.dtype, config.teacher.dtype))
     source = _source(run, hosted, clock)
     members = engines.members if engines else []
-    with closing(make_recorder(run, _shown(config), run.plan.renderer.pieces)) as recorder:
-        watch = DistillWatch(run, hosted, source, transfer, recorder)
+    accounts = Accounts(run, roles.cluster, clock, await measure_rates(config, roles.cluster))
+    with closing(accounts), closing(make_recorder(run, _shown(config), run.plan.renderer.pieces)) as recorder:
+        watch = DistillWatch(run, hosted, source, transfer, recorder, accounts)
         if checkpoint is not None:
             await learner.resume(checkpoint.path)
         if members:
@@ -45,12 +47,13 @@ async def distill(run: DistillRun, roles: Roles) -> dict[str, Any]:
             await watch.examine(-1)
         else:
             watch.restore(checkpoint)  # after the publication, which the count of proved syncs does not hold
+        accounts.begin()
         steps = await train(Run(config.run.steps, source, learner, clock, watch, members, transfer, run.start))
         await watch.save(final)
     summary: dict[str, Any] = {"steps": steps, "model": str(final)}
     for role, actors in (("engine", engines), ("learner", learner), ("teacher", hosted.teachers)):
         summary |= {role: await actors.describe()} if actors else {}
-    return summary | {"syncs_proved": transfer.proved} | watch.summary()
+    return summary | {"syncs_proved": transfer.proved, "time": accounts.summary()} | watch.summary()
 
 
 def _source(run: DistillRun, hosted: HostedRoles, clock: Clock) -> Collector:
@@ -72,9 +75,16 @@ class DistillWatch(CheckpointWatch[Learner]):
     """Canaries and alarms, evaluations, checkpoints and recorded rollouts of a distillation."""
 
     def __init__(
-        self, run: DistillRun, hosted: HostedRoles, source: Collector, transfer: ObjectStoreTransfer, recorder: Recorder
+        self,
+        run: DistillRun,
+        hosted: HostedRoles,
+        source: Collector,
+        transfer: ObjectStoreTransfer,
+        recorder: Recorder,
+        accounts: Accounts,
     ) -> None:
         super().__init__(run, hosted.learner, recorder)
+        self._accounts = accounts
         self._config = run.config
         self._vocabulary = run.plan.vocabulary
         self._engines = hosted.engines
@@ -114,6 +124,7 @@ class DistillWatch(CheckpointWatch[Learner]):
 
     async def after_step(self, step: int, batch: Batch, update: Update, metrics: dict[str, float]) -> bool:
         metrics |= step_metrics(self._config.objective.type, metrics, batch, update)
+        metrics |= await self._accounts.step(batch)
         stopping = self._alarms.look(step, metrics)
         self._recorder.step(step, metrics)
         if self._shows(step):
@@ -126,6 +137,7 @@ class DistillWatch(CheckpointWatch[Learner]):
             remedy = "change that limit or remove its name from canaries.stop_on, and give the same command again"
             raise AlarmError(f"stopped by an alarm of canaries.stop_on: {'; '.join(stopping)}; to resume, {remedy}")
         await self.checkpoint(step + 1)
+        self._accounts.begin()
         return False
 
     def _shows(self, step: int) -> bool:
@@ -149,13 +161,15 @@ class DistillWatch(CheckpointWatch[Learner]):
         """The state of a resumed run beside the learner's."""
         state = {"source": self._source.state_dict(), "evaluations": self._evaluations, "worst": self._worst}
         state |= {"alarms": self._alarms.state_dict(), "syncs_proved": self._transfer.proved}
-        return state | {"metrics_bytes": self._recorder.position()}
+        return state | {"accounts": self._accounts.state_dict(), "metrics_bytes": self._recorder.position()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._source.load_state_dict(state["source"])
         self._evaluations = [(step, figures) for step, figures in state["evaluations"]]
         self._worst, self._transfer.proved = state["worst"], state["syncs_proved"]
         self._alarms.load_state_dict(state["alarms"])
+        if "accounts" in state:  # checkpoints of earlier versions have none
+            self._accounts.load_state_dict(state["accounts"])
 
     def summary(self) -> dict[str, Any]:
         canaries = {"engine_learner_nats_mean_worst": self._worst, "alarms": self._alarms.raised}

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from minidist.concurrency import deal, together
 from minidist.data.batching import share_out
 from minidist.protocols import Teacher
+from minidist.run.timeline import count, nbytes
 from minidist.run.tracking import log
 from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
@@ -33,6 +34,7 @@ class Teachers:
         scores = {
             index: each for share, part in zip(shares, done, strict=True) for index, each in zip(share, part, strict=True)
         }
+        count(score_bytes=sum(nbytes(each) for each in scores.values()))
         return [scores[index] for index in range(len(rollouts))]
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:

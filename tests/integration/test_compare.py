@@ -15,6 +15,7 @@ import yaml
 from minidist.config import CompareConfig, load
 from minidist.evaluation.records import BEFORE, TEACHER
 from minidist.preflight.compare import plan_compare
+from minidist.run.accounting import PREFIXES
 from minidist.run.tracking import log
 from minidist.stages import run_stage
 from minidist.stages.compare import Cells, warm_roles
@@ -62,7 +63,7 @@ def as_before() -> Iterator[None]:
 def numbers(directory: Path) -> list[dict[str, float]]:
     """A run's metrics, but for how long things took."""
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(("time/", "speed/"))} for line in lines]
+    return [{key: value for key, value in line.items() if not key.startswith(PREFIXES)} for line in lines]
 
 
 class Borrowed:

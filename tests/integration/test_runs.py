@@ -18,6 +18,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from minidist.run.accounting import PREFIXES
 from tests.integration.conftest import SHAPE, Stack
 from tests.integration.live_server import Live
 from tests.support.commands import LIMIT, Command, run, start
@@ -356,7 +357,7 @@ def undisturbed(models: Path) -> list[dict[str, float]]:
 
 def numbers(directory: Path) -> list[dict[str, float]]:
     """The metrics, but for how long things took."""
-    return [{k: v for k, v in line.items() if not k.startswith(("time/", "speed/"))} for line in metrics(directory)]
+    return [{k: v for k, v in line.items() if not k.startswith(PREFIXES)} for line in metrics(directory)]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_sh
 from minidist.rollout.vllm.reload import reload
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
+from minidist.run.flops import Work
+from minidist.run.timeline import count as add
 from minidist.types import Array, Prompt, Rollout, Sampling, allowed_ids
 
 _ENVIRONMENT = {
@@ -121,6 +123,8 @@ class VLLMCore:
         # Flat lists, since vLLM would otherwise spend most of the time on one dictionary per position.
         ask = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": top, "flat_logprobs": True, "detokenize": False}
         outputs = await self._run([list(sequence) for sequence in sequences], [SamplingParams(**ask) for _ in sequences])
+        for work in (Work.row(len(sequence), len(sequence)) for sequence in sequences):
+            add(computed=work.tokens, forward_tokens=work.tokens, forward_pairs=work.pairs, forward_heads=work.heads)
         return [_table(sequence, output.prompt_logprobs) for sequence, output in zip(sequences, outputs, strict=True)]
 
     async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
@@ -192,7 +196,8 @@ class VLLMCore:
     def _rollout(self, job: Job, output: Any, version: int) -> Rollout:
         completion = output.outputs[0]
         logprobs = [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)]
-        return answered(job, self._renderer, completion.token_ids, logprobs, version=version)
+        known = {"cached": output.num_cached_tokens or 0, "version": version}
+        return answered(job, self._renderer, completion.token_ids, logprobs, **known)
 
     def _reload(self, tensors: list[tuple[str, Any]]) -> None:
         # The caller proves the swap.

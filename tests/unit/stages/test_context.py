@@ -13,6 +13,7 @@ from minidist.errors import DataError
 from minidist.preflight.cost import role_needs
 from minidist.preflight.facts import read_model
 from minidist.preflight.plan import plan_distill, plan_score
+from minidist.run.accounting import PREFIXES
 from minidist.stages import run_stage
 from minidist.teachers.cache.store import ScoreCache
 from tests.support.tiny import tiny_model, tiny_renderer
@@ -53,8 +54,7 @@ def distilled(settings: dict[str, Any]) -> list[dict[str, float]]:
     """The figures of each step but the times."""
     asyncio.run(run_stage(DistillConfig.model_validate(settings)))
     lines = (Path(settings["run"]["directory"]) / "metrics.jsonl").read_text().splitlines()
-    timed = ("time/", "speed/")
-    return [{key: value for key, value in json.loads(line).items() if not key.startswith(timed)} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if not key.startswith(PREFIXES)} for line in lines]
 
 
 def first_rollouts(home: Path, name: str) -> list[dict[str, Any]]:

@@ -1,0 +1,129 @@
+"""The account of a distillation as it runs: spans of all actors, step by step, and the memory of all processes."""
+
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from minidist.cluster.cluster import Cluster
+from minidist.config import DistillConfig
+from minidist.config.cluster import ClusterConfig, Role
+from minidist.models.rate import matrix_product_rate
+from minidist.preflight.plan import DistillPlan
+from minidist.run.accounting import Account, Costs, account
+from minidist.run.flops import DecoderFlops
+from minidist.run.memory import MemoryWatch
+from minidist.run.timeline import DRIVER, Timeline, nbytes
+from minidist.run.tracking import Clock
+from minidist.stages import StageRun, roles_of
+from minidist.types import Batch
+
+
+def costs(config: DistillConfig, plan: DistillPlan) -> Costs:
+    """What a token costs in each role. A teacher on a server, or in a cache, costs this run nothing."""
+    student, teacher = plan.models.student.shape.flops, plan.models.teacher.shape.flops
+    hosted = config.teacher.learns or (config.teacher.live and config.teacher.hosted)
+    body = teacher if hosted else DecoderFlops(head=teacher.head)
+    both = DecoderFlops(student.token + body.token, student.pair + body.pair, student.head + body.head)
+    headless = DecoderFlops(body.token, body.pair)
+    return Costs(
+        student,
+        writer=both if config.teacher_mix else student,
+        teacher=body,
+        scorer=headless if config.teacher.payload == "hidden" or not hosted else body,
+        recomputed=config.learner.activation_checkpointing,
+    )
+
+
+async def measure_rates(config: DistillConfig, cluster: Cluster) -> dict[str, float]:
+    """Matrix products of one process of each role, FLOP/s; measured once for roles with the same precision and threads."""
+    dtypes: dict[Role, str] = dict.fromkeys(roles_of(config), config.student.dtype)
+    dtypes |= {"teacher": config.teacher.dtype} if "teacher" in dtypes else {}
+    known: dict[tuple[object, ...], float] = {}
+    rates: dict[str, float] = {}
+    for role, dtype in dtypes.items():
+        kind = _kind(config.cluster, role, dtype)
+        if kind not in known and (member := cluster.first(role)) is not None:
+            known[kind] = await member.ask(matrix_product_rate, dtype=dtype, on_gpu=bool(kind[-1]))
+        if kind in known:
+            rates[role] = known[kind]
+    return rates
+
+
+def _kind(config: ClusterConfig, role: Role, dtype: str) -> tuple[object, ...]:
+    """What the rate of a role's process depends on; the last is its share of a GPU. Nodes of a joined cluster may differ."""
+    settings = config.role(role)
+    node = role if config.address is not None else None
+    return node, dtype, settings.processes * settings.devices, config.gpus_of(settings)
+
+
+class Accounts:
+    """Gives each step its figures, and keeps those of all steps.
+
+    Args:
+        run: the distillation, in whose directory the timeline is written.
+        cluster: its actors.
+        clock: times the phases of the loop.
+        rates: of matrix products, by role, FLOP/s.
+    """
+
+    def __init__(
+        self, run: StageRun[DistillConfig, DistillPlan], cluster: Cluster, clock: Clock, rates: Mapping[str, float]
+    ) -> None:
+        self._cluster = cluster
+        self._clock = clock
+        self._rates = rates
+        self._costs = costs(run.config, run.plan)
+        self._joined = run.config.cluster.address is not None
+        self._timeline = Timeline(run.directory.path / "timeline.json", steps=run.config.run.timeline_steps)
+        self._memory = MemoryWatch()
+        self._earlier_peak = 0
+        self._all = Account()
+        self._since = time.time()
+
+    def begin(self) -> None:
+        """The next step begins; the time since the last one was spent between steps."""
+        now = time.time()
+        self._all += Account(between=now - self._since if self._all.steps else 0.0)
+        self._since = now
+
+    async def step(self, batch: Batch) -> dict[str, float]:
+        """The metrics of the step that ends now."""
+        driver, actors = self._clock.phases(), await self._cluster.calls()
+        now = time.time()
+        spent = account((self._since, now), driver, actors, self._costs, self._rates)
+        spent = spent.with_bytes("update", _batch_bytes(batch))
+        self._since = now
+        self._all += spent
+        self._timeline.add({DRIVER: driver.done, **{name: calls.done for name, calls in actors.items()}})
+        here = socket.gethostname()
+        self._memory.add(calls.pid for calls in actors.values() if calls.host == here)
+        return spent.metrics() | {"memory/peak_gib": self.peak_gib}
+
+    @property
+    def peak_gib(self) -> float:
+        return max(self._memory.peak, self._earlier_peak) / 2**30
+
+    def close(self) -> None:
+        self._memory.close()
+        self._timeline.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        return {"all": self._all.to_record(), "memory_peak": max(self._memory.peak, self._earlier_peak)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from an earlier process of the run."""
+        self._all, self._earlier_peak = Account.from_record(state["all"]), int(state["memory_peak"])
+
+    def summary(self) -> dict[str, Any]:
+        """For the run's summary, from which `run.accounting.show` prints a table."""
+        rates = {"matrix_products_flop_per_s": dict(self._rates)}
+        memory = {"memory_peak_gib": self.peak_gib, "this_node_alone": self._joined}
+        return {"account": self._all.to_record(), **rates, **memory}
+
+
+def _batch_bytes(batch: Batch) -> int:
+    """Bytes of the batch's arrays, as they go to the learner."""
+    rows = (row for streams in batch.steps for stream in streams for row in stream.rows)
+    return sum(nbytes(row) + (nbytes(row.scores) if row.scores else 0) for row in rows)
