@@ -1,8 +1,8 @@
-"""Where the time of a distillation went: seconds, tokens, padding, bytes, FLOPs and their utilisation of each phase, idle time of
-each actor. From the spans of driver and actors, and from what was counted inside them.
+"""Where the time of a distillation went: seconds, tokens, padding, bytes and FLOPs of each phase, idle time of each actor. From
+the spans of driver and actors, and from what was counted inside them.
 
-A phase lasts while the driver waits for it or an actor works on it, so phases that overlap have the seconds that each takes, and
-together more than the step. Work is counted in the step in which the call ends that did it.
+A phase lasts while the driver waits for it or an actor works on it, so phases that overlap have the seconds that each takes,
+and together more than the step. Work is counted in the step in which the call ends that did it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,6 +27,7 @@ _VERBS = {
     "learner": {"update": "update", "weights": "publish", "probe": "publish"},
 }
 _MEASURING = ("credit", "check")  # phases in which the learner measures text without training on it
+_PACKED = ("score", "update", *_MEASURING)  # phases whose rows are put into micro-batches
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,8 @@ def account(
         nbytes = sum(span.counts.get(f"{phase}_bytes", 0) for _, _, span in spans)
         made = _account_phase(phase, of_phase, interval, costs)
         phases[phase] = replace(made, nbytes=nbytes, possible=made.seconds * rate)
-    idle = {name: end - start - union(calls.busy, start, end) for name, calls in actors.items()}
+    in_order = sorted(actors.items(), key=lambda actor: list(_VERBS).index(_role(actor[0])))
+    idle = {name: end - start - union(calls.busy, start, end) for name, calls in in_order}
     other = end - start - union([(span.start, span.end) for _, _, span in spans], start, end)
     return Account(end - start, 1, other, 0.0, {phase: phases[phase] for phase in PHASES if phase in phases}, idle)
 
@@ -198,12 +200,11 @@ def _account_phase(phase: str, spans: Sequence[tuple[str, Span]], interval: tupl
     counts = [span.counts for _, span in spans]
     real = sum(value for each in counts for name, value in each.items() if name.endswith("ward_tokens"))
     computed = sum(each.get("computed", 0) for each in counts)
-    tokens = {"generate": sum(each.get("written", 0) for each in counts), "publish": 0.0}
     return Phase(
         seconds=union([(span.start, span.end) for _, span in spans], *interval),
-        tokens=tokens.get(phase, real),
-        real=real if computed else 0.0,
-        computed=computed,
+        tokens=real if phase in _PACKED else sum(each.get("written", 0.0) for each in counts),
+        real=real if phase in _PACKED else 0.0,
+        computed=computed if phase in _PACKED else 0.0,
         flops=sum(costs.flops(_role(name), phase, span.counts) for name, span in spans),
     )
 
@@ -214,11 +215,12 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     idle = ", ".join(f"{name} {_percent(seconds / spent.seconds)}" for name, seconds in spent.idle.items())
     rates = ", ".join(f"{role} {rate / 1e9:,.0f}" for role, rate in record["matrix_products_flop_per_s"].items())
     of = "all processes of the run on this node" if record["this_node_alone"] else "all processes of the run"
-    return [
-        *([f"idle: {idle} of the steps' time"] if idle else []),
-        *([f"matrix products: {rates} GFLOP/s a process; used: share of these that the FLOPs needed took"] if rates else []),
-        f"memory: {record['memory_peak_gib']:.2f} GiB at most, {of} (PSS)",
-    ]
+    found = {
+        f"idle: {idle} of the steps' time": idle,
+        f"utilised: FLOPs needed, of those of matrix products in this time (GFLOP/s a process: {rates})": rates,
+        f"memory: {record['memory_peak_gib']:.2f} GiB at most, {of} (PSS)": True,
+    }
+    return [line for line, known in found.items() if known]
 
 
 def show(summary: Mapping[str, Any]) -> None:
@@ -232,7 +234,7 @@ def show(summary: Mapping[str, Any]) -> None:
 
 def table(spent: Account) -> Table:
     """One row a phase."""
-    names = ("phase", "seconds", "share", "tokens", "tokens/s", "padding", "TFLOP", "used", "MiB")
+    names = ("phase", "seconds", "share", "tokens", "tokens/s", "padding", "TFLOP", "utilised", "MiB")
     made = Table(box=box.SIMPLE_HEAD, title=f"where the time of {spent.steps} steps went", title_justify="left")
     for number, name in enumerate(names):
         made.add_column(name, justify="right" if number else "left")

@@ -20,8 +20,8 @@ class MemoryWatch:
     such as those of libraries and of Ray's object store, count once in the sum.
 
     The kernel takes milliseconds for the PSS of one large process. So the thread often reads the sizes of private pages, which
-    cost microseconds, and the PSS where those have grown by a hundredth, or after half a minute; and it looks the less often the
-    longer a look takes.
+    cost microseconds, and the PSS where those have grown by a hundredth, or after half a minute; and it looks the less often
+    the longer a look takes.
 
     Args:
         others: processes of the run that are not below this one, such as actors of a Ray cluster that the run joined.

@@ -13,7 +13,7 @@ from minidist.preflight.plan import DistillPlan
 from minidist.run.accounting import Account, Costs, account
 from minidist.run.flops import DecoderFlops
 from minidist.run.memory import MemoryWatch
-from minidist.run.timeline import DRIVER, Timeline, nbytes
+from minidist.run.timeline import DRIVER, Calls, Span, Timeline, nbytes
 from minidist.run.tracking import Clock
 from minidist.stages import StageRun, roles_of
 from minidist.types import Batch
@@ -64,28 +64,31 @@ class Accounts:
         run: the distillation, in whose directory the timeline is written.
         cluster: its actors.
         clock: times the phases of the loop.
-        rates: of matrix products, by role, FLOP/s.
     """
 
-    def __init__(
-        self, run: StageRun[DistillConfig, DistillPlan], cluster: Cluster, clock: Clock, rates: Mapping[str, float]
-    ) -> None:
+    def __init__(self, run: StageRun[DistillConfig, DistillPlan], cluster: Cluster, clock: Clock) -> None:
+        self._began = time.time()
+        self._config = run.config
         self._cluster = cluster
         self._clock = clock
-        self._rates = rates
+        self._rates: dict[str, float] = {}
         self._costs = costs(run.config, run.plan)
-        self._joined = run.config.cluster.address is not None
         self._timeline = Timeline(run.directory.path / "timeline.json", steps=run.config.run.timeline_steps)
         self._memory = MemoryWatch()
         self._earlier_peak = 0
         self._all = Account()
-        self._since = time.time()
+        self._since = self._began
+        self._ended: float | None = None
+
+    async def measure_rates(self) -> None:
+        """How fast the roles multiply matrices, before the first step: later they would disturb each other."""
+        self._rates = await measure_rates(self._config, self._cluster)
 
     def begin(self) -> None:
         """The next step begins; the time since the last one was spent between steps."""
-        now = time.time()
-        self._all += Account(between=now - self._since if self._all.steps else 0.0)
-        self._since = now
+        self._since = time.time()
+        if self._ended is not None:
+            self._all += Account(between=self._since - self._ended)
 
     async def step(self, batch: Batch) -> dict[str, float]:
         """The metrics of the step that ends now."""
@@ -93,12 +96,16 @@ class Accounts:
         now = time.time()
         spent = account((self._since, now), driver, actors, self._costs, self._rates)
         spent = spent.with_bytes("update", _batch_bytes(batch))
-        self._since = now
+        self._ended = now
         self._all += spent
-        self._timeline.add({DRIVER: driver.done, **{name: calls.done for name, calls in actors.items()}})
+        self._timeline.add({name: self._of_run(calls) for name, calls in {DRIVER: driver, **actors}.items()})
         here = socket.gethostname()
         self._memory.add(calls.pid for calls in actors.values() if calls.host == here)
         return spent.metrics() | {"memory/peak_gib": self.peak_gib}
+
+    def _of_run(self, calls: Calls) -> list[Span]:
+        """The calls of this run; actors that stay warm have worked for others."""
+        return [span for span in calls.done if span.start >= self._began]
 
     @property
     def peak_gib(self) -> float:
@@ -119,7 +126,7 @@ class Accounts:
     def summary(self) -> dict[str, Any]:
         """For the run's summary, from which `run.accounting.show` prints a table."""
         rates = {"matrix_products_flop_per_s": dict(self._rates)}
-        memory = {"memory_peak_gib": self.peak_gib, "this_node_alone": self._joined}
+        memory = {"memory_peak_gib": self.peak_gib, "this_node_alone": self._config.cluster.address is not None}
         return {"account": self._all.to_record(), **rates, **memory}
 
 

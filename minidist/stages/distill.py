@@ -20,7 +20,7 @@ from minidist.run.alarms import Alarms
 from minidist.run.canaries import check_engine, check_floored, check_teacher
 from minidist.run.tracking import Clock, Recorder, log, step_metrics
 from minidist.stages import StageRun
-from minidist.stages.accounts import Accounts, measure_rates
+from minidist.stages.accounts import Accounts
 from minidist.stages.watch import CheckpointWatch, make_recorder
 from minidist.teachers.pool import Teachers
 from minidist.types import Batch, Measures, Sampling, Update, Writer
@@ -30,14 +30,22 @@ DistillRun = StageRun[DistillConfig, DistillPlan]
 
 async def distill(run: DistillRun, roles: Roles) -> dict[str, Any]:
     """Host the roles, prove the first weight sync, run the loop, write final/."""
+    clock = Clock()
+    with closing(Accounts(run, roles.cluster, clock)) as accounts:
+        hosted = await host_roles(run.config, roles)
+        await accounts.measure_rates()
+        summary = await _train(run, hosted, clock, accounts)
+    return summary | {"time": accounts.summary()}
+
+
+async def _train(run: DistillRun, hosted: HostedRoles, clock: Clock, accounts: Accounts) -> dict[str, Any]:
+    """Run the loop in the roles; returns the summary."""
     config, checkpoint, final = run.config, run.checkpoint, run.directory.final
-    hosted = await host_roles(config, roles)
-    clock, engines, learner = Clock(), hosted.engines, hosted.learner
+    engines, learner = hosted.engines, hosted.learner
     transfer = ObjectStoreTransfer(config.canaries.sync_tolerance(config.student.dtype, config.teacher.dtype))
     source = _source(run, hosted, clock)
     members = engines.members if engines else []
-    accounts = Accounts(run, roles.cluster, clock, await measure_rates(config, roles.cluster))
-    with closing(accounts), closing(make_recorder(run, _shown(config), run.plan.renderer.pieces)) as recorder:
+    with closing(make_recorder(run, _shown(config), run.plan.renderer.pieces)) as recorder:
         watch = DistillWatch(run, hosted, source, transfer, recorder, accounts)
         if checkpoint is not None:
             await learner.resume(checkpoint.path)
@@ -53,7 +61,7 @@ async def distill(run: DistillRun, roles: Roles) -> dict[str, Any]:
     summary: dict[str, Any] = {"steps": steps, "model": str(final)}
     for role, actors in (("engine", engines), ("learner", learner), ("teacher", hosted.teachers)):
         summary |= {role: await actors.describe()} if actors else {}
-    return summary | {"syncs_proved": transfer.proved, "time": accounts.summary()} | watch.summary()
+    return summary | {"syncs_proved": transfer.proved} | watch.summary()
 
 
 def _source(run: DistillRun, hosted: HostedRoles, clock: Clock) -> Collector:

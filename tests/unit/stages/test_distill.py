@@ -89,3 +89,57 @@ def test_models_are_evaluated_greedily(home: Path) -> None:
         texts = hf.sample(tiny_model(seed=seed), plan.renderer, plan.prompts, greedy, version=0)
         assert result[name]["length_mean_tokens"] == sum(len(text.tokens) for text in texts) / len(texts)
         assert "rouge_l" in result[name] and "reverse_kl" not in result[name] and "exposure_bias" not in result[name]
+
+
+def accounted(settings: DistillConfig) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The record of a run's time, its steps' metrics, and the spans of its timeline."""
+    time = asyncio.run(run_stage(settings))["time"]
+    folder = settings.run.directory
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return time, steps, json.loads((folder / "timeline.json").read_text())
+
+
+def test_a_step_is_accounted_for(home: Path) -> None:
+    """4 prompts of up to 3 tokens, answers of up to 6; one micro-batch of the learner, whose rows the teacher has scored."""
+    time, [first, second], _ = accounted(config(home, "account", run={"directory": str(home / "account"), "steps": 2}))
+    answers = [json.loads(line) for line in (home / "account" / "rollouts" / "step_000002.jsonl").read_text().splitlines()]
+    written = sum(len(answer["tokens"]) for answer in answers)
+    prompt = len(tiny_renderer().prompt("1+="))
+    flops = plan_distill(config(home, "account-plan")).models.student.shape.flops
+    rows = [prompt + len(answer["tokens"]) for answer in answers]
+    passed = flops.token * sum(rows) + flops.pair * sum(row * (row + 1) / 2 for row in rows)
+    assert second["tokens/generate"] == written and second["tokens/score"] == second["tokens/update"] == sum(rows)
+    assert second["flops/score_tflop"] == pytest.approx(passed / 1e12)
+    head = flops.head * written  # the student's and the teacher's are alike
+    assert second["flops/update_tflop"] == pytest.approx((3 * (passed + head) + head) / 1e12)
+    assert 0 < second["flops/generate_tflop"] < (passed + head) / 1e12
+    assert second["bytes/publish_mib"] > 0.1 and second["bytes/score_mib"] == written * flops.head / 2 / 13 * 4 / 2**20
+    assert 0 < second["utilisation/update_frac"] < 1.5 and second["memory/peak_gib"] > 0.1
+    seconds = sum(value for name, value in second.items() if name.startswith("time/"))
+    for role in ("rollout", "teacher", "learner"):
+        assert 0 < second[f"idle/{role}_s"] < seconds * 1.2 + 0.1
+    assert time["account"]["steps"] == 2 and "tokens/check" in first
+    assert time["account"]["phases"]["generate"]["tokens"] == first["tokens/generate"] + written
+
+
+def test_the_timeline_has_all_actors_and_a_resumed_run_goes_on_in_it(home: Path) -> None:
+    run = {"directory": str(home / "timeline"), "checkpoint_every": 2}
+    before, _, first = accounted(config(home, "timeline", run=run | {"steps": 2}))
+    after, steps, events = accounted(config(home, "timeline", run=run | {"steps": 3}))
+    rows = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert sorted(rows.values()) == ["driver", "learner", "rollout", "teacher"]
+    spans = [event for event in events if event["ph"] == "X"]
+    assert events[: len(first)] == first and len(steps) == 3
+    updates = [span["ts"] for span in spans if (rows[span["pid"]], span["name"]) == ("learner", "update")]
+    assert len(updates) == 3 and updates == sorted(updates)
+    assert all(span["dur"] >= 0 for span in spans)
+    for row in rows:
+        begun = [span["ts"] for span in spans if span["pid"] == row]
+        assert begun and begun == sorted(begun)
+    assert after["account"]["steps"] == 3 and after["account"]["seconds"] > before["account"]["seconds"]
+
+
+def test_a_run_may_go_without_a_timeline_of_later_steps(home: Path) -> None:
+    run = {"directory": str(home / "short-timeline"), "steps": 3, "timeline_steps": 1}
+    _, _, events = accounted(config(home, "short-timeline", run=run))
+    assert sum(event["name"] == "update" and event["pid"] == 0 for event in events) == 1
