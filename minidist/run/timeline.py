@@ -120,8 +120,8 @@ def count(**amounts: float) -> None:
 
 
 def nbytes(record: object) -> int:
-    """Bytes of the arrays among a record's fields."""
-    return sum(value.nbytes for value in vars(record).values() if isinstance(value, np.ndarray))
+    """Bytes of the arrays among a record's fields; 0 for a reference, whose arrays are elsewhere."""
+    return sum(value.nbytes for value in getattr(record, "__dict__", {}).values() if isinstance(value, np.ndarray))
 
 
 @contextmanager

@@ -158,6 +158,7 @@ def test_distillation_brings_the_student_closer_and_leaves_its_files(models: Pat
     before, after = summary["evaluations"][0], summary["evaluations"][-1]
     assert (before["step"], after["step"]) == (0, 40)
     assert after["reverse_kl"] < 0.7 * before["reverse_kl"]
+    assert "where the time of 40 steps went" in done.stdout and "memory: " in done.stdout
     assert summary["syncs_proved"] == 41  # before the first word, and after every step
     assert summary["engine"]["class"].startswith("vllm") and summary["learner"]["class"] == "DeepSpeedLearner"
     assert summary["engine"]["tokens_written"] > 40 * 48
@@ -181,6 +182,30 @@ def test_distillation_brings_the_student_closer_and_leaves_its_files(models: Pat
     shown = run("sample", directory, "--rows", "2")
     assert shown.returncode == 0 and "mean difference" in shown.stdout, shown.stderr
     assert list((directory / "tensorboard").glob("events*")) and (directory / "log.txt").stat().st_size
+
+
+def test_a_run_says_where_its_time_went(models: Path) -> None:
+    """Of the run above: a timeline with every actor, in order, and figures of every phase."""
+    directory = models / "distill"
+    events = json.loads((directory / "timeline.json").read_text())
+    rows = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert sorted(rows.values()) == ["driver", "learner", "rollout", "teacher"]
+    spans = [event for event in events if event["ph"] == "X"]
+    for row, name in rows.items():
+        times = [(span["ts"], span["dur"], span["name"]) for span in spans if span["pid"] == row]
+        assert times == sorted(times, key=lambda time: time[0]) and min(dur for _, dur, _ in times) >= 0
+        verb = {"driver": "update", "learner": "update", "rollout": "generate", "teacher": "score"}[name]
+        assert sum(each == verb for _, _, each in times) >= 40
+    last = [line for line in metrics(directory) if "loss/nats_per_token" in line][-1]
+    for phase in ("generate", "score", "update"):
+        assert last[f"tokens/{phase}"] > 0 and last[f"bytes/{phase}_mib"] > 0
+        assert 0 < last[f"utilisation/{phase}_frac"] < 1
+    assert last["padding/score_frac"] <= 0.05 and last["padding/update_frac"] <= 0.05
+    assert last["tokens/generate"] == pytest.approx(48 * last["rollout/length_mean_tokens"])
+    spent = json.loads((directory / "summary.json").read_text())["time"]
+    assert spent["account"]["steps"] == 40 and 0.5 < spent["memory_peak_gib"] < 8
+    assert spent["account"]["other"] < 0.1 * spent["account"]["seconds"]
+    assert all(0 < seconds < spent["account"]["seconds"] for seconds in spent["account"]["idle"].values())
 
 
 def test_final_loads_in_transformers_and_vllm_as_it_is(models: Path, stack: Stack) -> None:

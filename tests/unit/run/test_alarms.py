@@ -19,6 +19,7 @@ from minidist.experience.draw import Shuffled
 from minidist.experience.source import Collector
 from minidist.experience.streams import Source, StudentText
 from minidist.rollout.pool import Engines
+from minidist.run.accounting import PREFIXES
 from minidist.run.alarms import Alarms
 from minidist.run.tracking import Clock, log
 from minidist.types import MAIN, Finish, Prompt, Rollout, Sampling
@@ -225,7 +226,7 @@ def distil(models: Path, name: str, monkeypatch: pytest.MonkeyPatch, *overrides:
 
 def numbers(directory: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if not key.startswith(("time/", "speed/"))} for line in lines]
+    return [{key: value for key, value in line.items() if not key.startswith(PREFIXES)} for line in lines]
 
 
 def test_an_alarm_stops_a_run_which_resumes_without_that_alarm(
