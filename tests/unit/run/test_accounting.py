@@ -37,7 +37,8 @@ LEARNER = done(
     ("update", 18, 20, TRAINED),
     ("weights", 21, 21.25, {"publish_bytes": 2048}),
 )
-ACTORS = {"learner": LEARNER, "rollout 0": ROLLOUT, "rollout 1": done(), "teacher": done(("score", 14, 16, SCORED))}
+TEACHER_CALLS = done(("score", 4, 5, {"computed": 9, "forward_tokens": 9, "score_bytes": 9}), ("score", 14, 16, SCORED))
+ACTORS = {"learner": LEARNER, "rollout 0": ROLLOUT, "rollout 1": done(), "teacher": TEACHER_CALLS}
 
 
 def spent(**changes: Any) -> Account:

@@ -2,17 +2,22 @@
 
 import asyncio
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import minidist.rollout.hf as hf
+from minidist.cluster.cluster import Cluster
 from minidist.config import DistillConfig, EvaluateConfig
 from minidist.errors import CanaryError
 from minidist.preflight.plan import plan_distill, plan_evaluate
-from minidist.stages import run_stage
-from minidist.types import Sampling
+from minidist.run.directory import RunDirectory
+from minidist.run.tracking import Clock
+from minidist.stages import StageRun, run_stage
+from minidist.stages.accounts import Accounts
+from minidist.types import Batch, Sampling
 from tests.support.tiny import tiny_model, tiny_renderer
 
 
@@ -137,6 +142,33 @@ def test_the_timeline_has_all_actors_and_a_resumed_run_goes_on_in_it(home: Path)
         begun = [span["ts"] for span in spans if span["pid"] == row]
         assert begun and begun == sorted(begun)
     assert after["account"]["steps"] == 3 and after["account"]["seconds"] > before["account"]["seconds"]
+
+
+def test_a_timeline_leaves_out_what_warm_actors_did_before(home: Path) -> None:
+    settings = config(home, "warm")
+    run, plan = RunDirectory(settings), plan_distill(settings)
+    run.start()
+
+    async def account() -> list[dict[str, Any]]:
+        async with Cluster(settings.cluster, home / "logs") as cluster:
+            teacher = await cluster.host("teacher", Warm)
+            await teacher.score()
+            with closing(Accounts(StageRun(settings, plan, run), cluster, Clock())) as accounts:
+                await teacher.extend()
+                await accounts.step(Batch(0, ()))
+        return json.loads((home / "warm" / "timeline.json").read_text())
+
+    assert [event["name"] for event in asyncio.run(account()) if event["ph"] == "X"] == ["extend"]
+
+
+class Warm:
+    async def score(self) -> None:
+        """Of an earlier run."""
+
+    async def extend(self) -> None:
+        """Of this run."""
+
+    async def close(self) -> None: ...
 
 
 def test_a_run_may_go_without_a_timeline_of_later_steps(home: Path) -> None:
