@@ -91,7 +91,10 @@ def test_free_settings_are_those_that_change_no_number() -> None:
         )
     }
     kept = {"run.directory", "run.overwrite"}
-    run = kept | {f"run.{name}" for name in ("steps", "checkpoint_every", "checkpoints_kept", "rollouts_every", "tensorboard")}
+    run = kept | {
+        f"run.{name}"
+        for name in ("steps", "checkpoint_every", "checkpoints_kept", "rollouts_every", "timeline_steps", "tensorboard")
+    }
     names = ("length", "truncated", "repetition", "distinct", "clip", "weight_max", "weight_min", "disliked", "floored", "age")
     alarms = {f"canaries.alarm_{name}" for name in names} | {"canaries.stop_on"}
     assert free_settings(DistillConfig) == free_settings(SftConfig) == {"cluster"} | run | trained | alarms

@@ -6,7 +6,7 @@ import sys
 import time
 
 from minidist.run import memory
-from minidist.run.memory import MemoryWatch, proportional
+from minidist.run.memory import MemoryWatch, _with_children, proportional
 
 MIB = 2**20
 
@@ -28,16 +28,15 @@ for _ in range(2):
 print("ready", flush=True)
 sys.stdin.read()
 """
-    watch = MemoryWatch()
-    watch.close()
-    before = watch.peak
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None and [parent.stdout.readline() for _ in range(3)] == ["ready\n"] * 3
+        processes = _with_children([parent.pid])
+        size = sum(map(proportional, processes)) / MIB
         watch = MemoryWatch()
         watch.close()
         parent.kill()
-    grown = (watch.peak - before) / MIB
-    assert 120 < grown < 160, "64 shared and twice 32, and the interpreters"
+    assert len(processes) == 3 and 128 < size < 160, "64 shared and twice 32, and the interpreters"
+    assert watch.peak / MIB > size
 
 
 def test_a_process_that_is_named_is_watched_though_it_is_no_child() -> None:
