@@ -48,9 +48,9 @@ class PlainTorch:
         """Clear the gradient of a step that is not taken."""
         self.optimizer.zero_grad(set_to_none=True)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the model by its name, complete on the first rank at least."""
-        return dict(self._model.state_dict())
+    def tensors(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+        """The tensors of the model by name, all or those `wanted`, complete on the first rank at least."""
+        return {name: tensor for name, tensor in self._model.state_dict().items() if wanted(name)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Replace every tensor of the model; the optimizer's moments stay."""

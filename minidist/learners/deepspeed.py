@@ -57,13 +57,14 @@ class DeepSpeed(PlainTorch):
                 gradients.update(dict.fromkeys(gradients))
             self._zero.micro_step_id = -1
 
-    def tensors(self) -> dict[str, Tensor]:
-        tensors = super().tensors()
+    def tensors(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+        tensors = super().tensors(wanted)
         if self._stage < 3:
             return tensors
-        gathered = {id(parameter): self._gather(parameter) for parameter in self._model.parameters()}
+        partitioned = {name: each for name, each in self._model.named_parameters(remove_duplicate=False) if wanted(name)}
         # Tied names share one tensor, as they do in the model.
-        return tensors | {name: gathered[id(each)] for name, each in self._model.named_parameters(remove_duplicate=False)}
+        gathered = {id(each): self._gather(each) for each in {id(each): each for each in partitioned.values()}.values()}
+        return tensors | {name: gathered[id(each)] for name, each in partitioned.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self._model.named_parameters():

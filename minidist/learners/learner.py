@@ -84,10 +84,11 @@ class LocalLearner:
     async def measure(self, stream: Stream, temperature: float = 1.0, top_p: float = 1.0) -> Measures:
         return await self._worker.run(self._measure, stream, temperature=temperature, top_p=top_p)
 
-    async def weights(self) -> Weights | None:
-        """Every tensor of the checkpoint, including a tied output head: an engine without it would keep its old head."""
-        published = await self._worker.run(lambda: self._weights.publish(self._step))
-        count(publish_bytes=0 if published is None else sum(array.nbytes for array in published.arrays.values()))
+    async def weights(self, whole: bool = True) -> Weights | None:
+        """Every tensor of the checkpoint, including a tied output head: an engine without it would keep its old head. Not
+        `whole`: adapters alone, where the student has some."""
+        published = await self._worker.run(self._weights.publish, self._step, whole=whole)
+        count(publish_bytes=0 if published is None else published.nbytes)
         return published
 
     async def probe(self, version: int) -> Probe:

@@ -6,7 +6,7 @@ and the adapters `layer.lora_A.default.weight` and `layer.lora_B.default.weight`
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from minidist.config.models import LoraConfig
 from minidist.errors import ModelError
+from minidist.models.adapted import A, B, merge
 from minidist.models.families import is_wrapped, other_layers
 from minidist.models.files import ADAPTER_CONFIG, refused
 
@@ -148,20 +149,39 @@ def merged(state: Mapping[str, Tensor], *, scale: float, transposed: frozenset[s
     """
     plain = {}
     for name, tensor in state.items():
-        if name.endswith((_A, _B)):
+        if is_adapter_name(name):
             continue
         layer, is_base, rest = name.partition(_BASE)
         plain_name = f"{layer}.{rest}" if is_base else name
         if is_base and rest == "weight":
-            change = scale * (state[layer + _B].float() @ state[layer + _A].float())
-            tensor = (tensor.float() + (change.T if plain_name in transposed else change)).to(tensor.dtype)
+            tensor = merge(tensor, state[layer + _A], state[layer + _B], scale=scale, transposed=plain_name in transposed)
         plain[plain_name] = tensor
     return plain
 
 
+def is_adapter_name(name: str) -> bool:
+    """Whether a tensor of an adapted model is A or B of an adapter."""
+    return name.endswith((_A, _B))
+
+
+def plain_names(names: Iterable[str]) -> list[str]:
+    """Names of the plain checkpoint's tensors, from those of an adapted model's."""
+    return [name.replace(_BASE, ".") for name in names if not is_adapter_name(name)]
+
+
+def published_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A and B of an adapted model's state, under the names of the weights that they change (`models.adapted`)."""
+    return {
+        name.removesuffix(long) + ".weight" + short: tensor
+        for name, tensor in state.items()
+        for long, short in ((_A, A), (_B, B))
+        if name.endswith(long)
+    }
+
+
 def adapters_only(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A and B of an adapted model's state."""
-    return {name: tensor for name, tensor in state.items() if name.endswith((_A, _B))}
+    return {name: tensor for name, tensor in state.items() if is_adapter_name(name)}
 
 
 def rebased(checkpoint: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

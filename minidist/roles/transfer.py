@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minidist.concurrency import together
+from minidist.concurrency import both, together
 from minidist.errors import CanaryError
 from minidist.protocols import Learner, RolloutEngine
 
@@ -23,11 +23,11 @@ class ObjectStoreTransfer:
     async def publish(self, learner: Learner, engines: Sequence[RolloutEngine]) -> float:
         """Largest difference of any engine, nats. Raises CanaryError beyond the tolerance."""
         keep = getattr(learner, "keep", None)  # a learner in actors leaves its weights in the object store
-        weights = await (learner.weights() if keep is None else keep("weights"))
+        weights = await (learner.weights(False) if keep is None else keep("weights", False))
         assert weights is not None, "the first rank gives the weights"
-        await together(engine.load(weights) for engine in engines)
         self.proved += 1
-        probe = await learner.probe(self.proved)
+        # Two roles that wait for nothing of each other.
+        probe, _ = await both(learner.probe(self.proved), together(engine.load(weights) for engine in engines))
         scored = await together(engine.score(probe.tokens.tolist()) for engine in engines)
         worst = float(np.max([np.abs(probe.logprobs - rows).max() for rows in scored])) if scored else 0.0
         if not worst <= self._tolerance:

@@ -14,10 +14,9 @@ from transformers import PreTrainedModel
 from minidist.concurrency import Worker
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
-from minidist.models.arrays import to_tensor
+from minidist.models.adapted import to_tensors
 from minidist.models.hub import load_model
 from minidist.models.names import load_as_in_files
-from minidist.protocols import RolloutEngine
 from minidist.rollout.answers import Job, answered
 from minidist.rollout.ngrams import completions
 from minidist.rollout.seeds import sample_seed
@@ -26,7 +25,7 @@ from minidist.types import Prompt, Rollout, Sampling, Vocabulary, Weights
 ROWS = 128  # sequences decoded side by side
 
 
-class HFEngine(RolloutEngine):
+class HFEngine:
     """A rollout engine in transformers, for tests and for models that vLLM does not support."""
 
     def __init__(self, config: ModelConfig, renderer: Renderer, *, vocabulary: int | None = None, on_gpu: bool = False) -> None:
@@ -53,8 +52,7 @@ class HFEngine(RolloutEngine):
             self._model = load_model(self._config.model_copy(update={"model": str(weights)}), "weights", self._on_gpu)
             self._version += 1
             return
-        state = {name: to_tensor(array, weights.dtypes[name]) for name, array in weights.arrays.items()}
-        await self._worker.run(load_as_in_files, self._model, state)
+        await self._worker.run(load_as_in_files, self._model, dict(to_tensors(weights)))
         self._version = weights.version
 
     async def _write(self, draw: Callable[..., list[Rollout]], prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:

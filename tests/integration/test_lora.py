@@ -12,9 +12,7 @@ from minidist.roles.make import make_learner
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.types import Batch
 from tests.integration.conftest import Stack, learner_arguments, settings
-from tests.integration.test_equalities import EXACT, on_policy_batch, written
-
-PROMPT = [2, 5, 9, 4, 11, 3]
+from tests.integration.test_equalities import EXACT, PROMPT, on_policy_batch, written
 
 
 def test_adapters_under_deepspeed_reach_vllm(stack: Stack, tmp_path: Path) -> None:
@@ -29,8 +27,14 @@ def test_adapters_under_deepspeed_reach_vllm(stack: Stack, tmp_path: Path) -> No
         for _ in range(2):
             stack.run(learner.update(batch))
             assert stack.run(transfer.publish(learner, [stack.engine])) < EXACT
+        alone, weights = stack.run(learner.weights(False)), stack.run(learner.weights())
+        assert alone.adaptation is not None and alone.nbytes < weights.nbytes / 2
+        scores = stack.run(stack.engine.score([PROMPT]))
+        stack.run(stack.engine.load(weights))
+        assert stack.run(stack.engine.score([PROMPT])) == scores
+        stack.run(stack.engine.load(alone))
+        assert stack.run(stack.engine.score([PROMPT])) == scores
         assert np.abs(np.array(stack.run(stack.engine.score([PROMPT]))) - start).max() > 100 * EXACT  # it writes otherwise now
-        weights = stack.run(learner.weights())
         stack.run(learner.save(tmp_path / "final"))
     finally:
         stack.run(transfer.publish(stack.learner, [stack.engine]))

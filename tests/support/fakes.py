@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from minidist.protocols import RolloutEngine
 from minidist.types import Batch, Finish, Payload, Probe, Prompt, Rollout, Sampling, TeacherScores, Update, Weights
 
 
@@ -19,7 +18,7 @@ def table_logprobs(table: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
     return log_softmax(table)[tokens[:-1], tokens[1:]]
 
 
-class TableEngine(RolloutEngine):
+class TableEngine:
     """Writes the likeliest tokens of the table that was loaded last."""
 
     def __init__(self, table: np.ndarray, calls: list[str] | None = None) -> None:
@@ -88,7 +87,7 @@ class TableLearner:
         self.version += 1
         return Update(self.version, {"gap": float(np.abs(np.concatenate(gaps)).mean())})
 
-    async def weights(self) -> Weights:
+    async def weights(self, whole: bool = True) -> Weights:
         self.calls.append("weights")
         return Weights(self.version, {"table": self.table}, {"table": "float64"})
 
@@ -97,7 +96,7 @@ class TableLearner:
         return Probe(tokens, np.array([table_logprobs(self.table, line.tolist()) for line in tokens]))
 
 
-class NumberedRole(RolloutEngine):
+class NumberedRole:
     """An engine and a teacher whose results carry its number."""
 
     def __init__(self, number: int) -> None:

@@ -1,7 +1,6 @@
 """vLLM as the rollout engine."""
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ from torch import Tensor
 from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.data.rendering import Renderer
-from minidist.models.arrays import to_tensor
-from minidist.protocols import RolloutEngine
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
 from minidist.rollout.vllm.sessions import TurnTaker
 from minidist.types import Prompt, Rollout, Sampling, Weights
@@ -26,7 +23,7 @@ def student_settings(config: ModelConfig, rollout: RolloutConfig, *, determinist
     return VLLMSettings.of(config, "student.model", rollout, prefix_caching=caching, ngrams=ngrams, **fields)
 
 
-class VLLMEngine(TurnTaker, RolloutEngine):
+class VLLMEngine(TurnTaker):
     """Samples with vLLM. Ids from `vocabulary` on are padding and are never sampled."""
 
     def __init__(self, settings: VLLMSettings, renderer: Renderer, *, vocabulary: int | None = None) -> None:
@@ -40,12 +37,6 @@ class VLLMEngine(TurnTaker, RolloutEngine):
         """
         return await self._core.write(prompts, sampling, version=self._version)
 
-    async def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[tuple[int, list[Rollout]], None]:
-        """The rollouts of each prompt as soon as its last one ends, with the prompt's index."""
-        async with aclosing(self._core.stream(prompts, sampling, version=self._version)) as answers:
-            async for answer in answers:
-                yield answer
-
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of every token after the first."""
         return [logprobs[:, 0].tolist() for _, logprobs in await self._core.logprobs(sequences)]
@@ -53,12 +44,11 @@ class VLLMEngine(TurnTaker, RolloutEngine):
     async def load(self, weights: Weights | Path) -> None:
         """Replace the weights, and drop all cached keys and values."""
         if isinstance(weights, Path):
-            tensors, version = _read(weights), self._version + 1
+            await self._core.reload(list(_read(weights).items()))
+            self._version += 1
         else:
-            tensors = {name: to_tensor(array, weights.dtypes[name]) for name, array in weights.arrays.items()}
-            version = weights.version
-        await self._core.reload(list(tensors.items()))
-        self._version = version
+            await self._core.reload(weights)
+            self._version = weights.version
 
     async def version(self) -> int:
         return self._version

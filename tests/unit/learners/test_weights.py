@@ -1,6 +1,7 @@
 """The student's weights outside of training: published, saved and loaded; and the probe that proves them."""
 
 import asyncio
+import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import ModelConfig
 from minidist.learners.learner import LocalLearner
+from minidist.learners.weights import as_weights
 from minidist.models.arrays import to_tensor
 from minidist.models.hub import load_model
 from tests.support.learners import local_learner
@@ -73,3 +75,20 @@ def test_a_learner_takes_the_weights_of_another_checkpoint(make: Make, tmp_path:
     asyncio.run(make(first).save(tmp_path))
     asyncio.run(make(second).load(tmp_path))
     assert same(second, first)
+
+
+def test_a_tied_head_is_sent_once_and_named_twice(make: Make) -> None:
+    tied = asyncio.run(make(tiny_model("llama", tie_word_embeddings=True)).weights())
+    assert tied is not None and tied.arrays["lm_head.weight"] is tied.arrays["model.embed_tokens.weight"]
+    buffers: list[pickle.PickleBuffer] = []
+    again = pickle.loads(pickle.dumps(tied, 5, buffer_callback=buffers.append), buffers=buffers)
+    assert sum(len(buffer.raw()) for buffer in buffers) == tied.nbytes == again.nbytes
+    own = asyncio.run(make(tiny_model("llama", tie_word_embeddings=False)).weights())
+    assert own is not None and own.nbytes == tied.nbytes + own.arrays["lm_head.weight"].nbytes
+
+
+def test_tensors_in_one_memory_but_of_other_shapes_stay_apart() -> None:
+    tensor = torch.arange(6.0)
+    weights = as_weights(1, {"a": tensor.view(2, 3), "b": tensor.view(3, 2), "c": tensor[:0], "d": tensor.view(2, 3)})
+    assert [weights.arrays[name].shape for name in "abcd"] == [(2, 3), (3, 2), (0,), (2, 3)]
+    assert weights.arrays["a"] is weights.arrays["d"] is not weights.arrays["b"]
