@@ -1,8 +1,9 @@
 """Slow calls: in one thread for each role, several at once until the first failure, or protected from cancellation."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from contextvars import copy_context
 from typing import Any, ParamSpec, TypeVar
 
@@ -62,6 +63,34 @@ async def together(calls: Iterable[Awaitable[T]]) -> list[T]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         raise
+
+
+async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """What several generators yield, as it comes, with the number of the generator. The first failure closes the others and is
+    raised as itself; so does closing this one."""
+    items: asyncio.Queue[tuple[int, T] | asyncio.Task[None]] = asyncio.Queue()
+
+    async def drain(number: int, stream: AsyncGenerator[T, None]) -> None:
+        async with aclosing(stream):
+            async for item in stream:
+                items.put_nowait((number, item))
+
+    tasks = [asyncio.ensure_future(drain(number, stream)) for number, stream in enumerate(streams)]
+    for task in tasks:
+        task.add_done_callback(items.put_nowait)
+    try:
+        left = len(tasks)
+        while left:
+            item = await items.get()
+            if isinstance(item, asyncio.Task):
+                item.result()
+                left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def deal(

@@ -1,6 +1,6 @@
 """The roles. Slow verbs are `async`, so that a Ray handle can replace the object that it holds."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -13,6 +13,15 @@ class RolloutEngine(Protocol):
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """`sampling.samples` rollouts for each prompt, in the prompts' order. Cancelling the call ends the work."""
         ...
+
+    async def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[tuple[int, list[Rollout]], None]:
+        """The rollouts of `generate`, each prompt's as soon as its last one ends, with the prompt's index.
+
+        Closing the generator ends the work. An engine that does not override this yields all of them at the end.
+        """
+        rollouts = await self.generate(prompts, sampling)
+        for index in range(len(prompts)):
+            yield index, rollouts[index * sampling.samples : (index + 1) * sampling.samples]
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities (nats, temperature 1) of every token of each sequence after its first."""

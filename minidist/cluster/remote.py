@@ -4,8 +4,8 @@ import asyncio
 import gc
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import ray
@@ -45,12 +45,24 @@ class Remote:
         """The result as a Ray reference, which other actors read without passing through this process."""
         return await self._await(self.actor.keep, verb, *arguments, **options)
 
+    async def stream(self, *arguments: Any) -> AsyncGenerator[Any, None]:
+        """What the role's `stream` yields, as it comes. Closing the iterator closes the role's."""
+        with self._numbered("stream") as number:
+            async for item in self.actor.stream.options(num_returns="streaming").remote(number, *arguments):
+                yield await item
+
     async def _await(self, method: Any, verb: str, *arguments: Any, **options: Any) -> Any:
-        number = uuid.uuid4().hex
-        try:
+        with self._numbered(verb) as number:
             # Spread, not packed in a tuple: Ray resolves references only where they are direct arguments.
             return await method.remote(number, verb, *arguments, **options)
-        except asyncio.CancelledError:
+
+    @contextmanager
+    def _numbered(self, verb: str) -> Iterator[str]:
+        """The number of a call that is made inside; errors are raised as the class says."""
+        number = uuid.uuid4().hex
+        try:
+            yield number
+        except (asyncio.CancelledError, GeneratorExit):
             # So that the role stops: no caller waits for the result. Ray's own cancellation loses some calls of async actors.
             self.actor.cancel.remote(number)
             raise
@@ -85,6 +97,13 @@ class Host:
         """Like `call`, but the result stays in the object store, and its reference is returned."""
         result = await self.call(number, verb, *arguments, **options)
         return None if result is None else ray.put(result)
+
+    async def stream(self, number: str, *arguments: Any) -> AsyncGenerator[Any, None]:
+        """What the role's `stream` yields."""
+        with self._numbered(number), self._log.call("stream"):
+            async with aclosing(self._role.stream(*arguments)) as items:
+                async for item in items:
+                    yield item
 
     async def cancel(self, number: str) -> None:
         """Cancel a call, which may be under way or still to come."""

@@ -1,5 +1,7 @@
 """The rollout of an answer that an engine has written: all engines agree on how it ended, and on its text."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
@@ -28,3 +30,12 @@ def answered(
     rollout = Rollout.written(prompt, ids, logprobs, stopped=stopped, sample=number, text=text, **fields)
     count(generate_bytes=nbytes(rollout))
     return rollout
+
+
+async def in_order(stream: AsyncGenerator[tuple[int, list[Rollout]], None], prompts: int) -> list[Rollout]:
+    """All rollouts of a stream, in the order of its prompts."""
+    found: dict[int, list[Rollout]] = {}
+    async with aclosing(stream) as answers:
+        async for index, rollouts in answers:
+            found[index] = rollouts
+    return [rollout for index in range(prompts) for rollout in found[index]]

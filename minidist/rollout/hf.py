@@ -17,6 +17,7 @@ from minidist.data.rendering import Renderer
 from minidist.models.adapted import to_tensors
 from minidist.models.hub import load_model
 from minidist.models.names import load_as_in_files
+from minidist.protocols import RolloutEngine
 from minidist.rollout.answers import Job, answered
 from minidist.rollout.ngrams import completions
 from minidist.rollout.seeds import sample_seed
@@ -25,7 +26,7 @@ from minidist.types import Prompt, Rollout, Sampling, Vocabulary, Weights
 ROWS = 128  # sequences decoded side by side
 
 
-class HFEngine:
+class HFEngine(RolloutEngine):
     """A rollout engine in transformers, for tests and for models that vLLM does not support."""
 
     def __init__(self, config: ModelConfig, renderer: Renderer, *, vocabulary: int | None = None, on_gpu: bool = False) -> None:

@@ -1,15 +1,16 @@
 """Several rollout engines that act as one."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-from minidist.concurrency import deal, together
+from minidist.concurrency import deal, merged, together
 from minidist.protocols import RolloutEngine
 from minidist.types import Prompt, Rollout, Sampling, Weights
 
 
-class Engines:
+class Engines(RolloutEngine):
     """Engine i mod R answers prompt i of a call, R the number of engines; each engine gets its prompts at once and in order."""
 
     def __init__(self, members: Sequence[RolloutEngine]) -> None:
@@ -18,6 +19,14 @@ class Engines:
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """Rollouts in the prompts' order."""
         return await deal(self.members, prompts, lambda engine, part: engine.generate(part, sampling), each=sampling.samples)
+
+    async def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[tuple[int, list[Rollout]], None]:
+        """The rollouts of each prompt as soon as an engine has written them, with the prompt's index."""
+        count = len(self.members)
+        streams = [engine.stream(prompts[start::count], sampling) for start, engine in enumerate(self.members)]
+        async with aclosing(merged(streams)) as answers:
+            async for start, (index, rollouts) in answers:
+                yield index * count + start, rollouts
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of every token after the first."""

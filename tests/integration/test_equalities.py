@@ -257,6 +257,37 @@ def plain_learner(stack: Stack, config: LearnerConfig | None = None) -> LocalLea
     return local_learner(model, config or settings(), objectives, steps=100, teacher=head)
 
 
+def test_streamed_answers_are_those_of_one_call_and_come_as_they_finish(stack: Stack) -> None:
+    prompts = stack.prompts(texts(12))
+
+    async def streamed() -> list[tuple[int, list[Rollout]]]:
+        return [each async for each in stack.engine.stream(prompts, SAMPLING)]
+
+    found = stack.run(streamed())
+    together = stack.run(stack.engine.generate(prompts, SAMPLING))
+    for index, (rollout,) in found:
+        assert rollout.tokens.tolist() == together[index].tokens.tolist() and rollout.prompt.row == together[index].prompt.row
+    assert sorted(index for index, _ in found) == list(range(12))
+    lengths = [len(rollout.tokens) for _, (rollout,) in found]
+    assert lengths[0] < lengths[-1], "short answers do not wait for long ones"
+
+
+def test_closing_a_stream_aborts_its_requests(stack: Stack) -> None:
+    async def closed() -> int:
+        before = (await stack.engine.describe())["requests_aborted"]
+        stream = stack.engine.stream(stack.prompts(texts(12)), replace(SAMPLING, max_new_tokens=38, samples=4))
+        await anext(stream)
+        await stream.aclose()
+        for _ in range(100):
+            described = await stack.engine.describe()
+            if described["requests_aborted"] > before and not described["requests_running"]:
+                return int(described["requests_aborted"] - before)
+            await asyncio.sleep(0.1)
+        raise AssertionError("the requests of a closed stream were not aborted")
+
+    assert 0 < stack.run(closed()) < 48
+
+
 def test_a_cancelled_generation_is_aborted(stack: Stack) -> None:
     async def cancelled() -> None:
         long = replace(SAMPLING, max_new_tokens=38, samples=4)  # more than any machine writes before the cancellation arrives

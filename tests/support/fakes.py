@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from minidist.protocols import RolloutEngine
 from minidist.types import Batch, Finish, Payload, Probe, Prompt, Rollout, Sampling, TeacherScores, Update, Weights
 
 
@@ -18,7 +19,7 @@ def table_logprobs(table: np.ndarray, tokens: Sequence[int]) -> np.ndarray:
     return log_softmax(table)[tokens[:-1], tokens[1:]]
 
 
-class TableEngine:
+class TableEngine(RolloutEngine):
     """Writes the likeliest tokens of the table that was loaded last."""
 
     def __init__(self, table: np.ndarray, calls: list[str] | None = None) -> None:
@@ -96,7 +97,7 @@ class TableLearner:
         return Probe(tokens, np.array([table_logprobs(self.table, line.tolist()) for line in tokens]))
 
 
-class NumberedRole:
+class NumberedRole(RolloutEngine):
     """An engine and a teacher whose results carry its number."""
 
     def __init__(self, number: int) -> None:

@@ -1,11 +1,11 @@
 """Calls at once: results in order, and the first failure ends the rest; work that is finished though it is cancelled."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from minidist.concurrency import both, deal, nothing, together, whole
+from minidist.concurrency import both, deal, merged, nothing, together, whole
 
 
 def test_together_gives_results_in_order_however_long_they_take() -> None:
@@ -86,3 +86,39 @@ def test_items_are_dealt_in_turn_and_results_come_back_in_order(members: int, ea
     found = asyncio.run(deal(range(members), list(range(7)), call, each=each))
     assert found == [(item, number) for item in range(7) for number in range(each)]
     assert hands == {member: list(range(member, 7, members)) for member in range(members)}, "an idle one is called too"
+
+
+async def numbers(first: int, pause_s: float, ended: list[int], failing: bool = False) -> AsyncGenerator[int, None]:
+    try:
+        for number in range(first, first + 3):
+            await asyncio.sleep(pause_s)
+            if failing:
+                raise KeyError(first)
+            yield number
+    finally:
+        ended.append(first)
+
+
+def test_merged_generators_give_what_comes_first_with_their_numbers() -> None:
+    async def run() -> None:
+        ended: list[int] = []
+        found = [each async for each in merged([numbers(10, 0.05, ended), numbers(20, 0.001, ended)])]
+        assert found == [(1, 20), (1, 21), (1, 22), (0, 10), (0, 11), (0, 12)] and ended == [20, 10]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_a_failure_and_closing_end_every_merged_generator(failing: bool) -> None:
+    async def run() -> None:
+        ended: list[int] = []
+        both = merged([numbers(10, 600, ended), numbers(20, 0.001, ended, failing)])
+        if failing:
+            with pytest.raises(KeyError):
+                await anext(both)
+        else:
+            assert await anext(both) == (1, 20)
+            await both.aclose()
+        assert sorted(ended) == [10, 20]
+
+    asyncio.run(run())

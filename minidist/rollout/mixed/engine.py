@@ -1,8 +1,9 @@
 """Rollout engines whose text comes from a mixture of student and teacher; all but the text is the student's."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from minidist.protocols import RolloutEngine
 from minidist.rollout.pool import Engines
 from minidist.types import Prompt, Rollout, Sampling
 
@@ -14,6 +15,10 @@ class MixedEngine(Engines):
         super().__init__([student])
         self._student = student
         self._alpha = alpha
+
+    def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[tuple[int, list[Rollout]], None]:
+        """All rollouts when the last one ends."""
+        return RolloutEngine.stream(self, prompts, sampling)
 
     async def describe(self) -> dict[str, Any]:
         """The student's engine, and the teacher's share."""

@@ -6,10 +6,10 @@ second process. With tensor parallelism the model alone lives in worker processe
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from minidist.config.teacher import LocalTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import RoleError
 from minidist.models.files import resolve
-from minidist.rollout.answers import Job, answered
+from minidist.rollout.answers import answered, in_order
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm.borrowed import classes_unchanged
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
 from minidist.rollout.vllm.reload import reload
+from minidist.rollout.vllm.requests import Answer, Call, Requests
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
 from minidist.run.flops import Work
@@ -84,8 +85,6 @@ class VLLMCore:
         self.aborted = 0
         self._renderer = renderer
         self._worker = Worker(name)
-        self._finished: dict[str, Any] = {}
-        self._names = map(str, count())
         self._blocks_ngrams = settings.ngrams
         self._on_gpu = settings.on_gpu
         # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
@@ -95,9 +94,14 @@ class VLLMCore:
         # Ids outside the shared vocabulary have no probability in the learner: the engine must not sample them.
         self._allowed = allowed_ids(vocabulary, width)
         self.sessions = Sessions(self._engine, renderer.stops, self._allowed)
+        self._requests = Requests(self._engine)
 
-    async def write(self, prompts: Sequence[Prompt], sampling: Sampling, *, version: int) -> list[Rollout]:
-        """`sampling.samples` rollouts a prompt, in order, of weights `version`. Cancelling the call aborts its requests.
+    async def stream(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, version: int
+    ) -> AsyncGenerator[tuple[int, list[Rollout]], None]:
+        """The index of a prompt and its `sampling.samples` rollouts, of weights `version`, as soon as the last one ends.
+
+        Closing the iterator, or cancelling the call that waits for it, aborts the requests.
 
         The engine blocks n-grams only if it was started with `VLLMSettings.ngrams`.
         """
@@ -105,12 +109,24 @@ class VLLMCore:
             "only an engine started with ngrams=True blocks n-grams"
         )
         jobs = sampling.jobs(prompts)
-        asked = partial(sampling_params, sampling, self._renderer.stops, self._allowed, logprobs=0)
-        parameters = [asked(seed=sample_seed(sampling.seed, prompt.row, number)) for prompt, number in jobs]
-        outputs = await self._run([prompt.tokens.tolist() for prompt, _ in jobs], parameters)
-        rollouts = [self._rollout(job, output, version) for job, output in zip(jobs, outputs, strict=True)]
-        self.tokens_written += sum(len(rollout.tokens) for rollout in rollouts)
-        return rollouts
+        parameters = sampling_params(sampling, self._renderer.stops, self._allowed, logprobs=0, seed=0)
+        seeds = [sample_seed(sampling.seed, prompt.row, number) for prompt, number in jobs]
+        written: dict[int, list[Rollout]] = {}
+        async with aclosing(self._answers([prompt.tokens.tolist() for prompt, _ in jobs], parameters, seeds)) as answers:
+            async for answer in answers:
+                rollout = answered(
+                    jobs[answer.number], self._renderer, answer.tokens, answer.logprobs, cached=answer.cached, version=version
+                )
+                self.tokens_written += len(rollout.tokens)
+                index = answer.number // sampling.samples
+                rollouts = written.setdefault(index, [])
+                rollouts.append(rollout)
+                if len(rollouts) == sampling.samples:
+                    yield index, sorted(written.pop(index), key=lambda rollout: rollout.sample)
+
+    async def write(self, prompts: Sequence[Prompt], sampling: Sampling, *, version: int) -> list[Rollout]:
+        """The rollouts of `stream`, in the prompts' order."""
+        return await in_order(self.stream(prompts, sampling, version=version), len(prompts))
 
     async def logprobs(self, sequences: Sequence[Sequence[int]], top: int = 0) -> list[tuple[Array, Array]]:
         """For each sequence of S tokens, ids and log-probabilities (nats, temperature 1, no truncation), each [S-1, 1 + top].
@@ -120,12 +136,14 @@ class VLLMCore:
         """
         from vllm import SamplingParams
 
-        # Flat lists, since vLLM would otherwise spend most of the time on one dictionary per position.
-        ask = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": top, "flat_logprobs": True, "detokenize": False}
-        outputs = await self._run([list(sequence) for sequence in sequences], [SamplingParams(**ask) for _ in sequences])
+        parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=top, detokenize=False)
+        tables: dict[int, tuple[Array, Array]] = {}
+        async with aclosing(self._answers([list(sequence) for sequence in sequences], parameters)) as answers:
+            async for answer in answers:
+                tables[answer.number] = _table(sequences[answer.number], answer.table)
         for work in (Work.row(len(sequence), len(sequence)) for sequence in sequences):
             add(computed=work.tokens, forward_tokens=work.tokens, forward_pairs=work.pairs, forward_heads=work.heads)
-        return [_table(sequence, output.prompt_logprobs) for sequence, output in zip(sequences, outputs, strict=True)]
+        return [tables[number] for number in range(len(sequences))]
 
     async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
         """See `sessions.TurnTaker`."""
@@ -154,26 +172,22 @@ class VLLMCore:
         await self._worker.run(self._engine.engine_core.shutdown)
         self._worker.close()
 
-    async def _run(self, prompts: list[list[int]], parameters: list[Any]) -> list[Any]:
-        """Submit all requests in order and step the engine until they are finished; abort them if this call is cancelled."""
-        names = list(islice(self._names, len(prompts)))
-        wanted = set(names)
-        self.running += len(names)
+    async def _answers(
+        self, prompts: Sequence[list[int]], parameters: Any, seeds: Sequence[int] | None = None
+    ) -> AsyncGenerator[Answer, None]:
+        """Submit a request for each prompt, in order, and step the engine; answers in the order in which they finish."""
+        call = Call()
+        self.running += len(prompts)
         try:
-            await self._worker.run(self._submit, names, prompts, parameters)
-            await self._until(lambda: wanted <= self._finished.keys())
-        except BaseException:
-            unfinished = [name for name in names if self._finished.pop(name, None) is None]
-            await self._worker.run(self._engine.abort_request, unfinished)
-            self.aborted += len(unfinished)
-            raise
+            await self._worker.run(self._requests.submit, call, prompts, parameters, seeds)
+            while call.unfinished or call.finished:
+                await self._until(lambda: bool(call.finished))
+                finished, call.finished = call.finished, []
+                for answer in finished:
+                    yield answer
         finally:
-            self.running -= len(names)
-        return [self._finished.pop(name) for name in names]
-
-    def _submit(self, names: list[str], prompts: list[list[int]], parameters: list[Any]) -> None:
-        for name, prompt, parameter in zip(names, prompts, parameters, strict=True):
-            self._engine.add_request(name, {"prompt_token_ids": prompt}, parameter)
+            self.aborted += await self._worker.run(self._requests.abort, call)
+            self.running -= len(prompts)
 
     async def _until(self, done: Callable[[], bool]) -> None:
         """Step until `done`. Requests of another call may finish too; that call collects them the next time it runs."""
@@ -187,17 +201,8 @@ class VLLMCore:
             self._step()
 
     def _step(self) -> None:
-        """One pass of the model, as vLLM's `step` makes it; tokens of sessions skip vLLM's bookkeeping."""
-        others = self.sessions.take(self._engine.engine_core.get_output().outputs)
-        done = self._engine.output_processor.process_outputs(others)
-        self._engine.engine_core.abort_requests(done.reqs_to_abort)
-        self._finished |= {output.request_id: output for output in done.request_outputs if output.finished}
-
-    def _rollout(self, job: Job, output: Any, version: int) -> Rollout:
-        completion = output.outputs[0]
-        logprobs = [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)]
-        known = {"cached": output.num_cached_tokens or 0, "version": version}
-        return answered(job, self._renderer, completion.token_ids, logprobs, **known)
+        """One pass of the model."""
+        self._requests.take(self.sessions.take(self._engine.engine_core.get_output().outputs))
 
     def _reload(self, weights: Weights | list[tuple[str, Any]]) -> None:
         # The caller proves the swap.
@@ -206,12 +211,13 @@ class VLLMCore:
             raise RoleError("vLLM did not clear its prefix cache after new weights: requests on the old weights still run")
 
 
-def _table(sequence: Sequence[int], flat: Any) -> tuple[Array, Array]:
-    """vLLM's flat lists as two arrays; the first position has no entries."""
-    rows = len(sequence) - 1
-    ids = np.asarray(flat.token_ids, dtype=np.int32).reshape(rows, -1)
+def _table(sequence: Sequence[int], tensors: Any) -> tuple[Array, Array]:
+    """vLLM's tensors as two arrays; a sequence of one token has none."""
+    if tensors is None:
+        return np.zeros((0, 1), dtype=np.int32), np.zeros((0, 1), dtype=np.float32)
+    ids, logprobs = tensors.logprob_token_ids.numpy(), tensors.logprobs.numpy()
     assert (ids[:, 0] == sequence[1:]).all(), "vLLM lists the token of the sequence first"
-    return ids, np.asarray(flat.logprobs, dtype=np.float32).reshape(rows, -1)
+    return ids.astype(np.int32), logprobs.astype(np.float32)
 
 
 def _make_engine(settings: VLLMSettings) -> Any:
@@ -229,8 +235,12 @@ def _make_engine(settings: VLLMSettings) -> Any:
     arguments = EngineArgs(**engine_arguments(settings))
     if settings.on_gpu:
         return LLMEngine.from_engine_args(arguments)
+    from minidist.rollout.vllm.sampler import install
+
     with classes_unchanged(settings.model, trust_remote_code=settings.trust_remote_code):
-        return LLMEngine.from_engine_args(arguments)
+        engine = LLMEngine.from_engine_args(arguments)
+    engine.collective_rpc(install)
+    return engine
 
 
 def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """vLLM as the rollout engine."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.data.rendering import Renderer
+from minidist.protocols import RolloutEngine
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
 from minidist.rollout.vllm.sessions import TurnTaker
 from minidist.types import Prompt, Rollout, Sampling, Weights
@@ -23,7 +25,7 @@ def student_settings(config: ModelConfig, rollout: RolloutConfig, *, determinist
     return VLLMSettings.of(config, "student.model", rollout, prefix_caching=caching, ngrams=ngrams, **fields)
 
 
-class VLLMEngine(TurnTaker):
+class VLLMEngine(TurnTaker, RolloutEngine):
     """Samples with vLLM. Ids from `vocabulary` on are padding and are never sampled."""
 
     def __init__(self, settings: VLLMSettings, renderer: Renderer, *, vocabulary: int | None = None) -> None:
@@ -36,6 +38,12 @@ class VLLMEngine(TurnTaker):
         Only an engine whose rollout.no_repeat_ngram_size is set blocks n-grams.
         """
         return await self._core.write(prompts, sampling, version=self._version)
+
+    async def stream(self, prompts: Sequence[Prompt], sampling: Sampling) -> AsyncGenerator[tuple[int, list[Rollout]], None]:
+        """The rollouts of each prompt as soon as its last one ends, with the prompt's index."""
+        async with aclosing(self._core.stream(prompts, sampling, version=self._version)) as answers:
+            async for answer in answers:
+                yield answer
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Log-probabilities of every token after the first."""

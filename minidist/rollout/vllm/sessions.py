@@ -4,11 +4,11 @@ A resumable request of vLLM waits for more input once it has written the tokens 
 but never read, and vLLM drops it when the request resumes; the next turn therefore begins its input with that token.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from minidist.rollout.vllm.requests import copied, request_template
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.types import Sampling
 
@@ -109,7 +109,7 @@ class Sessions:
             if (session := call.sessions.get(turn.index)) is None:
                 template = template or self._template(request)
                 session = self._open(call, f"{request.call}/{turn.index}", turn, template)
-            resumed = _copied(session.request)
+            resumed = copied(session.request)
             resumed.prompt_token_ids = [*session.tokens[-1:], *turn.unread]
             resumed.sampling_params.max_tokens = turn.count
             session.tokens = []
@@ -157,7 +157,7 @@ class Sessions:
             del self._calls[name]
 
     def _open(self, call: _Call, name: str, turn: Turn, template: Any) -> _Session:
-        request = _copied(template)
+        request = copied(template)
         request.request_id = name
         request.sampling_params.seed = turn.seed
         session = _Session(call, turn.index, request)
@@ -168,15 +168,7 @@ class Sessions:
         """A request as vLLM's input processor makes it, once for all requests that differ in tokens and seed alone."""
         fields = {"max_tokens": 1, "seed": 0, "logprobs": 0 if request.logprobs else None}
         parameters = sampling_params(request.sampling, self._stops, self._allowed, **fields)
-        tasks = self._engine.get_supported_tasks()
-        return self._engine.input_processor.process_inputs("", {"prompt_token_ids": [0]}, parameters, tasks, resumable=True)
-
-
-def _copied(request: Any) -> Any:
-    """A copy of a request, with sampling parameters of its own."""
-    copied = copy.copy(request)
-    copied.sampling_params = copy.copy(request.sampling_params)
-    return copied
+        return request_template(self._engine, parameters, resumable=True)
 
 
 class TurnTaker:

@@ -1,6 +1,7 @@
 """Calls of a role in an actor, as the actor runs them: each has a number, by which it is cancelled."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 import pytest
 
@@ -67,5 +68,40 @@ def test_cancelling_an_ended_call_is_harmless_and_is_forgotten() -> None:
             await host.cancel(f"{number}")
         assert len(host._cancelled) == 10_000
         assert await host.call("new", "wait", 0) == "done" and role.ended == 2
+
+    asyncio.run(run())
+
+
+class Counting(Role):
+    """Yields numbers, the last after a long wait."""
+
+    async def stream(self, first: int, count: int) -> AsyncGenerator[int, None]:
+        self.begun += 1
+        try:
+            for number in range(first, first + count):
+                yield number
+            await asyncio.sleep(600)
+        finally:
+            self.ended += 1
+
+
+def test_a_stream_hands_on_what_comes_and_ends_when_it_is_cancelled_or_closed() -> None:
+    async def run() -> None:
+        host, role = Host(), Counting()
+        await host.call("start", "start", lambda: role)
+        closed = host.stream("a", 5, 2)
+        assert [await anext(closed), await anext(closed)] == [5, 6]
+        await closed.aclose()
+        assert (role.begun, role.ended, await host.under_way()) == (1, 1, 0)
+
+        async def consume() -> list[int]:
+            return [number async for number in host.stream("b", 0, 3)]
+
+        consumer = asyncio.ensure_future(consume())
+        await asyncio.sleep(0.05)
+        await host.cancel("b")
+        with pytest.raises(asyncio.CancelledError):
+            await consumer
+        assert (role.begun, role.ended, await host.under_way()) == (2, 2, 0)
 
     asyncio.run(run())

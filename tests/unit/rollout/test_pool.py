@@ -1,10 +1,12 @@
 """Several engines that act as one."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 
+from minidist.rollout.answers import in_order
 from minidist.rollout.pool import Engines
 from minidist.types import Sampling
 from tests.support.fakes import NumberedRole
@@ -37,3 +39,26 @@ def test_figures_and_written_tokens_are_sums(pool: Engines) -> None:
 def test_closing_the_pool_closes_every_engine(pool: Engines) -> None:
     asyncio.run(pool.close())
     assert all(engine.closed for engine in pool.members)  # type: ignore[attr-defined]
+
+
+class Slow(NumberedRole):
+    """Hands its answers on in reverse order, after a while that depends on its number."""
+
+    async def stream(self, prompts: Any, sampling: Sampling) -> AsyncGenerator[tuple[int, list[Any]], None]:
+        for index in reversed(range(len(prompts))):
+            await asyncio.sleep(0.01 * (self.number + 1))
+            yield index, await self.generate([prompts[index]], sampling)
+
+
+def test_a_stream_has_the_rollouts_of_generate_whatever_their_order() -> None:
+    async def run() -> None:
+        pool, sampling = Engines([Slow(0), Slow(1), NumberedRole(2)]), Sampling(samples=2, max_new_tokens=1)
+        prompts: list[Any] = list(range(40, 48))
+        expected = await pool.generate(prompts, sampling)
+        found = [each async for each in pool.stream(prompts, sampling)]
+        assert [index for index, _ in found] != sorted(index for index, _ in found)
+        by_index = dict(found)
+        assert [rollout for index in range(8) for rollout in by_index[index]] == expected
+        assert await in_order(pool.stream(prompts, sampling), 8) == expected
+
+    asyncio.run(run())

@@ -3,33 +3,13 @@
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
 from minidist.rollout.vllm.sessions import Sessions, Turn, TurnRequest, TurnResult
 from minidist.types import Sampling
+from tests.support.vllm_core import FakeEngine, output_of
 
 STOPS = (0, 6)
-
-
-class FakeEngine:
-    """Records the requests that it gets, and serves as its own engine core."""
-
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-        self.aborted: list[str] = []
-        cache = SimpleNamespace(num_gpu_blocks=11, block_size=4)
-        self.vllm_config = SimpleNamespace(cache_config=cache, scheduler_config=SimpleNamespace(max_num_seqs=4))
-
-    @property
-    def engine_core(self) -> "FakeEngine":
-        return self
-
-    def add_request(self, request: Any) -> None:
-        self.requests.append(request)
-
-    def abort_requests(self, names: list[str]) -> None:
-        self.aborted += names
 
 
 @pytest.fixture
@@ -50,8 +30,7 @@ def request(turns: list[Turn], finished: tuple[int, ...] = (), fraction: float =
 
 
 def output(index: int, tokens: list[int], finish: str | None = "length") -> Any:
-    logprobs = SimpleNamespace(logprobs=np.array([[-float(token)] for token in tokens]))
-    return SimpleNamespace(request_id=f"call/{index}", new_token_ids=tokens, new_logprobs=logprobs, finish_reason=finish)
+    return output_of(f"call/{index}", tokens, finish)
 
 
 def test_a_later_turn_reads_the_last_token_of_the_turn_before_it(engine: FakeEngine, sessions: Sessions) -> None:
