@@ -62,6 +62,13 @@ class DistillConfig(StageSection):
         return self.objective.teacher_mix if self.rollout.teacher_mix is None else self.rollout.teacher_mix
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        """The precisions in which roles compute, by their keys."""
+        found = {"student.dtype": self.student.dtype, "teacher.dtype": self.teacher.dtype}
+        set_apart = {"learner.compute_dtype": self.learner.compute_dtype, "rollout.dtype": self.rollout.dtype}
+        return found | {key: dtype for key, dtype in set_apart.items() if dtype is not None}
+
+    @property
     def takes_turns(self) -> bool:
         """Whether student and teacher, each in its own vLLM engine, write in turns."""
         return self.teacher_mix > 0 and self.rollout.engine == "vllm"

@@ -61,6 +61,10 @@ class LearnerConfig(MeasureConfig):
     """Keep partitioned parameters in host memory until a layer needs them (ZeRO 3 only)."""
     activation_checkpointing: Annotated[bool, FREE] = False
     """Keep only the input of each layer and recompute the layer in the backward pass: less memory, about a third more time."""
+    compute_dtype: Literal["bfloat16"] | None = None
+    """Precision of the products of matrices in the student's forward and backward pass, where it differs from student.dtype;
+    weights, gradients and optimizer states keep student.dtype. bfloat16 is faster where the machine has such arithmetic
+    (minidist check warns where it has not). None: student.dtype."""
     kernel: Annotated[Literal["torch", "liger"], FREE] = "torch"
     """How divergences and their gradients are computed. liger: on a GPU, with liger-kernel installed, forward_kl, reverse_kl
     and jsd (also in kd, and in the single step of minillm) by one kernel in one pass over the classes, equal up to rounding;

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from minidist.config.base import Section
+from minidist.config.models import DType
 
 
 class RolloutConfig(Section):
@@ -12,6 +13,8 @@ class RolloutConfig(Section):
 
     engine: Literal["vllm", "hf"] = "vllm"
     """vllm: vLLM. hf: transformers, slow, the reference for vllm."""
+    dtype: DType | None = None
+    """Precision of the engine's weights and computation, where it differs from that of its model. None: that of the model."""
     prompts_per_step: int = Field(default=64, ge=1)
     """Prompts of one step."""
     samples_per_prompt: int = Field(default=1, ge=1)

@@ -62,12 +62,14 @@ class ForwardPass(nn.Module):
         self.model = student.model
         self.padded = padded_layout(config.layout, student.model)
         self.chunk_tokens = config.chunk(student.vocabulary or student.model.config.get_text_config().vocab_size)
-        self._teacher_head = teacher_head
+        self._mixed = config.compute_dtype is not None
+        self._teacher_head = teacher_head if teacher_head is None or not self._mixed else _in_its_own_precision(teacher_head)
         self._vocabulary = student.vocabulary
 
     def forward(self, method: str, *arguments: Any, **options: Any) -> Any:
         """`loss`, `visit` or `measure`, by name: DeepSpeed prepares the parameters around `forward` alone."""
-        return getattr(self, method)(*arguments, **options)
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self._mixed):
+            return getattr(self, method)(*arguments, **options)
 
     def loss(
         self, micro: MicroBatch, objective: Objective, *, chunks: int, teacher_hidden_LE: Tensor | None = None
@@ -145,6 +147,16 @@ class ForwardPass(nn.Module):
         if hidden_LE is None and scores is not None and scores.hidden is not None:
             hidden_LE = to_tensor(scores.hidden, scores.hidden_dtype).to(self.model.device)
         return None if hidden_LE is None or self._teacher_head is None else LazyLogits(self._teacher_head, hidden_LE)
+
+
+def _in_its_own_precision(head: Head) -> Head:
+    """The head as it is outside of autocast: learner.compute_dtype is the student's."""
+
+    def logits(hidden_ND: Tensor) -> Tensor:
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            return head(hidden_ND)
+
+    return logits
 
 
 def _figures(student_NV: Tensor, scored: TokenTargets, top_p: float) -> Tensor:

@@ -75,7 +75,7 @@ def _rollout_need(config: DistillConfig, student: "Shape", teacher: "Shape", tok
     longest, of_teacher = tokens
     split = config.cluster.rollout.tensor_parallel
     devices = config.cluster.rollout.actors * split
-    engine = ServedModel("rollout", student, config.student.dtype, devices, split)
+    engine = ServedModel("rollout", student, config.rollout.dtype or config.student.dtype, devices, split)
     if config.rollout.engine == "vllm":
         return memory.engine_need(engine, config.rollout, longest=longest, gpu=gpu)
     if not config.teacher_mix:
@@ -127,7 +127,8 @@ def _traffic(
     """Room in the engines' caches, and the bytes that a step moves between the roles."""
     lines = []
     if config.rollout.engine == "vllm" and config.asks_engines:
-        each = memory.kv_bytes_per_token(student, config.student.dtype, config.cluster.rollout.tensor_parallel)
+        dtype = config.rollout.dtype or config.student.dtype
+        each = memory.kv_bytes_per_token(student, dtype, config.cluster.rollout.tensor_parallel)
         room = next(need.parts["cache"] for need in needs if need.role == "rollout") // each
         if gpu != 0:
             text = f"each engine's cache: {each / 1024:,.1f} KiB a token, room for {room:,} tokens"

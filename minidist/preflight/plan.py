@@ -294,8 +294,10 @@ def _teacher_names(teacher: TeacherConfig) -> dict[str, str | None]:
 
 def _dtypes(config: SftConfig | DistillConfig) -> dict[str, str]:
     """The precisions of the models that this program's processes hold, by their keys."""
-    teacher = {"teacher.dtype": config.teacher.dtype} if isinstance(config, DistillConfig) and config.teacher.hosted else {}
-    return {"student.dtype": config.student.dtype} | teacher
+    if not isinstance(config, DistillConfig):
+        compute = config.learner.compute_dtype
+        return {"student.dtype": config.student.dtype} | ({} if compute is None else {"learner.compute_dtype": compute})
+    return {key: dtype for key, dtype in config.dtypes.items() if key != "teacher.dtype" or config.teacher.hosted}
 
 
 def _with_probe(context: int, tokens: int) -> int:

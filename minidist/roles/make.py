@@ -64,6 +64,7 @@ def make_engine(
     context: RoleContext, model: ModelConfig, rollout: RolloutConfig, *, teacher: TeacherConfig | None = None
 ) -> RolloutEngine:
     """The rollout engine of `rollout.engine`. With a `teacher`, engine hf holds a copy of it, to write in lockstep."""
+    model = model.model_copy(update={"dtype": rollout.dtype or model.dtype})
     if rollout.engine == "hf" and teacher is not None:
         from minidist.rollout.mixed.lockstep import HFPairEngine
 

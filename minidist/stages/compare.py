@@ -90,7 +90,7 @@ class Cells:
         self._config = config
         self._plan = plan
         self._first = config.first
-        dtypes = (self._first.student.dtype, self._first.teacher.dtype)
+        dtypes = self._first.dtypes.values()
         self._tolerance = self._first.canaries.logprob_tolerance(*dtypes)
         self._transfer_tolerance = self._first.canaries.sync_tolerance(*dtypes)
         self._examiner: Examiner | None = None

@@ -42,7 +42,7 @@ async def _train(run: DistillRun, hosted: HostedRoles, clock: Clock, accounts: A
     """Run the loop in the roles; returns the summary."""
     config, checkpoint, final = run.config, run.checkpoint, run.directory.final
     engines, learner = hosted.engines, hosted.learner
-    transfer = ObjectStoreTransfer(config.canaries.sync_tolerance(config.student.dtype, config.teacher.dtype))
+    transfer = ObjectStoreTransfer(config.canaries.sync_tolerance(*config.dtypes.values()))
     source = _source(run, hosted, clock)
     members = engines.members if engines else []
     with closing(make_recorder(run, _shown(config), run.plan.renderer.pieces)) as recorder:
@@ -98,7 +98,7 @@ class DistillWatch(CheckpointWatch[Learner]):
         self._engines = hosted.engines
         self._source = source
         self._transfer = transfer
-        self._tolerance = run.config.canaries.logprob_tolerance(run.config.student.dtype, run.config.teacher.dtype)
+        self._tolerance = run.config.canaries.logprob_tolerance(*run.config.dtypes.values())
         self._examiner = _examiner(run.config, run.plan, hosted.teachers, self._tolerance)
         self._alarms = Alarms(run.config.canaries)
         self._evaluations: list[tuple[int, dict[str, float]]] = []
