@@ -354,7 +354,9 @@ class Row:
     """One sequence of a stream, already shifted by `data.batching.collate`.
 
     tokens [S]: the input of the model. outputs [L]: the positions whose outputs predict labels [L], so labels[l] is the token
-    at position outputs[l] + 1. scores and credit describe the same L tokens.
+    at position outputs[l] + 1. scores and credit describe the same L tokens. written_logprob [L] float32: log-probability of
+    each, nats, under the student that wrote it, NaN where the student did not choose it; None where the text is of the current
+    student, or of none.
 
     Prompt "1+2=" with the answer "3<eos>": tokens [1, +, 2, =, 3, eos], outputs [3, 4], labels [3, eos].
     """
@@ -364,6 +366,7 @@ class Row:
     labels: Array
     scores: TeacherScores | None = None
     credit: Credit | None = None
+    written_logprob: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,29 @@ def text(c: "DistillConfig") -> Iterator[str]:
         yield "rollout.no_repeat_ngram_size belongs to evaluate, since it changes the sampled distribution; leave it out"
 
 
+def overlap(c: "DistillConfig") -> Iterator[str]:
+    """Of what overlaps: text that is written ahead, and answers that are scored as they finish."""
+    if c.loop.max_staleness:
+        ahead = f"loop.max_staleness {c.loop.max_staleness}"
+        if not c.prefix.student_writes:
+            yield f"{ahead} lets the student write ahead, and prefix.student is 0; set loop.max_staleness=0"
+        if c.objective.credited_by == "ranking":
+            whole = "compares whole answers, which no ratio of single tokens corrects"
+            yield f"{ahead}: objective.type {c.objective.type} {whole}; set loop.max_staleness=0"
+        if c.rollout.truncated:
+            full = "weights tokens by their probability under the full distribution, and rollout.top_p is below 1"
+            yield f"{ahead} {full}; set rollout.top_p=1, or loop.max_staleness=0"
+        if c.rollout.temperature != c.objective.temperature:
+            found = f"rollout.temperature {c.rollout.temperature:g} and objective.temperature {c.objective.temperature:g}"
+            yield f"{found} differ, and {ahead} weights tokens by the sampled distribution; set them equal"
+    if c.loop.stream:
+        if not (c.prefix.student_writes and c.main_scored):
+            yield "loop.stream scores the student's answers as they finish, and no teacher actor scores any; leave it out"
+        if c.teacher_mix:
+            turns = "loop.stream scores while the student writes, and with rollout.teacher_mix the teacher writes too"
+            yield f"{turns}; leave loop.stream out, or set rollout.teacher_mix=0"
+
+
 def distill(c: "DistillConfig") -> Iterator[str]:
     """All conflicts of a distillation."""
     if c.rollout.engine == "hf" and c.cluster.rollout.tensor_parallel > 1:
@@ -176,6 +199,7 @@ def distill(c: "DistillConfig") -> Iterator[str]:
         yield from objective(c, key, section)
     yield from text(c)
     yield from replay(c)
+    yield from overlap(c)
     if c.learner.kernel == "liger" and not any(section.fused for section in c.objectives.values()):
         fused = "learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm)"
         yield f"{fused}, and objective.type is {c.objective.type}; set learner.kernel=torch"

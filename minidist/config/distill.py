@@ -12,6 +12,7 @@ from minidist.config.cluster import ClusterConfig
 from minidist.config.data import DistillDataConfig
 from minidist.config.evaluation import EvaluationConfig
 from minidist.config.learner import LearnerConfig
+from minidist.config.loop import LoopConfig
 from minidist.config.methods import with_method
 from minidist.config.models import StudentConfig
 from minidist.config.objective import ObjectiveSection
@@ -42,6 +43,7 @@ class DistillConfig(StageSection):
     """Further text of each optimizer step beside the main stream, by name."""
     rollout: RolloutConfig = RolloutConfig()
     learner: LearnerConfig = LearnerConfig()
+    loop: LoopConfig = LoopConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: Annotated[ClusterConfig, FREE] = ClusterConfig()
     canaries: CanaryConfig = CanaryConfig()
@@ -94,6 +96,11 @@ class DistillConfig(StageSection):
     def gold(self) -> bool:
         """Whether any of the text may be gold answers to the prompts."""
         return self.prefix.gold or any(stream.writer == "dataset" for stream in self.streams.values())
+
+    @property
+    def ratio_max(self) -> float | None:
+        """Bound on the importance ratios of the main stream; None where the current student writes it."""
+        return self.loop.ratio_max if self.loop.max_staleness else None
 
     @property
     def answers_per_step(self) -> int:

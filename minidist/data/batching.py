@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minidist.types import Array, Credit, Rollout, Row, Stream, TeacherScores
+from minidist.types import Array, Credit, Rollout, Row, Stream, TeacherScores, Writer
 
 PerToken = TypeVar("PerToken", TeacherScores, Credit)
 
@@ -24,11 +24,13 @@ def collate(
     *,
     objective: str | None = None,
     weight: float = 1.0,
+    stale: bool = False,
 ) -> Stream:
     """A stream of the rollouts' generated tokens, with a teacher's `scores` of each rollout if it was scored.
 
     The generated tokens are the labels: the model's output at position s - 1 predicts the token at position s. `objective`:
-    name of the stream's objective; None: the name of the stream.
+    name of the stream's objective; None: the name of the stream. `stale`: an earlier student may have written the text, so the
+    rows keep the log-probabilities with which it did.
 
     >>> prompt = Prompt(0, np.array([5, 6, 7]), "")
     >>> rollout = Rollout(prompt, np.array([8, 9]), None, np.array([0, 0]), Finish.STOP)
@@ -38,18 +40,26 @@ def collate(
     ([5, 6, 7, 8, 9], [2, 3], [8, 9], 2)
     """
     pairs = zip(rollouts, scores or [None] * len(rollouts), strict=True)
-    rows = tuple(_row(rollout, row_scores) for rollout, row_scores in pairs)
+    rows = tuple(_row(rollout, row_scores, stale) for rollout, row_scores in pairs)
     return Stream(name, rows, name if objective is None else objective, _loss_tokens(rows), weight)
 
 
-def _row(rollout: Rollout, scores: TeacherScores | None) -> Row:
+def _row(rollout: Rollout, scores: TeacherScores | None, stale: bool) -> Row:
     tokens_S, start = np.concatenate([rollout.prompt.tokens, rollout.tokens]), len(rollout.prompt.tokens)
     labels_L, outputs_L = tokens_S[start:].astype(np.int64), np.arange(start - 1, len(tokens_S) - 1, dtype=np.int64)
     for values in _arrays(scores).values() if scores else ():
         assert len(values) == len(labels_L), "per-token arrays must have one entry a generated token"
+    written_L = _written(rollout) if stale else None
     if (labelled := rollout.labelled) is not None:
         labels_L, outputs_L, scores = labels_L[labelled], outputs_L[labelled], _at(scores, labelled)
-    return Row(tokens_S, outputs_L, labels_L, scores)
+        written_L = None if written_L is None else written_L[labelled]
+    return Row(tokens_S, outputs_L, labels_L, scores, written_logprob=written_L)
+
+
+def _written(rollout: Rollout) -> Array:
+    """The log-probabilities [T] of the tokens that the student chose, NaN of all others. Replayed text has none."""
+    chosen = rollout.writer is Writer.STUDENT and rollout.logprobs is not None
+    return np.asarray(rollout.logprobs if chosen else np.full(len(rollout.tokens), np.nan), dtype=np.float32)
 
 
 def _loss_tokens(rows: Sequence[Row]) -> int:
@@ -101,7 +111,8 @@ def prompt_of(row: Row) -> bytes:
 
 def unlabelled(row: Row) -> Row:
     """The row's first token without labels: a forward and backward pass over it runs every layer and adds no loss."""
-    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], _at(row.scores, slice(0)), _at(row.credit, slice(0)))
+    written = None if row.written_logprob is None else row.written_logprob[:0]
+    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], _at(row.scores, slice(0)), _at(row.credit, slice(0)), written)
 
 
 def _at(record: PerToken | None, tokens: Array | slice) -> PerToken | None:
@@ -136,7 +147,8 @@ class MicroBatch:
 
     tokens, positions, sequence [N]: token id, position in its row, index of its row in this micro-batch. outputs [L]: flat
     index of the token whose output predicts labels [L]. rows: indices of the rows in their stream. scores: the teacher's scores
-    of the labels; None when no teacher scored the stream. credit: the labels' credit under a policy gradient.
+    of the labels; None when no teacher scored the stream. credit: the labels' credit under a policy gradient. written_logprob
+    [L]: the labels' log-probabilities under the student that wrote them (`types.Row`).
 
     Two rows of 2 and 3 tokens have positions [0, 1, 0, 1, 2] and sequence [0, 0, 1, 1, 1].
     """
@@ -149,6 +161,7 @@ class MicroBatch:
     rows: tuple[int, ...]
     scores: TeacherScores | None = None
     credit: Credit | None = None
+    written_logprob: Array | None = None
 
 
 def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
@@ -185,7 +198,15 @@ def _micro_batch(rows: Sequence[Row], indices: Sequence[int]) -> MicroBatch:
         rows=tuple(indices),
         scores=_joined([row.scores for row in rows]),
         credit=_joined([row.credit for row in rows]),
+        written_logprob=_laid_out([row.written_logprob for row in rows]),
     )
+
+
+def _laid_out(arrays: Sequence[Array | None]) -> Array | None:
+    """The rows' arrays end to end."""
+    present = [array for array in arrays if array is not None]
+    assert len(present) in (0, len(arrays)), "all rows of a stream have written log-probabilities, or none has"
+    return np.concatenate(present) if present else None
 
 
 def _joined(records: Sequence[PerToken | None]) -> PerToken | None:

@@ -182,6 +182,7 @@ def _targets(micro: MicroBatch, device: torch.device, vocabulary: int | None) ->
         top_ids_NK=None if top_ids_NK is None else columns_of(top_ids_NK, vocabulary),
         top_logprobs_NK=tensor(scores.top_logprobs),
         teacher_logprob_N=tensor(scores.logprobs),
+        written_logprob_N=tensor(micro.written_logprob),
         credit=credit and TokenCredit(*(torch.as_tensor(getattr(credit, f.name), device=device) for f in fields(credit))),
     )
 

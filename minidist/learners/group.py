@@ -27,6 +27,10 @@ class OneProcess:
         """`values` unchanged."""
         return list(values)
 
+    def peak(self, values: Array) -> Array:
+        """`values` unchanged."""
+        return values
+
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Leave the tensors as they are."""
 
@@ -53,6 +57,12 @@ class ProcessGroup:
     def largest(self, values: Sequence[int]) -> list[int]:
         """Largest value of any rank at each index; ranks may pass lists of different lengths."""
         return self._largest(list(values) + [0] * (self._largest([len(values)])[0] - len(values)))
+
+    def peak(self, values: Array) -> Array:
+        """Largest value of any rank, element by element, in float64."""
+        numbers = torch.from_numpy(np.asarray(values, dtype=np.float64).copy())
+        torch.distributed.all_reduce(numbers, op=torch.distributed.ReduceOp.MAX, group=self._gloo)
+        return numbers.numpy()
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor, on any device, by its sum over ranks."""

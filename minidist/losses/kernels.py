@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from minidist.losses.divergences import forward_kl, reverse_kl, same_shape
 from minidist.losses.mixtures import jsd
+from minidist.losses.ratios import Corrected
 from minidist.losses.targets import Divergence, Objective
 
 
@@ -44,6 +45,8 @@ def in_one_pass(objective: Objective) -> Objective:
     Raises:
         ImportError: liger-kernel is not installed.
     """
+    if isinstance(objective, Corrected):
+        return replace(objective, objective=in_one_pass(objective.objective))
     plain: Any = getattr(objective, "divergence", None)
     beta = _beta(plain)
     if beta is None:

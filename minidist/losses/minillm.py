@@ -128,26 +128,42 @@ class CreditTable:
 
 @torch.no_grad()
 def credit_table(
-    student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, settings: PolicyConfig, *, teacher_mix: float, width: int
+    student_BT: Tensor,
+    teacher_BT: Tensor,
+    lengths_B: Tensor,
+    settings: PolicyConfig,
+    *,
+    teacher_mix: float,
+    width: int,
+    stale_BT: Tensor | None = None,
 ) -> CreditTable:
     """Advantages and importance weights of a collection, fixed for all optimizer steps on it.
 
+    With `stale_BT` the collection is of an earlier student q_w. A sample of the mixture is a coin and a token: the teacher's
+    coin and token are drawn as ever, and a token of the student's coin has ratio q / q_w. So under a p + (1 - a) q_w the weight
+    stale * q / (a p + (1 - a) q) has the expectation that its second factor has under a p + (1 - a) q. The mixture with q_w is
+    not needed, and is not known at the teacher's tokens.
+
     Args:
-        student_BT, teacher_BT: log-probabilities of the sampled tokens under the student that wrote them and the teacher, nats.
+        student_BT, teacher_BT: log-probabilities of the sampled tokens under the student and the teacher, nats.
         lengths_B: tokens of each answer that count.
         settings: the objective's configuration.
         teacher_mix: share of the teacher in the sampled distribution.
         width: longest answer allowed, for whitening over the padded table.
+        stale_BT: q / q_w of each token that an earlier student chose, 1 of the teacher's. None: this student wrote the text.
     """
     student_BT = torch.where(mask_of(lengths_B, student_BT.shape[1]), student_BT, 0)
     reward = rewards(student_BT, teacher_BT, lengths_B, scale=settings.reward_scale, clip=settings.reward_clip)
     ratio = importance(student_BT, teacher_BT, lengths_B, teacher_mix=teacher_mix)
     weight = reach = torch.ones_like(ratio)
+    corrected = ratio if stale_BT is None else ratio * stale_BT
     counted = reward
     if settings.importance == "one_step":
-        weight = ratio
+        weight = corrected
+    elif settings.importance == "none" and stale_BT is not None:
+        weight = torch.where(mask_of(lengths_B, student_BT.shape[1]), stale_BT, 1)
     elif settings.importance == "per_decision":
-        trail = ratio.cumprod(1)
+        trail = corrected.cumprod(1)
         reach = torch.cat([torch.ones_like(trail[:, :1]), trail[:, :-1]], 1)
         counted = reward * trail
     advantage = returns(counted, lengths_B, gamma=settings.gamma, credit=settings.credit, length_norm=settings.length_norm)

@@ -34,7 +34,8 @@ class TokenTargets:
     temperature. top_ids_NK, top_logprobs_NK: the teacher's K likeliest tokens, int64, and their log-probabilities.
     teacher_logprob_N: the teacher's log-probabilities of the labels. All in nats, without gradient. credit: advantages and
     weights for a policy gradient. group_N: int64 group index of each token, where an objective is defined over groups; the
-    tokens of a group are adjacent.
+    tokens of a group are adjacent. written_logprob_N: in text that may be of an earlier student, the labels' log-probabilities
+    under the student that wrote them, NaN where it did not choose them.
     """
 
     labels_N: Tensor
@@ -44,6 +45,7 @@ class TokenTargets:
     teacher_logprob_N: Tensor | None = None
     credit: TokenCredit | None = None
     group_N: Tensor | None = None
+    written_logprob_N: Tensor | None = None
 
     def of_labels(self, table_NV: Tensor) -> Tensor:
         """The labels' entries of a table over the vocabulary, [N]."""
@@ -79,3 +81,7 @@ class Objective(Protocol):
     def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N, F]: figures of each token, without gradient."""
         return student_NV.new_zeros(len(student_NV), 0)
+
+    def peaks(self) -> dict[str, float]:
+        """The largest values that `explain` met since the last call, by metric name; never negative."""
+        return {}

@@ -17,15 +17,17 @@ these tokens, so a clip of 0.2 bounds them at the first step."""
 
 
 class PolicyCredit(CreditMethod):
-    """Credit from the rewards log p - log q of the tokens, under the student that wrote them."""
+    """Credit from the rewards log p - log q of the tokens, under the student at the start of the collection's updates."""
 
-    def credits(self, student: Sequence[Array], teacher: Sequence[Array]) -> tuple[list[Credit], dict[str, float]]:
+    def credits(
+        self, student: Sequence[Array], teacher: Sequence[Array], ratio: Sequence[Array] | None = None
+    ) -> tuple[list[Credit], dict[str, float]]:
         settings: Any = self.config.objective
         lengths = torch.tensor([len(row) for row in student])
         width = self.config.rollout.max_new_tokens
-        table = credit_table(
-            _padded(student), _padded(teacher), lengths, settings, teacher_mix=self.config.teacher_mix, width=width
-        )
+        options = {"teacher_mix": self.config.teacher_mix, "width": width}
+        stale = None if ratio is None else _padded(ratio)
+        table = credit_table(_padded(student), _padded(teacher), lengths, settings, stale_BT=stale, **options)
         columns_BT = (table.old_logprob_BT, table.advantage_BT, table.weight_BT, table.reach_BT)
         arrays_BT = [column_BT.float().numpy() for column_BT in columns_BT]
         credits = [Credit(*(array_BT[row, :length] for array_BT in arrays_BT)) for row, length in enumerate(lengths.tolist())]

@@ -17,7 +17,10 @@ class RankingCredit(CreditMethod):
     credit of each token of the answer, which gives the exact gradient of one optimizer step.
     """
 
-    def credits(self, student: Sequence[Array], teacher: Sequence[Array]) -> tuple[list[Credit], dict[str, float]]:
+    def credits(
+        self, student: Sequence[Array], teacher: Sequence[Array], ratio: Sequence[Array] | None = None
+    ) -> tuple[list[Credit], dict[str, float]]:
+        assert ratio is None, "no ratio of single tokens corrects the comparison of whole answers"
         shape = (-1, self.config.rollout.samples_per_prompt)
         answers, teacher_answers = (
             torch.tensor([float(row.sum()) for row in rows], dtype=torch.float64).view(shape) for rows in (student, teacher)

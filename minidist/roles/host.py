@@ -97,7 +97,7 @@ async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
     teacher = config.teacher if config.asks_actors or config.teacher.learns else None
     lockstep = config.teacher if config.teacher_mix > 0 and not config.takes_turns else None
     learner, (engines, teachers) = await both(
-        roles.learner(LearnerSetup(config.student, config.learner, objectives, teacher)),
+        roles.learner(LearnerSetup(config.student, config.learner, objectives, teacher, config.ratio_max)),
         both(
             roles.engines(config.student, config.rollout, teacher=lockstep) if config.asks_engines else nothing(),
             roles.teachers(config.teacher, mixing=config.takes_turns) if config.asks_actors else nothing(),

@@ -18,7 +18,7 @@ from minidist.config.teacher import (
 )
 from minidist.data.rendering import Renderer
 from minidist.protocols import Learner, RolloutEngine, Teacher
-from minidist.types import RankGroup
+from minidist.types import MAIN, RankGroup
 
 if TYPE_CHECKING:
     from minidist.rollout.vllm.core import VLLMCore
@@ -52,12 +52,14 @@ class RoleContext:
 @dataclass(frozen=True)
 class LearnerSetup:
     """What a learner is made of: the student, the `learner` section, the objective of each stream by name, and the teacher, of
-    which the learner holds the head, or all where it learns."""
+    which the learner holds the head, or all where it learns. ratio_max: loop.ratio_max where an earlier student may have
+    written the main stream; None: the current student writes it."""
 
     student: StudentConfig
     config: LearnerConfig
     objectives: Mapping[str, ObjectiveSection]
     teacher: TeacherConfig | None = None
+    ratio_max: float | None = None
 
 
 def make_engine(
@@ -149,14 +151,16 @@ def make_learner(
     *,
     teacher: TeacherConfig | None,
     group: RankGroup | None = None,
+    ratio_max: float | None = None,
 ) -> Learner:
     """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states, or with
-    the whole teacher when it learns too."""
+    the whole teacher when it learns too. The arguments are those of `LearnerSetup`."""
     from minidist.learners.forward import Student
     from minidist.learners.group import OneProcess, ProcessGroup
     from minidist.learners.learner import BACKENDS, LocalLearner
     from minidist.learners.teacher import FrozenTeacher, ResidentTeacher
     from minidist.losses.objectives import make_objective
+    from minidist.losses.ratios import Corrected
     from minidist.models.device import repeatable
     from minidist.models.heads import load_teacher_head
     from minidist.models.hub import build_student
@@ -178,5 +182,7 @@ def make_learner(
     elif teacher is not None and teacher.payload == "hidden":
         resident = FrozenTeacher(load_teacher_head(teacher, context.vocabulary, model.device))
     made = {name: make_objective(section) for name, section in objectives.items()}
+    if ratio_max is not None and objectives[MAIN].credited_by is None:  # else the credit holds the ratios
+        made[MAIN] = Corrected(made[MAIN], ratio_max)
     learning = Student(model, context.renderer, adapters, context.vocabulary)
     return LocalLearner(learning, config, made, steps=context.steps, teacher=resident, group=ranks)
