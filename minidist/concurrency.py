@@ -49,6 +49,21 @@ async def both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
     return left, right
 
 
+async def beside(work: Awaitable[T], background: "asyncio.Task[None]") -> T:
+    """The result of `work`. A failure of a task in the background cancels it and is raised as itself."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            if background.done():
+                background.result()
+            await asyncio.wait({task} if background.done() else {task, background}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
 async def nothing() -> None:
     """A call that is not needed, among others that are."""
 

@@ -1,6 +1,7 @@
 """The loop: collect, update, publish, repeat. Algorithms live in sources, objectives and learners."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -58,16 +59,17 @@ class Run(Generic[B]):
 
 
 async def train(run: Run[Any]) -> int:
-    """Strictly on-policy: no text is written before the last update is published. Returns the number of steps taken.
+    """Take the run's steps, one after another; returns their number. A source may write the text of later steps meanwhile.
 
     Cancelling gives up a collection, but never half an update: the watch is called between two steps.
     """
     try:
         while run.step < run.steps and not run.done:
+            began = time.perf_counter()
             batch = await run.source.next(run.step)
             with run.clock.span("check"):
                 await run.watch.before_update(batch)
-            await whole(_learn(run, batch))
+            await whole(_learn(run, batch, began))
     except asyncio.CancelledError:
         if not run.updating:  # else cancelled twice: the learner holds the weights of no step
             await run.watch.stopped(run.step)
@@ -75,8 +77,8 @@ async def train(run: Run[Any]) -> int:
     return run.step
 
 
-async def _learn(run: Run[Any], batch: Batch | Exercise) -> None:
-    """Update, publish, and hand the figures to the watch."""
+async def _learn(run: Run[Any], batch: Batch | Exercise, began: float) -> None:
+    """Update, publish, and hand the figures of the step, which `began` at that second, to the watch."""
     run.updating = True
     with run.clock.span("update"):
         update = await run.learner.update(batch)
@@ -85,6 +87,7 @@ async def _learn(run: Run[Any], batch: Batch | Exercise) -> None:
             await run.transfer.publish(cast(Learner, run.learner), run.engines) if run.transfer and run.engines else None
         )
     metrics = batch.metrics | update.metrics | run.clock.take()
+    metrics["speed/seconds_per_step"] = time.perf_counter() - began
     if difference is not None:
         metrics["canary/sync_nats_max"] = difference
     run.step += 1

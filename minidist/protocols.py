@@ -1,6 +1,6 @@
 """The roles. Slow verbs are `async`, so that a Ray handle can replace the object that it holds."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -156,14 +156,19 @@ class ExperienceSource(Protocol):
         """Restore `state_dict()`."""
 
 
+Finished = Callable[[int, list[Rollout]], None]
+"""Is told of the answers to a prompt, by its index among the prompts, as soon as all are written."""
+
+
 class Text(Protocol):
     """The text of a stream: whose it is, and how it is drawn. Kinds override the defaults that do not hold for them."""
 
     rows_per_update: ClassVar[bool] = False
     """Whether `draw` returns rows for each optimizer step on the collection, one after another; else all steps share them."""
 
-    async def draw(self, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
-        """The rollouts of step `step`; where the text answers the step's `prompts`, in their order."""
+    async def draw(self, step: int, prompts: Sequence[Prompt], finished: Finished | None = None) -> list[Rollout]:
+        """The rollouts of step `step`; where the text answers the step's `prompts`, in their order. Text of an engine that
+        hands its answers on as they finish passes them to `finished`; other text need not."""
         ...
 
     async def figures(self) -> dict[str, float]:

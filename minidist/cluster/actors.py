@@ -23,12 +23,14 @@ from minidist.run.tracking import log
 class Actors:
     """A Ray cluster, joined or started, with room for all actors of the run, which is set aside at once.
 
-    Roles take turns at staleness 0, so each may use all cores, but none may spin while it waits: a spinning OpenMP pool takes
-    the cores from the role that works.
+    Roles that take turns may each use all cores, but none may spin while it waits: a spinning OpenMP pool takes the cores from
+    the role that works. Roles that work at the same time, `at_once` of them, share the cores: with more threads than cores,
+    every parallel region would wait for one that has none.
     """
 
-    def __init__(self, config: ClusterConfig, roles: Sequence[Role]) -> None:
+    def __init__(self, config: ClusterConfig, roles: Sequence[Role], at_once: int = 1) -> None:
         self._config = config
+        self._at_once = at_once
         self.bundles: list[Role] = [role for role in roles for _ in range(config.role(role).processes)]
         self._group: Any = None
         self._seated: dict[int, Remote] = {}
@@ -122,8 +124,8 @@ class Actors:
             log.info("the actors' output is in %s", folder)
 
     def _environment(self, config: RoleConfig) -> dict[str, str]:
-        # The actors of one role work at the same time, those of different roles take turns.
-        threads = self._config.threads or max(1, cores() // (config.processes * config.devices))
+        # The actors of one role work at the same time.
+        threads = self._config.threads or max(1, cores() // (self._at_once * config.processes * config.devices))
         variables = thread_environment(threads) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}

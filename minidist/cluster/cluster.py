@@ -20,16 +20,24 @@ T = TypeVar("T")
 class Cluster:
     """Hosts the roles of one run; `async with` ends every process and removes every socket and temporary file it started.
 
-    `roles` are those the run needs: room for all their actors is set aside at once, or the run does not start.
+    `roles` are those the run needs: room for all their actors is set aside at once, or the run does not start. `at_once` of
+    them work at the same time.
     """
 
-    def __init__(self, config: ClusterConfig, logs: Path, roles: Sequence[Role] = ("rollout", "teacher", "learner")) -> None:
+    def __init__(
+        self,
+        config: ClusterConfig,
+        logs: Path,
+        roles: Sequence[Role] = ("rollout", "teacher", "learner"),
+        *,
+        at_once: int = 1,
+    ) -> None:
         self._logs = logs
         self.actors = None
         if config.roles == "ray":
             from minidist.cluster.actors import Actors
 
-            self.actors = Actors(config, roles)
+            self.actors = Actors(config, roles, at_once)
         self._local: list[Local] = []
         self._starts = Starts()
 

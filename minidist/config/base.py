@@ -32,6 +32,11 @@ class StageSection(Section):
     """The rules between the sections, which yield one sentence for each combination of settings that is refused."""
 
     @property
+    def roles_at_once(self) -> int:
+        """Roles whose actors work at the same time, and so share the cores of a machine; 1: roles take turns."""
+        return 1
+
+    @property
     def shapes_only(self) -> tuple[str, ...]:
         """Keys of models whose weights the stage does not read: only tokenizer and shapes."""
         return ()

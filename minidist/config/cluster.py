@@ -72,7 +72,7 @@ class ClusterConfig(Section):
     """Memory of one GPU, GiB, to plan a run for GPUs that this machine does not have. None: memory of this machine's GPUs."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of an actor while it works. None: cores / actors of the role, since actors of one role work at the same time
-    and roles take turns."""
+    and roles take turns; divided by the roles that work at the same time where loop makes them overlap."""
     object_store_gib: float = Field(default=0.5, gt=0)
     """Shared memory of Ray's object store, which carries rollouts, scores and weights, GiB."""
     placement: Placement = "pack"

@@ -98,6 +98,11 @@ class DistillConfig(StageSection):
         return self.prefix.gold or any(stream.writer == "dataset" for stream in self.streams.values())
 
     @property
+    def roles_at_once(self) -> int:
+        """Engines write while one of the others works, or, with both kinds of overlap, while both do."""
+        return 1 + (self.loop.max_staleness > 0) + bool(self.loop.stream)
+
+    @property
     def ratio_max(self) -> float | None:
         """Bound on the importance ratios of the main stream; None where the current student writes it."""
         return self.loop.ratio_max if self.loop.max_staleness else None

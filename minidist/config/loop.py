@@ -12,9 +12,9 @@ class LoopConfig(Section):
 
     max_staleness: int = Field(default=0, ge=0)
     """Most collections that the engines write ahead of the learner, with the weights published last. 0: strictly on-policy;
-    roles take turns. 1: while the learner trains on a collection the next is written, so that a step takes as long as the slower
-    of the two. The tokens are then up to max_staleness collections old (age/updates_max), and ratio_max corrects the loss of
-    each."""
+    roles take turns. 1: while the learner trains on a collection the next is written, so that a step takes as long as the
+    slower of the two. The tokens are then up to max_staleness collections old (age/updates_max), and ratio_max corrects the
+    loss of each."""
     ratio_max: float = Field(default=2.0, ge=1)
     """With max_staleness of at least 1: bound on the importance ratio q_now / q_written by which the loss of each token that
     the student wrote is weighted (truncated importance sampling; Ionides, Journal of Computational and Graphical Statistics

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, gold_rollout
 from minidist.experience.draw import Shuffled, collection_sampling, draw_writers
 from minidist.methods.distillm import AdaptiveReplay
-from minidist.protocols import RolloutEngine, Teacher, Text
+from minidist.protocols import Finished, RolloutEngine, Teacher, Text
 from minidist.rollout.mixed.engine import LockstepEngine
 from minidist.rollout.mixed.turns import TurnTakingEngine
 from minidist.rollout.pool import Engines
@@ -38,8 +39,16 @@ class StudentText(Text):
     config: RolloutConfig
     seed: int
 
-    async def draw(self, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
-        return await self.engine.generate(prompts, collection_sampling(self.config, step, seed=self.seed))
+    async def draw(self, step: int, prompts: Sequence[Prompt], finished: Finished | None = None) -> list[Rollout]:
+        sampling = collection_sampling(self.config, step, seed=self.seed)
+        if finished is None:
+            return await self.engine.generate(prompts, sampling)
+        answers: dict[int, list[Rollout]] = {}
+        async with aclosing(self.engine.stream(prompts, sampling)) as arriving:
+            async for index, rollouts in arriving:
+                answers[index] = rollouts
+                finished(index, rollouts)
+        return [rollout for index in range(len(prompts)) for rollout in answers[index]]
 
     async def figures(self) -> dict[str, float]:
         return await self.engine.figures()
@@ -53,7 +62,7 @@ class TeacherText(Text):
     config: RolloutConfig
     seed: int
 
-    async def draw(self, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+    async def draw(self, step: int, prompts: Sequence[Prompt], finished: Finished | None = None) -> list[Rollout]:
         rollouts = await self.teacher.extend(prompts, collection_sampling(self.config, step, seed=self.seed))
         return [replace(rollout, writer=Writer.TEACHER) for rollout in rollouts]
 
@@ -64,7 +73,7 @@ class GoldText(Text):
 
     max_new_tokens: int
 
-    async def draw(self, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+    async def draw(self, step: int, prompts: Sequence[Prompt], finished: Finished | None = None) -> list[Rollout]:
         return [gold_rollout(prompt, self.max_new_tokens) for prompt in prompts]
 
 
@@ -75,7 +84,7 @@ class GivenText(Text):
     examples: Shuffled[Example]
     rows_per_update: ClassVar[bool] = True
 
-    async def draw(self, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+    async def draw(self, step: int, prompts: Sequence[Prompt], finished: Finished | None = None) -> list[Rollout]:
         return [example.as_rollout() for example in self.examples.at(step)]
 
 
@@ -87,12 +96,13 @@ class MixedText(Text):
     prefix: PrefixConfig
     seed: int
 
-    async def draw(self, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+    async def draw(self, step: int, prompts: Sequence[Prompt], finished: Finished | None = None) -> list[Rollout]:
         writers = draw_writers(self.prefix, len(prompts), step=step, seed=self.seed)
         answers: dict[int, list[Rollout]] = {}
         for writer, text in self.texts.items():
             indices = [index for index, name in enumerate(writers) if name is writer]
-            rollouts = await text.draw(step, [prompts[index] for index in indices]) if indices else []
+            alone = finished if len(indices) == len(prompts) else None  # else its indices would be others
+            rollouts = await text.draw(step, [prompts[index] for index in indices], alone) if indices else []
             samples = len(rollouts) // max(len(indices), 1)
             answers |= {index: rollouts[n * samples : (n + 1) * samples] for n, index in enumerate(indices)}
         return [rollout for index in range(len(prompts)) for rollout in answers[index]]

@@ -22,7 +22,7 @@ from minidist.learners.group import Group, OneProcess
 from minidist.learners.guard import FiniteGuard
 from minidist.learners.schedule import learning_rate
 from minidist.learners.state import StateReader, save_state
-from minidist.learners.sums import StreamSums
+from minidist.learners.sums import StreamSums, peaks
 from minidist.learners.teacher import FrozenTeacher, ResidentTeacher, StudentText, Visitor
 from minidist.learners.weights import StudentWeights
 from minidist.losses.chunked import chunk_count
@@ -132,7 +132,7 @@ class LocalLearner:
                 metrics["loss/nats_per_token"] += stream.weight * sums["loss"] / stream.loss_tokens
                 metrics["learner/loss_tokens"] += sums["tokens"]
                 metrics["learner/micro_batches"] += sums["micro_batches"]
-                metrics |= sums.metrics(stream) | self._peaks(stream)
+                metrics |= sums.metrics(stream) | peaks(self._objectives[stream.objective], self._group)
             self._guard.check(self._group, collection)
         except CanaryError:
             self._backend.discard()
@@ -167,11 +167,6 @@ class LocalLearner:
         sums = sums.over(self._group)
         sums.check(stream)
         return sums
-
-    def _peaks(self, stream: Stream) -> dict[str, float]:
-        """The objective's largest values on any rank."""
-        peaks = self._objectives[stream.objective].peaks()
-        return dict(zip(peaks, self._group.peak(np.array([*peaks.values()])).tolist(), strict=True)) if peaks else {}
 
     def _micro_batches(self, stream: Stream, group_tokens: int | None = None) -> Iterator[tuple[MicroBatch, int]]:
         """The stream's micro-batches and into how many chunks each is cut, as many and as often as on any other rank.

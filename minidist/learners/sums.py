@@ -9,6 +9,7 @@ import numpy as np
 from minidist.errors import CanaryError, DivergedError
 from minidist.learners.group import Group
 from minidist.losses.chunked import LossTerms
+from minidist.losses.targets import Objective
 from minidist.types import MAIN, Array, Stream
 
 _NAMES = ("loss", "student_logprob", "teacher_logprob", "tokens", "micro_batches")
@@ -57,3 +58,9 @@ class StreamSums:
         prefix = "" if stream.objective == MAIN else f"{stream.name}/"
         sums |= {f"{prefix}{name}": self[name] for name in self._figures}
         return {name: value / stream.loss_tokens for name, value in sums.items()}
+
+
+def peaks(objective: Objective, group: Group) -> dict[str, float]:
+    """The objective's largest values on any rank since the last call, by metric name."""
+    own = objective.peaks()
+    return dict(zip(own, group.peak(np.array([*own.values()])).tolist(), strict=True)) if own else {}

@@ -126,44 +126,49 @@ class CreditTable:
     ratio_BT: Tensor
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The distribution from which the tokens of a collection were drawn: the mixture a p + (1 - a) q_w, q_w the student that
+    wrote it.
+
+    A sample of the mixture is a coin and a token. The teacher's coin and token are drawn as ever, and a token of the student's
+    coin has ratio q / q_w. So under the mixture with q_w the weight stale * q / (a p + (1 - a) q) has the expectation that its
+    second factor has under the mixture with q. The mixture with q_w is not needed, and is not known at the teacher's tokens.
+
+    Args:
+        teacher_mix: a, the share of the teacher.
+        stale_BT: q / q_w of each token that the student chose, 1 of the teacher's. None: q wrote the text.
+    """
+
+    teacher_mix: float = 0.0
+    stale_BT: Tensor | None = None
+
+
 @torch.no_grad()
 def credit_table(
-    student_BT: Tensor,
-    teacher_BT: Tensor,
-    lengths_B: Tensor,
-    settings: PolicyConfig,
-    *,
-    teacher_mix: float,
-    width: int,
-    stale_BT: Tensor | None = None,
+    student_BT: Tensor, teacher_BT: Tensor, lengths_B: Tensor, settings: PolicyConfig, *, drawn: Drawn, width: int
 ) -> CreditTable:
     """Advantages and importance weights of a collection, fixed for all optimizer steps on it.
 
-    With `stale_BT` the collection is of an earlier student q_w. A sample of the mixture is a coin and a token: the teacher's
-    coin and token are drawn as ever, and a token of the student's coin has ratio q / q_w. So under a p + (1 - a) q_w the weight
-    stale * q / (a p + (1 - a) q) has the expectation that its second factor has under a p + (1 - a) q. The mixture with q_w is
-    not needed, and is not known at the teacher's tokens.
-
     Args:
-        student_BT, teacher_BT: log-probabilities of the sampled tokens under the student and the teacher, nats.
+        student_BT, teacher_BT: log-probabilities of the sampled tokens under student q and teacher p, nats.
         lengths_B: tokens of each answer that count.
         settings: the objective's configuration.
-        teacher_mix: share of the teacher in the sampled distribution.
+        drawn: how the tokens were drawn.
         width: longest answer allowed, for whitening over the padded table.
-        stale_BT: q / q_w of each token that an earlier student chose, 1 of the teacher's. None: this student wrote the text.
     """
     student_BT = torch.where(mask_of(lengths_B, student_BT.shape[1]), student_BT, 0)
     reward = rewards(student_BT, teacher_BT, lengths_B, scale=settings.reward_scale, clip=settings.reward_clip)
-    ratio = importance(student_BT, teacher_BT, lengths_B, teacher_mix=teacher_mix)
-    weight = reach = torch.ones_like(ratio)
-    corrected = ratio if stale_BT is None else ratio * stale_BT
+    ratio = importance(student_BT, teacher_BT, lengths_B, teacher_mix=drawn.teacher_mix)
+    weight = reach = ones = torch.ones_like(ratio)
     counted = reward
-    if settings.importance == "one_step":
-        weight = corrected
-    elif settings.importance == "none" and stale_BT is not None:
-        weight = torch.where(mask_of(lengths_B, student_BT.shape[1]), stale_BT, 1)
-    elif settings.importance == "per_decision":
-        trail = corrected.cumprod(1)
+    stale = ones if drawn.stale_BT is None else torch.where(mask_of(lengths_B, student_BT.shape[1]), drawn.stale_BT, 1)
+    if settings.importance == "none":
+        weight = stale
+    elif settings.importance == "one_step":
+        weight = ratio * stale
+    else:
+        trail = (ratio * stale).cumprod(1)
         reach = torch.cat([torch.ones_like(trail[:, :1]), trail[:, :-1]], 1)
         counted = reward * trail
     advantage = returns(counted, lengths_B, gamma=settings.gamma, credit=settings.credit, length_norm=settings.length_norm)
@@ -220,7 +225,7 @@ def minillm_loss(
     student_N, teacher_N = student_NV.gather(-1, labels_N1)[:, 0], teacher_NV.gather(-1, labels_N1)[:, 0]
     old_N = student_N.detach() if old_logprobs_BT is None else wide(old_logprobs_BT.detach()[mask])
     table = credit_table(
-        _spread(old_N, mask), _spread(teacher_N, mask), lengths_B, settings, teacher_mix=teacher_mix, width=width
+        _spread(old_N, mask), _spread(teacher_N, mask), lengths_B, settings, drawn=Drawn(teacher_mix), width=width
     )
     loss_N = torch.zeros_like(student_N)
     if settings.single_step:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from minidist.config.distill import DistillConfig
-from minidist.protocols import Text
-from minidist.types import Finish, Prompt, Rollout
+from minidist.data.kept import from_row, to_row
+from minidist.protocols import Finished, Text
+from minidist.types import Prompt, Rollout
 
 
 class Answers(Enum):
@@ -47,14 +48,14 @@ class AdaptiveReplay(Text):
         self._buffer: deque[Rollout] = deque(maxlen=self._config.capacity)
         self._pending: tuple[int, list[Rollout]] = (0, [])
 
-    async def draw(self, step: int, prompts: Sequence[Prompt]) -> list[Rollout]:
+    async def draw(self, step: int, prompts: Sequence[Prompt], finished: Finished | None = None) -> list[Rollout]:
         """Answers to the step's prompts, or as many answers out of the buffer."""
         answers = self.decide(step)
         if answers is Answers.REPLAYED:
             return self.replay(len(prompts) * self._samples, step)
         if answers is Answers.GOLD:
             return await self._gold.draw(step, prompts)
-        rollouts = await self._student.draw(step, prompts)
+        rollouts = await self._student.draw(step, prompts, finished)
         self.store(rollouts)
         return rollouts
 
@@ -96,23 +97,12 @@ class AdaptiveReplay(Text):
 
     def state_dict(self) -> dict[str, Any]:
         step, pending = self._pending
-        kept, written = ([_to_row(rollout) for rollout in rollouts] for rollouts in (self._buffer, pending))
+        kept, written = ([to_row(rollout) for rollout in rollouts] for rollouts in (self._buffer, pending))
         return {"share": self.share, "highest": self._highest, "kept": kept, "written": [step, written]}
 
     def load_state_dict(self, state: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
         """Restore `state_dict()`; `prompts` are the prompts of the run, which the state refers to by row."""
         by_row, (step, pending) = {prompt.row: prompt for prompt in prompts}, state["written"]
         self.share, self._highest = state["share"], state["highest"]
-        self._buffer.extend(_from_row(row, by_row) for row in state["kept"])
-        self._pending = (step, [_from_row(row, by_row) for row in pending])
-
-
-def _to_row(rollout: Rollout) -> list[Any]:
-    arrays = (rollout.tokens.tolist(), rollout.versions.tolist())
-    return [rollout.prompt.row, *arrays, rollout.finish, rollout.sample, rollout.text]
-
-
-def _from_row(row: list[Any], prompts: Mapping[int, Prompt]) -> Rollout:
-    prompt_row, tokens, versions, finish, sample, text = row
-    tokens_T, versions_T = (np.array(values, dtype=np.int32) for values in (tokens, versions))
-    return Rollout(prompts[prompt_row], tokens_T, None, versions_T, Finish(finish), sample, text)
+        self._buffer.extend(from_row(row, by_row) for row in state["kept"])
+        self._pending = (step, [from_row(row, by_row) for row in pending])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minidist.losses.minillm import CreditTable, credit_table, mask_of
+from minidist.losses.minillm import CreditTable, Drawn, credit_table, mask_of
 from minidist.methods.credit import CreditMethod
 from minidist.types import Array, Credit
 
@@ -25,9 +25,8 @@ class PolicyCredit(CreditMethod):
         settings: Any = self.config.objective
         lengths = torch.tensor([len(row) for row in student])
         width = self.config.rollout.max_new_tokens
-        options = {"teacher_mix": self.config.teacher_mix, "width": width}
-        stale = None if ratio is None else _padded(ratio)
-        table = credit_table(_padded(student), _padded(teacher), lengths, settings, stale_BT=stale, **options)
+        drawn = Drawn(self.config.teacher_mix, None if ratio is None else _padded(ratio))
+        table = credit_table(_padded(student), _padded(teacher), lengths, settings, drawn=drawn, width=width)
         columns_BT = (table.old_logprob_BT, table.advantage_BT, table.weight_BT, table.reach_BT)
         arrays_BT = [column_BT.float().numpy() for column_BT in columns_BT]
         credits = [Credit(*(array_BT[row, :length] for array_BT in arrays_BT)) for row, length in enumerate(lengths.tolist())]

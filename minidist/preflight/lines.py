@@ -101,7 +101,16 @@ def distillation_lines(config: DistillConfig) -> list[str]:
     scores = f"{cluster.teacher.actors} x {teacher.backend} scores ({teacher.payload}), " if config.main_scored else ""
     step = f"{texts} texts of up to {config.rollout.max_new_tokens} tokens a step ({', '.join(writers)})"
     roles = f"{writes}{scores}{cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}"
-    return [f"{config.objective.type} on {step}, {config.run.steps} steps", roles]
+    return [f"{config.objective.type} on {step}, {config.run.steps} steps", roles, *_overlap_lines(config)]
+
+
+def _overlap_lines(config: DistillConfig) -> list[str]:
+    """How old text may be, and how its losses are corrected."""
+    if not config.loop.max_staleness:
+        return []
+    count, bound = config.loop.max_staleness, config.loop.ratio_max
+    ahead = f"up to {count} collection{'s' * (count > 1)} written ahead of the learner (loop.max_staleness)"
+    return [f"{ahead}: each token's loss is weighted by its importance ratio, at most {bound:g}"]
 
 
 def cell_line(name: str, config: DistillConfig) -> str:

@@ -88,6 +88,7 @@ class Roles:
             deterministic=config.run.deterministic,
             on_gpu=config.cluster.gpus_of(role) > 0,
             tensor_parallel=role.devices,
+            ratio_max=config.ratio_max if isinstance(config, DistillConfig) else None,
         )
 
 
@@ -97,7 +98,7 @@ async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
     teacher = config.teacher if config.asks_actors or config.teacher.learns else None
     lockstep = config.teacher if config.teacher_mix > 0 and not config.takes_turns else None
     learner, (engines, teachers) = await both(
-        roles.learner(LearnerSetup(config.student, config.learner, objectives, teacher, config.ratio_max)),
+        roles.learner(LearnerSetup(config.student, config.learner, objectives, teacher)),
         both(
             roles.engines(config.student, config.rollout, teacher=lockstep) if config.asks_engines else nothing(),
             roles.teachers(config.teacher, mixing=config.takes_turns) if config.asks_actors else nothing(),

@@ -37,6 +37,7 @@ class RoleContext:
         deterministic: the same bits in every run.
         on_gpu: the role computes on a GPU.
         tensor_parallel: devices over which vLLM splits the role's model.
+        ratio_max: loop.ratio_max where an earlier student may have written the main stream; None: the current one writes it.
     """
 
     renderer: Renderer
@@ -47,19 +48,18 @@ class RoleContext:
     deterministic: bool = False
     on_gpu: bool = False
     tensor_parallel: int = 1
+    ratio_max: float | None = None
 
 
 @dataclass(frozen=True)
 class LearnerSetup:
     """What a learner is made of: the student, the `learner` section, the objective of each stream by name, and the teacher, of
-    which the learner holds the head, or all where it learns. ratio_max: loop.ratio_max where an earlier student may have
-    written the main stream; None: the current student writes it."""
+    which the learner holds the head, or all where it learns."""
 
     student: StudentConfig
     config: LearnerConfig
     objectives: Mapping[str, ObjectiveSection]
     teacher: TeacherConfig | None = None
-    ratio_max: float | None = None
 
 
 def make_engine(
@@ -151,10 +151,9 @@ def make_learner(
     *,
     teacher: TeacherConfig | None,
     group: RankGroup | None = None,
-    ratio_max: float | None = None,
 ) -> Learner:
     """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states, or with
-    the whole teacher when it learns too. The arguments are those of `LearnerSetup`."""
+    the whole teacher when it learns too."""
     from minidist.learners.forward import Student
     from minidist.learners.group import OneProcess, ProcessGroup
     from minidist.learners.learner import BACKENDS, LocalLearner
@@ -182,7 +181,7 @@ def make_learner(
     elif teacher is not None and teacher.payload == "hidden":
         resident = FrozenTeacher(load_teacher_head(teacher, context.vocabulary, model.device))
     made = {name: make_objective(section) for name, section in objectives.items()}
-    if ratio_max is not None and objectives[MAIN].credited_by is None:  # else the credit holds the ratios
-        made[MAIN] = Corrected(made[MAIN], ratio_max)
+    if context.ratio_max is not None and MAIN in objectives and objectives[MAIN].credited_by is None:
+        made[MAIN] = Corrected(made[MAIN], context.ratio_max)  # a credit holds the ratios itself
     learning = Student(model, context.renderer, adapters, context.vocabulary)
     return LocalLearner(learning, config, made, steps=context.steps, teacher=resident, group=ranks)

@@ -37,6 +37,23 @@ def _chosen_by_student(rollout: Rollout) -> Array:
     return np.ones(len(rollout.tokens), dtype=bool) if rollout.coins is None else ~rollout.coins
 
 
+def age_of(rollouts: Sequence[Rollout], taken: int) -> int | None:
+    """Optimizer steps since the weights that wrote the oldest token that was sampled for this step, after `taken` of them;
+    None where the student wrote nothing anew. Replayed text, which has no log-probabilities any more, does not count."""
+    new = [each for each in rollouts if each.writer is Writer.STUDENT and each.logprobs is not None and len(each.versions)]
+    return taken - min(int(each.versions.min()) for each in new) if new else None
+
+
+def check_age(age: int | None, most: int) -> None:
+    """Raise CanaryError when text is of weights that are not among the last ones that loop.max_staleness allows; `most` is in
+    optimizer steps."""
+    if age is not None and not 0 <= age <= most:
+        raise CanaryError(
+            f"a token was written with the weights of {age} optimizer steps ago, and loop.max_staleness allows {most}; the "
+            "order of writing and publishing is broken"
+        )
+
+
 def check_floored(share: float | None, limit: float) -> None:
     """Raise CanaryError when the share of scored tokens that have no probability under the teacher exceeds `limit`."""
     if share is not None and share > limit:

@@ -149,8 +149,7 @@ class Recorder:
 
 def step_metrics(objective: str, metrics: dict[str, float], batch: Batch, update: Update) -> dict[str, float]:
     """Figures of a distillation step that its batch, its update and its times give together."""
-    seconds = sum(value for name, value in metrics.items() if name.startswith("time/"))
-    figures = {"speed/loss_tokens_per_s": metrics["learner/loss_tokens"] / seconds}
+    figures = {"speed/loss_tokens_per_s": metrics["learner/loss_tokens"] / metrics["speed/seconds_per_step"]}
     if objective in ("forward_kl", "reverse_kl"):  # the loss is the divergence
         figures[f"kl/{objective.removesuffix('_kl')}_nats"] = metrics[f"{MAIN}/loss_nats_per_token"]
     elif batch.measures is not None and batch.measures.reverse_kl is not None:

@@ -205,7 +205,8 @@ async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:
 
     if config.stage in ("sft", "distill") and config.student.init is not None:
         config = code("minidist.stages.initial:with_initial")(config, directory.path / "initial")
-    async with Cluster(config.cluster, directory.path / "logs", roles_of(config)) as cluster:
+    logs, roles = directory.path / "logs", roles_of(config)
+    async with Cluster(config.cluster, logs, roles, at_once=config.roles_at_once) as cluster:
         run = StageRun(config, plan, directory, checkpoint)
         summary = directory.finish(await code(stage.run)(run, Roles(cluster, config, plan)))
     log.info("%s finished in %.0f s: %s", config.stage, summary["seconds"], directory.path)

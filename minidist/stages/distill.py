@@ -1,13 +1,15 @@
 """Distillation: host the roles, run the loop, and watch its numbers."""
 
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 from minidist.config import DistillConfig
 from minidist.errors import AlarmError
 from minidist.evaluation.examiner import Examiner, HeldOut
 from minidist.evaluation.figures import to_record
+from minidist.experience.ahead import WriteAhead
 from minidist.experience.draw import Shuffled
+from minidist.experience.scoring import Grouping
 from minidist.experience.source import Collector
 from minidist.experience.streams import make_sources, student_engine
 from minidist.loop import Run, train
@@ -17,7 +19,7 @@ from minidist.protocols import Learner
 from minidist.roles.host import HostedRoles, Roles, host_roles
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.run.alarms import Alarms
-from minidist.run.canaries import check_engine, check_floored, check_teacher
+from minidist.run.canaries import age_of, check_age, check_engine, check_floored, check_teacher
 from minidist.run.tracking import Clock, Recorder, log, step_metrics
 from minidist.stages import StageRun
 from minidist.stages.accounts import Accounts
@@ -43,7 +45,9 @@ async def _train(run: DistillRun, hosted: HostedRoles, clock: Clock, accounts: A
     config, checkpoint, final = run.config, run.checkpoint, run.directory.final
     engines, learner = hosted.engines, hosted.learner
     transfer = ObjectStoreTransfer(config.canaries.sync_tolerance(*config.dtypes.values()))
-    source = _source(run, hosted, clock)
+    collector = _source(run, hosted, clock)
+    ahead = _ahead(run, collector, transfer)
+    source = ahead or collector
     members = engines.members if engines else []
     with closing(make_recorder(run, _shown(config), run.plan.renderer.pieces)) as recorder:
         watch = DistillWatch(run, hosted, source, transfer, recorder, accounts)
@@ -56,7 +60,9 @@ async def _train(run: DistillRun, hosted: HostedRoles, clock: Clock, accounts: A
         else:
             watch.restore(checkpoint)  # after the publication, which the count of proved syncs does not hold
         accounts.begin()
-        steps = await train(Run(config.run.steps, source, learner, clock, watch, members, transfer, run.start))
+        async with ahead or nullcontext():
+            publish = ahead or transfer
+            steps = await train(Run(config.run.steps, source, learner, clock, watch, members, publish, run.start))
         await watch.save(final)
     summary: dict[str, Any] = {"steps": steps, "model": str(final)}
     for role, actors in (("engine", engines), ("learner", learner), ("teacher", hosted.teachers)):
@@ -69,7 +75,16 @@ def _source(run: DistillRun, hosted: HostedRoles, clock: Clock) -> Collector:
     engine = student_engine(config, hosted.engines, teachers, plan.renderer) if hosted.engines else None
     prompts = Shuffled(plan.prompts, config.rollout.prompts_per_step, config.run.seed)
     sources = make_sources(config, plan.streams, engine, teachers)
-    return Collector(prompts, sources, teachers, make_credit(config, hosted.learner), clock)
+    stale, credit = config.loop.max_staleness > 0, make_credit(config, hosted.learner)
+    return Collector(prompts, sources, teachers, credit, clock, Grouping.of(config), stale)
+
+
+def _ahead(run: DistillRun, collector: Collector, transfer: ObjectStoreTransfer) -> WriteAhead | None:
+    """Writes ahead of the learner, where loop.max_staleness asks for it."""
+    most, settings = run.config.loop.max_staleness, run.config.run
+    if not most:
+        return None
+    return WriteAhead(collector, transfer, most=most, steps=settings.steps, strict=settings.deterministic)
 
 
 def _shown(config: DistillConfig) -> dict[str, str]:
@@ -86,7 +101,7 @@ class DistillWatch(CheckpointWatch[Learner]):
         self,
         run: DistillRun,
         hosted: HostedRoles,
-        source: Collector,
+        source: Collector | WriteAhead,
         transfer: ObjectStoreTransfer,
         recorder: Recorder,
         accounts: Accounts,
@@ -104,10 +119,14 @@ class DistillWatch(CheckpointWatch[Learner]):
         self._evaluations: list[tuple[int, dict[str, float]]] = []
         self._measured: Measures | None = None
         self._worst = 0.0
+        self._age: int | None = None
 
     async def before_update(self, batch: Batch) -> None:
         """Compare engine, learner and teacher on the first batch and every `canaries.every` steps."""
         check_floored(batch.metrics.get("teacher/floored_frac"), self._config.canaries.floored_frac)
+        updates = self._config.objective.updates
+        self._age = age_of(batch.rollouts, batch.step * updates)
+        check_age(self._age, self._config.loop.max_staleness * updates)
         checked = batch.step % self._config.canaries.every == 0
         # Checks and recorded figures are at temperature 1.
         self._measured = batch.measures if self._config.objective.temperature == 1 else None
@@ -118,7 +137,8 @@ class DistillWatch(CheckpointWatch[Learner]):
             await self._check(batch, self._measured)
 
     async def _check(self, batch: Batch, measures: Measures) -> None:
-        if any(rollout.writer is Writer.STUDENT for rollout in batch.rollouts):
+        # Text of an earlier student must differ: its engine was compared when its weights were published.
+        if self._age == 0 and any(rollout.writer is Writer.STUDENT for rollout in batch.rollouts):
             rollout = self._config.rollout
             drawn = Sampling(max_new_tokens=1, temperature=rollout.temperature, top_p=rollout.top_p)
             assert batch.main is not None
@@ -156,7 +176,8 @@ class DistillWatch(CheckpointWatch[Learner]):
         """All figures on the held-out prompts; `step` -1 is before training."""
         if self._examiner is None or self._engines is None:
             return
-        figures = to_record(await self._examiner.examine(self._engines, self._learner))
+        async with self._source.writing:  # the engines then hold the weights published last
+            figures = to_record(await self._examiner.examine(self._engines, self._learner))
         self._evaluations.append((step + 1, figures))
         self._source.observe(figures)
         self._recorder.write(step, {f"evaluation/{name}": value for name, value in figures.items()})

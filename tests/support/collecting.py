@@ -10,6 +10,7 @@ import numpy as np
 from minidist.config import DistillConfig
 from minidist.data.sources import Example
 from minidist.experience.draw import Shuffled
+from minidist.experience.scoring import Grouping
 from minidist.experience.source import Collector
 from minidist.experience.streams import make_sources
 from minidist.methods import make_credit
@@ -45,7 +46,8 @@ def make_collector(
     """The collector of a run, as the stage makes it."""
     shuffled = Shuffled(prompts, config.rollout.prompts_per_step, config.run.seed)
     sources = make_sources(config, examples or {}, engine, teacher)
-    return Collector(shuffled, sources, teacher, make_credit(config, learner), clock or Clock())
+    credit, stale = make_credit(config, learner), config.loop.max_staleness > 0
+    return Collector(shuffled, sources, teacher, credit, clock or Clock(), Grouping.of(config), stale)
 
 
 def collect(config: DistillConfig, prompts: Sequence[Prompt], engine: Any, teacher: Any, step: int = 0, **rest: Any) -> Batch:

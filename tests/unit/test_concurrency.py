@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from minidist.concurrency import both, deal, merged, nothing, together, whole
+from minidist.concurrency import beside, both, deal, merged, nothing, together, whole
 
 
 def test_together_gives_results_in_order_however_long_they_take() -> None:
@@ -122,3 +122,47 @@ def test_a_failure_and_closing_end_every_merged_generator(failing: bool) -> None
         assert sorted(ended) == [10, 20]
 
     asyncio.run(run())
+
+
+def test_work_beside_a_task_gives_its_result_whatever_the_task_does_well() -> None:
+    async def scene() -> None:
+        async def after(seconds: float) -> int:
+            await asyncio.sleep(seconds)
+            return 7
+
+        for seconds in (0.0, 0.002, 60):
+            background = asyncio.ensure_future(asyncio.sleep(seconds))
+            assert await beside(after(0.001), background) == 7
+            background.cancel()
+
+    asyncio.run(scene())
+
+
+def test_a_failure_in_the_background_ends_the_work() -> None:
+    ended: list[str] = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("slow")
+
+    async def fail() -> None:
+        raise ValueError("background")
+
+    async def scene() -> None:
+        background = asyncio.ensure_future(fail())
+        for _ in range(2):  # while it fails, and when it has failed
+            with pytest.raises(ValueError, match="background"):
+                await beside(slow(), background)
+        other: asyncio.Task[None] = asyncio.ensure_future(asyncio.sleep(60))
+        task = asyncio.ensure_future(beside(slow(), other))
+        await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not other.cancelled()
+        other.cancel()
+
+    asyncio.run(scene())
+    assert len(ended) >= 2

@@ -1,5 +1,6 @@
 """CPUs and GPUs of each actor, and machines that are too small for a configuration."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from minidist.cluster import actors, machine
 from minidist.cluster.actors import Actors
 from minidist.cluster.machine import actor_cpus
 from minidist.config.cluster import ClusterConfig, Role
+from tests.support.collecting import distill_config
 
 CORES = 8
 ROLES: tuple[Role, ...] = ("rollout", "teacher", "learner")
@@ -91,3 +93,25 @@ def test_every_shard_of_a_teacher_gets_a_bundle() -> None:
     split = ClusterConfig.model_validate({"gpus": 10, "teacher": {"actors": 2, "tensor_parallel": 4}})
     assert Actors(split, ["teacher"]).bundles == ["teacher"] * 2
     assert split.gpus_of(split.teacher) == 4  # one process that holds four devices
+
+
+@pytest.mark.parametrize(
+    ("loop", "fields", "threads"),
+    [
+        ({}, {}, (8, 8, 8)),
+        ({}, {"rollout": {"actors": 2}}, (4, 8, 8)),
+        ({"max_staleness": 1}, {}, (4, 4, 4)),
+        ({"stream": True}, {"rollout": {"actors": 2}}, (2, 4, 4)),
+        ({"max_staleness": 2, "stream": True}, {}, (2, 2, 2)),
+        ({"max_staleness": 1}, {"threads": 3}, (3, 3, 3)),
+        ({"max_staleness": 1}, {"rollout": {"actors": 5}}, (1, 4, 4)),
+    ],
+    ids=str,
+)
+def test_roles_that_work_at_the_same_time_share_the_cores(
+    loop: dict[str, Any], fields: dict[str, Any], threads: tuple[int, ...], tmp_path: Path
+) -> None:
+    config = distill_config(loop=loop, cluster=fields)
+    made = Actors(config.cluster, ROLES, config.roles_at_once)
+    made._scratch = tmp_path
+    assert tuple(int(made._environment(config.cluster.role(role))["OMP_NUM_THREADS"]) for role in ROLES) == threads

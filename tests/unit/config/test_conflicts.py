@@ -82,6 +82,40 @@ REFUSED = [
         ["prefix={student: 0, dataset: 1}", "data.prompts.path=a.jsonl"],
         ["prefix.dataset needs data.prompts.answer"],
     ),
+    ("distill", ["loop.max_staleness=-1"], ["loop.max_staleness is -1", "greater than or equal to 0"]),
+    ("distill", ["loop.ratio_max=0.5"], ["loop.ratio_max is 0.5", "greater than or equal to 1"]),
+    ("distill", ["loop.max_stale=1"], ["unknown key loop.max_stale", "did you mean max_staleness?"]),
+    (
+        "distill",
+        ["loop.max_staleness=1", "prefix={student: 0, dataset: 1}"],
+        ["loop.max_staleness 1", "prefix.student is 0", "set loop.max_staleness=0"],
+    ),
+    (
+        "distill",
+        ["loop.max_staleness=1", "objective.type=ranking", "rollout.samples_per_prompt=4"],
+        ["loop.max_staleness 1", "ranking compares whole answers", "set loop.max_staleness=0"],
+    ),
+    (
+        "distill",
+        ["loop.max_staleness=2", "rollout.top_p=0.9"],
+        ["loop.max_staleness 2", "top_p is below 1", "set rollout.top_p=1"],
+    ),
+    (
+        "distill",
+        ["loop.max_staleness=1", "rollout.temperature=0.7"],
+        ["rollout.temperature 0.7 and objective.temperature 1 differ", "loop.max_staleness 1", "set them equal"],
+    ),
+    ("distill", ["loop.stream=true", "prefix={student: 0, dataset: 1}"], ["loop.stream", "no teacher actor scores any"]),
+    (
+        "distill",
+        ["loop.stream=true", "teacher={placement: learner, prompt: {}, model: t}"],
+        ["loop.stream", "no teacher actor scores any", "leave it out"],
+    ),
+    (
+        "distill",
+        ["loop.stream=true", "rollout.teacher_mix=0.2"],
+        ["loop.stream", "rollout.teacher_mix", "leave loop.stream out"],
+    ),
     ("distill", ["streams.main.data.path=task:sort"], ["streams.main", "main is the name", "another name"]),
     (
         "distill",

@@ -16,3 +16,8 @@ def test_the_largest_values_of_one_process_are_its_own() -> None:
 def test_the_totals_of_one_process_are_its_own() -> None:
     values = np.array([0.5, 1.5])
     assert OneProcess().total(values) is values
+
+
+def test_the_peaks_of_one_process_are_its_own() -> None:
+    values = np.array([0.5, 1.5])
+    assert OneProcess().peak(values) is values

@@ -11,7 +11,7 @@ from torch import Tensor
 from minidist.config.objectives import MiniLLMConfig
 from minidist.losses import minillm_loss
 from minidist.losses.divergences import reverse_kl
-from minidist.losses.minillm import credit_table, importance, returns, rewards, surrogate, whiten
+from minidist.losses.minillm import Drawn, credit_table, importance, returns, rewards, surrogate, whiten
 from tests.support.world import World, golden
 
 SINGLE = [0.00817723, -0.28196653, 0.29722852, -0.08165165, -0.05054480]
@@ -302,7 +302,7 @@ def test_per_decision_weights_have_no_bias(world: World, mix: float) -> None:
 def test_a_prefix_is_weighed_by_the_tokens_before_it(world: World) -> None:
     student_logprobs, teacher_logprobs = (world.label_logprobs(logits).detach() for logits in world.logits())
     settings = MiniLLMConfig(importance="per_decision", length_norm=False)
-    table = credit_table(student_logprobs, teacher_logprobs, world.lengths, settings, teacher_mix=0.2, width=3)
+    table = credit_table(student_logprobs, teacher_logprobs, world.lengths, settings, drawn=Drawn(0.2), width=3)
     ratio = importance(student_logprobs, teacher_logprobs, world.lengths, teacher_mix=0.2)
     same(table.reach_BT, torch.stack([torch.ones(15).double(), ratio[:, 0], ratio[:, 0] * ratio[:, 1]], 1), 1e-15)
     assert (table.weight_BT == 1).all()
@@ -404,7 +404,7 @@ def test_whitening_removes_the_scale_of_the_rewards(world: World, whitening: Any
 
     def advantage(scale: float) -> Tensor:
         settings = MiniLLMConfig(whitening=whitening, reward_scale=scale)
-        return credit_table(student, teacher, world.lengths, settings, teacher_mix=0.2, width=3).advantage_BT
+        return credit_table(student, teacher, world.lengths, settings, drawn=Drawn(0.2), width=3).advantage_BT
 
     same(advantage(0.5)[world.mask], advantage(1.0)[world.mask], 1e-6)
 

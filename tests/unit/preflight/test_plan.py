@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from minidist.config import DistillConfig
+from minidist.preflight.lines import distillation_lines
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
 from minidist.types import Vocabulary
 from tests.support.tiny import random_rollouts, tiny_renderer
@@ -30,3 +31,13 @@ def test_a_soft_prompt_is_a_line_of_the_plan() -> None:
     assert "the teacher is trained too: 7 virtual tokens" in line and "whole frozen copy" in line and "evaluation" not in line
     watched = {"data": TREE["data"] | {"validation": {"path": "task:sort", "split": "valid"}}, "evaluation": {"every": 5}}
     assert soft_prompt_lines(**watched)[0].endswith("distance to the teacher without them")
+
+
+def test_text_written_ahead_is_a_line_of_the_plan() -> None:
+    plain, ahead = (
+        distillation_lines(DistillConfig.model_validate(TREE | {"loop": {"max_staleness": most, "ratio_max": 1.5}}))
+        for most in (0, 2)
+    )
+    assert ahead[: len(plain)] == plain
+    [line] = ahead[len(plain) :]
+    assert "up to 2 collections written ahead" in line and "importance ratio, at most 1.5" in line

@@ -71,7 +71,7 @@ def test_a_clock_adds_the_spans_of_a_phase_and_starts_anew(monkeypatch: pytest.M
     assert clock.take() == {"time/update_s": 3.5} and clock.take() == {}
 
 
-METRICS = {"learner/loss_tokens": 30.0, "main/loss_nats_per_token": 0.7, "time/generate_s": 1.0, "time/update_s": 2.0}
+METRICS = {"learner/loss_tokens": 30.0, "main/loss_nats_per_token": 0.7, "speed/seconds_per_step": 3.0}
 UPDATE = Update(9, {})
 
 
@@ -81,7 +81,7 @@ def batch(*versions: int, measures: Measures | None = None, writer: Writer = Wri
     return Batch(0, (), tuple(written), measures=measures)
 
 
-def test_speed_is_loss_tokens_over_the_seconds_of_all_phases() -> None:
+def test_speed_is_loss_tokens_over_the_seconds_of_the_step() -> None:
     assert step_metrics("kd", METRICS, batch(), UPDATE) == {"speed/loss_tokens_per_s": 10.0}
 
 
