@@ -31,7 +31,7 @@ from minidist.losses.targets import Objective
 from minidist.models.forward import checkpoint_activations
 from minidist.models.hub import context_length
 from minidist.run.files import writing
-from minidist.run.timeline import count
+from minidist.run.timeline import count, part
 from minidist.types import MAIN, PROBE_TOKENS, Batch, Measures, Probe, Stream, Update, Weights
 
 BACKENDS: dict[str, type[PlainTorch]] = {"single": PlainTorch, "deepspeed": DeepSpeed}
@@ -137,7 +137,8 @@ class LocalLearner:
         except CanaryError:
             self._backend.discard()
             raise
-        metrics["learner/grad_norm"], metrics["learner/lr"] = self._backend.step(rate), rate
+        with part("step"):
+            metrics["learner/grad_norm"], metrics["learner/lr"] = self._backend.step(rate), rate
         self._step += 1
         return metrics
 
@@ -159,10 +160,12 @@ class LocalLearner:
         objective = self._objectives[stream.objective]
         sums = StreamSums(objective.figures)
         for micro, chunks in self._micro_batches(stream, objective.group_tokens):
-            hidden_LE = self._teacher_hidden(stream, micro)
-            terms = self._backend.forward("loss", micro, objective, chunks=chunks, teacher_hidden_LE=hidden_LE)
+            with part("forward"):
+                hidden_LE = self._teacher_hidden(stream, micro)
+                terms = self._backend.forward("loss", micro, objective, chunks=chunks, teacher_hidden_LE=hidden_LE)
             # A loss that is not finite is found in the sums below, by all ranks alike.
-            self._backend.backward(terms.loss * (stream.weight / stream.loss_tokens))
+            with part("backward"):
+                self._backend.backward(terms.loss * (stream.weight / stream.loss_tokens))
             sums += terms
         sums = sums.over(self._group)
         sums.check(stream)

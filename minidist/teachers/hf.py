@@ -21,6 +21,7 @@ from minidist.models.hub import load_model
 from minidist.rollout.hf import sample
 from minidist.rollout.vllm.core import VLLMCore
 from minidist.rollout.vllm.sessions import TurnTaker
+from minidist.run.timeline import part
 from minidist.teachers.contexts import extended
 from minidist.types import Array, Payload, Prompt, RankGroup, Rollout, Row, Sampling, TeacherScores
 
@@ -92,7 +93,9 @@ class HFTeacher(TurnTaker):
         micros = pack(rows, budget=self._config.batch_tokens, padded=self._padded)
         for micro in micros:
             lengths = [len(rows[index].labels) for index in micro.rows]
-            scores |= zip(micro.rows, self._payloads(self._scorer(micro), micro, lengths), strict=True)
+            with part("forward"):
+                output = self._scorer(micro)
+            scores |= zip(micro.rows, self._payloads(output, micro, lengths), strict=True)
         for _ in range(self._group.largest([len(micros)])[0] - len(micros)):
             self._scorer(pack([_IDLE], budget=1, padded=self._padded)[0])  # the other ranks need this rank's parameters
         return [scores[index] for index in range(len(rows))]

@@ -138,6 +138,9 @@ def test_the_timeline_has_all_actors_and_a_resumed_run_goes_on_in_it(home: Path)
     updates = [span["ts"] for span in spans if (rows[span["pid"]], span["name"]) == ("learner", "update")]
     assert len(updates) == 3 and updates == sorted(updates)
     assert all(span["dur"] >= 0 for span in spans)
+    [update] = [span for span in spans if span["ts"] == updates[2] and span["name"] == "update"]
+    inside = [s for s in spans if s["pid"] == update["pid"] and update["ts"] <= s["ts"] <= update["ts"] + update["dur"]]
+    assert [span["name"] for span in inside] == ["update", "forward", "backward", "step"]
     for row in rows:
         begun = [span["ts"] for span in spans if span["pid"] == row]
         assert begun and begun == sorted(begun)
