@@ -103,10 +103,10 @@ class Cluster:
             await _start_ranks(remotes, "", make, arguments)
         return remotes
 
-    async def calls(self) -> dict[str, Calls]:
+    def calls(self) -> dict[str, Calls]:
         """When each role worked since this was last asked, by its name, such as `teacher` or `rollout 1`."""
         roles = self._local if self.actors is None else self.actors.seated
-        return dict(zip((role.name for role in roles), await together(role.calls() for role in roles), strict=True))
+        return {role.name: role.calls() for role in roles}
 
     def first(self, role: Role) -> Any:
         """The first actor of a role, which answers `ask(question, **arguments)`; None where the role has none."""

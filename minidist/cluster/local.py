@@ -25,7 +25,7 @@ class Local:
         """The answer of a function that runs beside the role."""
         return await asyncio.to_thread(question, **arguments)
 
-    async def calls(self) -> Calls:
+    def calls(self) -> Calls:
         """When the role worked, since this was last asked."""
         return self._log.take()
 

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from minidist.errors import MinidistError, RoleError
-from minidist.run.timeline import Calls, SpanLog
+from minidist.run.timeline import Calls, Received, SpanLog
 
 
 class Remote:
@@ -24,22 +24,20 @@ class Remote:
     def __init__(self, name: str, actor: Any) -> None:
         self.name = name
         self.actor = actor
+        self._received = Received()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Remote, (self.name, self.actor)
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
-            return await self._await(self.actor.call, verb, *arguments, **options)
+            return await self._await(self.actor.answer, verb, *arguments, **options)
 
         return call
 
-    async def calls(self) -> Calls:
-        """When the actor worked, since this was last asked."""
-        try:
-            return await self.actor.calls.remote()
-        except RayActorError:  # the call that needs the actor says so
-            return Calls()
+    def calls(self) -> Calls:
+        """When the actor worked for this proxy, since this was last asked; its answers bring that with them."""
+        return self._received.take()
 
     async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """The result as a Ray reference, which other actors read without passing through this process."""
@@ -54,14 +52,17 @@ class Remote:
     async def _await(self, method: Any, verb: str, *arguments: Any, **options: Any) -> Any:
         with self._numbered(verb) as number:
             # Spread, not packed in a tuple: Ray resolves references only where they are direct arguments.
-            return await method.remote(number, verb, *arguments, **options)
+            result, calls = await method.remote(number, verb, *arguments, **options)
+        self._received.add(calls)
+        return result
 
     @contextmanager
     def _numbered(self, verb: str) -> Iterator[str]:
         """The number of a call that is made inside; errors are raised as the class says."""
         number = uuid.uuid4().hex
         try:
-            yield number
+            with self._received.call(number, verb):
+                yield number
         except (asyncio.CancelledError, GeneratorExit):
             # So that the role stops: no caller waits for the result. Ray's own cancellation loses some calls of async actors.
             self.actor.cancel.remote(number)
@@ -93,10 +94,14 @@ class Host:
         with self._numbered(number), self._log.call(verb):
             return await self._call(verb, *arguments, **options)
 
-    async def keep(self, number: str, verb: str, *arguments: Any, **options: Any) -> Any:
-        """Like `call`, but the result stays in the object store, and its reference is returned."""
+    async def answer(self, number: str, verb: str, *arguments: Any, **options: Any) -> tuple[Any, Calls]:
+        """The result of a call, and when this call and others ran that have ended since the last answer."""
+        return await self.call(number, verb, *arguments, **options), self._log.take()
+
+    async def keep(self, number: str, verb: str, *arguments: Any, **options: Any) -> tuple[Any, Calls]:
+        """Like `answer`, but the result stays in the object store, and its reference is returned."""
         result = await self.call(number, verb, *arguments, **options)
-        return None if result is None else ray.put(result)
+        return None if result is None else ray.put(result), self._log.take()
 
     async def stream(self, number: str, *arguments: Any) -> AsyncGenerator[Any, None]:
         """What the role's `stream` yields."""
@@ -117,10 +122,6 @@ class Host:
     async def under_way(self) -> int:
         """Number of calls under way."""
         return len(self._running)
-
-    async def calls(self) -> Calls:
-        """When the calls ran, since this was last asked."""
-        return self._log.take()
 
     @contextmanager
     def _numbered(self, number: str) -> Iterator[None]:

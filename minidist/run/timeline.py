@@ -112,6 +112,36 @@ class SpanLog:
         return Calls(done, running, socket.gethostname(), os.getpid())
 
 
+class Received:
+    """The calls of an actor as another process knows them: those whose ends it was sent, and those that it waits for."""
+
+    def __init__(self) -> None:
+        self._done: deque[Span] = deque(maxlen=_KEPT)
+        self._waiting: dict[str, Span] = {}
+        self._host = ""
+        self._pid = 0
+
+    @contextmanager
+    def call(self, number: str, name: str) -> Iterator[None]:
+        """The answer to a call is waited for inside."""
+        self._waiting[number] = Span(name, time.time(), 0.0)
+        try:
+            yield
+        finally:
+            del self._waiting[number]
+
+    def add(self, calls: Calls) -> None:
+        """An answer has brought these."""
+        self._done.extend(calls.done)
+        self._host, self._pid = calls.host, calls.pid
+
+    def take(self) -> Calls:
+        """The calls since the last time."""
+        done, now = list(self._done), time.time()
+        self._done.clear()
+        return Calls(done, [span._replace(end=now) for span in self._waiting.values()], self._host, self._pid)
+
+
 def count(**amounts: float) -> None:
     """Add amounts to those of the call that runs; nothing outside of a call."""
     if (call := _CURRENT.get()) is not None:

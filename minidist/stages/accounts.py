@@ -90,9 +90,9 @@ class Accounts:
         if self._ended is not None:
             self._all += Account(between=self._since - self._ended)
 
-    async def step(self, batch: Batch) -> dict[str, float]:
+    def step(self, batch: Batch) -> dict[str, float]:
         """The metrics of the step that ends now."""
-        driver, actors = self._clock.phases(), await self._cluster.calls()
+        driver, actors = self._clock.phases(), self._cluster.calls()
         now = time.time()
         spent = account((self._since, now), driver, actors, self._costs, self._rates)
         spent = spent.with_bytes("update", _batch_bytes(batch))

@@ -152,7 +152,7 @@ class DistillWatch(CheckpointWatch[Learner]):
 
     async def after_step(self, step: int, batch: Batch, update: Update, metrics: dict[str, float]) -> bool:
         metrics |= step_metrics(self._config.objective.type, metrics, batch, update)
-        metrics |= await self._accounts.step(batch)
+        metrics |= self._accounts.step(batch)
         stopping = self._alarms.look(step, metrics)
         self._recorder.step(step, metrics)
         if self._shows(step):

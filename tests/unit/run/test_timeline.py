@@ -9,7 +9,7 @@ import pytest
 
 from minidist.concurrency import Worker
 from minidist.run import timeline
-from minidist.run.timeline import Span, SpanLog, Timeline, count, part, union
+from minidist.run.timeline import Received, Span, SpanLog, Timeline, count, part, union
 
 
 class Time:
@@ -88,6 +88,22 @@ def test_a_log_that_nobody_takes_forgets_its_oldest_calls() -> None:
             pass
     done = log.take().done
     assert (len(done), done[0].name) == (20_000, "10")
+
+
+def test_a_caller_knows_the_calls_that_have_ended_and_those_it_waits_for(clock: Time) -> None:
+    log, received = SpanLog(), Received()
+    with received.call("1", "score"):
+        with log.call("score"):
+            clock.now += 2
+        clock.now += 1  # on its way
+        assert received.take().busy == [(100, 103)]
+    received.add(log.take())
+    with received.call("2", "describe"):
+        clock.now += 4
+        taken = received.take()
+    assert [(span.name, span.start, span.end) for span in taken.done] == [("score", 100, 102)]
+    assert taken.busy == [(100, 102), (103, 107)] and taken.pid and taken.host
+    assert not received.take().busy
 
 
 def test_union_counts_overlaps_once_and_clips() -> None:
