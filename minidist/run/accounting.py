@@ -217,7 +217,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
     of = "all processes of the run on this node" if record["this_node_alone"] else "all processes of the run"
     found = {
         f"idle: {idle} of the steps' time": idle,
-        f"utilised: FLOPs needed, of those of matrix products in this time (GFLOP/s a process: {rates})": rates,
+        f"utilised: FLOPs needed, of those of matrix products in this time (GFLOP/s an actor: {rates})": rates,
         f"memory: {record['memory_peak_gib']:.2f} GiB at most, {of} (PSS)": True,
     }
     return [line for line, known in found.items() if known]

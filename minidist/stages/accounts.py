@@ -36,7 +36,8 @@ def costs(config: DistillConfig, plan: DistillPlan) -> Costs:
 
 
 async def measure_rates(config: DistillConfig, cluster: Cluster) -> dict[str, float]:
-    """Matrix products of one process of each role, FLOP/s; measured once for roles with the same precision and threads."""
+    """Matrix products of an actor of each role, FLOP/s; measured once for roles with the same precision and threads, in one of
+    the devices (processes, on a CPU) over which vLLM splits an actor's model."""
     dtypes: dict[Role, str] = dict.fromkeys(roles_of(config), config.student.dtype)
     dtypes |= {"teacher": config.teacher.dtype} if "teacher" in dtypes else {}
     known: dict[tuple[object, ...], float] = {}
@@ -46,7 +47,7 @@ async def measure_rates(config: DistillConfig, cluster: Cluster) -> dict[str, fl
         if kind not in known and (member := cluster.first(role)) is not None:
             known[kind] = await member.ask(matrix_product_rate, dtype=dtype, on_gpu=bool(kind[-1]))
         if kind in known:
-            rates[role] = known[kind]
+            rates[role] = known[kind] * config.cluster.role(role).devices
     return rates
 
 

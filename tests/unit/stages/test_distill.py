@@ -4,7 +4,7 @@ import asyncio
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -16,7 +16,7 @@ from minidist.preflight.plan import plan_distill, plan_evaluate
 from minidist.run.directory import RunDirectory
 from minidist.run.tracking import Clock
 from minidist.stages import StageRun, run_stage
-from minidist.stages.accounts import Accounts
+from minidist.stages.accounts import Accounts, measure_rates
 from minidist.types import Batch, Sampling
 from tests.support.tiny import tiny_model, tiny_renderer
 
@@ -178,3 +178,24 @@ def test_a_run_may_go_without_a_timeline_of_later_steps(home: Path) -> None:
     run = {"directory": str(home / "short-timeline"), "steps": 3, "timeline_steps": 1}
     _, _, events = accounted(config(home, "short-timeline", run=run))
     assert sum(event["name"] == "update" and event["pid"] == 0 for event in events) == 1
+
+
+def test_roles_alike_share_one_measurement_of_their_rate(home: Path) -> None:
+    """Learner and engine have one precision and as many threads; the teacher has another precision."""
+    asked: list[tuple[str, str, bool]] = []
+
+    class Member:
+        def __init__(self, role: str) -> None:
+            self.role = role
+
+        async def ask(self, question: object, *, dtype: str, on_gpu: bool) -> float:
+            asked.append((self.role, dtype, on_gpu))
+            return 1e9 * len(asked)
+
+    class Actors:
+        first = staticmethod(Member)
+
+    settings = config(home, "rates", teacher={"model": str(home / "teacher"), "dtype": "bfloat16"})
+    found = asyncio.run(measure_rates(settings, cast(Cluster, Actors())))
+    assert asked == [("rollout", "float32", False), ("teacher", "bfloat16", False)]
+    assert found == {"rollout": 1e9, "teacher": 2e9, "learner": 1e9}
