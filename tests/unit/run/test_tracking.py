@@ -101,3 +101,16 @@ def test_age_is_that_of_the_oldest_token_the_student_wrote() -> None:
     assert step_metrics("kd", METRICS, batch(8, 6), UPDATE)["age/updates_max"] == 2
     assert step_metrics("kd", METRICS, batch(8), UPDATE)["age/updates_max"] == 0, "strictly on-policy"
     assert "age/updates_max" not in step_metrics("kd", METRICS, batch(3, writer=Writer.DATASET), UPDATE)
+
+
+def test_tensorboard_has_a_curve_of_every_metric(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recorder = Recorder(tmp_path, range(3), tensorboard=True, shown={})
+    for step in range(3):
+        recorder.step(step, {"loss/nats_per_token": 2.0 - step, "idle/teacher_s": 0.25})
+    recorder.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["loss/nats_per_token", "idle/teacher_s"]
+    assert [(point.step, point.value) for point in events.Scalars("loss/nats_per_token")] == [(0, 2), (1, 1), (2, 0)]
