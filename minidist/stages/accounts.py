@@ -38,14 +38,15 @@ def costs(config: DistillConfig, plan: DistillPlan) -> Costs:
 async def measure_rates(config: DistillConfig, cluster: Cluster) -> dict[str, float]:
     """Matrix products of an actor of each role, FLOP/s; measured once for roles with the same precision and threads, in one of
     the devices (processes, on a CPU) over which vLLM splits an actor's model."""
-    dtypes: dict[Role, str] = dict.fromkeys(roles_of(config), config.student.dtype)
-    dtypes |= {"teacher": config.teacher.dtype} if "teacher" in dtypes else {}
+    student = config.student.dtype
+    dtypes: dict[Role, str] = {"rollout": config.rollout.dtype or student, "learner": config.learner.compute_dtype or student}
+    dtypes |= {"teacher": config.teacher.dtype}
     known: dict[tuple[object, ...], float] = {}
     rates: dict[str, float] = {}
-    for role, dtype in dtypes.items():
-        kind = _kind(config.cluster, role, dtype)
+    for role in roles_of(config):
+        kind = _kind(config.cluster, role, dtypes[role])
         if kind not in known and (member := cluster.first(role)) is not None:
-            known[kind] = await member.ask(matrix_product_rate, dtype=dtype, on_gpu=bool(kind[-1]))
+            known[kind] = await member.ask(matrix_product_rate, dtype=dtypes[role], on_gpu=bool(kind[-1]))
         if kind in known:
             rates[role] = known[kind] * config.cluster.role(role).devices
     return rates

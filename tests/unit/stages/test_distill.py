@@ -181,7 +181,7 @@ def test_a_run_may_go_without_a_timeline_of_later_steps(home: Path) -> None:
 
 
 def test_roles_alike_share_one_measurement_of_their_rate(home: Path) -> None:
-    """Learner and engine have one precision and as many threads; the teacher has another precision."""
+    """Engine and teacher have one precision and as many threads; the learner multiplies in another precision."""
     asked: list[tuple[str, str, bool]] = []
 
     class Member:
@@ -195,7 +195,7 @@ def test_roles_alike_share_one_measurement_of_their_rate(home: Path) -> None:
     class Actors:
         first = staticmethod(Member)
 
-    settings = config(home, "rates", teacher={"model": str(home / "teacher"), "dtype": "bfloat16"})
+    settings = config(home, "rates", learner={"backend": "single", "compute_dtype": "bfloat16"})
     found = asyncio.run(measure_rates(settings, cast(Cluster, Actors())))
-    assert asked == [("rollout", "float32", False), ("teacher", "bfloat16", False)]
-    assert found == {"rollout": 1e9, "teacher": 2e9, "learner": 1e9}
+    assert asked == [("rollout", "float32", False), ("learner", "bfloat16", False)]
+    assert found == {"rollout": 1e9, "teacher": 1e9, "learner": 2e9}
