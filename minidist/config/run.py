@@ -37,7 +37,7 @@ class RunConfig(PlaceConfig):
     rollouts_every: Annotated[int, FREE] = Field(default=20, ge=1)
     """Steps between files under rollouts/, which hold the prompts and answers of a step as text."""
     timeline_steps: Annotated[int | None, FREE] = Field(default=1000, ge=1)
-    """Steps whose calls are written to timeline.json, a Chrome trace of all actors, from the start of each process on; about
-    5 KB a step. None: all of them."""
+    """Steps whose calls are written to timeline.json, a Chrome trace of all actors, from the start of each process on; a few
+    KB a step. None: all of them."""
     tensorboard: Annotated[bool, FREE] = True
     """Also write the metrics as TensorBoard events."""
