@@ -53,11 +53,22 @@ class Teachers:
 
 
 class Shards(Teachers):
-    """The ranks of one partitioned model; all of them take part in every call."""
+    """The ranks of one partitioned model; all of them take part in every call, so calls follow one another: two at once could
+    reach the ranks in different orders, and each would wait for the other."""
+
+    def __init__(self, members: Sequence[Teacher]) -> None:
+        super().__init__(members)
+        self._free = asyncio.Lock()
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+        """Scores of the rollouts' tokens, in their order."""
+        async with self._free:
+            return await super().score(rollouts)
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """Every rank writes the same text, since each token needs the whole model."""
-        written = await together(rank.extend(prompts, sampling) for rank in self.members)
+        async with self._free:
+            written = await together(rank.extend(prompts, sampling) for rank in self.members)
         return written[0]
 
 

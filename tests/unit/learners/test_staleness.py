@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.config.models import StudentConfig
 from minidist.data.batching import collate, unlabelled
 from minidist.learners.learner import LocalLearner
 from minidist.losses import reverse_kl
 from minidist.losses.objectives import Match, make_objective
 from minidist.losses.ratios import Corrected
 from minidist.methods import make_credit
+from minidist.roles.make import RoleContext, make_learner
 from minidist.types import Batch, Rollout, Stream, Writer
 from tests.support.collecting import distill_config
+from tests.support.config import objective_config
 from tests.support.learners import head_of_teacher, local_learner
-from tests.support.tiny import hidden_scores, random_rollouts, row_logits, tiny_model
+from tests.support.tiny import hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
 
 LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)]
 RATE, BOUND = 0.1, 1.5
@@ -155,3 +159,19 @@ def test_a_credit_holds_the_ratios_of_its_tokens(
     assert figures["policy/ratio_max"] == pytest.approx(every.max().item(), rel=1e-4)
     assert figures["policy/ratio_truncated_frac"] == pytest.approx((every > BOUND).float().mean().item())
     assert not [name for name in before if "ratio" in name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound", "corrected"), [("reverse_kl", 2.0, True), ("reverse_kl", None, False), ("minillm", 2.0, False)]
+)
+def test_a_learner_corrects_its_main_stream_unless_a_credit_does(
+    tmp_path: Path, learners: list[Any], kind: str, bound: float | None, corrected: bool
+) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    context = RoleContext(tiny_renderer(), ratio_max=bound)
+    sections = {"main": objective_config(kind), "beside": objective_config("forward_kl")}
+    made: Any = make_learner(
+        context, StudentConfig(model=str(tmp_path)), LearnerConfig(backend="single"), sections, teacher=None
+    )
+    learners.append(made)
+    assert [isinstance(made._objectives[name], Corrected) for name in sections] == [corrected, False]

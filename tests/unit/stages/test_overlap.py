@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 import minidist.rollout.hf as hf
 from minidist.config import DistillConfig
 from minidist.errors import CanaryError
+from minidist.run.accounting import PREFIXES
 from minidist.run.checkpoint import Checkpoints
 from minidist.stages import run_stage
 from tests.support.tiny import tiny_model, tiny_renderer
@@ -87,7 +88,7 @@ def test_a_resumed_run_repeats_an_uninterrupted_one(home: Path, kind: str) -> No
     found = lines(parts)
     assert all(np.array_equal(value, weights(parts)[name]) for name, value in weights(whole).items())
     for left, right in zip(expected, found, strict=True):
-        same = [name for name in left if not name.startswith(("time/", "speed/", "idle/", "memory/", "utilisation/"))]
+        same = [name for name in left if not name.startswith(PREFIXES)]
         assert {name: left[name] for name in same} == {name: right[name] for name in same}
 
 
@@ -132,3 +133,13 @@ def test_versions_that_stand_still_are_older_than_allowed(home: Path, monkeypatc
     monkeypatch.setattr(hf.HFEngine, "load", loaded)
     with pytest.raises(CanaryError, match="weights of 2 optimizer steps ago"):
         asyncio.run(run_stage(config(home, "standing", evaluation={"every": None})))
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_scoring_answers_as_they_finish_changes_no_bit(home: Path, most: int) -> None:
+    made = [config(home, f"stream-{most}-{on}", most=most, steps=3, loop={"stream": on}) for on in (False, True)]
+    plain, streamed = map(lines, made)
+    for left, right in zip(plain, streamed, strict=True):
+        names = [name for name in left if name.startswith(("loss/", "learner/", "rollout/", "policy/", "age/"))]
+        assert {name: left[name] for name in names} == {name: right[name] for name in names}
+    assert all(np.array_equal(value, weights(made[1])[name]) for name, value in weights(made[0]).items())

@@ -84,3 +84,28 @@ def test_a_teacher_that_waits_for_its_server_is_one_line_for_each_time(
     lines = [record.getMessage() for record in caplog.records]
     assert [line.partition(": ")[2].split()[0] for line in lines] == ["3", "6"]
     assert lines[0].endswith("requests sent again so far, pauses of 2 s in all; the last error: 503 busy")
+
+
+def test_calls_of_shards_follow_one_another() -> None:
+    """A collection may be scored while the next is written, by the same partitioned model."""
+    log: list[str] = []
+
+    class Rank:
+        async def score(self, rollouts: Any) -> Any:
+            log.append("score")
+            await asyncio.sleep(0.001)
+            log.append("scored")
+            return list(rollouts)
+
+        async def extend(self, prompts: Any, sampling: Sampling) -> Any:
+            log.append("extend")
+            await asyncio.sleep(0.001)
+            log.append("extended")
+            return list(prompts)
+
+    async def both() -> None:
+        shards = Shards([Rank(), Rank()])  # type: ignore[list-item]
+        await asyncio.gather(shards.score(rollouts_of((1, 1, 1), (2, 1, 1))), shards.extend([], SAMPLING))
+
+    asyncio.run(both())
+    assert log == ["score"] * 2 + ["scored"] * 2 + ["extend"] * 2 + ["extended"] * 2
