@@ -3,8 +3,8 @@
 # make check        lint, types, fast tests
 # make soak         slow tests: two Ray nodes on this machine, pipelines of 10,000 rows killed at random, SIGTERM to Ray actors,
 #                   every row of Dolly, every family of models
-# make bench        measurements: whole runs against TRL's trainers and the machine's limit, memory against what minidist check
-#                   says, mixed sampling by turns against in step, losses in chunks against the plain ones and TRL's, rows of
+# make bench        measurements: whole runs against TRL's trainers and the machine's limit, cost of a step as it grows, memory
+#                   against what minidist check says, mixed sampling by turns against in step, losses in chunks against the plain ones and TRL's, rows of
 #                   large files, influence of single rows against exact ways, pipelines against the bare engine
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -41,6 +41,7 @@ soak: $(READY_DEV)
 bench: $(READY_DEV)
 	$(PIP) --no-deps -r requirements/bench.txt
 	$(VENV)/bin/python -m tests.benchmarks.peers
+	$(VENV)/bin/python -m tests.benchmarks.scaling
 	$(VENV)/bin/python -m tests.benchmarks.memory
 	$(VENV)/bin/python -m tests.benchmarks.mixed
 	$(VENV)/bin/python -m tests.benchmarks.chunked

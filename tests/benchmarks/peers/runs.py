@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,15 +76,15 @@ def run_peer(task: PeerTask, folder: Path, steps: Steps) -> Measured:
     return Measured(_timed(ends, steps), tokens[steps.warm_up :][: steps.timed], peak, lines)
 
 
-def run_minidist(prepared: Prepared, folder: Path, dtype: str, steps: Steps) -> Measured:
-    """A run of `minidist distill`.
+def run_minidist(prepared: Prepared, folder: Path, dtype: str, steps: Steps, overrides: Sequence[str] = ()) -> Measured:
+    """A run of `minidist distill`, with `overrides` of its configuration.
 
     The first step and every twentieth (canaries.every) are checked. The timed steps are taken without their check; each carries
     its share of the run's last one.
     """
     run, file = folder / "run", folder / "distill.yaml"
     file.write_text(yaml.safe_dump(minidist_config(prepared, run, dtype, steps.total)))
-    command = [sys.executable, "-m", "minidist.cli", "distill", str(file)]
+    command = [sys.executable, "-m", "minidist.cli", "distill", str(file), *overrides]
     lines, ends, peak = _follow(command, run / "metrics.jsonl", folder / "output.txt", steps)
     timed = lines[steps.warm_up :][: steps.timed]
     every = CanaryConfig().every

@@ -128,13 +128,15 @@ def random_prompts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return ["".join(draw.choices(characters, k=32)) for _ in range(PROMPTS)]
 
 
-def _gpt2(width: int, layers: int, seed: int) -> ModelSpec:
+def gpt2(width: int, layers: int, seed: int) -> ModelSpec:
+    """A GPT-2 with GPT-2's vocabulary."""
     shape = {"vocab_size": 50_257, "n_embd": width, "n_layer": layers, "n_head": width // 64, "n_positions": 512}
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     return ModelSpec("gpt2", shape | dropout, end_token=50_256, spread=1.0, seed=seed)
 
 
-def _llama(width: int, layers: int, seed: int) -> ModelSpec:
+def llama(width: int, layers: int, seed: int) -> ModelSpec:
+    """A Llama with a vocabulary of 4,096."""
     shape = {"vocab_size": 4_096, "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
     heads = {"num_attention_heads": width // 64, "num_key_value_heads": width // 64, "max_position_embeddings": 512}
     # An end token of no bias, below tokens of such a spread, ends one answer in 7,000.
@@ -143,8 +145,8 @@ def _llama(width: int, layers: int, seed: int) -> ModelSpec:
 
 RAGGED = Workload(
     name="ragged",
-    student=_gpt2(256, 4, seed=1),
-    teacher=_gpt2(512, 8, seed=2),
+    student=gpt2(256, 4, seed=1),
+    teacher=gpt2(512, 8, seed=2),
     tokenizer=gpt2_tokenizer,
     prompts=dolly_prompts,
     max_prompt_tokens=128,
@@ -157,8 +159,8 @@ RAGGED = Workload(
 )
 EQUAL = Workload(
     name="equal",
-    student=_llama(256, 4, seed=1),
-    teacher=_llama(512, 8, seed=2),
+    student=llama(256, 4, seed=1),
+    teacher=llama(512, 8, seed=2),
     tokenizer=lambda: alphabet_tokenizer(4_096),
     prompts=random_prompts,
     max_prompt_tokens=32,
