@@ -42,6 +42,7 @@ bench: $(READY_DEV)
 	$(PIP) --no-deps -r requirements/bench.txt
 	$(VENV)/bin/python -m tests.benchmarks.peers
 	$(VENV)/bin/python -m tests.benchmarks.scaling
+	$(VENV)/bin/python -m tests.benchmarks.kernels
 	$(VENV)/bin/python -m tests.benchmarks.memory
 	$(VENV)/bin/python -m tests.benchmarks.mixed
 	$(VENV)/bin/python -m tests.benchmarks.chunked
