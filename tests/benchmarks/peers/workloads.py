@@ -153,8 +153,8 @@ RAGGED = Workload(
     max_new_tokens=128,
     stopping_rate=stopping_rate(42.0, 128),
     peers={
-        "float32": {"distillation": PeerSettings(8), "gkd": PeerSettings(8)},
-        "bfloat16": {"distillation": PeerSettings(8, autocast=True), "gkd": PeerSettings(8, autocast=True)},
+        "float32": {"distillation": PeerSettings(32), "gkd": PeerSettings(8)},
+        "bfloat16": {"distillation": PeerSettings(32, autocast=True), "gkd": PeerSettings(8, autocast=True)},
     },
 )
 EQUAL = Workload(
