@@ -100,6 +100,11 @@ class CompareConfig(Section):
     def cluster(self) -> ClusterConfig:
         return self.first.cluster
 
+    @property
+    def roles_at_once(self) -> int:
+        """Roles that work at the same time in some cell."""
+        return max(self.cell(name, self.seeds[0]).roles_at_once for name in self.cells)
+
 
 def check_cell_names(cells: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The cells, if each name can be part of a path. Raises ValueError."""

@@ -42,7 +42,7 @@ async def compare(config: CompareConfig) -> dict[str, Any]:
     waiting = [(name, seed) for seed in config.seeds for name in config.cells if not _recorded(config, records, name, seed)]
     log.info("%d of %d runs are left", len(waiting), len(config.cells) * len(config.seeds))
     if waiting or records.find(BEFORE) is None:
-        async with Cluster(config.cluster, directory.path / "logs") as cluster:
+        async with Cluster(config.cluster, directory.path / "logs", at_once=config.roles_at_once) as cluster:
             cells = Cells(warm_roles(cluster, config, plan), config, plan)
             for record in await cells.baselines() if records.find(BEFORE) is None else []:
                 records.add(record, order)
@@ -72,7 +72,9 @@ def show_records(records: Records, order: list[str], path: Path) -> None:
 def settings(config: DistillConfig) -> dict[str, Any]:
     """The settings of a cell in its record."""
     kept = config.model_dump(mode="json", include={"method", "objective", "prefix", "streams"})
-    return kept | {"teacher_mix": config.teacher_mix, "lr": config.learner.optimizer.lr}
+    kept |= {"teacher_mix": config.teacher_mix, "lr": config.learner.optimizer.lr}
+    overlap = config.loop.model_dump(mode="json", exclude={"stream"})
+    return kept | ({"loop": overlap} if config.loop.max_staleness else {})
 
 
 def _recorded(config: CompareConfig, records: Records, name: str, seed: int) -> bool:

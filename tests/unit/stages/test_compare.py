@@ -19,7 +19,7 @@ from minidist.evaluation.records import Records
 from minidist.preflight.checks import check_cell_directories
 from minidist.preflight.compare import plan_compare
 from minidist.run.directory import RunDirectory
-from minidist.stages.compare import _recorded, _seconds
+from minidist.stages.compare import _recorded, _seconds, settings
 from minidist.stages.toy import fit, head_of, teacher, toy
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "compare"
@@ -242,3 +242,12 @@ def test_a_record_without_settings_is_measured_again(tmp_path: Path) -> None:
     config, file = read(tmp_path, {"own": {}}), tmp_path / "compare.json"
     file.write_text(json.dumps([{"objective": "own", "seed": 0}]))
     assert not _recorded(config, Records(file), "own", 0)
+
+
+def test_a_cell_that_writes_ahead_says_so_in_its_record_and_shares_the_cores(tmp_path: Path) -> None:
+    own = {"objective": {"type": "reverse_kl"}, "prefix": {}}
+    config = read(tmp_path, {"plain": own, "ahead": own | {"loop": {"max_staleness": 1, "stream": True}}})
+    plain, ahead = (settings(config.cell(name, 0)) for name in ("plain", "ahead"))
+    assert "loop" not in plain, "records of earlier comparisons stay valid"
+    assert ahead["loop"] == {"max_staleness": 1, "ratio_max": 2.0} and config.roles_at_once == 3
+    assert read(tmp_path, {"plain": own}).roles_at_once == 1
