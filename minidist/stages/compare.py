@@ -168,5 +168,11 @@ def _seconds(path: Path) -> float:
     except (OSError, ValueError, RecursionError) as error:
         raise RunDirectoryError(f"{file} cannot be read ({error}); {remedy}") from None
     steps = shaped(lines, list[dict[str, Any]], f"{file} is of another shape", remedy)
-    times = [value for step in steps for name, value in step.items() if name.startswith("time/")]
+    times = [value for step in steps for value in _times(step)]
     return round(sum(shaped(times, list[float], f"{file} has times that are no numbers", remedy)), 2)
+
+
+def _times(step: dict[str, Any]) -> list[Any]:
+    """The seconds of a step; of its phases, which did not overlap, where an earlier version recorded them alone."""
+    whole = "speed/seconds_per_step"
+    return [step[whole]] if whole in step else [value for name, value in step.items() if name.startswith("time/")]

@@ -233,6 +233,9 @@ def test_a_foreign_file_of_fits_is_a_sentence(tmp_path: Path, records: Any) -> N
 def test_damaged_metrics_of_a_cell_are_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"time/update": 1.5, "loss": 2}\n{"time/sync": 2}\n')
     assert _seconds(tmp_path) == 3.5
+    overlapped = '{"time/generate_s": 2, "time/update_s": 2.5, "speed/seconds_per_step": 3}\n'
+    (tmp_path / "metrics.jsonl").write_text('{"time/update": 1.5, "loss": 2}\n' + overlapped)
+    assert _seconds(tmp_path) == 4.5
     (tmp_path / "metrics.jsonl").write_text(text, encoding="latin-1")
     with pytest.raises(RunDirectoryError, match=r"metrics\.jsonl .*; set run.overwrite=true to train the cell again"):
         _seconds(tmp_path)
