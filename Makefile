@@ -5,7 +5,8 @@
 #                   every row of Dolly, every family of models
 # make bench        measurements: whole runs against TRL's trainers and the machine's limit, cost of a step as it grows, memory
 #                   against what minidist check says, mixed sampling by turns against in step, losses in chunks against the plain ones and TRL's, rows of
-#                   large files, influence of single rows against exact ways, pipelines against the bare engine
+#                   large files, influence of single rows against exact ways, publishing against a copy, pipelines against the
+#                   bare engine
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -48,6 +49,7 @@ bench: $(READY_DEV)
 	$(VENV)/bin/python -m tests.benchmarks.chunked
 	$(VENV)/bin/python -m tests.benchmarks.rows
 	$(VENV)/bin/python -m tests.benchmarks.influence
+	$(VENV)/bin/python -m tests.benchmarks.publish
 	$(VENV)/bin/python -m tests.benchmarks.pipelines
 
 setup: $(READY_DEV)
