@@ -1,7 +1,7 @@
 """What writing ahead saves: `python -m tests.benchmarks.overlap`.
 
 A rollout engine on one core, teacher and learner on another, one thread each. A random Llama of 3 M parameters learns from one
-of 6 M, vocabulary 4,096, on 48 prompts of 24 tokens with answers of 128. Runs with loop.max_staleness 0 and 1 take turns in the
+of 6 M, vocabulary 4,096, on 32 prompts of 24 tokens with answers of 96. Runs with loop.max_staleness 0 and 1 take turns in the
 same actors; a step of 0 shows how long writing, scoring, learning and publishing take alone. `ratio` is the mean step of 1 over
 max(write, score + update) of the runs of 0 beside it; `formula` is the same with publishing below the line too.
 """
@@ -38,17 +38,13 @@ from tests.support.collecting import distill_config, make_collector
 from tests.support.config import objective_config, teacher_config
 
 SHAPES = {"student": (192, 512, 4, 3), "teacher": (256, 704, 4, 4)}  # hidden and intermediate size, layers, heads
-PROMPTS, ANSWER, STEPS, ROUNDS = 48, 128, 7, 3
+PROMPTS, ANSWER, STEPS, ROUNDS = 32, 96, 6, 3
 RESULTS = Path("runs/bench/overlap.json")
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rounds = asyncio.run(_measure(Path(folder)))
-    for each in rounds:
-        phases = "  ".join(f"{name} {each[name]:.2f}" for name in ("write", "score", "update", "publish"))
-        steps = f"step {each['step_0']:.2f} -> {each['step_1']:.2f} s"
-        print(f"{phases}  {steps}  ratio {each['ratio']:.3f}  of the formula {each['formula']:.3f}")
     ratio, gain = (statistics.median(each[name] for each in rounds) for name in ("ratio", "gain"))
     print(f"medians: ratio {ratio:.3f}; on-policy steps take {gain:.2f} times as long")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
@@ -59,11 +55,20 @@ async def _measure(folder: Path) -> list[dict[str, float]]:
     renderer = Renderer(character_tokenizer("".join(chr(0x4E00 + i) for i in range(4094))), RenderConfig())
     for role, sizes in SHAPES.items():
         _save(folder / role, renderer, sizes)
-    config = ClusterConfig(threads=1)
-    async with Cluster(config, folder / "logs") as cluster:
+    rounds = []
+    async with Cluster(ClusterConfig(threads=1), folder / "logs") as cluster:
         bench = await _Bench.of(folder, renderer, cluster)
         await bench.run(1, 2)  # warms up
-        return [await bench.compare() for _ in range(ROUNDS)]
+        for _ in range(ROUNDS):
+            rounds.append(await bench.compare())
+            print(_line(rounds[-1]), flush=True)
+    return rounds
+
+
+def _line(found: dict[str, float]) -> str:
+    phases = "  ".join(f"{name} {found[name]:.2f}" for name in ("write", "score", "update", "publish"))
+    steps = f"step {found['step_0']:.2f} -> {found['step_1']:.2f} s"
+    return f"{phases}  {steps}  ratio {found['ratio']:.3f}  of the formula {found['formula']:.3f}"
 
 
 @dataclass
