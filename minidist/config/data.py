@@ -35,7 +35,9 @@ class SourceConfig(Section):
     text: str | None = None
     """Jinja template of plain text, to train on all its tokens instead of on answers."""
     rows: int | None = Field(default=None, ge=1)
-    """Number of usable rows, from the first. None: all; of a task, 1,000."""
+    """Number of usable rows, from the first or, with skip, from the first after those. None: all; of a task, 1,000."""
+    skip: int = Field(default=0, ge=0)
+    """Usable rows that are left out from the beginning, so that two sources can divide a file: rows: 100 and skip: 100."""
     seed: int = 0
     """Seed of a generated task. The order of the rows follows run.seed."""
     bad_rows: Literal["refuse", "skip"] = "refuse"

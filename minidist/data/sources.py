@@ -32,20 +32,22 @@ _CUTS = 8  # tries until a text that is cut fits: a text cut in a word may have 
 def usable_rows(
     source: SourceConfig, rows: Iterable[Record], read: Callable[[int, Record], Item | None]
 ) -> tuple[list[Item], int]:
-    """What `read(index, row)` makes of each row, up to `source.rows` items, and the number of bad rows that were skipped.
+    """What `read(index, row)` makes of each row, up to `source.rows` items after `source.skip` of them, and the number of bad
+    rows that were left out.
 
     `read` raises BadRow where the row cannot be used, and returns None for a row that only separates others. Raises DataError
-    when `source.bad_rows` refuses bad rows, and when all rows are bad.
+    when `source.bad_rows` refuses bad rows, when all rows are bad, and when none is left after `source.skip`.
     """
     items: list[Item] = []
     bad: list[tuple[int, str]] = []
+    last = None if source.rows is None else source.skip + source.rows
     for index, row in enumerate(counted(rows, source.path)):
         try:
             if (item := read(index, row)) is not None:
                 items.append(item)
         except BadRow as error:
             bad.append((index, str(error)))
-        if source.rows is not None and len(items) == source.rows:
+        if last is not None and len(items) == last:
             break
     if bad:
         index, reason = bad[0]
@@ -56,7 +58,9 @@ def usable_rows(
             raise DataError(f"{count}. Correct them, or skip them with bad_rows: skip")
         if not items:
             raise DataError(f"{count}. No usable row is left")
-    return items, len(bad)
+    if source.skip and len(items) <= source.skip:
+        raise DataError(f"skip of {source.path} is {source.skip}, and it has {len(items)} usable rows; lower skip")
+    return items[source.skip :], len(bad)
 
 
 def check_prompt_length(prompt: Array, limit: int) -> None:
@@ -69,7 +73,7 @@ def read_rows(source: SourceConfig, others: Sequence[Template] = ()) -> Iterator
     """The rows of a source, one after another, every configured column checked, and those that `others` use."""
     if source.task is not None:
         rows: Iterator[Record] = iter(
-            tasks.generate(source.task, split=source.split, rows=source.rows or 1000, seed=source.seed)
+            tasks.generate(source.task, split=source.split, rows=source.skip + (source.rows or 1000), seed=source.seed)
         )
     else:
         rows = read_source(source)
@@ -88,7 +92,7 @@ def read_rows(source: SourceConfig, others: Sequence[Template] = ()) -> Iterator
 def check_source(source: SourceConfig, others: Sequence[Template] = ()) -> None:
     """Raise DataError unless the data can be opened and has every configured column, and those that `others` use. No text
     becomes tokens, and no torch is imported."""
-    read_rows(source if source.task is None else source.model_copy(update={"rows": 1}), others)
+    read_rows(source if source.task is None else source.model_copy(update={"rows": 1, "skip": 0}), others)
 
 
 def _check_columns(source: SourceConfig, columns: list[str], others: Sequence[Template]) -> None:

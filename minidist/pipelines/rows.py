@@ -18,8 +18,10 @@ TRIED = 20
 
 
 def items(config: PipelineSection) -> Iterator[Item]:
-    """The rows of the source with their keys, up to data.rows.rows of them."""
-    for number, row in enumerate(islice(read_rows(config.data.rows), config.data.rows.rows)):
+    """The rows of the source with their keys, up to data.rows.rows of them after data.rows.skip."""
+    source = config.data.rows
+    last = None if source.rows is None else source.skip + source.rows
+    for number, row in enumerate(islice(read_rows(source), source.skip, last)):
         yield Item(number, _key(config, number, row), row)
 
 

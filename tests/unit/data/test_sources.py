@@ -55,6 +55,20 @@ def examples(path: Path | str, **fields: Any) -> tuple[list[Example], int]:
 MAKERS: list[tuple[str, Callable[[Path], Path]]] = [("r.jsonl", jsonl), ("r.jsonl.gz", gzipped), ("r.parquet", parquet)]
 
 
+def test_two_sources_divide_a_file(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "r.jsonl", [*ROWS[:1], {"q": "", "a": "1"}, *ROWS[1:]])
+    first, _ = prompts(file, rows=1, bad_rows="skip", **COLUMNS)
+    rest, bad = prompts(file, skip=1, bad_rows="skip", **COLUMNS)
+    second, _ = prompts(file, skip=1, rows=1, bad_rows="skip", **COLUMNS)
+    assert [[each.text for each in found] for found in (first, rest, second)] == [["31="], ["20=", "9="], ["20="]]
+    assert bad == 1
+    whole, _ = prompts("task:sort", rows=5)
+    part, _ = prompts("task:sort", rows=2, skip=3)
+    assert [each.text for each in part] == [each.text for each in whole[3:]]
+    with pytest.raises(DataError, match=r"skip of .*r\.jsonl is 3, and it has 3 usable rows; lower skip"):
+        prompts(file, skip=3, bad_rows="skip", **COLUMNS)
+
+
 @pytest.mark.parametrize(("name", "make"), MAKERS, ids=[name for name, _ in MAKERS])
 def test_files_of_every_kind_are_read(tmp_path: Path, name: str, make: Callable[[Path], Path]) -> None:
     found, skipped = prompts(make(tmp_path / name), **COLUMNS)
