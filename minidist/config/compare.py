@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from minidist.config.base import FREE, Section
+from minidist.config.choose import ChooseConfig
 from minidist.config.cluster import ClusterConfig
-from minidist.config.data import SourceConfig
+from minidist.config.data import DistillDataConfig, SourceConfig
 from minidist.config.distill import DistillConfig
 from minidist.config.run import PlaceConfig
 from minidist.config.sentence import sentence
@@ -16,8 +17,9 @@ from minidist.config.sentence import sentence
 _WHOLE = ("method", "objective", "prefix", "streams")
 _STUDENT = ("model", "dtype", "tokenizer", "trust_remote_code")
 _ENGINE = ("engine", "kv_cache_gib", "gpu_memory_utilization", "max_sequences")
-# Settings of the engines, the teacher and the prompts, which all cells share.
-_SHARED = [*(f"student.{key}" for key in _STUDENT), "teacher", "data"]
+# Settings of the engines, the teacher and the rendering of text, which all cells share.
+_SHARED = [*(f"student.{key}" for key in _STUDENT), "teacher"]
+_SHARED += [f"data.{key}" for key in DistillDataConfig.model_fields if key != "prompts"]
 _SHARED += [*(f"rollout.{key}" for key in _ENGINE), "run.deterministic", "cluster"]
 
 
@@ -34,7 +36,8 @@ class CellTestConfig(Section):
 
 class CompareConfig(Section):
     """Runs every cell with every seed, each as a distillation in run.directory/cells/NAME-seedN, in the same engine, teacher
-    and learner processes. Cells and seeds may be added later; finished ones are not run again."""
+    and learner processes. Cells and seeds may be added later; finished ones are not run again. With `choose`, a setting is
+    first chosen for each cell on validation prompts; its value is then part of the names, NAME-lr0.001-seedN."""
 
     stage: Literal["compare"]
     run: PlaceConfig
@@ -43,9 +46,11 @@ class CompareConfig(Section):
     cells: Annotated[dict[str, dict[str, Any]], FREE] = Field(min_length=1)
     """Name of a cell to its changes of base: sections, or dotted keys. method, objective, prefix and streams replace those of
     base; a dotted key and any other section change single values. The method of a cell also replaces objective, prefix and
-    streams of base."""
+    streams of base. data.prompts may differ: a cell that learns from gold answers has as many prompts as there are answers."""
     seeds: Annotated[list[NonNegativeInt], FREE] = Field(default=[0, 1, 2], min_length=1)
     """Values of run.seed; every cell is run once with each."""
+    choose: ChooseConfig | None = None
+    """A setting that is chosen for each cell on validation prompts, such as its learning rate. None: cells run as they are."""
     evaluation: CellTestConfig
 
     @field_validator("cells")
@@ -57,6 +62,8 @@ class CompareConfig(Section):
     def _cells_are_runs(self) -> "CompareConfig":
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds are {self.seeds}: a repeated seed repeats the run; list each seed once")
+        if self.choose is not None:
+            self._check_choice(self.choose)
         configs = {name: self.cell(name, self.seeds[0]) for name in self.cells}
         trees: dict[str, Any] = {name: config.model_dump(mode="json") for name, config in configs.items()}
         first = next(iter(configs))
@@ -75,16 +82,46 @@ class CompareConfig(Section):
                     raise ValueError(f"{differs}; all cells share processes and data: set {key} in base only")
         return self
 
-    def cell(self, name: str, seed: int) -> DistillConfig:
-        """The distillation of a cell with a seed. Raises ValueError with one sentence."""
-        tree = merged(self.base, self.cells[name])
+    def _check_choice(self, choose: ChooseConfig) -> None:
+        """The setting is chosen, and by nothing but the validation prompts. Raises ValueError with one sentence."""
+        key = choose.key
+        if (shared := next((each for each in _SHARED if f"{key}.".startswith(f"{each}.")), None)) is not None:
+            raise ValueError(f"choose.key is {key}, and all cells share {shared}; choose a setting of learner or objective")
+        trees = {"base": self.base} | {f"cells.{name}": over({}, cell) for name, cell in self.cells.items()}
+        for where, tree in trees.items():
+            if holds(tree, key):
+                raise ValueError(f"{where} sets {key}, which choose.values sets; leave it out of {where}, or leave out choose")
+        choose.check_apart(self.evaluation.test, "evaluation.test")
+        for name in self.cells:
+            for value in choose.values:
+                self.cell(name, self.seeds[0], value)
+
+    @property
+    def values(self) -> list[float | None]:
+        """Values of the setting that is chosen; None alone where none is."""
+        return [None] if self.choose is None else list(self.choose.values)
+
+    @property
+    def trial_seeds(self) -> list[int]:
+        """Seeds with which every value of the setting is tried; none where no setting is chosen."""
+        return [] if self.choose is None else self.choose.seeds or self.seeds[:1]
+
+    def cell(self, name: str, seed: int, value: float | None = None) -> DistillConfig:
+        """The distillation of a cell with a seed. `value`: of the setting that is chosen; None: the first of them.
+
+        Raises ValueError with one sentence.
+        """
+        tree, variant = merged(self.base, self.cells[name]), name
+        if self.choose is not None:
+            value = self.choose.values[0] if value is None else value
+            tree, variant = over(tree, {self.choose.key: value}), f"{name}-{self.choose.label(value)}"
         run = tree.get("run") or {}
         for key, instead in (("directory", "run.directory"), ("seed", "seeds")):
             if key in run:
                 raise ValueError(f"cells.{name}: run.{key} is set by {instead}; leave run.{key} out of base and of the cell")
         if "stage" in tree:
             raise ValueError(f"cells.{name}: every cell is a distillation; leave stage out of base and of the cell")
-        own = {"directory": self.run.directory / "cells" / f"{name}-seed{seed}", "seed": seed}
+        own = {"directory": self.run.directory / "cells" / f"{variant}-seed{seed}", "seed": seed}
         run = run | own | ({"overwrite": True} if self.run.overwrite else {})
         try:
             return DistillConfig.model_validate(tree | {"stage": "distill", "run": run})
@@ -103,7 +140,22 @@ class CompareConfig(Section):
     @property
     def roles_at_once(self) -> int:
         """Roles that work at the same time in some cell."""
-        return max(self.cell(name, self.seeds[0]).roles_at_once for name in self.cells)
+        return max(self.cell(name, self.seeds[0], value).roles_at_once for name in self.cells for value in self.values)
+
+
+def holds(tree: Any, key: str) -> bool:
+    """Whether a tree has a value at a dotted key, or in place of one of its sections.
+
+    >>> holds({"learner": {"optimizer": {"lr": 0.1}}}, "learner.optimizer.lr"), holds({"learner": {}}, "learner.optimizer.lr")
+    (True, False)
+    """
+    for part in key.split("."):
+        if not isinstance(tree, dict):
+            return True
+        if part not in tree:
+            return False
+        tree = tree[part]
+    return True
 
 
 def check_cell_names(cells: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -61,11 +61,12 @@ def _excess(student_error: float, teacher_error: float, length: int) -> float:
 
 
 def _means(name: str, rows: Array, values: Array) -> Figures:
-    """Token mean (a ratio of sums, its error by linearisation over sequences) and sequence mean, nats."""
+    """Token mean (a ratio of sums, its error and its parts by linearisation over sequences) and sequence mean, nats."""
     sums, tokens = np.bincount(rows, weights=values), np.bincount(rows).astype(float)
     sequences = len(sums)
     mean = float(sums.sum() / tokens.sum())
     residuals = sums - mean * tokens
     correction = sequences / max(1, sequences - 1)
     error = float(np.sqrt(correction * (residuals**2).sum()) / tokens.sum()) if sequences > 1 else None
-    return {name: Figure(mean, error), f"{name}_per_sequence": Figure.of_samples(sums)}
+    parts = mean + residuals * sequences / tokens.sum()
+    return {name: Figure(mean, error, parts=parts), f"{name}_per_sequence": Figure.of_samples(sums)}

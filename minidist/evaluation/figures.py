@@ -20,18 +20,20 @@ class Figure:
         error: its standard error, how it varies with the prompts; None where it is unknown.
         spread: standard deviation of the value over repeats (sampling seeds, or runs); None for a single measurement.
         curve: the value when only so many tokens of each answer are counted, where it is measured as a curve.
+        parts: the value of each prompt, [P], whose mean is `mean`; None where the figure is not a mean over prompts.
     """
 
     mean: float
     error: float | None = None
     spread: float | None = None
     curve: Mapping[int, float] = field(default_factory=dict)
+    parts: Array | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of_samples(cls, values: Array) -> "Figure":
         """Mean of independent values and, from two values on, its standard error."""
         error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-        return cls(float(values.mean()), error)
+        return cls(float(values.mean()), error, parts=values)
 
     @classmethod
     def of_repeats(cls, means: Sequence[float]) -> "Figure":
@@ -56,7 +58,9 @@ def _over_seeds(seeds: Sequence[Figure]) -> Figure:
     mean = Figure.of_repeats([figure.mean for figure in seeds])
     errors = [figure.error for figure in seeds if figure.error is not None]
     curve = {at: float(np.mean([figure.curve[at] for figure in seeds])) for at in seeds[0].curve}
-    return Figure(mean.mean, float(np.mean(errors)) if errors else None, mean.spread, curve)
+    parts = [figure.parts for figure in seeds if figure.parts is not None]
+    of_prompts = np.mean(parts, axis=0) if len(parts) == len(seeds) else None
+    return Figure(mean.mean, float(np.mean(errors)) if errors else None, mean.spread, curve, of_prompts)
 
 
 def to_record(figures: Mapping[str, Figure]) -> dict[str, float]:
@@ -81,6 +85,11 @@ def from_record(record: Mapping[str, Any]) -> Figures:
         for name, value in record.items()
         if isinstance(value, float) and not name.endswith((_SPREAD, _ERROR))
     }
+
+
+def of_prompts(figures: Mapping[str, Figure]) -> dict[str, list[float]]:
+    """The value of each prompt, of each figure that is a mean over prompts."""
+    return {name: figure.parts.tolist() for name, figure in figures.items() if figure.parts is not None}
 
 
 def one_line(figures: Mapping[str, Figure]) -> str:

@@ -24,8 +24,11 @@ _COLUMNS = {
     "truncated_frac": "truncated",
     "repetition_frac": "repeated",
     "distinct_4": "distinct-4",
+    "optimizer_steps": "optimizer steps",
+    "loss_tokens": "loss tokens",
     "seconds": "seconds",
 }
+_DIGITS = {"exposure_bias": 1, "seconds": 1, "optimizer_steps": 0, "loss_tokens": 0}
 _UNITS = "divergences in nats a token, lengths in tokens, exposure bias in percent"
 _PROGRAM_UNITS = "tokens are all that are generated for an answer, in every call and sample"
 _QUESTION_COLUMNS = {"accuracy": "accuracy", "ece": "ECE"}
@@ -69,5 +72,5 @@ def _cell(name: str, figure: Figure | None) -> str:
     if figure is None:
         return "–"
     error = figure.error if figure.spread is None else figure.spread
-    digits = 1 if name in ("exposure_bias", "seconds") else 3
-    return f"{figure.mean:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+    digits = _DIGITS.get(name, 3)
+    return f"{figure.mean:,.{digits}f}" + ("" if error is None else f" ± {error:,.{digits}f}")

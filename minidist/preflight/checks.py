@@ -6,6 +6,7 @@ compared in run/canaries. The checks of a stage that need no tokenizer come firs
 
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
+from itertools import product
 
 from minidist.cluster.machine import cores, cpu_share
 from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, ScoreTableConfig, TeachConfig
@@ -183,8 +184,8 @@ def check_prompt_count(config: DistillConfig, prompts: int) -> None:
 def check_cell_directories(config: CompareConfig, name: str) -> None:
     """No run of a cell was made with other settings."""
     try:
-        for seed in config.seeds:
-            RunDirectory(config.cell(name, seed)).check()
+        for seed, value in product(dict.fromkeys([*config.seeds, *config.trial_seeds]), config.values):
+            RunDirectory(config.cell(name, seed, value)).check()
     except RunDirectoryError as error:
         remedy = f"To run this cell again, add cells.{name}.run.overwrite=true to the command"
         raise RunDirectoryError(f"cells.{name} has changed: {error}. {remedy}") from None

@@ -1,13 +1,14 @@
 """Lines of a plan, for people."""
 
+from statistics import median_low
 from typing import TYPE_CHECKING
 
-from minidist.config import DistillConfig, SftConfig
+from minidist.config import CompareConfig, DistillConfig, SftConfig
 from minidist.config.models import LoraConfig
 from minidist.data.examples import Example
 from minidist.data.rendering import Renderer
 from minidist.preflight.facts import PairFacts, Rows
-from minidist.types import Sampling
+from minidist.types import Prompt, Sampling
 
 if TYPE_CHECKING:
     from minidist.models.shape import Shape
@@ -119,6 +120,33 @@ def cell_line(name: str, config: DistillConfig) -> str:
     streams = "".join(f", beside it {stream} ({each.objective.type})" for stream, each in config.streams.items())
     shares = ", ".join(_shares(config))
     return f"cells.{name}: {config.objective.type} on text of {shares}{mixed}{streams}; {config.run.steps} steps"
+
+
+def comparison_lines(config: CompareConfig) -> list[str]:
+    """What distinguishes the cells of a comparison, what is chosen for them, and how many runs there are."""
+    cells = {name: config.cell(name, config.seeds[0]) for name in config.cells}
+    found = [cell_line(name, cell) for name, cell in cells.items()]
+    steps = {name: cell.run.steps * cell.objective.updates for name, cell in cells.items()}
+    usual = median_low(steps.values())
+    others = [f"cells.{name} takes {count}" for name, count in steps.items() if count != usual]
+    if others:
+        found.append(f"warning: cells take {usual} optimizer steps, but {', '.join(others)}: change their run.steps")
+    if (choose := config.choose) is not None:
+        values, seeds = ", ".join(map(str, choose.values)), config.trial_seeds
+        tried = f"each with {len(seeds)} seed{'s' * (len(seeds) > 1)}"
+        found.append(f"choose: {choose.key} of {values} for each cell by {choose.by} on its validation prompts, {tried}")
+        again = sum(seed in config.seeds for seed in seeds)
+        runs = len(choose.values) * len(seeds) + len(config.seeds) - again
+        found.append(f"{len(cells)} cells x {runs} runs: {len(choose.values) * len(seeds)} to choose, {again} of them kept")
+    served = "engine, teacher and learner are started once and serve all cells"
+    return [*found, f"{len(cells)} cells x {len(config.seeds)} seeds; {served}"]
+
+
+def shared_prompts_line(held_out: list[list[Prompt]]) -> list[str]:
+    """How many of the validation prompts are also test prompts, where any are. `held_out`: test prompts, validation prompts."""
+    test, *validation = ({prompt.text for prompt in prompts} for prompts in held_out)
+    both = len(test.intersection(*validation)) if validation else 0
+    return [f"warning: {both} prompts are both test prompts and validation prompts of the choice"] if both else []
 
 
 def _shares(config: DistillConfig) -> list[str]:

@@ -11,9 +11,7 @@ from minidist.config import CompareConfig, DistillConfig
 from minidist.errors import AlarmError, DivergedError, RunDirectoryError
 from minidist.evaluation.examiner import Examiner, HeldOut
 from minidist.evaluation.figures import Figures, one_line, to_record
-from minidist.evaluation.picture import draw_comparison
-from minidist.evaluation.records import BEFORE, TEACHER, Records, failures, over_runs
-from minidist.evaluation.table import markdown, show
+from minidist.evaluation.records import BEFORE, TEACHER, Record
 from minidist.preflight.compare import ComparePlan, plan_compare
 from minidist.preflight.plan import DistillPlan
 from minidist.protocols import Learner
@@ -27,61 +25,42 @@ from minidist.run.files import shaped
 from minidist.run.tracking import log, start_log
 from minidist.stages import StageRun
 from minidist.stages.distill import DistillRun, distill
+from minidist.stages.ledger import Case, Ledger, settings
 from minidist.types import MAIN, Sampling
+
+TEST, VALIDATION = "test", "validation"
+"""Prompts that a student is measured on: those of evaluation.test, or those that a setting is chosen on."""
 
 
 async def compare(config: CompareConfig) -> dict[str, Any]:
-    """Run the cells that have no record yet, seed by seed, and write all records as compare.json, table.md and compare.png."""
+    """Run the trials and the cells that have no record yet; write all records as compare.json, the pages table.md and
+    orders.json, and compare.png; with `choose`, trials.json too."""
     plan, directory = plan_compare(config), RunDirectory(config)
     directory.share()
     start_log(directory.path)
     for line in plan.lines:
         log.info("%s", line)
-    records = Records(directory.path / "compare.json")
-    order = [TEACHER, BEFORE, *config.cells]
-    waiting = [(name, seed) for seed in config.seeds for name in config.cells if not _recorded(config, records, name, seed)]
-    log.info("%d of %d runs are left", len(waiting), len(config.cells) * len(config.seeds))
-    if waiting or records.find(BEFORE) is None:
+    ledger, trained = Ledger(config, directory.path), 0
+    trials = ledger.waiting_trials()
+    log.info("%d of %d runs are left", len(trials) + (0 if trials else len(ledger.waiting())), ledger.count)
+    if trials or ledger.waiting() or not ledger.has_baselines:
         async with Cluster(config.cluster, directory.path / "logs", at_once=config.roles_at_once) as cluster:
             cells = Cells(warm_roles(cluster, config, plan), config, plan)
-            for record in await cells.baselines() if records.find(BEFORE) is None else []:
-                records.add(record, order)
-            for name, seed in waiting:
-                records.add(await cells.run(name, seed), order)
-    show_records(records, order, directory.path)
-    return directory.finish({"runs": len(waiting)})
+            for record in [] if ledger.has_baselines else await cells.baselines():
+                ledger.add(record)
+            for case in trials:
+                ledger.add_trial(case, (await cells.run(case, VALIDATION))[0])
+            for case in (waiting := ledger.waiting()):
+                ledger.add(*await cells.run(case, TEST))
+            trained = len(trials) + len(waiting)
+    ledger.show()
+    return directory.finish({"runs": trained})
 
 
 def warm_roles(cluster: Cluster, config: CompareConfig, plan: ComparePlan) -> WarmRoles:
     """Roles for every cell: teachers that also take turns where one cell mixes."""
-    mixing = any(config.cell(name, config.seeds[0]).takes_turns for name in config.cells)
+    mixing = any(config.cell(name, config.seeds[0], value).takes_turns for name in config.cells for value in config.values)
     return WarmRoles(Roles(cluster, config.first, plan.shared), teacher=config.first.teacher, mixing=mixing)
-
-
-def show_records(records: Records, order: list[str], path: Path) -> None:
-    """The table, printed and as table.md, and the picture."""
-    result, failed = over_runs(records.rows, order), failures(records.rows, order)
-    show(result)
-    (path / "table.md").write_text(markdown(result) + "".join(f"\n{sentence}\n" for sentence in failed))
-    draw_comparison(records.rows, order, path / "compare.png")
-    for sentence in failed:
-        print(sentence)
-    print(f"records, table and picture: {path}/compare.json, table.md, compare.png")
-
-
-def settings(config: DistillConfig) -> dict[str, Any]:
-    """The settings of a cell in its record."""
-    kept = config.model_dump(mode="json", include={"method", "objective", "prefix", "streams"})
-    kept |= {"teacher_mix": config.teacher_mix, "lr": config.learner.optimizer.lr}
-    overlap = config.loop.model_dump(mode="json", exclude={"stream"})
-    return kept | ({"loop": overlap} if config.loop.max_staleness else {})
-
-
-def _recorded(config: CompareConfig, records: Records, name: str, seed: int) -> bool:
-    cell, record = config.cell(name, seed), records.find(name, seed)
-    if record is None or cell.run.overwrite:
-        return False
-    return record.get("settings") == settings(cell) and record.get("steps", cell.run.steps) >= cell.run.steps
 
 
 class Cells:
@@ -95,35 +74,39 @@ class Cells:
         dtypes = self._first.dtypes.values()
         self._tolerance = self._first.canaries.logprob_tolerance(*dtypes)
         self._transfer_tolerance = self._first.canaries.sync_tolerance(*dtypes)
-        self._examiner: Examiner | None = None
+        self._examiners: dict[str, Examiner] = {}
+        self._done: set[Path] = set()  # trained by this object: not again, even where run.overwrite is set
 
     async def baselines(self) -> list[dict[str, Any]]:
         """Records of the teacher, and of the student before training."""
-        learner, (engines, examiner) = await both(self._learner(self._first, self._plan.shared), self._measuring())
+        learner, (engines, examiner) = await both(self._learner(self._first, self._plan.shared), self._measuring(TEST))
         before = to_record(await self._examine(learner, engines, examiner))
         teacher = to_record(await examiner.examine_teacher())
         return [{"objective": TEACHER, "seed": None, **teacher}, {"objective": BEFORE, "seed": None, **before}]
 
-    async def run(self, name: str, seed: int) -> dict[str, Any]:
-        """Train a cell, or resume it, and measure it: its record."""
-        config = self._config.cell(name, seed)
-        run = StageRun(config, self._plan.cells[name], RunDirectory(config))
-        record = {"objective": name, "seed": seed, "settings": settings(config)}
-        log.info("cell %s, seed %d", name, seed)
+    async def run(self, case: Case, held_out: str) -> tuple[Record, Figures]:
+        """Train a cell, resume it, or take it as it is, and measure it on prompts of the plan: its record, and its figures."""
+        config = self._config.cell(case.name, case.seed, case.value)
+        run = StageRun(config, self._plan.cells[case.name, case.value], RunDirectory(config))
+        record = {"objective": case.name, "seed": case.seed, "settings": settings(self._config, case)}
+        log.info("cell %s", case)
+        done = run.directory.path in self._done or run.directory.finished()
         try:
-            learner = await (self._trained(run) if run.directory.finished() else self._train(run))
+            learner = await (self._trained(run) if done else self._train(run))
         except (DivergedError, AlarmError) as error:
-            log.warning("cell %s, seed %d failed: %s", name, seed, error)
-            return record | {"failed": str(error)}
+            log.warning("cell %s failed: %s", case, error)
+            return record | {"failed": str(error)}, {}
+        self._done.add(run.directory.path)
         summary = run.directory.summary or {}
-        figures = await self._examine(learner, *await self._measuring())
-        log.info("cell %s, seed %d: %s", name, seed, one_line(figures))
-        done = {"steps": summary["steps"], "optimizer_steps": summary["learner"]["optimizer_steps"]}
-        return record | to_record(figures) | {"seconds": _seconds(run.directory.path)} | done
+        figures = await self._examine(learner, *await self._measuring(held_out))
+        log.info("cell %s, %s prompts: %s", case, held_out, one_line(figures))
+        took = cost(run.directory.path)
+        counts = {"steps": summary["steps"], "optimizer_steps": summary["learner"]["optimizer_steps"]}
+        return record | to_record(figures) | took | counts, figures
 
     async def _trained(self, run: DistillRun) -> Learner:
         """A learner with the final weights of a cell that was stopped before it was measured."""
-        learner, _ = await both(self._learner(run.config, run.plan), self._measuring())
+        learner, _ = await both(self._learner(run.config, run.plan), self._measuring(TEST))
         await learner.load(run.directory.final)
         return learner
 
@@ -143,16 +126,19 @@ class Cells:
         setup = LearnerSetup(config.student, config.learner, {MAIN: config.objective}, config.teacher)
         return await self.roles.serve(config, plan).learner(setup)
 
-    async def _measuring(self) -> tuple[Engines, Examiner]:
-        """The warm engines, and the examiner with the warm teachers."""
+    async def _measuring(self, held_out: str) -> tuple[Engines, Examiner]:
+        """The warm engines, and the examiner on these prompts with the warm teachers."""
         first = self._first
         starting = self.roles.warm_engines(first.student, first.rollout)
         engines, teachers = await both(starting, self.roles.teachers(first.teacher))
-        if self._examiner is None:
+        if held_out not in self._examiners:
             evaluation, sampling = self._config.evaluation, Sampling(max_new_tokens=self._plan.max_new_tokens)
-            held_out, seeds = HeldOut(self._plan.test, evaluation.test.task is not None), evaluation.seeds
-            self._examiner = Examiner(held_out, teachers, sampling, seeds=seeds, tolerance_nats=self._tolerance)
-        return engines, self._examiner
+            choose, plan = self._config.choose, self._plan
+            source = evaluation.test if held_out == TEST or choose is None else choose.validation
+            asked = HeldOut(plan.test if held_out == TEST else plan.validation, source.task is not None)
+            made = Examiner(asked, teachers, sampling, seeds=evaluation.seeds, tolerance_nats=self._tolerance)
+            self._examiners[held_out] = made
+        return engines, self._examiners[held_out]
 
     async def _examine(self, learner: Learner, engines: Engines, examiner: Examiner) -> Figures:
         """Figures of the student that the learner holds."""
@@ -160,8 +146,9 @@ class Cells:
         return await examiner.examine(engines, learner)
 
 
-def _seconds(path: Path) -> float:
-    """Seconds of all steps, also those before a stop: collecting, updating and publishing; no start, no evaluation."""
+def cost(path: Path) -> dict[str, Any]:
+    """`seconds` of all steps of a run, also those before a stop: collecting, updating and publishing; no start, no evaluation.
+    `loss_tokens`, the labels that it was trained on, if its metrics have them."""
     file, remedy = path / "metrics.jsonl", "set run.overwrite=true to train the cell again"
     try:
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
@@ -169,7 +156,10 @@ def _seconds(path: Path) -> float:
         raise RunDirectoryError(f"{file} cannot be read ({error}); {remedy}") from None
     steps = shaped(lines, list[dict[str, Any]], f"{file} is of another shape", remedy)
     times = [value for step in steps for value in _times(step)]
-    return round(sum(shaped(times, list[float], f"{file} has times that are no numbers", remedy)), 2)
+    seconds = round(sum(shaped(times, list[float], f"{file} has times that are no numbers", remedy)), 2)
+    labels = [step["learner/loss_tokens"] for step in steps if "learner/loss_tokens" in step]
+    counted = shaped(labels, list[float], f"{file} has loss tokens that are no numbers", remedy)
+    return {"seconds": seconds} | ({"loss_tokens": int(sum(counted))} if counted else {})
 
 
 def _times(step: dict[str, Any]) -> list[Any]:

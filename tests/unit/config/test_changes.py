@@ -100,5 +100,6 @@ def test_free_settings_are_those_that_change_no_number() -> None:
     assert free_settings(SftConfig) == {"cluster"} | run | trained | alarms
     assert free_settings(DistillConfig) == free_settings(SftConfig) | {"loop.stream"}
     assert free_settings(EvaluateConfig) == {"cluster"} | run | machine | alarms
-    assert free_settings(CONFIGS["compare"]) == {"base", "cells", "seeds"} | kept
+    chosen = {f"choose.{name}" for name in ("values", "by", "seeds")}
+    assert free_settings(CONFIGS["compare"]) == {"base", "cells", "seeds"} | chosen | kept
     assert free_settings(CONFIGS["toy"]) == kept

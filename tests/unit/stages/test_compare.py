@@ -15,11 +15,11 @@ from minidist.config import CompareConfig, ToyConfig, load
 from minidist.config.compare import merged
 from minidist.config.toy import MixtureConfig, ZipfConfig
 from minidist.errors import ConfigError, RunDirectoryError
-from minidist.evaluation.records import Records
 from minidist.preflight.checks import check_cell_directories
 from minidist.preflight.compare import plan_compare
 from minidist.run.directory import RunDirectory
-from minidist.stages.compare import _recorded, _seconds, settings
+from minidist.stages.compare import cost
+from minidist.stages.ledger import Case, Ledger, settings
 from minidist.stages.toy import fit, head_of, teacher, toy
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "compare"
@@ -91,7 +91,11 @@ OWN: dict[str, Any] = {"objective": {"type": "reverse_kl"}, "prefix": {}}
         ({"a": {"objective": {"type": "minillm"}}}, {}, r"cells\.a: .*set prefix.student=1"),
         ({"a": {}, "b": {"student.model": "other"}}, {}, r"cells\.b: student.model is 'other', and 'student' in cells\.a"),
         ({"a": {}, "b": {"teacher.dtype": "bfloat16"}}, {}, r"cells\.b: teacher is .*set teacher in base only"),
-        ({"a": {}, "b": {"data.prompts.rows": 5}}, {}, r"cells\.b: data is .*set data in base only"),
+        (
+            {"a": {}, "b": {"data.max_prompt_tokens": 5}},
+            {},
+            r"cells\.b: data.max_prompt_tokens is 5, .* set data.max_prompt_tokens in",
+        ),
         ({"a": {}, "b": {"rollout.engine": "hf"}}, {}, r"cells\.b: rollout.engine is 'hf'"),
         ({"a": {"teacher.payload": "top_k"}}, {}, r"set base.teacher.backend=hf and base.teacher.payload=hidden"),
         ({"a": {"run.seed": 1}}, {}, r"cells\.a: run.seed is set by seeds"),
@@ -229,28 +233,29 @@ def test_a_foreign_file_of_fits_is_a_sentence(tmp_path: Path, records: Any) -> N
         asyncio.run(toy(config))
 
 
-@pytest.mark.parametrize("text", ['{"time/update": 1', "[1]", '{"time/update": "x"}', "\xff"])
+@pytest.mark.parametrize("text", ['{"time/update": 1', "[1]", '{"time/update": "x"}', '{"learner/loss_tokens": "x"}', "\xff"])
 def test_damaged_metrics_of_a_cell_are_a_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"time/update": 1.5, "loss": 2}\n{"time/sync": 2}\n')
-    assert _seconds(tmp_path) == 3.5
-    overlapped = '{"time/generate_s": 2, "time/update_s": 2.5, "speed/seconds_per_step": 3}\n'
+    assert cost(tmp_path) == {"seconds": 3.5}
+    overlapped = '{"time/generate_s": 2, "time/update_s": 2.5, "speed/seconds_per_step": 3, "learner/loss_tokens": 70}\n'
     (tmp_path / "metrics.jsonl").write_text('{"time/update": 1.5, "loss": 2}\n' + overlapped)
-    assert _seconds(tmp_path) == 4.5
+    assert cost(tmp_path) == {"seconds": 4.5, "loss_tokens": 70}
     (tmp_path / "metrics.jsonl").write_text(text, encoding="latin-1")
     with pytest.raises(RunDirectoryError, match=r"metrics\.jsonl .*; set run.overwrite=true to train the cell again"):
-        _seconds(tmp_path)
+        cost(tmp_path)
 
 
 def test_a_record_without_settings_is_measured_again(tmp_path: Path) -> None:
-    config, file = read(tmp_path, {"own": {}}), tmp_path / "compare.json"
-    file.write_text(json.dumps([{"objective": "own", "seed": 0}]))
-    assert not _recorded(config, Records(file), "own", 0)
+    config, file = read(tmp_path, {"own": {}}, seeds=[0, 1]), tmp_path / "compare.json"
+    recorded = {"objective": "own", "seed": 1, "settings": settings(config, Case("own", 1))}
+    file.write_text(json.dumps([{"objective": "own", "seed": 0}, recorded]))
+    assert Ledger(config, tmp_path).waiting() == [Case("own", 0)]
 
 
 def test_a_cell_that_writes_ahead_says_so_in_its_record_and_shares_the_cores(tmp_path: Path) -> None:
     own = {"objective": {"type": "reverse_kl"}, "prefix": {}}
     config = read(tmp_path, {"plain": own, "ahead": own | {"loop": {"max_staleness": 1, "stream": True}}})
-    plain, ahead = (settings(config.cell(name, 0)) for name in ("plain", "ahead"))
+    plain, ahead = (settings(config, Case(name, 0)) for name in ("plain", "ahead"))
     assert "loop" not in plain, "records of earlier comparisons stay valid"
     assert ahead["loop"] == {"max_staleness": 1, "ratio_max": 2.0} and config.roles_at_once == 3
     assert read(tmp_path, {"plain": own}).roles_at_once == 1
