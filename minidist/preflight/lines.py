@@ -125,7 +125,7 @@ def cell_line(name: str, config: DistillConfig) -> str:
 def comparison_lines(config: CompareConfig) -> list[str]:
     """What distinguishes the cells of a comparison, what is chosen for them, and how many runs there are."""
     cells = {name: config.cell(name, config.seeds[0]) for name in config.cells}
-    found = [cell_line(name, cell) for name, cell in cells.items()]
+    found = [cell_line(name, cell) + _own_prompts(cell, config.first) for name, cell in cells.items()]
     steps = {name: cell.run.steps * cell.objective.updates for name, cell in cells.items()}
     usual = median_low(steps.values())
     others = [f"cells.{name} takes {count}" for name, count in steps.items() if count != usual]
@@ -142,11 +142,18 @@ def comparison_lines(config: CompareConfig) -> list[str]:
     return [*found, f"{len(cells)} cells x {len(config.seeds)} seeds; {served}"]
 
 
+def _own_prompts(cell: DistillConfig, first: DistillConfig) -> str:
+    """The prompts of a cell, where they are not those of the first cell."""
+    source = cell.data.prompts
+    rows = "rows" if source.rows is None else f"{source.rows:,} rows"
+    return "" if source == first.data.prompts else f", on {rows} of {source.path}"
+
+
 def shared_prompts_line(held_out: list[list[Prompt]]) -> list[str]:
     """How many of the validation prompts are also test prompts, where any are. `held_out`: test prompts, validation prompts."""
     test, *validation = ({prompt.text for prompt in prompts} for prompts in held_out)
     both = len(test.intersection(*validation)) if validation else 0
-    return [f"warning: {both} prompts are both test prompts and validation prompts of the choice"] if both else []
+    return [f"warning: {both} of the test prompts also stand among the validation prompts of the choice"] if both else []
 
 
 def _shares(config: DistillConfig) -> list[str]:

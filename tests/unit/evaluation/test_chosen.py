@@ -37,5 +37,7 @@ def test_the_page_shows_every_value_and_says_where_a_border_was_chosen() -> None
     lines = choice_lines({"a": middle, "b": end})
     assert lines[0] == "## lr chosen by reverse KL on the validation prompts"
     assert "| a | 0.500 | **0.250** | 0.750 |" in lines and "| b | 0.500 | 0.250 | **0.125** |" in lines
-    assert [line for line in lines if "of the list" in line] == ["b: lr 3 is the largest of the list; a larger one may be better."]
+    assert [line for line in lines if "of the list" in line] == [
+        "b: lr 3 is the largest of the list; a larger one may be better."
+    ]
     assert choice_lines({}) == []

@@ -8,7 +8,9 @@ from minidist.evaluation.differences import difference, rank, ranking_lines, ran
 from minidist.types import Array
 
 
-def simulated(rng: np.random.Generator, *, gap: float, of_seeds: float, seeds: int = 3, prompts: int = 60) -> tuple[Array, Array]:
+def simulated(
+    rng: np.random.Generator, *, gap: float, of_seeds: float, seeds: int = 3, prompts: int = 60
+) -> tuple[Array, Array]:
     """Two models with the same prompts; the left one is ahead by `gap`."""
     prompt_P = rng.normal(0, 1, prompts)
     made = [
@@ -37,7 +39,9 @@ def test_a_value_worked_by_hand() -> None:
     error = (4 / 4) ** 0.5
     assert found.mean == 3.0
     freedom = 16 / 48
-    assert (found.low, found.high) == pytest.approx((3 - stats.t.ppf(0.975, freedom) * error, 3 + stats.t.ppf(0.975, freedom) * error))
+    assert (found.low, found.high) == pytest.approx(
+        (3 - stats.t.ppf(0.975, freedom) * error, 3 + stats.t.ppf(0.975, freedom) * error)
+    )
 
 
 def test_equal_models_do_not_differ_and_a_constant_difference_is_certain() -> None:

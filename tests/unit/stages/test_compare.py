@@ -15,12 +15,15 @@ from minidist.config import CompareConfig, ToyConfig, load
 from minidist.config.compare import merged
 from minidist.config.toy import MixtureConfig, ZipfConfig
 from minidist.errors import ConfigError, RunDirectoryError
+from minidist.evaluation.figures import Figure
 from minidist.preflight.checks import check_cell_directories
 from minidist.preflight.compare import plan_compare
+from minidist.preflight.lines import comparison_lines, shared_prompts_line
 from minidist.run.directory import RunDirectory
 from minidist.stages.compare import cost
 from minidist.stages.ledger import Case, Ledger, settings
 from minidist.stages.toy import fit, head_of, teacher, toy
+from minidist.types import Prompt
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "compare"
 BASE: dict[str, Any] = {
@@ -259,3 +262,160 @@ def test_a_cell_that_writes_ahead_says_so_in_its_record_and_shares_the_cores(tmp
     assert "loop" not in plain, "records of earlier comparisons stay valid"
     assert ahead["loop"] == {"max_staleness": 1, "ratio_max": 2.0} and config.roles_at_once == 3
     assert read(tmp_path, {"plain": own}).roles_at_once == 1
+
+
+CHOOSE: dict[str, Any] = {"values": [0.1, 0.2], "validation": {"path": "task:sort", "split": "valid"}}
+CELLS: dict[str, Any] = {"own": OWN, "gold": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cells", "sentence"),
+    [
+        (
+            {"validation": {"path": "task:sort", "split": "test"}},
+            {},
+            r"choose.validation and evaluation.test are rows of task:sort",
+        ),
+        (
+            {"validation": {"path": "task:sort", "split": "test", "seed": 1}},
+            {},
+            r"may share prompts; set choose.validation.split",
+        ),
+        ({}, {"own": OWN | {"learner.optimizer.lr": 0.5}}, r"cells.own sets learner.optimizer.lr, which choose.values sets"),
+        ({}, {"own": OWN | {"learner": {"optimizer": {"lr": 0.5}}}}, r"cells.own sets learner.optimizer.lr"),
+        ({"key": "rollout.prompts_per_step"}, {}, r"base sets rollout.prompts_per_step, which choose.values sets"),
+        ({"key": "teacher.top_k"}, {}, r"choose.key is teacher.top_k, and all cells share teacher"),
+        ({"key": "learner.optimizer.rate"}, {}, r"cells.own: unknown key learner.optimizer.rate"),
+        ({"values": [0.1, 2e4]}, {}, r"cells.own: learner.optimizer.lr is 20000.0"),
+        ({"values": [0.2, 0.1]}, {}, r"choose.values are \[0.2, 0.1\]; list each value once, from the smallest to the largest"),
+        ({"values": [0.1]}, {}, r"choose.values is \[0.1\]; list should have at least 2 items"),
+        ({"seeds": [3, 3]}, {}, r"choose.seeds are \[3, 3\]"),
+        ({"by": "perplexity"}, {}, r"choose.by is 'perplexity'; input should be 'reverse_kl', 'forward_kl'"),
+        ({"by": "rouge_l"}, {}, r"choose.by is rouge_l, which needs gold answers in text"),
+        ({"by": "accuracy", "validation": {"path": "valid.jsonl"}}, {}, r"choose.by is accuracy, which only generated tasks"),
+    ],
+)
+def test_a_choice_that_would_mean_nothing_is_refused(tmp_path: Path, changes: Any, cells: Any, sentence: str) -> None:
+    read(tmp_path, CELLS, choose=CHOOSE)
+    with pytest.raises(ConfigError, match=sentence):
+        read(tmp_path, CELLS | cells, choose=CHOOSE | changes)
+
+
+def test_validation_and_test_prompts_may_divide_a_file(tmp_path: Path) -> None:
+    def divided(validation: dict[str, Any], test: dict[str, Any]) -> CompareConfig:
+        sources = [{"path": "held.jsonl", **each} for each in (validation, test)]
+        choose, evaluation = CHOOSE | {"validation": sources[0]}, {"test": sources[1]}
+        return read(tmp_path, CELLS, choose=choose, evaluation=evaluation)
+
+    divided({"skip": 10}, {"rows": 10})
+    divided({"rows": 10}, {"skip": 10, "rows": 5})
+    for validation, test in (({"skip": 9}, {"rows": 10}), ({"rows": 10}, {"skip": 9}), ({}, {"skip": 9}), ({}, {})):
+        with pytest.raises(ConfigError, match=r"are rows of held.jsonl that overlap; choose another split or file, or divide"):
+            divided(validation, test)
+
+
+def test_a_cell_has_a_directory_for_each_value(tmp_path: Path) -> None:
+    config = read(tmp_path, CELLS, choose=CHOOSE, seeds=[4])
+    first, second = config.cell("own", 4), config.cell("own", 4, 0.2)
+    assert (first.learner.optimizer.lr, second.learner.optimizer.lr) == (0.1, 0.2)
+    assert second.run.directory == tmp_path / "run" / "cells" / "own-lr0.2-seed4"
+    assert config.trial_seeds == [4] and config.values == [0.1, 0.2]
+    plain = read(tmp_path, CELLS)
+    assert plain.values == [None] and plain.trial_seeds == []
+
+
+def test_cells_may_differ_in_their_prompts(tmp_path: Path) -> None:
+    config = read(tmp_path, {"own": OWN, "gold": {"data.prompts": {"rows": 7}}})
+    assert config.cell("gold", 0).data.prompts.rows == 7
+    assert settings(config, Case("gold", 0))["prompts"]["rows"] == 7 and "prompts" not in settings(config, Case("own", 0))
+
+
+def recorded(config: CompareConfig, case: Case, loss: float, **more: Any) -> dict[str, Any]:
+    row = {"objective": case.name, "seed": case.seed, "settings": settings(config, case), "reverse_kl": loss}
+    return row | {"steps": 5, "optimizer_steps": 5, "loss_tokens": 100, "seconds": 1.0} | more
+
+
+def test_values_are_chosen_on_trials_and_only_those_are_run(tmp_path: Path) -> None:
+    config = read(tmp_path, CELLS, choose=CHOOSE | {"values": [0.1, 0.2, 0.4]}, seeds=[0, 1])
+    ledger = Ledger(config, tmp_path)
+    trials = [Case(name, 0, value) for name in CELLS for value in (0.1, 0.2, 0.4)]
+    assert ledger.waiting_trials() == trials and ledger.count == 2 * (3 + 1) and not ledger.has_baselines
+    losses = {0.1: 0.5, 0.2: 0.3, 0.4: 0.3}
+    for case in trials:
+        assert case.value is not None
+        ledger.add_trial(case, recorded(config, case, losses[case.value] if case.name == "own" else case.value))
+    ledger = Ledger(config, tmp_path)  # as after a stop
+    assert ledger.waiting_trials() == []
+    assert ledger.waiting() == [Case("own", 0, 0.2), Case("gold", 0, 0.1), Case("own", 1, 0.2), Case("gold", 1, 0.1)]
+    ledger.add(recorded(config, Case("own", 0, 0.2), 0.31))
+    [row] = json.loads((tmp_path / "compare.json").read_text())
+    assert row["choice"]["value"] == 0.2 and row["settings"]["chosen"] == {"learner.optimizer.lr": 0.2}
+    assert row["choice"]["validation"]["0.4"] == {"reverse_kl": 0.3} and "value" not in row
+    assert Ledger(config, tmp_path).waiting()[0] == Case("gold", 0, 0.1)
+
+
+def test_a_value_that_is_added_is_tried_and_may_be_chosen(tmp_path: Path) -> None:
+    config = read(tmp_path, {"own": OWN}, choose=CHOOSE, seeds=[0])
+    ledger = Ledger(config, tmp_path)
+    for case, loss in ((Case("own", 0, 0.1), 0.5), (Case("own", 0, 0.2), 0.4)):
+        ledger.add_trial(case, recorded(config, case, loss))
+    ledger.add(recorded(config, Case("own", 0, 0.2), 0.4))
+    assert ledger.waiting_trials() == ledger.waiting() == []
+    more = read(tmp_path, {"own": OWN}, choose=CHOOSE | {"values": [0.1, 0.2, 0.4]}, seeds=[0])
+    ledger = Ledger(more, tmp_path)
+    assert ledger.waiting_trials() == [Case("own", 0, 0.4)]
+    ledger.add_trial(Case("own", 0, 0.4), recorded(more, Case("own", 0, 0.4), 0.3))
+    assert ledger.waiting() == [Case("own", 0, 0.4)]
+
+
+def test_the_page_has_the_choices_the_orders_and_what_is_uneven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = {"own": OWN, "gold": {}, "jsd": {"objective": {"type": "jsd"}, "prefix": {}}, "lost": {}}
+    config = read(tmp_path, cells, choose=CHOOSE, seeds=[0, 1])
+    ledger, rng = Ledger(config, tmp_path), np.random.default_rng(0)
+    base_P = rng.normal(1, 0.3, 80)
+    for name in cells:
+        for value, loss in zip(config.values, (0.5, 0.6), strict=True):
+            ledger.add_trial(Case(name, 0, value), recorded(config, Case(name, 0, value), loss))
+    for number, name in enumerate(cells):
+        for seed in config.seeds:
+            values_P = base_P + (0, 0.001, 1.0, 2.0)[number] + rng.normal(0, 0.01, 80)
+            parts = {"reverse_kl": Figure(float(values_P.mean()), parts=values_P)}
+            row = recorded(config, Case(name, seed, 0.1), float(values_P.mean()), loss_tokens=100 if name != "gold" else 200)
+            failed = {"failed": "the loss is nan"} if (name, seed) == ("lost", 1) else {}
+            ledger.add(row | failed, parts)
+    ledger.show()
+    page = (tmp_path / "table.md").read_text()
+    assert "| own | **0.500** | 0.600 |" in page and "own: learner.optimizer.lr 0.1 is the smallest of the list" in page
+    assert "Not the same budget: loss tokens are 100 in most cells, and differ in gold 200." in page
+    assert "lost, seed 1, failed" in page and "figures of each prompt are missing: lost." in page
+    pairs = json.loads((tmp_path / "orders.json").read_text())
+    assert {(pair["better"], pair["worse"]) for pair in pairs if pair["holds"]} == {("own", "jsd"), ("gold", "jsd")}
+    assert {pair["seeds"] for pair in pairs} == {2} and "orders.json" in capsys.readouterr().out
+
+
+def test_the_comparisons_at_chosen_rates_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All cells take equally many optimizer steps, and none has the prompts of the test to choose by."""
+    monkeypatch.setenv("MINIDIST_DATA", "data")
+    for file in ("sort-rates.yaml", "stories.yaml"):
+        config = load(CONFIGS / file)
+        assert isinstance(config, CompareConfig) and config.choose is not None and len(config.choose.values) == 3
+        cells = [config.cell(name, 0) for name in config.cells]
+        assert len({cell.run.steps * cell.objective.updates for cell in cells}) == 1
+        assert not any("optimizer steps" in line for line in comparison_lines(config))
+    uneven = load(CONFIGS / "stories.yaml", ("cells.sft.run.steps=7",))
+    assert isinstance(uneven, CompareConfig)
+    lines = comparison_lines(uneven)
+    assert any(
+        "warning: cells take 40 optimizer steps, but cells.sft takes 7: change their run.steps" in line for line in lines
+    )
+    assert any("17 cells x 5 runs: 3 to choose, 1 of them kept" in line for line in lines)
+
+
+def test_prompts_in_both_held_out_sets_are_counted() -> None:
+    def prompts(*texts: str) -> list[Prompt]:
+        return [Prompt(index, np.zeros(1, np.int32), text) for index, text in enumerate(texts)]
+
+    assert shared_prompts_line([prompts("a", "b"), prompts("b", "c", "b")]) == [
+        "warning: 1 of the test prompts also stand among the validation prompts of the choice"
+    ]
+    assert shared_prompts_line([prompts("a"), prompts("b")]) == shared_prompts_line([prompts("a")]) == []
