@@ -18,7 +18,8 @@ from minidist.preflight.compare import plan_compare
 from minidist.run.accounting import PREFIXES
 from minidist.run.tracking import log
 from minidist.stages import run_stage
-from minidist.stages.compare import Cells, warm_roles
+from minidist.stages.compare import TEST, Cells, warm_roles
+from minidist.stages.ledger import Case
 from tests.integration.conftest import SHAPE, Stack, save_model
 
 CELLS: dict[str, Any] = {
@@ -90,7 +91,7 @@ def test_cells_share_processes_and_a_warm_learner_gives_the_numbers_of_a_new_one
     teacher, before = stack.run(warm.baselines())
     assert (teacher["objective"], before["objective"]) == (TEACHER, BEFORE) and teacher["reverse_kl"] == 0
     first = process(warm)
-    records = {(name, seed): stack.run(warm.run(name, seed)) for seed in config.seeds for name in config.cells}
+    records = {(name, seed): stack.run(warm.run(Case(name, seed), TEST))[0] for seed in config.seeds for name in config.cells}
     assert process(warm) == first
     record = records["own", 1]
     assert record["reverse_kl"] < before["reverse_kl"] and records["own", 0]["reverse_kl"] != record["reverse_kl"]
@@ -102,7 +103,7 @@ def test_cells_share_processes_and_a_warm_learner_gives_the_numbers_of_a_new_one
     assert record["seconds"] == pytest.approx(sum(v for s in steps for k, v in s.items() if k.startswith("time/")), abs=0.01)
     directory.rename(tmp_path / "warm")
     stack.dismiss(warm.roles.warm_learner)
-    again = stack.run(cold.run("own", 1))
+    again, _ = stack.run(cold.run(Case("own", 1), TEST))
     assert process(cold) != first
     stack.dismiss(cold.roles.warm_learner)
     stack.run(stack.engines.load(stack.student))
@@ -150,3 +151,25 @@ def test_a_comparison_is_the_same_runs_as_alone_and_is_done_once(
     asyncio.run(run_stage(config))  # trained already, to be measured
     again = json.loads((directory / "compare.json").read_text())
     assert again == records
+
+
+def test_a_rate_is_chosen_on_validation_prompts_and_its_run_is_kept(tmp_path: Path, as_before: None) -> None:
+    """In this process. A rate with which the run fails is not chosen, and a second call trains nothing."""
+    save_model(tmp_path / "student", SHAPE, 1)
+    save_model(tmp_path / "teacher", SHAPE | {"hidden_size": 96}, 2)
+    optimizer = {"weight_decay": 1e10, "grad_clip": None}  # matrices grow 1e14-fold a step at the larger rate
+    choose = {"values": [1e-12, 1e4], "validation": {"path": "task:sort", "split": "valid", "rows": 8}}
+    config = configured(tmp_path, tmp_path, {"own": CELLS["own"]}, cluster={"roles": "local"}, engine="hf", backend="single")
+    base = config.base | {"learner": {"backend": "single", "optimizer": optimizer}}
+    config = CompareConfig.model_validate(config.model_dump() | {"base": base, "choose": choose})
+    summary = asyncio.run(run_stage(config))
+    directory = config.run.directory
+    trials = json.loads((directory / "trials.json").read_text())
+    assert [(row["value"], "failed" in row) for row in trials] == [(1e-12, False), (1e4, True)]
+    *_, first, second = json.loads((directory / "compare.json").read_text())
+    assert (first["seed"], second["seed"]) == (0, 1) and first["settings"]["lr"] == second["settings"]["lr"] == 1e-12
+    assert first["choice"]["validation"]["1e-12"]["reverse_kl"] == trials[0]["reverse_kl"] != first["reverse_kl"]
+    assert first["loss_tokens"] > 0 and first["seconds"] == trials[0]["seconds"], "the run of the trial"
+    assert len(json.loads((directory / "prompts" / "own-seed1.json").read_text())["reverse_kl"]) == 16
+    assert "the smallest of the list" in (directory / "table.md").read_text()
+    assert summary["runs"] == 4 and asyncio.run(run_stage(config))["runs"] == 0

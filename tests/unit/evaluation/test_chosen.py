@@ -17,7 +17,7 @@ def test_the_best_value_is_chosen_and_the_smaller_of_equals() -> None:
 
 
 def test_accuracy_is_better_when_higher_and_figures_are_means_over_seeds() -> None:
-    trials = {1: [row(accuracy=0.9), row(accuracy=0.1)], 2: [row(accuracy=0.6), row(accuracy=0.6)]}
+    trials = {1.0: [row(accuracy=0.9), row(accuracy=0.1)], 2.0: [row(accuracy=0.6), row(accuracy=0.6)]}
     assert choose("lr", "accuracy", trials).value == 2
     assert choose("lr", "accuracy", trials).figures[1] == {"accuracy": pytest.approx(0.5)}
 

@@ -44,6 +44,13 @@ def test_a_value_worked_by_hand() -> None:
     )
 
 
+def test_seeds_that_happen_to_agree_do_not_narrow_the_interval() -> None:
+    """Both seeds have mean 1, both prompts too: MS_seed = MS_prompt = 0 < MS_rest = 4, and no variance is negative."""
+    found = difference(np.array([[2.0, 0.0], [0.0, 2.0]]), np.zeros((2, 2)))
+    half = stats.t.ppf(0.975, 16 / 48) * (4 / 4) ** 0.5
+    assert (found.low, found.high) == pytest.approx((1 - half, 1 + half))
+
+
 def test_equal_models_do_not_differ_and_a_constant_difference_is_certain() -> None:
     same = np.arange(6.0).reshape(2, 3)
     assert (difference(same, same).mean, difference(same, same).p) == (0.0, 1.0)

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minidist.evaluation import divergence
 from minidist.evaluation.examiner import Examiner, HeldOut
-from minidist.evaluation.figures import Figure, curves, to_record
+from minidist.evaluation.figures import Figure, curves, of_prompts, over_seeds, to_record
 from minidist.types import Measures, Payload, Prompt, Rollout, Sampling, Stream, TeacherScores
 from tests.support.tiny import random_rollouts
 
@@ -139,3 +140,16 @@ def test_answers_without_repeated_ngrams_are_drawn_apart_from_those_of_the_diver
     assert figures["length_mean_tokens"].mean == 6 and figures["reverse_kl_per_sequence"].mean == 2.0 * 4
     assert asyncio.run(examiner.examine_teacher())["length_mean_tokens"].mean == 6
     assert teacher.asked == [(5, None), (5, 6)]
+
+
+def test_figures_hold_the_value_of_each_prompt() -> None:
+    """Their mean is the figure, also where it is a mean over tokens; over sampling seeds they are averaged prompt by prompt."""
+    rows, values = np.array([0, 0, 0, 1], np.int32), np.array([1.0, 2.0, 3.0, 6.0])
+    reverse = divergence.reverse(Measures(rows, values, values, values, values))["reverse_kl"]
+    assert reverse.parts is not None and reverse.mean == 3.0
+    assert reverse.parts.tolist() == [1.5, 4.5], (
+        "6 nats are 3 less than 3 tokens have on average: 3 - 3 * 2 / 4, and 3 + 3 * 2 / 4"
+    )
+    first, second = (Figure.of_samples(np.array(values)) for values in ([0.0, 1.0], [1.0, 1.0]))
+    [both] = of_prompts(over_seeds([{"accuracy": first}, {"accuracy": second}])).values()
+    assert both == [0.5, 1.0] and of_prompts({"exposure_bias": Figure(1.0)}) == {}
