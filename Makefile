@@ -44,12 +44,13 @@ bench: $(READY_DEV)
 	$(VENV)/bin/python -m tests.benchmarks.peers
 	$(VENV)/bin/python -m tests.benchmarks.scaling
 	$(VENV)/bin/python -m tests.benchmarks.kernels
+	$(VENV)/bin/python -m tests.benchmarks.publish
+	$(VENV)/bin/python -m tests.benchmarks.overlap
 	$(VENV)/bin/python -m tests.benchmarks.memory
 	$(VENV)/bin/python -m tests.benchmarks.mixed
 	$(VENV)/bin/python -m tests.benchmarks.chunked
 	$(VENV)/bin/python -m tests.benchmarks.rows
 	$(VENV)/bin/python -m tests.benchmarks.influence
-	$(VENV)/bin/python -m tests.benchmarks.publish
 	$(VENV)/bin/python -m tests.benchmarks.pipelines
 
 setup: $(READY_DEV)
