@@ -17,6 +17,7 @@ from minidist.config.teacher import (
     VLLMTeacherConfig,
 )
 from minidist.data.rendering import Renderer
+from minidist.models.imports import import_less
 from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.types import MAIN, RankGroup
 
@@ -66,6 +67,7 @@ def make_engine(
     context: RoleContext, model: ModelConfig, rollout: RolloutConfig, *, teacher: TeacherConfig | None = None
 ) -> RolloutEngine:
     """The rollout engine of `rollout.engine`. With a `teacher`, engine hf holds a copy of it, to write in lockstep."""
+    import_less()
     model = model.model_copy(update={"dtype": rollout.dtype or model.dtype})
     if rollout.engine == "hf" and teacher is not None:
         from minidist.rollout.mixed.lockstep import HFPairEngine
@@ -94,6 +96,7 @@ def make_teacher(
     context: RoleContext, config: TeacherConfig, *, mixing: bool = False, group: RankGroup | None = None
 ) -> Teacher:
     """The frozen teacher of `teacher.backend`, or one rank of it. `mixing`: it also takes turns with a student."""
+    import_less()
     return TEACHERS[type(config)](context, config, mixing, group)
 
 
@@ -154,6 +157,7 @@ def make_learner(
 ) -> Learner:
     """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states, or with
     the whole teacher when it learns too."""
+    import_less()
     from minidist.learners.forward import Student
     from minidist.learners.group import OneProcess, ProcessGroup
     from minidist.learners.learner import BACKENDS, LocalLearner

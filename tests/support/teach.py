@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from minidist.config import load
+from minidist.run.accounting import PREFIXES
 from minidist.stages import run_stage
 from tests.support.classifiers import SHAPES, tokenizer
 
@@ -76,6 +77,6 @@ def teach(folder: Path, tree: dict[str, Any], name: str = "run") -> dict[str, An
 
 
 def metrics(folder: Path, name: str = "run") -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, without times."""
+    """The lines of metrics.jsonl, without what a step cost."""
     lines = map(json.loads, (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+    return [{key: value for key, value in line.items() if not key.startswith(PREFIXES)} for line in lines]
