@@ -129,7 +129,8 @@ def test_two_workers_and_two_engines_write_the_samples_of_one_process(stack: Sta
 
 
 def test_a_vllm_server_writes_what_an_engine_writes(stack: Stack, server: Live) -> None:
-    sampling, asked = Sampling(max_new_tokens=8, seed=5), ["b=", "hgfedcba=", "zyx="]
+    # Greedy: the server draws with vLLM's own sampler, the engine with one number a token.
+    sampling, asked = Sampling(max_new_tokens=8, temperature=0.0), ["b=", "hgfedcba=", "zyx="]
 
     async def texts(writer: TextWriter) -> list[list[str]]:
         found = [await writer.write(text, text, 3) for text in asked]
@@ -141,7 +142,7 @@ def test_a_vllm_server_writes_what_an_engine_writes(stack: Stack, server: Live) 
     engine = stack.run(texts(EngineWriter([stack.engine], stack.renderer, sampling, max_prompt_tokens=30)))
     served = ServerWriter(ChatServerConfig(url=server.url, model="teacher"), sampling)
     assert stack.run(texts(served)) == engine
-    assert len({text for samples in engine for text in samples}) > 4
+    assert len({text for samples in engine for text in samples}) > 1
 
 
 def test_two_workers_score_as_one_process(stack: Stack, tmp_path: Path) -> None:
