@@ -42,8 +42,8 @@ def _check_packing(model: PreTrainedModel) -> None:
     difference = float((packed_LD - aside_LD).abs().max())
     if difference > 0.02 * float(aside_LD.abs().max()):
         raise ModelError(
-            f"learner.layout: packed rows of {type(model).__name__} see one another (hidden states move by {difference:.3g}); "
-            "set learner.layout=buckets"
+            f"learner.layout: packed rows of {type(model).__name__} are not computed as rows side by side are (hidden states "
+            f"differ by {difference:.3g}); set learner.layout=buckets"
         )
 
 

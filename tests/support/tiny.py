@@ -1,6 +1,7 @@
 """Tiny random models, rows and rollouts: real ones, small enough for a unit test."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,13 @@ def tiny_model(kind: str = "llama", *, seed: int = 0, vocabulary: int = VOCABULA
     ids = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     config = AutoConfig.for_model(kind, **(shape | ids | {"initializer_range": 0.2} | fields))
     return AutoModelForCausalLM.from_config(config).eval()
+
+
+def save_pair(root: Path) -> None:
+    """Write a tiny student and a tiny teacher with their tokenizers, as root/student and root/teacher."""
+    for seed, name in enumerate(("student", "teacher")):
+        tiny_model(seed=seed).save_pretrained(root / name)
+        tiny_renderer().tokenizer.save_pretrained(root / name)
 
 
 def answer_of(renderer: Renderer, text: str) -> Array:

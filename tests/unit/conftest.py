@@ -1,6 +1,8 @@
 """What all unit tests share."""
 
+import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -13,3 +15,12 @@ def log_as_it_was() -> Iterator[None]:
     handlers, propagate = log.handlers, log.propagate
     yield
     log.handlers, log.propagate = handlers, propagate
+
+
+@pytest.fixture
+def learners() -> Iterator[list[Any]]:
+    """A list for the learners that a test makes, which are closed after it."""
+    made: list[Any] = []
+    yield made
+    for learner in made:
+        asyncio.run(learner.close())

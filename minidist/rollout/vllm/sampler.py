@@ -1,7 +1,7 @@
 """Sampling in vLLM on a CPU: one uniform number a row in place of one exponential a class, and the log-probability with it.
 
 vLLM itself divides the probabilities by exponential noise of every class, and takes log-probabilities in a further pass over
-the vocabulary: ten times the softmax's time with 50,257 classes. On a GPU its kernels stay.
+the vocabulary, at many times the cost of the softmax. On a GPU its kernels stay.
 
 Axes: B rows, V classes, K blocks of classes, W classes of a block.
 """
@@ -51,8 +51,8 @@ def draw(probabilities_BV: Tensor, uniform_B: Tensor) -> Tensor:
     within_BW = probabilities_BV.gather(1, classes_BW.clamp(max=classes - 1)).double()
     ends_BW = within_BW.masked_fill_(classes_BW >= classes, 0.0).cumsum(-1)
     target_B1 = target_B1 - (ends_BK - sums_BK).gather(1, block_B1)
-    # The sums of a block in float32 and in float64 differ by rounding: the target stays below the end of the block.
-    target_B1 = target_B1.minimum(torch.nextafter(ends_BW[:, -1:], ends_BW.new_zeros(1)))
+    # The sums of a block in float32 and in float64 differ by rounding: the target stays within the block.
+    target_B1 = target_B1.clamp(min=0).minimum(torch.nextafter(ends_BW[:, -1:], ends_BW.new_zeros(1)))
     return (block_B1 * _BLOCK + torch.searchsorted(ends_BW, target_B1, right=True))[:, 0]
 
 

@@ -264,16 +264,17 @@ def test_a_lost_row_stops_the_step(make: MakeLearner, monkeypatch: pytest.Monkey
     assert unchanged(model, before)
 
 
-@pytest.mark.parametrize("layout", ["packed", "buckets"])
-def test_measure_is_per_token_and_in_row_order(make: MakeLearner, layout: str) -> None:
+@pytest.mark.parametrize(("layout", "temperature"), [("packed", 1.0), ("buckets", 1.0), ("packed", 2.0)])
+def test_measure_is_per_token_and_in_row_order(make: MakeLearner, layout: str, temperature: float) -> None:
     model, teacher = tiny_model(), tiny_model(seed=1)
     stream, before = own_text(teacher, "reverse"), copy_of(model)
-    found = asyncio.run(make(model, teacher, layout=layout, micro_batch_tokens=20, chunk_tokens=4).measure(stream))
+    learner = make(model, teacher, layout=layout, micro_batch_tokens=20, chunk_tokens=4)
+    found = asyncio.run(learner.measure(stream, temperature))
     assert found.row.tolist() == [row for row, (_, written) in enumerate(LENGTHS) for _ in range(written)]
     with torch.no_grad():
         for index, row in enumerate(stream.rows):
             here = found.row == index
-            q, p = (row_logits(m, row).log_softmax(-1).double().numpy() for m in (model, teacher))
+            q, p = ((row_logits(m, row) / temperature).log_softmax(-1).double().numpy() for m in (model, teacher))
             places = range(len(row.labels))
             assert np.allclose(found.student_logprob[here], q[places, row.labels], atol=1e-5)
             assert np.allclose(found.teacher_logprob[here], p[places, row.labels], atol=1e-5)

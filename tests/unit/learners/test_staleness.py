@@ -1,7 +1,6 @@
 """Text of an earlier student in the learner and in a credit: each token's weight, in every layout, by the plain formulas."""
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,14 +49,6 @@ def rollouts() -> list[Rollout]:
     made[3] = replace(made[3], writer=Writer.DATASET)
     made[5] = replace(made[5], logprobs=None)
     return made
-
-
-@pytest.fixture
-def learners() -> Iterator[list[LocalLearner]]:
-    made: list[LocalLearner] = []
-    yield made
-    for learner in made:
-        asyncio.run(learner.close())
 
 
 def learner_of(made: list[LocalLearner], teacher: PreTrainedModel, objective: Any, **fields: Any) -> LocalLearner:

@@ -1,7 +1,6 @@
 """Every objective of a configuration through the learner: its gradient is that of the whole batch, however it is cut."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
@@ -32,14 +31,6 @@ CASES: dict[str, dict[str, Any]] = {name: {"type": name} for name in DIVERGENCES
     "sinkhorn, alone": {"type": "sinkhorn", "group_tokens": 3, "paired": "none", "debias": True, "gradient": "envelope"},
     "kd, warm": {"type": "kd", "temperature": 2.0},
 }
-
-
-@pytest.fixture
-def learners() -> Iterator[list[LocalLearner]]:
-    made: list[LocalLearner] = []
-    yield made
-    for learner in made:
-        asyncio.run(learner.close())
 
 
 def text(teacher: PreTrainedModel) -> Stream:

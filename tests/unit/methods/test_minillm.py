@@ -1,7 +1,7 @@
 """A collection through source, credit and learner, in flat micro-batches and chunks, against the reference loss."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -60,14 +60,6 @@ class HiddenTeacher:
 @pytest.fixture(scope="module")
 def teacher() -> PreTrainedModel:
     return tiny_model(seed=1)
-
-
-@pytest.fixture
-def learners() -> Iterator[list[LocalLearner]]:
-    made: list[LocalLearner] = []
-    yield made
-    for learner in made:
-        asyncio.run(learner.close())
 
 
 def make_learner(made: list[LocalLearner], teacher: PreTrainedModel, settings: MiniLLMConfig, **fields: Any) -> LocalLearner:

@@ -23,7 +23,7 @@ from minidist.run.accounting import PREFIXES
 from minidist.run.alarms import Alarms
 from minidist.run.tracking import Clock, log
 from minidist.types import MAIN, Finish, Prompt, Rollout, Sampling
-from tests.support.tiny import random_rollouts, tiny_model, tiny_renderer
+from tests.support.tiny import random_rollouts, save_pair
 
 ROWS, STEPS, EOS = 8, 6, 0
 Writing = Callable[[np.random.Generator, int], list[int]]
@@ -190,9 +190,7 @@ def test_alarms_of_stop_on_are_returned_whether_new_or_not() -> None:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("alarmed")
-    for seed, name in enumerate(("student", "teacher")):
-        tiny_model(seed=seed).save_pretrained(root / name)
-        tiny_renderer().tokenizer.save_pretrained(root / name)
+    save_pair(root)
     return root
 
 

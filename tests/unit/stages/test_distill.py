@@ -18,15 +18,13 @@ from minidist.run.tracking import Clock
 from minidist.stages import StageRun, run_stage
 from minidist.stages.accounts import Accounts, measure_rates
 from minidist.types import Batch, Sampling
-from tests.support.tiny import tiny_model, tiny_renderer
+from tests.support.tiny import save_pair, tiny_model, tiny_renderer
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("distill")
-    for seed, name in enumerate(("student", "teacher")):
-        tiny_model(seed=seed).save_pretrained(root / name)
-        tiny_renderer().tokenizer.save_pretrained(root / name)
+    save_pair(root)
     (root / "rows.jsonl").write_text("".join(json.dumps({"q": f"{n}+=", "a": str(n)}) + "\n" for n in range(8)))
     return root
 

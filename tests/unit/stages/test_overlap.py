@@ -15,15 +15,13 @@ from minidist.errors import CanaryError
 from minidist.run.accounting import PREFIXES
 from minidist.run.checkpoint import Checkpoints
 from minidist.stages import run_stage
-from tests.support.tiny import tiny_model, tiny_renderer
+from tests.support.tiny import save_pair
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("overlap")
-    for seed, name in enumerate(("student", "teacher")):
-        tiny_model(seed=seed).save_pretrained(root / name)
-        tiny_renderer().tokenizer.save_pretrained(root / name)
+    save_pair(root)
     (root / "rows.jsonl").write_text("".join(json.dumps({"q": f"{n}+=", "a": str(n)}) + "\n" for n in range(40)))
     return root
 

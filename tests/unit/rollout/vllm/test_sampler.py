@@ -96,6 +96,14 @@ def test_inversion_by_hand_and_at_both_ends() -> None:
     ]
 
 
+def test_rounding_at_a_blocks_beginning_draws_no_class_of_probability_zero() -> None:
+    probabilities_BV = torch.zeros(1, 768)
+    probabilities_BV[0, [10, 300, 600]] = torch.tensor([0.49520882964134216, 1.5697833033456732e-09, 1.1504592895507812])
+    # Found by search: the third block begins at this target, and its sum taken off its end is 1e-16 above.
+    uniform_B = torch.tensor([0.30091658516290337], dtype=torch.float64)
+    assert int(draw(probabilities_BV, uniform_B)) == 600
+
+
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
 def test_the_sampler_draws_from_temperature_nucleus_and_allowed_ids(temperature: float, top_p: float) -> None:
     logits_V = torch.randn(60, generator=torch.Generator().manual_seed(3))
