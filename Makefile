@@ -40,7 +40,6 @@ soak: $(READY_DEV)
 	$(VENV)/bin/python -m pytest tests/soak
 
 bench: $(READY_DEV)
-	$(PIP) --no-deps -r requirements/bench.txt
 	$(VENV)/bin/python -m tests.benchmarks.peers
 	$(VENV)/bin/python -m tests.benchmarks.scaling
 	$(VENV)/bin/python -m tests.benchmarks.kernels

@@ -18,8 +18,6 @@ VOCABULARY = 60
 PROMPTS = [alphabet(VOCABULARY)[:3], alphabet(VOCABULARY)[5:12]]
 ANSWERS = [[4, 9, 7, 0], [8, 2]]
 
-pytest.importorskip("trl", reason="TRL is not installed: pip install --no-deps -r requirements/bench.txt")
-
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
