@@ -32,6 +32,19 @@ class Worker:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+async def briefly(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of the call, in a thread that ends with it.
+
+    OpenMP keeps helpers for each thread that has computed, as long as that thread lives. Where a process keeps more threads than
+    it has cores, the helpers sleep as soon as they wait, and waking them costs more than the work of a small layer.
+    """
+    worker = Worker("briefly")
+    try:
+        return await worker.run(call, *args, **kwargs)
+    finally:
+        worker.close()
+
+
 async def whole(work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is finished even when this call is cancelled meanwhile. Cancelled twice, it ends at once."""
     task = asyncio.ensure_future(work)

@@ -1,11 +1,11 @@
 """A role in this process, whose calls are timed as those of an actor are."""
 
-import asyncio
 from collections.abc import Callable
 from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
+from minidist.concurrency import briefly
 from minidist.run.timeline import Calls, SpanLog
 
 
@@ -23,7 +23,7 @@ class Local:
 
     async def ask(self, question: Callable[..., Any], **arguments: Any) -> Any:
         """The answer of a function that runs beside the role."""
-        return await asyncio.to_thread(question, **arguments)
+        return await briefly(question, **arguments)
 
     def calls(self) -> Calls:
         """When the role worked, since this was last asked."""

@@ -54,7 +54,7 @@ def cores() -> int:
 def thread_environment(threads: int | None) -> dict[str, str]:
     """The number of threads of a role while it works, and that it sleeps while it waits. Read when torch is imported."""
     count = str(threads or cores())
-    return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+    return {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "GOMP_SPINCOUNT": "20000", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def actor_cpus(config: ClusterConfig, role: RoleConfig) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from minidist.concurrency import briefly
 from minidist.errors import MinidistError, RoleError
 from minidist.run.timeline import Calls, Received, SpanLog
 
@@ -142,7 +143,7 @@ class Host:
             self._role = arguments[0](**options)
             return None
         if verb == "ask":
-            return arguments[0](**options)
+            return await briefly(arguments[0], **options)
         return await getattr(self._role, verb)(*arguments, **options)
 
     async def _clear(self) -> None:

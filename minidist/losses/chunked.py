@@ -42,10 +42,16 @@ class LinearHead:
         """[N, V] logits."""
         return self.finish(self.raw(hidden_ND))
 
-    def raw(self, hidden_ND: Tensor) -> Tensor:
-        """[N, V] products with the matrix, in the weight's dtype."""
+    def raw(self, hidden_ND: Tensor, tables: "Tables | None" = None) -> Tensor:
+        """[N, V] products with the matrix, in the weight's dtype; without gradient in the place of the last ones of `tables`."""
         bias = None if self.bias is None else self.bias[: self.vocabulary]
-        return torch.nn.functional.linear(hidden_ND.to(self.weight.dtype), self.weight[: self.vocabulary], bias)
+        hidden_ND, weight_VD = hidden_ND.to(self.weight.dtype), self.weight[: self.vocabulary]
+        if tables is None or torch.is_autocast_enabled(hidden_ND.device.type):
+            return torch.nn.functional.linear(hidden_ND, weight_VD, bias)
+        table_NV = tables.rows(len(hidden_ND), weight_VD)
+        if bias is None:
+            return torch.mm(hidden_ND, weight_VD.T, out=table_NV)
+        return torch.addmm(bias, hidden_ND, weight_VD.T, out=table_NV)
 
     def finish(self, raw_NV: Tensor) -> Tensor:
         """Logits from the products that `raw` returns."""
@@ -58,6 +64,20 @@ class LinearHead:
         return logits[:, kept]
 
 
+class Tables:
+    """Memory for the products of one chunk after another: fresh pages of a large table cost a fifth of the product."""
+
+    def __init__(self) -> None:
+        self._table_NV: Tensor | None = None
+
+    def rows(self, count: int, weight_VD: Tensor) -> Tensor:
+        """[count, V], uninitialised; the same memory as before where it has so many rows."""
+        table = self._table_NV
+        if table is None or len(table) < count or (table.shape[1], table.dtype) != (len(weight_VD), weight_VD.dtype):
+            table = self._table_NV = weight_VD.new_empty(count, len(weight_VD))
+        return table[:count]
+
+
 @dataclass(frozen=True)
 class LazyLogits:
     """Logits [N, V] that are not computed yet: a head, and the hidden states [N, D] that it is applied to."""
@@ -66,8 +86,10 @@ class LazyLogits:
     hidden_ND: Tensor
 
     @torch.no_grad()
-    def at(self, part: slice) -> Tensor:
-        """The logits of some of the tokens, without gradient."""
+    def at(self, part: slice, tables: Tables | None = None) -> Tensor:
+        """The logits of some of the tokens, without gradient; those of a linear head in the place of the last of `tables`."""
+        if isinstance(self.head, LinearHead):
+            return self.head.finish(self.head.raw(self.hidden_ND[part], tables))
         return self.head(self.hidden_ND[part])
 
 
@@ -80,8 +102,11 @@ def in_blocks(
     The products with the heads are of whole `parts`, whose blocks are so small that elementwise work on their logits stays in a
     processor's cache.
     """
+    tables = Tables(), Tables()
     for part in parts:
-        student_NV, teacher_NV = (None if each is None else each.at(part) for each in (student, teacher))
+        student_NV, teacher_NV = (
+            None if each is None else each.at(part, own) for each, own in zip((student, teacher), tables, strict=True)
+        )
         assert student_NV is not None
         for block in _blocks(part, student_NV, None):
             inner = slice(block.start - part.start, block.stop - part.start)
@@ -239,9 +264,10 @@ class _EagerGradient(torch.autograd.Function):
             _zeros(bias_V, wanted[2]),
         ]
         loss, sums = hidden_ND.new_zeros((), dtype=torch.float32), None
+        of_student, of_teacher = Tables(), Tables()
         for part in work.parts:
-            table_NV = head.raw(hidden_ND[part])  # the head's products, then, block by block, their gradient
-            teacher_NV = None if work.teacher is None else work.teacher.at(part)
+            table_NV = head.raw(hidden_ND[part], of_student)  # the head's products, then, block by block, their gradient
+            teacher_NV = None if work.teacher is None else work.teacher.at(part, of_teacher)
             for block in _blocks(part, table_NV, work.targets.group_N):
                 inner = slice(block.start - part.start, block.stop - part.start)
                 raw_NV = table_NV[inner].detach().requires_grad_()

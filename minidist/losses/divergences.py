@@ -6,6 +6,7 @@ distribution allows that class, the divergence is large, not infinite: see EXCLU
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,9 +117,32 @@ def total_variation(student_NC: Tensor, teacher_NC: Tensor) -> Tensor:
 
 def expected_log_ratio(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
     """Sum over classes of exp(a) * (a - b), [N]; a class with a = -inf contributes nothing, also to the gradient."""
-    found_N = (weight_NC.exp() * (weight_NC - other_NC)).sum(-1)
+    found_N = _ExpectedLogRatio.apply(weight_NC, other_NC)
     # Log-probabilities of -inf are rare, and a search for them costs more than the sum.
     return found_N if bool(found_N.isfinite().all()) else log_ratio_terms(weight_NC, other_NC).sum(-1)
+
+
+class _ExpectedLogRatio(torch.autograd.Function):
+    """Sum over classes of exp(a) * (a - b), where both are finite. The slopes are exp(a) * (a - b + 1) in a, and -exp(a) in b.
+
+    Elementwise work on [N, C] waits for memory: this takes half the passes that the formula's own graph takes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight_NC: Tensor, other_NC: Tensor) -> Tensor:
+        mass_NC, gap_NC = weight_NC.exp(), weight_NC - other_NC
+        ctx.save_for_backward(weight_NC, other_NC, mass_NC, gap_NC)
+        return torch.linalg.vecdot(mass_NC, gap_NC)
+
+    @staticmethod
+    def backward(ctx: Any, outer_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        weight_NC, other_NC, mass_NC, gap_NC = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the slopes are differentiated again
+            mass_NC, gap_NC = weight_NC.exp(), weight_NC - other_NC
+        share_NC, (of_weight, of_other) = None, ctx.needs_input_grad
+        if of_weight:
+            share_NC = torch.addcmul(mass_NC, mass_NC, gap_NC) * outer_N[:, None]
+        return share_NC, mass_NC * -outer_N[:, None] if of_other else None
 
 
 def log_ratio_terms(weight_NC: Tensor, other_NC: Tensor) -> Tensor:

@@ -101,13 +101,13 @@ def attend(
     if attention_mask is None or attention_mask.dtype != torch.int64:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     scale, window, dropout = options.get("scaling"), options.get("sliding_window"), options.get("dropout", 0.0)
-    groups, order_N = _groups(attention_mask.numpy().tobytes(), window)
+    groups = _groups(attention_mask.numpy().tobytes(), window)
     # [N, H, E] as the projections left them: rows of memory that are copied whole.
     query_NHE, key_NHE, value_NHE = (each[0].transpose(0, 1) for each in (query, key, value))
+    queries = groups.taken(query_NHE, [group.query_GQ for group in groups.members])
+    keys, values = (groups.taken(each, [group.key_GJ for group in groups.members]) for each in (key_NHE, value_NHE))
     parts = []
-    for group in groups:
-        query_GHQE = _taken(query_NHE, group.query_GQ)
-        key_GHJE, value_GHJE = (_taken(each, group.key_GJ) for each in (key_NHE, value_NHE))
+    for group, query_GHQE, key_GHJE, value_GHJE in zip(groups.members, queries, keys, values, strict=True):
         done_GHQE = scaled_dot_product_attention(
             query_GHQE,
             key_GHJE,
@@ -119,13 +119,8 @@ def attend(
             enable_gqa=key.shape[1] != query.shape[1],
         )
         parts.append(done_GHQE.transpose(1, 2).flatten(0, 1))
-    output_NHE = (parts[0] if len(parts) == 1 else torch.cat(parts)).index_select(0, order_N)
+    output_NHE = (parts[0] if len(parts) == 1 else torch.cat(parts)).index_select(0, groups.order_N)
     return output_NHE[None], None
-
-
-def _taken(tokens_NHE: Tensor, index_GQ: Tensor) -> Tensor:
-    """[G, H, Q, E]: the tokens of a group."""
-    return tokens_NHE.index_select(0, index_GQ.flatten()).unflatten(0, index_GQ.shape).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -138,9 +133,22 @@ class _Group:
     mask_GQJ: Tensor | None
 
 
+@dataclass(frozen=True)
+class _Groups:
+    """The groups of all segments, and where each of the N tokens lies in their outputs, one after another."""
+
+    members: list[_Group]
+    order_N: Tensor
+
+    def taken(self, tokens_NHE: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
+        """[G, H, Q, E]: the tokens of each group, which are taken at once: each taking has a gradient of all N tokens."""
+        taken = tokens_NHE.index_select(0, torch.cat([index_GQ.flatten() for index_GQ in indices]))
+        parts = taken.split([index_GQ.numel() for index_GQ in indices])
+        return [part.unflatten(0, index_GQ.shape).transpose(1, 2) for part, index_GQ in zip(parts, indices, strict=True)]
+
+
 @lru_cache(maxsize=64)
-def _groups(marker: bytes, window: int | None) -> tuple[list[_Group], Tensor]:
-    """The groups of all segments, and where each of the N tokens lies in the groups' outputs, one after another."""
+def _groups(marker: bytes, window: int | None) -> _Groups:
     length, before = np.frombuffer(marker, dtype=np.int64).reshape(2, -1)
     start = np.cumsum(length) - length
     keys = length + np.where(before < 0, 0, length[before])
@@ -151,7 +159,7 @@ def _groups(marker: bytes, window: int | None) -> tuple[list[_Group], Tensor]:
             place[start[segment] : start[segment] + length[segment]] = offset + line * width + np.arange(length[segment])
         offset += len(members) * width
         groups.append(_group(members, length, before, start, window))
-    return groups, torch.from_numpy(place)
+    return _Groups(groups, torch.from_numpy(place))
 
 
 def _alike(keys: Array, follows: Array) -> list[list[int]]:

@@ -261,7 +261,7 @@ def test_nothing_is_computed_again_in_the_backward_pass(monkeypatch: pytest.Monk
     hidden, weight, _, _, labels = made()
     calls: list[int] = []
     raw = LinearHead.raw
-    monkeypatch.setattr(LinearHead, "raw", lambda self, states: (calls.append(len(states)), raw(self, states))[1])
+    monkeypatch.setattr(LinearHead, "raw", lambda self, states, *rest: (calls.append(len(states)), raw(self, states, *rest))[1])
     terms = chunked_loss(Supervised(), LazyLogits(LinearHead(weight), hidden), TokenTargets(labels), chunk_tokens=4)
     assert calls == [4, 4, 3]
     terms.loss.backward()

@@ -8,6 +8,7 @@ import torch
 
 import minidist.losses.divergences as module
 from minidist.losses import forward_kl, jeffreys, reverse_kl, total_variation
+from minidist.losses.divergences import expected_log_ratio
 from minidist.losses.targets import Divergence
 from tests.support.divergences import INF, random_logits, random_tables
 
@@ -63,6 +64,26 @@ def test_the_gradient_of_a_kl_is_that_of_finite_differences(divergence: Divergen
     assert torch.autograd.gradcheck(
         lambda left, right: divergence(left.log_softmax(-1), right.log_softmax(-1)), (student, teacher.requires_grad_())
     )
+
+
+def test_an_expected_log_ratio_has_the_value_and_the_slopes_of_its_formula_to_the_second_order() -> None:
+    tables = [each.detach().log_softmax(-1).requires_grad_() for each in random_logits(3, 4)]
+    plain = (tables[0].exp() * (tables[0] - tables[1])).sum(-1)
+    assert torch.allclose(expected_log_ratio(*tables), plain)
+    outer = torch.tensor([0.5, -1.0, 2.0])
+    found, wanted = (torch.autograd.grad((each * outer).sum(), tables) for each in (expected_log_ratio(*tables), plain))
+    assert all(torch.allclose(*pair) for pair in zip(found, wanted, strict=True))
+    assert torch.autograd.gradcheck(expected_log_ratio, tables)
+    assert torch.autograd.gradgradcheck(expected_log_ratio, tables)
+
+
+@pytest.mark.parametrize("learns", [0, 1])
+def test_an_expected_log_ratio_gives_a_slope_to_the_table_that_learns_alone(learns: int) -> None:
+    tables = [each.detach().log_softmax(-1) for each in random_logits(3, 4)]
+    tables[learns].requires_grad_()
+    expected_log_ratio(*tables).sum().backward()
+    slopes = tables[0].exp() * (tables[0] - tables[1] + 1), -tables[0].exp()
+    assert torch.allclose(tables[learns].grad, slopes[learns]) and tables[1 - learns].grad is None
 
 
 def test_one_hot_teacher_makes_forward_the_cross_entropy() -> None:
