@@ -104,8 +104,8 @@ def attend(
     groups = _groups(attention_mask.numpy().tobytes(), window)
     # [N, H, E] as the projections left them: rows of memory that are copied whole.
     query_NHE, key_NHE, value_NHE = (each[0].transpose(0, 1) for each in (query, key, value))
-    queries = groups.taken(query_NHE, [group.query_GQ for group in groups.members])
-    keys, values = (groups.taken(each, [group.key_GJ for group in groups.members]) for each in (key_NHE, value_NHE))
+    queries = groups.queries(query_NHE)
+    keys, values = groups.keys(key_NHE), groups.keys(value_NHE)
     parts = []
     for group, query_GHQE, key_GHJE, value_GHJE in zip(groups.members, queries, keys, values, strict=True):
         done_GHQE = scaled_dot_product_attention(
@@ -119,8 +119,8 @@ def attend(
             enable_gqa=key.shape[1] != query.shape[1],
         )
         parts.append(done_GHQE.transpose(1, 2).flatten(0, 1))
-    output_NHE = (parts[0] if len(parts) == 1 else torch.cat(parts)).index_select(0, groups.order_N)
-    return output_NHE[None], None
+    output_NHE = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return (output_NHE if groups.order_N is None else output_NHE.index_select(0, groups.order_N))[None], None
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,39 @@ class _Group:
 
 
 @dataclass(frozen=True)
+class _Taking:
+    """Tokens of all groups, taken at once, since each taking has a gradient of all N tokens. No index: they lie in order."""
+
+    shapes: list[torch.Size]
+    index: Tensor | None
+
+    @classmethod
+    def of(cls, tables: Sequence[Tensor], tokens: int) -> "_Taking":
+        index = torch.cat([table.flatten() for table in tables])
+        return cls([table.shape for table in tables], None if torch.equal(index, torch.arange(tokens)) else index)
+
+    def __call__(self, tokens_NHE: Tensor) -> list[Tensor]:
+        """[G, H, Q, E] of each group."""
+        taken = tokens_NHE if self.index is None else tokens_NHE.index_select(0, self.index)
+        parts = taken.split([shape.numel() for shape in self.shapes])
+        return [part.unflatten(0, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+@dataclass(frozen=True)
 class _Groups:
-    """The groups of all segments, and where each of the N tokens lies in their outputs, one after another."""
+    """The groups of all segments, the queries and keys of each, and where each of the N tokens lies in their outputs, one after
+    another (None: in order)."""
 
     members: list[_Group]
-    order_N: Tensor
+    queries: _Taking
+    keys: _Taking
+    order_N: Tensor | None
 
-    def taken(self, tokens_NHE: Tensor, indices: Sequence[Tensor]) -> list[Tensor]:
-        """[G, H, Q, E]: the tokens of each group, which are taken at once: each taking has a gradient of all N tokens."""
-        taken = tokens_NHE.index_select(0, torch.cat([index_GQ.flatten() for index_GQ in indices]))
-        parts = taken.split([index_GQ.numel() for index_GQ in indices])
-        return [part.unflatten(0, index_GQ.shape).transpose(1, 2) for part, index_GQ in zip(parts, indices, strict=True)]
+    @classmethod
+    def of(cls, members: list[_Group], order_N: Tensor) -> "_Groups":
+        queries, keys = ([getattr(group, name) for group in members] for name in ("query_GQ", "key_GJ"))
+        takings = _Taking.of(queries, len(order_N)), _Taking.of(keys, len(order_N))
+        return cls(members, *takings, None if torch.equal(order_N, torch.arange(len(order_N))) else order_N)
 
 
 @lru_cache(maxsize=64)
@@ -159,7 +181,7 @@ def _groups(marker: bytes, window: int | None) -> _Groups:
             place[start[segment] : start[segment] + length[segment]] = offset + line * width + np.arange(length[segment])
         offset += len(members) * width
         groups.append(_group(members, length, before, start, window))
-    return _Groups(groups, torch.from_numpy(place))
+    return _Groups.of(groups, torch.from_numpy(place))
 
 
 def _alike(keys: Array, follows: Array) -> list[list[int]]:
