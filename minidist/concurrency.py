@@ -35,8 +35,8 @@ class Worker:
 async def briefly(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The result of the call, in a thread that ends with it.
 
-    OpenMP keeps helpers for each thread that has computed, as long as that thread lives. Where a process keeps more threads than
-    it has cores, the helpers sleep as soon as they wait, and waking them costs more than the work of a small layer.
+    OpenMP keeps helpers for each thread that has computed, as long as that thread lives. Where a process keeps more threads
+    than it has cores, the helpers sleep as soon as they wait, and waking them costs more than the work of a small layer.
     """
     worker = Worker("briefly")
     try:

@@ -43,7 +43,7 @@ class LinearHead:
         return self.finish(self.raw(hidden_ND))
 
     def raw(self, hidden_ND: Tensor, tables: "Tables | None" = None) -> Tensor:
-        """[N, V] products with the matrix, in the weight's dtype; without gradient in the place of the last ones of `tables`."""
+        """[N, V] products with the matrix, in the weight's dtype; without gradient in the memory of `tables`."""
         bias = None if self.bias is None else self.bias[: self.vocabulary]
         hidden_ND, weight_VD = hidden_ND.to(self.weight.dtype), self.weight[: self.vocabulary]
         if tables is None or torch.is_autocast_enabled(hidden_ND.device.type):

@@ -1,11 +1,13 @@
 """Calls at once: results in order, and the first failure ends the rest; work that is finished though it is cancelled."""
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from minidist.concurrency import beside, both, deal, merged, nothing, together, whole
+from minidist.concurrency import beside, both, briefly, deal, merged, nothing, together, whole
 
 
 def test_together_gives_results_in_order_however_long_they_take() -> None:
@@ -15,6 +17,21 @@ def test_together_gives_results_in_order_however_long_they_take() -> None:
 
     assert asyncio.run(together(late(value) for value in range(3))) == [0, 1, 2]
     assert asyncio.run(together([])) == []
+
+
+def test_a_brief_call_leaves_no_thread_behind_whether_it_ends_well_or_not() -> None:
+    """A thread that stays keeps OpenMP's helpers, and with more of them than cores those of the role's own thread sleep at once."""
+
+    def number(of: int) -> tuple[int, threading.Thread]:
+        return 1 // of, threading.current_thread()
+
+    found, thread = asyncio.run(briefly(number, of=1))
+    assert found == 1 and thread is not threading.current_thread()
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(briefly(number, 0))
+    until = time.monotonic() + 10
+    while any(each.name.startswith("briefly") for each in threading.enumerate()):
+        assert time.monotonic() < until, "the thread is still there"
 
 
 def test_together_ends_all_that_it_began_before_it_raises() -> None:

@@ -1,6 +1,7 @@
 """Roles in this process are timed as those in actors are."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def test_an_actor_gives_the_same_calls() -> None:
         done = calls.done
         assert [(span.name, dict(span.counts)) for span in done] == [("start", {}), ("double", {"numbers": 1})]
         assert all(span.start <= span.end for span in done)
+
+    asyncio.run(run())
+
+
+def test_a_question_beside_a_role_is_answered_in_a_thread_that_does_not_stay() -> None:
+    """The rate of matrix products is measured so: helpers that OpenMP keeps for it would slow the role's own thread down."""
+
+    async def run() -> None:
+        host, local = Host(), Local("teacher")
+        await host.call("0", "start", Role)
+        local.start(Role)
+        answers = [await host.call("1", "ask", threading.current_thread), await local.ask(threading.current_thread)]
+        for thread in answers:
+            assert thread is not threading.current_thread()
+            thread.join(10)
+            assert not thread.is_alive()
 
     asyncio.run(run())
 
