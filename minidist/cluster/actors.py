@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from minidist.cluster.machine import actor_cpus, cores, thread_environment
 from minidist.cluster.remote import Host, Remote
-from minidist.config.cluster import ClusterConfig, Role, RoleConfig
+from minidist.config.cluster import ClusterConfig, Role
 from minidist.errors import ConfigError
 from minidist.run.tracking import log
 
@@ -23,14 +23,14 @@ from minidist.run.tracking import log
 class Actors:
     """A Ray cluster, joined or started, with room for all actors of the run, which is set aside at once.
 
-    Roles that take turns may each use all cores, but none may spin while it waits: a spinning OpenMP pool takes the cores from
-    the role that works. Roles that work at the same time, `at_once` of them, share the cores: with more threads than cores,
-    every parallel region would wait for one that has none.
+    Roles that take turns may each use all cores, but none may spin for long while it waits: a spinning OpenMP pool takes the
+    cores from the role that works. Roles that work at the same time share the cores (`at_once`, see
+    `StageSection.roles_at_once`): with more threads than cores, every parallel region would wait for one that has none.
     """
 
-    def __init__(self, config: ClusterConfig, roles: Sequence[Role], at_once: int = 1) -> None:
+    def __init__(self, config: ClusterConfig, roles: Sequence[Role], at_once: Mapping[str, int] | None = None) -> None:
         self._config = config
-        self._at_once = at_once
+        self._at_once = at_once or {}
         self.bundles: list[Role] = [role for role in roles for _ in range(config.role(role).processes)]
         self._group: Any = None
         self._seated: dict[int, Remote] = {}
@@ -81,7 +81,7 @@ class Actors:
             "num_cpus": actor_cpus(self._config, config),
             "num_gpus": self._config.gpus_of(config),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
-            "runtime_env": {"env_vars": self._environment(config)},
+            "runtime_env": {"env_vars": self._environment(role)},
         }
         actor = ray.remote(Host).options(**options).remote()
         number = sum(name == role for name in self.bundles[:bundle])
@@ -123,9 +123,10 @@ class Actors:
                 shutil.copy(file, folder / file.name)
             log.info("the actors' output is in %s", folder)
 
-    def _environment(self, config: RoleConfig) -> dict[str, str]:
+    def _environment(self, role: Role) -> dict[str, str]:
         # The actors of one role work at the same time.
-        threads = self._config.threads or max(1, cores() // (self._at_once * config.processes * config.devices))
+        config, roles = self._config.role(role), self._at_once.get(role, 1)
+        threads = self._config.threads or max(1, cores() // (roles * config.processes * config.devices))
         variables = thread_environment(threads) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}

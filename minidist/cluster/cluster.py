@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 class Cluster:
     """Hosts the roles of one run; `async with` ends every process and removes every socket and temporary file it started.
 
-    `roles` are those the run needs: room for all their actors is set aside at once, or the run does not start. `at_once` of
-    them work at the same time.
+    `roles` are those the run needs: room for all their actors is set aside at once, or the run does not start. `at_once`
+    (`StageSection.roles_at_once`) says which of them share the cores.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class Cluster:
         logs: Path,
         roles: Sequence[Role] = ("rollout", "teacher", "learner"),
         *,
-        at_once: int = 1,
+        at_once: Mapping[str, int] | None = None,
     ) -> None:
         self._logs = logs
         self.actors = None

@@ -32,9 +32,10 @@ class StageSection(Section):
     """The rules between the sections, which yield one sentence for each combination of settings that is refused."""
 
     @property
-    def roles_at_once(self) -> int:
-        """Roles whose actors work at the same time, and so share the cores of a machine; 1: roles take turns."""
-        return 1
+    def roles_at_once(self) -> dict[str, int]:
+        """Of each role that shares the cores of a machine with others, how many work while it does, itself among them; a role
+        that is not listed has its turns alone."""
+        return {}
 
     @property
     def shapes_only(self) -> tuple[str, ...]:

@@ -138,9 +138,10 @@ class CompareConfig(Section):
         return self.first.cluster
 
     @property
-    def roles_at_once(self) -> int:
-        """Roles that work at the same time in some cell."""
-        return max(self.cell(name, self.seeds[0], value).roles_at_once for name in self.cells for value in self.values)
+    def roles_at_once(self) -> dict[str, int]:
+        """The most of any cell."""
+        cells = [self.cell(name, self.seeds[0], value).roles_at_once for name in self.cells for value in self.values]
+        return {role: max(cell.get(role, 1) for cell in cells) for role in set[str]().union(*cells)}
 
 
 def holds(tree: Any, key: str) -> bool:

@@ -1,14 +1,14 @@
 """`distill`: on-policy distillation."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from minidist.config import conflicts
 from minidist.config.base import FREE, StageSection
 from minidist.config.canaries import CanaryConfig
-from minidist.config.cluster import ClusterConfig
+from minidist.config.cluster import ClusterConfig, Role
 from minidist.config.data import DistillDataConfig
 from minidist.config.evaluation import EvaluationConfig
 from minidist.config.learner import LearnerConfig
@@ -98,9 +98,12 @@ class DistillConfig(StageSection):
         return self.prefix.gold or any(stream.writer == "dataset" for stream in self.streams.values())
 
     @property
-    def roles_at_once(self) -> int:
-        """Engines write while one of the others works, or, with both kinds of overlap, while both do."""
-        return 1 + (self.loop.max_staleness > 0) + bool(self.loop.stream)
+    def roles_at_once(self) -> dict[str, int]:
+        """Ahead of the learner, engines write while one of the others works, or, with both kinds of overlap, while both do; in
+        step with it they work beside teachers alone."""
+        if self.loop.max_staleness:
+            return dict.fromkeys(get_args(Role), 2 + bool(self.loop.stream))
+        return dict.fromkeys(("rollout", "teacher"), 2) if self.loop.stream else {}
 
     @property
     def ratio_max(self) -> float | None:

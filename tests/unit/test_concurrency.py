@@ -20,7 +20,7 @@ def test_together_gives_results_in_order_however_long_they_take() -> None:
 
 
 def test_a_brief_call_leaves_no_thread_behind_whether_it_ends_well_or_not() -> None:
-    """A thread that stays keeps OpenMP's helpers, and with more of them than cores those of the role's own thread sleep at once."""
+    """A thread that stays keeps helpers of OpenMP: with more of them than cores, those of the role itself sleep at once."""
 
     def number(of: int) -> tuple[int, threading.Thread]:
         return 1 // of, threading.current_thread()

@@ -101,7 +101,7 @@ def test_every_shard_of_a_teacher_gets_a_bundle() -> None:
         ({}, {}, (8, 8, 8)),
         ({}, {"rollout": {"actors": 2}}, (4, 8, 8)),
         ({"max_staleness": 1}, {}, (4, 4, 4)),
-        ({"stream": True}, {"rollout": {"actors": 2}}, (2, 4, 4)),
+        ({"stream": True}, {"rollout": {"actors": 2}}, (2, 4, 8)),
         ({"max_staleness": 2, "stream": True}, {}, (2, 2, 2)),
         ({"max_staleness": 1}, {"threads": 3}, (3, 3, 3)),
         ({"max_staleness": 1}, {"rollout": {"actors": 5}}, (1, 4, 4)),
@@ -114,4 +114,4 @@ def test_roles_that_work_at_the_same_time_share_the_cores(
     config = distill_config(loop=loop, cluster=fields)
     made = Actors(config.cluster, ROLES, config.roles_at_once)
     made._scratch = tmp_path
-    assert tuple(int(made._environment(config.cluster.role(role))["OMP_NUM_THREADS"]) for role in ROLES) == threads
+    assert tuple(int(made._environment(role)["OMP_NUM_THREADS"]) for role in ROLES) == threads
