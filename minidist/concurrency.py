@@ -1,10 +1,10 @@
 """Slow calls: in one thread for each role, several at once until the first failure, or protected from cancellation."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from contextvars import copy_context
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar, copy_context
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -13,11 +13,16 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+_SHARED: ContextVar[ThreadPoolExecutor | None] = ContextVar("shared thread", default=None)
+
+
 class Worker:
     """Runs calls one after another, always in the same thread: torch and vLLM keep per-thread state."""
 
     def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        shared = _SHARED.get()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) if shared is None else shared
+        self._owns_pool = shared is None
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of the call, which finds the context variables of its caller."""
@@ -29,20 +34,40 @@ class Worker:
         return self._pool.submit(call, *args, **kwargs).result()
 
     def close(self) -> None:
+        if self._owns_pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class SharedThread:
+    """One thread for the workers of roles that take turns in one process.
+
+    OpenMP keeps helpers for each thread that has computed, as long as it lives. Where a process keeps more threads than it has
+    cores, the helpers sleep as soon as they wait, and waking them costs more than the work of a small layer.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="roles")
+
+    @contextmanager
+    def for_workers(self) -> Iterator[None]:
+        """Workers that are made inside run their calls in this thread."""
+        token = _SHARED.set(self._pool)
+        try:
+            yield
+        finally:
+            _SHARED.reset(token)
+
+    def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 async def briefly(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """The result of the call, in a thread that ends with it.
-
-    OpenMP keeps helpers for each thread that has computed, as long as that thread lives. Where a process keeps more threads
-    than it has cores, the helpers sleep as soon as they wait, and waking them costs more than the work of a small layer.
-    """
-    worker = Worker("briefly")
+    """The result of the call, in a thread that ends with it, and OpenMP's helpers for that thread too (see `SharedThread`)."""
+    context, pool = copy_context(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="briefly")
     try:
-        return await worker.run(call, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(pool, lambda: context.run(call, *args, **kwargs))
     finally:
-        worker.close()
+        pool.shutdown(wait=False)
 
 
 async def whole(work: Coroutine[Any, Any, T]) -> T:

@@ -3,13 +3,14 @@
 import asyncio
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from minidist.cluster.local import Local
 from minidist.cluster.scratch import Scratch
 from minidist.cluster.starts import Starts
-from minidist.concurrency import together
+from minidist.concurrency import SharedThread, together
 from minidist.config.cluster import ClusterConfig, Role
 from minidist.run.timeline import Calls
 from minidist.types import RankGroup
@@ -39,6 +40,9 @@ class Cluster:
 
             self.actors = Actors(config, roles, at_once)
         self._local: list[Local] = []
+        self._loading = asyncio.Lock()
+        self._turns = SharedThread() if config.roles == "local" and not at_once else None
+        """The thread of roles in this process, where none works beside another."""
         self._starts = Starts()
 
     async def __aenter__(self) -> "Cluster":
@@ -59,6 +63,8 @@ class Cluster:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         for role in self._local:
             await role.close()
+        if self._turns is not None:
+            self._turns.close()
         self._end(failed=kind is not None and kind is not asyncio.CancelledError)
 
     def _end(self, *, failed: bool) -> None:
@@ -73,7 +79,9 @@ class Cluster:
         with self._starts.of(role):
             if self.actors is None:
                 made = Local(role)
-                made.start(make, **arguments)  # one after another: loading a model changes torch for every thread
+                async with self._loading:  # one after another: loading a model changes torch for every thread
+                    with nullcontext() if self._turns is None else self._turns.for_workers():
+                        await made.start(make, **arguments)
                 self._local.append(made)
                 return cast(T, made)
             remote = self.actors.seat(role)

@@ -17,9 +17,9 @@ class Local:
         self._log = SpanLog()
         self._role: Any = None
 
-    def start(self, make: Callable[..., Any], **arguments: Any) -> None:
+    async def start(self, make: Callable[..., Any], **arguments: Any) -> None:
         with self._log.call("start"):
-            self._role = make(**arguments)
+            self._role = await briefly(make, **arguments)
 
     async def ask(self, question: Callable[..., Any], **arguments: Any) -> Any:
         """The answer of a function that runs beside the role."""

@@ -140,7 +140,7 @@ class Host:
     async def _call(self, verb: str, *arguments: Any, **options: Any) -> Any:
         if verb == "start":
             await self._clear()
-            self._role = arguments[0](**options)
+            self._role = await briefly(arguments[0], **options)
             return None
         if verb == "ask":
             return await briefly(arguments[0], **options)
