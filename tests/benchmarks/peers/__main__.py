@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from tests.benchmarks.peers import limit, report
 from tests.benchmarks.peers.runs import Measured, Steps, answers_of, losses_of, phases, run_minidist, run_peer
 from tests.benchmarks.peers.trl_side import PeerTask
-from tests.benchmarks.peers.workloads import DTYPES, PEERS, WORKLOADS, PeerSettings, Prepared
+from tests.benchmarks.peers.workloads import DTYPES, OWN, PEERS, WORKLOADS, PeerSettings, Prepared
 
 PARITY = {"float32": 1e-5, "bfloat16": 2e-2}
 """Largest relative difference of the losses on identical tokens."""
@@ -55,7 +55,7 @@ class Comparison:
     def record(self) -> dict[str, Any]:
         """All figures. Raises SystemExit where the losses do not agree."""
         print(f"{self._prepared.workload.name}, {self._dtype}", flush=True)
-        runs: dict[str, list[Measured]] = {way: [] for way in ("minidist", *self._ways)}
+        runs: dict[str, list[Measured]] = {way: [] for way in (*OWN, *self._ways)}
         parity: dict[str, float] = {}
         for turn in range(self._rounds):
             for way in runs:
@@ -69,19 +69,24 @@ class Comparison:
                     f"{measured.peak_bytes / report.GIB:.2f} GiB",
                     flush=True,
                 )
-        steps = self._steps["minidist"]
-        medians = [phases(run.lines, steps) for run in runs["minidist"]]
-        middle = {name: statistics.median(each.get(name, 0.0) for each in medians) for name in medians[0]}
+        middle = {way: self._phases(runs[way]) for way in OWN}
         ways = {way: report.WayResult.of(found) for way, found in runs.items()}
         found = report.record(ways, self._limit(), middle, parity)
-        for name in ("ratio_to_fastest_peer", "memory_ratio", "ratio_to_flop_limit", "limit_s"):
-            print(f"  {name}: {found[name]:.3f}", flush=True)
+        for way in OWN:
+            own = found.get(way, found)
+            for name in ("ratio_to_fastest_peer", "memory_ratio", "ratio_to_flop_limit", "limit_s"):
+                print(f"  {way}, {name}: {own[name]:.3f}", flush=True)
         return found
 
+    def _phases(self, runs: list[Measured]) -> dict[str, float]:
+        """Median seconds of each phase over a way's runs."""
+        medians = [phases(run.lines, self._steps["minidist"]) for run in runs]
+        return {name: statistics.median(each.get(name, 0.0) for each in medians) for name in medians[0]}
+
     def _run(self, way: str, folder: Path) -> Measured:
+        if way in OWN:
+            return run_minidist(self._prepared, folder, self._dtype, self._steps["minidist"], OWN[way])
         steps = self._steps[way]
-        if way == "minidist":
-            return run_minidist(self._prepared, folder, self._dtype, steps)
         return run_peer(self._task(way, folder, steps=steps.total), folder, steps)
 
     def _parity(self, measured: Measured, answers: Path) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.benchmarks.peers.limit import StepOperations
 from tests.benchmarks.peers.runs import Measured
-from tests.benchmarks.peers.workloads import PEERS
+from tests.benchmarks.peers.workloads import OWN, PEERS
 
 RESULTS = Path("runs/bench/results.json")
 GIB = 2**30
@@ -59,22 +59,30 @@ class Limit:
         return {name: count / self.rate * tokens / self.tokens for name, count in asdict(self.operations).items()}
 
 
-def record(ways: dict[str, WayResult], limit: Limit, phases: dict[str, float], parity: dict[str, float]) -> dict[str, Any]:
-    """One workload in one precision. The memory ratio is to the peer that is the fastest."""
-    own = ways["minidist"]
+def record(
+    ways: dict[str, WayResult], limit: Limit, phases: dict[str, dict[str, float]], parity: dict[str, float]
+) -> dict[str, Any]:
+    """One workload in one precision: the ratios of the way `minidist`, and those of its other ways by name. `phases`: seconds
+    by way. The memory ratio is to the peer that is the fastest."""
     peers = {name: ways[name] for name in PEERS if name in ways}
     fastest = max(peers, key=lambda name: peers[name].tokens_per_s)
-    return {
-        "ratio_to_fastest_peer": own.tokens_per_s / peers[fastest].tokens_per_s,
-        "memory_ratio": own.memory_gib / peers[fastest].memory_gib,
-        "ratio_to_flop_limit": own.tokens / own.tokens_per_s / limit.seconds(own.tokens),
+    own = {name: _ratios(ways[name], peers[fastest], limit) | {"phases_s": phases[name]} for name in OWN if name in ways}
+    return own.pop("minidist") | {
+        **own,
         "fastest_peer": fastest,
-        "limit_s": limit.seconds(own.tokens),
-        "limit_phases_s": limit.phases(own.tokens),
         "rate_gflops": limit.rate / 1e9,
-        "phases_s": phases,
         "parity": parity,
         "ways": {name: asdict(way) for name, way in ways.items()},
+    }
+
+
+def _ratios(own: WayResult, peer: WayResult, limit: Limit) -> dict[str, Any]:
+    return {
+        "ratio_to_fastest_peer": own.tokens_per_s / peer.tokens_per_s,
+        "memory_ratio": own.memory_gib / peer.memory_gib,
+        "ratio_to_flop_limit": own.tokens / own.tokens_per_s / limit.seconds(own.tokens),
+        "limit_s": limit.seconds(own.tokens),
+        "limit_phases_s": limit.phases(own.tokens),
     }
 
 
@@ -94,16 +102,17 @@ def page_of(records: dict[str, dict[str, Any]]) -> str:
     times = ["| | way | s a step | useful tokens a second | GiB |", "|---|---|---|---|---|"]
     phases = ["| | phase | s | least by FLOPs |", "|---|---|---|---|"]
     for name, each in records.items():
-        figures = (each[key] for key in ("ratio_to_fastest_peer", "memory_ratio", "ratio_to_flop_limit", "limit_s"))
         parity = max(each["parity"].values())
-        ratios.append(f"| {name} | " + " | ".join(f"{figure:.2f}" for figure in figures) + f" | {parity:.0e} |")
+        for way in [way for way in OWN if way in each["ways"]]:
+            own = each.get(way, each)
+            figures = (own[key] for key in ("ratio_to_fastest_peer", "memory_ratio", "ratio_to_flop_limit", "limit_s"))
+            ratios.append(f"| {name}, {way} | " + " | ".join(f"{figure:.2f}" for figure in figures) + f" | {parity:.0e} |")
+            for phase, seconds in own["phases_s"].items():
+                phases.append(f"| {name}, {way} | {phase} | {seconds:.2f} | {own['limit_phases_s'].get(phase, 0):.2f} |")
         for way, found in each["ways"].items():
             times.append(
                 f"| {name} | {way} | {found['step_s']:.2f} | {found['tokens_per_s']:,.0f} | {found['memory_gib']:.2f} |"
             )
-        for phase, seconds in each["phases_s"].items():
-            least = each["limit_phases_s"].get({"generate": "generate", "score": "score", "update": "update"}.get(phase, ""), 0)
-            phases.append(f"| {name} | {phase} | {seconds:.2f} | {least:.2f} |")
     header = "Made by `python -m tests.benchmarks.peers`; [how it measures](README.md#against-trl)."
     return "\n".join(["# minidist against TRL", "", header, "", *ratios, "", *times, "", *phases, ""])
 

@@ -25,7 +25,9 @@ LEARNING_RATE = 1e-9
 SEED = 0
 DTYPES = ("float32", "bfloat16")
 PEERS = ("distillation", "gkd")
-WAYS = ("minidist", *PEERS)
+OWN: dict[str, list[str]] = {"minidist": [], "one_process": ["cluster.roles=local"]}
+"""minidist's ways, and what each sets: roles in Ray actors, and all of them in one process, as in TRL."""
+WAYS = (*OWN, *PEERS)
 
 
 @dataclass(frozen=True)
