@@ -130,19 +130,21 @@ class _ExpectedLogRatio(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight_NC: Tensor, other_NC: Tensor) -> Tensor:
-        mass_NC, gap_NC = weight_NC.exp(), weight_NC - other_NC
-        ctx.save_for_backward(weight_NC, other_NC, mass_NC, gap_NC)
-        return torch.linalg.vecdot(mass_NC, gap_NC)
+        mass_NC = weight_NC.exp()
+        term_NC = (weight_NC - other_NC).mul_(mass_NC)
+        ctx.save_for_backward(weight_NC, other_NC, mass_NC, term_NC)
+        return term_NC.sum(-1)
 
     @staticmethod
     def backward(ctx: Any, outer_N: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        weight_NC, other_NC, mass_NC, gap_NC = ctx.saved_tensors
+        weight_NC, other_NC, mass_NC, term_NC = ctx.saved_tensors
+        of_weight, of_other = ctx.needs_input_grad
         if torch.is_grad_enabled():  # the slopes are differentiated again
-            mass_NC, gap_NC = weight_NC.exp(), weight_NC - other_NC
-        share_NC, (of_weight, of_other) = None, ctx.needs_input_grad
-        if of_weight:
-            share_NC = torch.addcmul(mass_NC, mass_NC, gap_NC) * outer_N[:, None]
-        return share_NC, mass_NC * -outer_N[:, None] if of_other else None
+            mass_NC = weight_NC.exp()
+            slopes = mass_NC * (weight_NC - other_NC + 1) * outer_N[:, None], -mass_NC * outer_N[:, None]
+            return slopes[0] if of_weight else None, slopes[1] if of_other else None
+        slope_NC = (mass_NC + term_NC).mul_(outer_N[:, None]) if of_weight else None
+        return slope_NC, mass_NC * -outer_N[:, None] if of_other else None
 
 
 def log_ratio_terms(weight_NC: Tensor, other_NC: Tensor) -> Tensor:
