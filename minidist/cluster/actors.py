@@ -81,9 +81,8 @@ class Actors:
             "num_cpus": actor_cpus(self._config, config),
             "num_gpus": self._config.gpus_of(config),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
-            "runtime_env": {"env_vars": self._environment(role)},
         }
-        actor = ray.remote(Host).options(**options).remote()
+        actor = ray.remote(Host).options(**options).remote(self._environment(role))
         number = sum(name == role for name in self.bundles[:bundle])
         self._seated[bundle] = Remote(f"{role} {number}" if self.bundles.count(role) > 1 else role, actor)
         return self._seated[bundle]
@@ -124,6 +123,8 @@ class Actors:
             log.info("the actors' output is in %s", folder)
 
     def _environment(self, role: Role) -> dict[str, str]:
+        """Variables that an actor sets before it imports torch: with a runtime_env of its own, it would wait for a process that
+        Ray starts for it, while those that Ray has started already stay idle."""
         # The actors of one role work at the same time.
         config, roles = self._config.role(role), self._at_once.get(role, 1)
         threads = self._config.threads or max(1, cores() // (roles * config.processes * config.devices))

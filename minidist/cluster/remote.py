@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
+import os
+import tempfile
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -13,6 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from minidist.concurrency import briefly
 from minidist.errors import MinidistError, RoleError
+from minidist.run.garbage import no_collection
 from minidist.run.timeline import Calls, Received, SpanLog
 
 
@@ -81,9 +84,11 @@ _REMEMBERED = 10_000
 
 
 class Host:
-    """The actor: holds one role and runs its verbs."""
+    """The actor: holds one role and runs its verbs. `environment`: variables that are set before the role is imported."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        os.environ.update(environment or {})
+        tempfile.tempdir = None  # Ray has looked for it already
         self._role: Any = None
         self._log = SpanLog()
         self._running: dict[str, asyncio.Task[Any]] = {}
@@ -140,7 +145,8 @@ class Host:
     async def _call(self, verb: str, *arguments: Any, **options: Any) -> Any:
         if verb == "start":
             await self._clear()
-            self._role = await briefly(arguments[0], **options)
+            with no_collection():
+                self._role = await briefly(arguments[0], **options)
             return None
         if verb == "ask":
             return await briefly(arguments[0], **options)

@@ -17,6 +17,7 @@ from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.sources import read_examples, read_prompts
 from minidist.errors import ModelError
+from minidist.models.imports import import_less
 from minidist.preflight.vocabulary import Meanings, meanings, shared_ids, teacher_ids, used_ids
 from minidist.types import Prompt, Vocabulary
 
@@ -151,6 +152,7 @@ def _template(name: str, teacher: ModelFacts) -> Any:
 
 def read_student(config: StudentConfig, where: str = "student.model") -> ModelFacts:
     """The student, or another model of such a section, from its checkpoint or its architecture. `where`: key of its model."""
+    import_less()
     from minidist.models.endings import stop_ids
     from minidist.models.hub import architecture, load_config, tokenizer_of
 
@@ -174,6 +176,7 @@ def _cut(config: StudentConfig, init: InitConfig, trained: "PretrainedConfig", w
 
 def read_model(config: ModelConfig, where: str) -> ModelFacts:
     """A model from its checkpoint."""
+    import_less()
     from minidist.models.endings import stop_ids
     from minidist.models.hub import load_config, tokenizer_of
 

@@ -189,10 +189,12 @@ async def run_stage(config: "Command") -> dict[str, Any]:
 
 async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:
     from minidist.run.directory import RunDirectory
+    from minidist.run.garbage import no_collection
     from minidist.run.tracking import log, start_log
 
     directory = RunDirectory(config)
-    plan = code(stage.plan)(config)  # before anything heavy is imported or started
+    with no_collection():
+        plan = code(stage.plan)(config)  # before anything heavy is imported or started
     checkpoint = directory.start()
     start_log(directory.path)
     for line in plan.lines:
