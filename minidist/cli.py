@@ -42,11 +42,13 @@ def check(
 ) -> None:
     """Validate a configuration, its data and its models' shapes, and print the plan; load no weights."""
     from minidist.config import load
+    from minidist.run.garbage import no_collection
 
     loaded = load(config, overrides or ())
     stage = STAGES[loaded.stage]
     _set_environment(loaded)
-    plan = code(stage.plan)(loaded)
+    with no_collection():
+        plan = code(stage.plan)(loaded)
     for line in plan.lines:
         print(line)
     if show:

@@ -64,7 +64,9 @@ class Template:
 
     def _pieces(self, values: dict[str, Any]) -> Any:
         length = self._steps = 0
-        for piece in self._template.generate(values):
+        # A column alone needs no context, which takes Jinja longer to make than a short text to fill in.
+        pieces = self._template.generate(values) if self.column is None else [self._value(values[self.column])]
+        for piece in pieces:
             length += len(piece)
             if length > _LONGEST:
                 raise BadRow(f"{self.where} writes more than {_LONGEST:,} characters")

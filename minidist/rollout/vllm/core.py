@@ -4,10 +4,11 @@ The engine core is stepped by hand, so that a call can be aborted between two to
 second process. With tensor parallelism the model alone lives in worker processes, which end with this process.
 """
 
+import gc
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from minidist.config.teacher import LocalTeacherConfig
 from minidist.data.rendering import Renderer
 from minidist.errors import RoleError
 from minidist.models.files import resolve
+from minidist.models.imports import import_less, without
 from minidist.rollout.answers import answered, in_order
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm.borrowed import classes_unchanged
@@ -229,10 +231,14 @@ def _make_engine(settings: VLLMSettings) -> Any:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # version 2 has another interface for logits processors
     if settings.tensor_parallel > 1:
         prepare(settings.tensor_parallel)
-    from vllm import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
+    import_less()
+    # vLLM imports it to resample sound. On a GPU, it also imports packages that may need it.
+    with nullcontext() if settings.on_gpu else without("scipy"):
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
 
     arguments = EngineArgs(**engine_arguments(settings))
+    gc.freeze()  # vLLM collects garbage several times as it starts, and looks at each object of what was imported
     if settings.on_gpu:
         return LLMEngine.from_engine_args(arguments)
     from minidist.rollout.vllm.sampler import install

@@ -1,6 +1,7 @@
 """Calls of a role in an actor, as the actor runs them: each has a number, by which it is cancelled."""
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -28,6 +29,34 @@ async def hosting() -> tuple[Host, Role]:
     host, role = Host(), Role()
     await host.call("start", "start", lambda: role)
     return host, role
+
+
+class Cyclic(Role):
+    """Refers to itself, as a model with hooks does: only the collector finds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.itself = self
+
+    async def close(self) -> None:
+        pass
+
+
+def test_the_memory_of_a_role_is_free_before_the_next_is_made() -> None:
+    async def run() -> None:
+        host, made = Host(), list[weakref.ref[Cyclic]]()
+
+        def make() -> Cyclic:
+            assert all(each() is None for each in made)
+            made.append(weakref.ref(role := Cyclic()))
+            return role
+
+        for number in range(3):
+            await host.call(f"{number}", "start", make)
+            await asyncio.sleep(0)  # the loop lets go of the result
+        assert len(made) == 3 and made[-1]() is not None
+
+    asyncio.run(run())
 
 
 def test_a_call_under_way_is_cancelled_and_no_other() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from minidist.data import templates
 from minidist.data.templates import BadRow, Template
+from minidist.data.values import Number
 from minidist.errors import DataError
 
 
@@ -46,6 +47,18 @@ def test_entries_that_a_filter_leaves_out_and_calls_of_macros_are_bounded(source
     monkeypatch.setattr(templates, "_STEPS", 10_000)
     with pytest.raises(BadRow, match="prompt takes more than 10,000 steps in its loops and macros"):
         Template(source, "prompt").fill({})
+
+
+@pytest.mark.parametrize("value", ["a{{ b }}", 1.50, True, None, Number("1.50"), "half \ud800", ["a"], {"a": 1}, b"a"])
+def test_a_column_alone_is_filled_in_as_jinja_fills_it_in(value: object) -> None:
+    def filled(source: str, row: dict[str, object]) -> str:
+        try:
+            return Template(source, "prompt", str.upper).fill(row)
+        except BadRow as error:
+            return str(error).replace(source, "SOURCE")
+
+    assert filled("{{ x }}", {"x": value}) == filled("{% if true %}{{ x }}{% endif %}", {"x": value})
+    assert filled("{{ x }}", {}) == filled("{% if true %}{{ x }}{% endif %}", {}) == ""
 
 
 def test_a_template_crosses_processes() -> None:
