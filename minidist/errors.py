@@ -39,7 +39,8 @@ class CanaryError(MinidistError):
 
 
 class DivergedError(CanaryError):
-    """Loss or gradient is not finite. Raised before the optimizer moves, so the weights are still good."""
+    """Loss or gradient is not finite: raised before the optimizer moves, so the weights are still good. Or what the student
+    computes after a step is not: its weights are lost, and its last checkpoint is not."""
 
 
 class AlarmError(MinidistError):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minidist.concurrency import both, together
-from minidist.errors import CanaryError
+from minidist.errors import CanaryError, DivergedError
 from minidist.protocols import Learner, RolloutEngine
 
 
@@ -21,7 +21,8 @@ class ObjectStoreTransfer:
         self._tolerance = tolerance_nats
 
     async def publish(self, learner: Learner, engines: Sequence[RolloutEngine]) -> float:
-        """Largest difference of any engine, nats. Raises CanaryError beyond the tolerance."""
+        """Largest difference of any engine, nats. Raises CanaryError beyond the tolerance, and DivergedError where the
+        learner's own log-probabilities are not finite."""
         keep = getattr(learner, "keep", None)  # a learner in actors leaves its weights in the object store
         weights = await (learner.weights(False) if keep is None else keep("weights", False))
         assert weights is not None, "the first rank gives the weights"
@@ -30,6 +31,9 @@ class ObjectStoreTransfer:
         probe, _ = await both(learner.probe(self.proved), together(engine.load(weights) for engine in engines))
         scored = await together(engine.score(probe.tokens.tolist()) for engine in engines)
         worst = float(np.max([np.abs(probe.logprobs - rows).max() for rows in scored])) if scored else 0.0
+        if not np.isfinite(probe.logprobs).all():
+            cause = "its weights have grown beyond their precision; lower learner.optimizer.lr"
+            raise DivergedError(f"weight sync {self.proved}: the student's log-probabilities are not finite: {cause}")
         if not worst <= self._tolerance:
             raise CanaryError(
                 f"weight sync {self.proved}: an engine's log-probabilities differ from the learner's by {worst:.3g} nats, more "

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from minidist.errors import CanaryError
+from minidist.errors import CanaryError, DivergedError
 from minidist.roles.transfer import ObjectStoreTransfer
 from tests.support.fakes import StaleEngine, TableEngine, TableLearner
 
@@ -49,6 +49,14 @@ def test_one_wrong_engine_among_correct_ones_is_refused(bad: TableEngine, index:
     engines.insert(index, bad)
     with pytest.raises(CanaryError):
         publish(*engines)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_student_that_has_grown_without_bound_has_diverged_and_its_engine_is_not_blamed(number: float) -> None:
+    table = NEW.copy()
+    table[:, :] = number
+    with pytest.raises(DivergedError, match=r"weight sync 1: the student's log-probabilities are not finite: .*lower learner"):
+        asyncio.run(ObjectStoreTransfer(1e-3).publish(TableLearner(table), [TableEngine(OLD)]))
 
 
 def test_every_sync_has_its_own_number_and_probe() -> None:
