@@ -4,9 +4,10 @@
 # make soak         slow tests: two Ray nodes on this machine, pipelines of 10,000 rows killed at random, SIGTERM to Ray actors,
 #                   every row of Dolly, every family of models
 # make bench        measurements, over an hour: whole runs against TRL's trainers and the machine's limit, cost of a step as it
-#                   grows, sampler and layouts, publishing against a copy, writing ahead, memory against what minidist check says,
-#                   mixed sampling by turns against in step, losses in chunks against the plain ones and TRL's, rows of large
-#                   files, influence of single rows against exact ways, pipelines against the bare engine
+#                   grows, sampler and layouts, publishing against a copy, writing ahead and what it does to a student, memory
+#                   against what minidist check says, mixed sampling by turns against in step, losses in chunks against the plain
+#                   ones and TRL's, rows of large files, influence of single rows against exact ways, pipelines against the bare
+#                   engine
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -45,6 +46,7 @@ bench: $(READY_DEV)
 	$(VENV)/bin/python -m tests.benchmarks.kernels
 	$(VENV)/bin/python -m tests.benchmarks.publish
 	$(VENV)/bin/python -m tests.benchmarks.overlap
+	$(VENV)/bin/python -m tests.benchmarks.parity
 	$(VENV)/bin/python -m tests.benchmarks.memory
 	$(VENV)/bin/python -m tests.benchmarks.mixed
 	$(VENV)/bin/python -m tests.benchmarks.chunked

@@ -64,10 +64,13 @@ class SharedThread:
 async def briefly(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The result of the call, in a thread that ends with it, and OpenMP's helpers for that thread too (see `SharedThread`)."""
     context, pool = copy_context(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="briefly")
+    done = False
     try:
-        return await asyncio.get_running_loop().run_in_executor(pool, lambda: context.run(call, *args, **kwargs))
+        result = await asyncio.get_running_loop().run_in_executor(pool, lambda: context.run(call, *args, **kwargs))
+        done = True
+        return result
     finally:
-        pool.shutdown(wait=False)
+        pool.shutdown(wait=done)  # a thread that has ended holds nothing of the result; one that works on is not waited for
 
 
 async def whole(work: Coroutine[Any, Any, T]) -> T:

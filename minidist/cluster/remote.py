@@ -157,5 +157,4 @@ class Host:
         if self._role is not None:
             await self._role.close()
             self._role = None
-            gc.unfreeze()  # `no_collection` froze the last role too
             gc.collect()

@@ -170,7 +170,7 @@ def _not_k1_or_k3(tree: Any) -> Any:
         "k1": "whose expected gradient over the student's samples is zero",
         "k3": "whose expected gradient over the student's samples is the forward KL's, not the reverse KL's",
     }
-    if kind in wrong:
+    if isinstance(kind, str) and kind in wrong:
         raise ValueError(f"objective.type {kind} is an estimator {wrong[kind]}; set objective.type=k2 or policy_gradient")
     return tree
 

@@ -59,6 +59,7 @@ class K2(Objective):
     """
 
     temperature: ClassVar[float] = 1.0
+    sampled: ClassVar[bool] = True
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] squared nats."""
@@ -71,6 +72,7 @@ class Supervised(Objective):
     """Cross-entropy on the labels: -log q(label)."""
 
     temperature: float = 1.0
+    sampled: ClassVar[bool] = True
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] nats."""
@@ -126,6 +128,10 @@ class KD(Objective):
     temperature: float = 1.0
     divergence: Divergence = forward_kl
 
+    @property
+    def sampled(self) -> bool:
+        return self.ratio < 1
+
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] nats."""
         # student_NV is at the temperature; times the temperature it is the logits of temperature 1, up to a constant.
@@ -144,6 +150,7 @@ class PolicyGradient(Objective):
     settings: sections.PolicyConfig
     divergence: Divergence = reverse_kl
     figures = ("policy/clip_frac", "policy/long_term_nats")
+    sampled: ClassVar[bool] = True
 
     @property
     def temperature(self) -> float:

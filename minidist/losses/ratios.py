@@ -8,8 +8,8 @@ from torch import Tensor
 from minidist.losses.targets import Objective, TokenTargets
 
 MAX, MEAN, TRUNCATED = "policy/ratio_max", "policy/ratio_mean", "policy/ratio_truncated_frac"
-"""Metrics: the largest ratio before truncation, the mean of the weights, and the share of the tokens whose ratio is above the
-bound."""
+"""Metrics: the largest ratio before truncation, the mean of the truncated ratios, and the share of the tokens whose ratio is
+above the bound."""
 
 
 def ratios(logprob_N: Tensor, written_N: Tensor) -> Tensor:
@@ -24,12 +24,13 @@ def ratios(logprob_N: Tensor, written_N: Tensor) -> Tensor:
 
 @dataclass
 class Corrected(Objective):
-    """The losses of `objective`, each times min(ratio, bound) of its token, ratio = q_now(y) / q_written(y).
+    """The losses of `objective`, times min(q_now(y) / q_written(y), bound) where they depend on the sampled token y.
 
     For text y ~ q_written the expectation of a weighted loss at a given prefix is, without the bound, that of the loss for
-    y ~ q_now, so the expected gradient of a loss of sampled tokens is the on-policy one. A divergence over all classes does not
-    depend on y, and keeps its expectation. The bound limits the variance at the cost of a bias. Prefixes stay those of the
-    student that wrote them. In teacher-mixed sampling the coins belong to the sample: a token of the teacher has ratio 1.
+    y ~ q_now, so the expected gradient of a loss of sampled tokens is the on-policy one. The bound limits the variance at the
+    cost of a bias. A divergence over all classes does not depend on y: a weight would leave its expectation and add variance,
+    so it has none. Prefixes stay those of the student that wrote them. In teacher-mixed sampling the coins belong to the
+    sample: a token of the teacher has ratio 1.
 
     Source: Ionides, Truncated importance sampling, Journal of Computational and Graphical Statistics 17(2), 2008; per token as
     rho in Espeholt et al., IMPALA, arXiv:1802.01561, section 4.1.
@@ -48,6 +49,10 @@ class Corrected(Objective):
         return (*self.objective.figures, MEAN, TRUNCATED)
 
     @property
+    def sampled(self) -> bool:
+        return self.objective.sampled
+
+    @property
     def group_tokens(self) -> int | None:
         return self.objective.group_tokens
 
@@ -57,11 +62,12 @@ class Corrected(Objective):
 
     def __call__(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
         """[N] nats."""
-        return self._ratios(student_NV, targets).clamp(max=self.bound) * self.objective(student_NV, targets)
+        loss_N = self.objective(student_NV, targets)
+        return self._ratios(student_NV, targets).clamp(max=self.bound) * loss_N if self.sampled else loss_N
 
     @torch.no_grad()
     def explain(self, student_NV: Tensor, targets: TokenTargets) -> Tensor:
-        """[N, F + 2]: the objective's figures, the weight, and 1 where the ratio is above the bound."""
+        """[N, F + 2]: the objective's figures, the truncated ratio, and 1 where the ratio is above the bound."""
         ratio_N = self._ratios(student_NV, targets)
         self._largest = [torch.stack([ratio_N.max(), *self._largest]).max()]
         own_NF = self.objective.explain(student_NV, targets)

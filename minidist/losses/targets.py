@@ -67,6 +67,11 @@ class Objective(Protocol):
     """Metric names of the columns of `explain`; the learner reports their means over tokens."""
 
     @property
+    def sampled(self) -> bool:
+        """Whether the loss of a token depends on which token was drawn, and not on the distributions alone."""
+        return False
+
+    @property
     def group_tokens(self) -> int | None:
         """Most consecutive tokens of one row in a group, for losses that are defined over groups. None: token by token."""
         return None

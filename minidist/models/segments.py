@@ -166,7 +166,8 @@ class _Groups:
     def of(cls, members: list[_Group], order_N: Tensor) -> "_Groups":
         queries, keys = ([getattr(group, name) for group in members] for name in ("query_GQ", "key_GJ"))
         takings = _Taking.of(queries, len(order_N)), _Taking.of(keys, len(order_N))
-        return cls(members, *takings, None if torch.equal(order_N, torch.arange(len(order_N))) else order_N)
+        outputs = sum(index_GQ.numel() for index_GQ in queries)
+        return cls(members, *takings, None if torch.equal(order_N, torch.arange(outputs)) else order_N)
 
 
 @lru_cache(maxsize=64)

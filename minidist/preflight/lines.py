@@ -111,7 +111,7 @@ def _overlap_lines(config: DistillConfig) -> list[str]:
         return []
     count, bound = config.loop.max_staleness, config.loop.ratio_max
     ahead = f"up to {count} collection{'s' * (count > 1)} written ahead of the learner (loop.max_staleness)"
-    return [f"{ahead}: each token's loss is weighted by its importance ratio, at most {bound:g}"]
+    return [f"{ahead}; losses of sampled tokens have importance ratios of at most {bound:g}"]
 
 
 def cell_line(name: str, config: DistillConfig) -> str:

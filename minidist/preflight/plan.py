@@ -29,7 +29,7 @@ from minidist.preflight.facts import (
 )
 from minidist.preflight.families import check_learnt
 from minidist.preflight.growth import growth_lines
-from minidist.preflight.precision import precision_lines
+from minidist.preflight.precision import hosted_dtypes, precision_lines
 from minidist.preflight.space import space_lines
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
 from minidist.preflight.vocabulary import common
@@ -148,7 +148,7 @@ def plan_sft(config: SftConfig) -> SftPlan:
     description += [lines.training_line(config, examples), *layout]
     description += sft_memory_lines(config, student.shape, longest=data.max_tokens)
     description += [*student.lines, *space_lines(config, student.shape), *growth_lines(written)]
-    description += precision_lines(config.cluster, _dtypes(config))
+    description += precision_lines(config.cluster, hosted_dtypes(config))
     return SftPlan(
         reader.renderer,
         data.max_tokens,
@@ -190,7 +190,7 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     memory = memory_lines(config, *shapes, longest=max_tokens, teacher_longest=max(max_tokens, teacher_tokens))
     description += [*lines.distillation_lines(config), *layout, *memory]
     description += [*models.student.lines, *space_lines(config, shapes[0]), *growth_lines(written)]
-    description += precision_lines(config.cluster, _dtypes(config))
+    description += precision_lines(config.cluster, hosted_dtypes(config))
     return DistillPlan(
         reader.renderer,
         max_tokens,
@@ -290,14 +290,6 @@ def _student_names(config: SftConfig | DistillConfig | ScoreConfig) -> dict[str,
 
 def _teacher_names(teacher: TeacherConfig) -> dict[str, str | None]:
     return {"teacher.model": teacher.model, "teacher.tokenizer": teacher.tokenizer}
-
-
-def _dtypes(config: SftConfig | DistillConfig) -> dict[str, str]:
-    """The precisions of the models that this program's processes hold, by their keys."""
-    if not isinstance(config, DistillConfig):
-        compute = config.learner.compute_dtype
-        return {"student.dtype": config.student.dtype} | ({} if compute is None else {"learner.compute_dtype": compute})
-    return {key: dtype for key, dtype in config.dtypes.items() if key != "teacher.dtype" or config.teacher.hosted}
 
 
 def _with_probe(context: int, tokens: int) -> int:

@@ -3,9 +3,18 @@
 from collections.abc import Mapping
 
 from minidist.cluster.machine import cpu_flags
+from minidist.config import DistillConfig, SftConfig
 from minidist.config.cluster import ClusterConfig
 
 _NATIVE = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one is ARM's name
+
+
+def hosted_dtypes(config: SftConfig | DistillConfig) -> dict[str, str]:
+    """The precisions of the models that this program's processes hold, by their keys."""
+    if not isinstance(config, DistillConfig):
+        compute = config.learner.compute_dtype
+        return {"student.dtype": config.student.dtype} | ({} if compute is None else {"learner.compute_dtype": compute})
+    return {key: dtype for key, dtype in config.dtypes.items() if key != "teacher.dtype" or config.teacher.hosted}
 
 
 def precision_lines(config: ClusterConfig, dtypes: Mapping[str, str]) -> list[str]:

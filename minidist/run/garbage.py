@@ -1,6 +1,5 @@
 """Garbage collection while modules are imported."""
 
-import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,18 +7,25 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Garbage is not collected inside, nor looked for later among the objects that were made inside.
+    """Garbage is not collected inside.
 
-    torch, transformers and vLLM make a million objects that live as long as the process, and every collection looks at all of
-    them.
+    torch, transformers and vLLM make a million objects as they are imported, all of which stay, and every collection looks at
+    each of them.
     """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        atexit.unregister(gc.unfreeze)
-        atexit.register(gc.unfreeze)  # libraries complain at the end of what was never collected
         if enabled:
             gc.enable()
+
+
+@contextmanager
+def nothing_old_collected() -> Iterator[None]:
+    """Collections inside, also those that a library asks for, look at none of the objects that are there already."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -56,14 +56,14 @@ def sampler(vocabulary: int, rows: int) -> dict[str, float]:
     """Milliseconds of the softmax, of softmax, draw and the drawn class's log-probability, and of vLLM's sampler."""
     from vllm.v1.sample.ops.topk_topp_sampler import random_sample
 
-    from minidist.rollout.vllm.sampler import _uniform, draw
+    from minidist.rollout.vllm.sampler import draw, uniform
 
     logits_BV = 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(0))
     generators = {row: torch.Generator().manual_seed(row) for row in range(rows)}
 
     def inverse() -> None:
         probabilities_BV = logits_BV.softmax(-1)
-        ids_B = draw(probabilities_BV, _uniform(rows, generators))
+        ids_B = draw(probabilities_BV, uniform(rows, generators))
         probabilities_BV.gather(1, ids_B[:, None]).log_()
 
     def exponential() -> None:

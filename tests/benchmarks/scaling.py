@@ -9,6 +9,7 @@ slope of the counted operations, attention included, on the same logarithmic axe
 import asyncio
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minidist.cluster.machine import thread_environment
 from minidist.types import MAIN
 from tests.benchmarks.peers.limit import costs, step_operations
 from tests.benchmarks.peers.runs import Steps, phases, run_minidist
@@ -72,7 +74,7 @@ def main() -> None:
 def _alone(point: Point) -> dict[str, Any]:
     """A point, measured in a process of its own."""
     command = [sys.executable, "-m", "tests.benchmarks.scaling", json.dumps(asdict(point))]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | thread_environment(None))
     if done.returncode:
         raise SystemExit(f"{point} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -80,20 +82,17 @@ def _alone(point: Point) -> dict[str, Any]:
 
 async def measure(point: Point) -> dict[str, Any]:
     """Median seconds and counted operations of each phase, and the memory that an update takes beyond what was there."""
-    import torch
-
-    from minidist.cluster.machine import cores
+    from minidist.concurrency import SharedThread, briefly
     from minidist.data.batching import collate
     from minidist.types import Batch
     from tests.support.tiny import random_rollouts
 
-    torch.set_num_threads(cores())
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, SharedThread().for_workers():  # as roles that take turns in one process
         folder = Path(name)
-        roles = _roles(point, folder)
+        roles = await briefly(_roles, point, folder)
         rollouts = random_rollouts(point.lengths, vocabulary=point.vocabulary)
         seconds = {"generate": await _writing(roles, point)} if point.answer <= LONGEST_WRITTEN else {}
-        teacher, learner = roles.teacher(), roles.learner()
+        teacher, learner = await briefly(roles.teacher), await briefly(roles.learner)
         scores: list[Any] = []
 
         async def score() -> None:
@@ -145,10 +144,11 @@ def _roles(point: Point, folder: Path) -> Roles:
 
 async def _writing(roles: Roles, point: Point) -> float:
     """Seconds to write the answers."""
+    from minidist.concurrency import briefly
     from minidist.types import Sampling
     from tests.support.tiny import random_rollouts
 
-    engine = roles.engine()
+    engine = await briefly(roles.engine)
     prompts = [rollout.prompt for rollout in random_rollouts(point.lengths, vocabulary=point.vocabulary)]
     try:
         return await _median(lambda: engine.generate(prompts, Sampling(max_new_tokens=point.answer, seed=1)))

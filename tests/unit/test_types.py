@@ -1,12 +1,12 @@
 """What travels between the roles."""
 
 import doctest
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from minidist import types
-from minidist.types import Finish, Payload, Prompt, Rollout, Sampling, Writer
+from minidist.types import Finish, Payload, Prompt, Rollout, Sampling, Writer, scores, vocabulary
 
 PROMPTS = [Prompt(row, np.array([row]), str(row)) for row in (4, 2)]
 
@@ -17,8 +17,9 @@ def test_a_payload_serves_its_own_needs_and_those_of_poorer_payloads(payload: Pa
     assert [payload.serves(needed) for needed in order] == [order.index(needed) <= order.index(payload) for needed in order]
 
 
-def test_the_worked_examples_hold() -> None:
-    done = doctest.testmod(types)
+@pytest.mark.parametrize("module", [scores, vocabulary])
+def test_the_worked_examples_hold(module: ModuleType) -> None:
+    done = doctest.testmod(module)
     assert done.attempted and not done.failed
 
 

@@ -4,7 +4,6 @@ The engine core is stepped by hand, so that a call can be aborted between two to
 second process. With tensor parallelism the model alone lives in worker processes, which end with this process.
 """
 
-import gc
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -33,6 +32,7 @@ from minidist.rollout.vllm.requests import Answer, Call, Requests
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
 from minidist.run.flops import Work
+from minidist.run.garbage import nothing_old_collected
 from minidist.run.timeline import count as add
 from minidist.types import Array, Prompt, Rollout, Sampling, Weights, allowed_ids
 
@@ -238,15 +238,15 @@ def _make_engine(settings: VLLMSettings) -> Any:
         from vllm.v1.engine.llm_engine import LLMEngine
 
     arguments = EngineArgs(**engine_arguments(settings))
-    gc.freeze()  # vLLM collects garbage several times as it starts, and looks at each object of what was imported
-    if settings.on_gpu:
-        return LLMEngine.from_engine_args(arguments)
-    from minidist.rollout.vllm.sampler import install
+    with nothing_old_collected():  # vLLM collects garbage several times as it starts
+        if settings.on_gpu:
+            return LLMEngine.from_engine_args(arguments)
+        from minidist.rollout.vllm.sampler import install
 
-    with classes_unchanged(settings.model, trust_remote_code=settings.trust_remote_code):
-        engine = LLMEngine.from_engine_args(arguments)
-    engine.collective_rpc(install)
-    return engine
+        with classes_unchanged(settings.model, trust_remote_code=settings.trust_remote_code):
+            engine = LLMEngine.from_engine_args(arguments)
+        engine.collective_rpc(install)
+        return engine
 
 
 def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:

@@ -99,13 +99,13 @@ class InverseSampler(Sampler):
         if metadata.top_k is not None or metadata.top_p is not None:
             logits_BV = apply_top_k_top_p(logits_BV, metadata.top_k, metadata.top_p)
         probabilities_BV = logits_BV.softmax(-1)
-        sampled_B = draw(probabilities_BV, _uniform(len(logits_BV), metadata.generators))
+        sampled_B = draw(probabilities_BV, uniform(len(logits_BV), metadata.generators))
         if greedy_B is not None:
             sampled_B = torch.where(metadata.temperature < 1e-5, greedy_B.long(), sampled_B)
         return sampled_B, probabilities_BV
 
 
-def _uniform(rows: int, generators: dict[int, torch.Generator]) -> Tensor:
+def uniform(rows: int, generators: dict[int, torch.Generator]) -> Tensor:
     """A uniform number of each row [B], float64, by the row's own generator where the request has a seed."""
     numbers_B = torch.rand(rows, dtype=torch.float64) if len(generators) < rows else torch.empty(rows, dtype=torch.float64)
     for row, generator in generators.items():

@@ -15,8 +15,7 @@ from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.models import StudentConfig
 from minidist.data.batching import collate, unlabelled
 from minidist.learners.learner import LocalLearner
-from minidist.losses import reverse_kl
-from minidist.losses.objectives import Match, make_objective
+from minidist.losses.objectives import K2, make_objective
 from minidist.losses.ratios import Corrected
 from minidist.methods import make_credit
 from minidist.roles.make import RoleContext, make_learner
@@ -88,13 +87,14 @@ def test_each_tokens_loss_has_its_own_weight(
     teacher: PreTrainedModel, rollouts: list[Rollout], learners: list[LocalLearner], layout: Any, micro: int, chunk: int
 ) -> None:
     cuts = {"layout": layout, "micro_batch_tokens": micro, "chunk_tokens": chunk}
-    learner = learner_of(learners, teacher, Corrected(Match(reverse_kl), BOUND), **cuts)
+    learner = learner_of(learners, teacher, Corrected(K2(), BOUND), **cuts)
     stream, model = main(teacher, rollouts), tiny_model()
     ratios = ratio_of(model, stream)
     losses = []
     for row, ratio in zip(stream.rows, ratios, strict=True):
         q, p = (torch.log_softmax(row_logits(each, row), -1) for each in (model, teacher))
-        losses.append(ratio.clamp(max=BOUND) * reverse_kl(q, p.detach()))
+        gap = (q - p.detach())[range(len(row.labels)), row.labels]
+        losses.append(ratio.clamp(max=BOUND) * gap**2 / 2)
     torch.cat(losses).mean().backward()
     metrics = asyncio.run(learner.update(Batch(0, ((stream,),)))).metrics
     for (name, value), parameter in zip(learner._pass.model.named_parameters(), model.parameters(), strict=True):
@@ -116,8 +116,8 @@ def test_text_of_the_current_student_is_not_weighted(
         row = collate("x", [rollout]).rows[0]
         now = torch.log_softmax(row_logits(tiny_model(), row), -1)[range(len(row.labels)), row.labels].detach().numpy()
         own.append(replace(rollout, logprobs=now, writer=Writer.STUDENT, coins=None))
-    corrected = learner_of(learners, teacher, Corrected(Match(reverse_kl), BOUND))
-    plain = learner_of(learners, teacher, Match(reverse_kl))
+    corrected = learner_of(learners, teacher, Corrected(K2(), BOUND))
+    plain = learner_of(learners, teacher, K2())
     metrics = asyncio.run(corrected.update(Batch(0, ((main(teacher, own),),)))).metrics
     asyncio.run(plain.update(Batch(0, ((main(teacher, own, stale=False),),))))
     assert metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-5) and metrics["policy/ratio_truncated_frac"] == 0

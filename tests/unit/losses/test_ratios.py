@@ -12,7 +12,7 @@ from minidist.config.objectives import MiniLLMConfig
 from minidist.losses import reverse_kl
 from minidist.losses.chunked import LazyLogits, LinearHead, chunked_loss
 from minidist.losses.minillm import Drawn, credit_table, importance, minillm_loss, surrogate
-from minidist.losses.objectives import K2, Match, Supervised
+from minidist.losses.objectives import K2, KD, Match, Supervised
 from minidist.losses.ratios import Corrected, ratios
 from minidist.losses.targets import Objective, TokenTargets
 from tests.support.config import make_objective
@@ -74,6 +74,24 @@ def test_the_expected_gradient_at_given_prefixes_is_the_on_policy_one(
 ) -> None:
     on_policy, stale = losses(world, objective, None, None), losses(world, objective, written, math.inf)
     assert torch.allclose(stale, on_policy, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "akl", "sinkhorn"])
+def test_a_loss_of_whole_distributions_has_no_weight(kind: str) -> None:
+    """It does not depend on the token that was drawn: the weight would add variance alone."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(2, 5, 7, dtype=torch.float64).log_softmax(-1)
+    targets = TokenTargets(torch.arange(5), teacher, group_N=torch.zeros(5, dtype=torch.int64))
+    stale, objective = replace(targets, written_logprob_N=torch.full((5,), -9.0)), make_objective(kind)
+    corrected = Corrected(objective, 2.0)
+    assert torch.equal(corrected(student, stale), objective(student, targets)) and not corrected.sampled
+    columns = corrected.explain(student, stale)[:, len(objective.figures) :]
+    assert torch.equal(columns, torch.tensor([[2.0, 1.0]] * 5, dtype=torch.float64))
+
+
+def test_an_objective_says_whether_it_depends_on_the_token_that_was_drawn() -> None:
+    assert all(make_objective(kind).sampled for kind in ("k2", "supervised", "minillm", "policy_gradient"))
+    assert [KD(ratio).sampled for ratio in (0.5, 1.0)] == [True, False]
 
 
 def test_without_the_ratio_or_with_a_low_bound_a_loss_of_sampled_tokens_is_biased(world: World, written: Tensor) -> None:
@@ -146,11 +164,12 @@ def test_chunks_add_up_to_the_plain_loss(chunk: int) -> None:
     labels, teacher = torch.randint(5, (7,)), torch.randn(7, 5).log_softmax(-1)
     before = torch.log_softmax(torch.randn(7, 5), -1).gather(-1, labels[:, None])[:, 0].index_fill(0, torch.tensor([2]), NAN)
     targets = TokenTargets(labels, teacher, written_logprob_N=before)
-    objective = Corrected(make_objective("reverse_kl"), 1.5)
+    objective = Corrected(K2(), 1.5)
     terms = chunked_loss(objective, LazyLogits(head, hidden), targets, chunk_tokens=chunk)
     student = torch.log_softmax(head(hidden), -1)
     ratio = (student.gather(-1, labels[:, None])[:, 0] - before).exp().nan_to_num(1.0).detach()
-    plain = (ratio.clamp(max=1.5) * reverse_kl(student, teacher)).sum()
+    gap = (student - teacher).gather(-1, labels[:, None])[:, 0]
+    plain = (ratio.clamp(max=1.5) * gap**2 / 2).sum()
     assert terms.loss.item() == pytest.approx(plain.item(), rel=1e-5)
     for found, expected in zip(
         torch.autograd.grad(terms.loss, [hidden, head.weight]), torch.autograd.grad(plain, [hidden, head.weight]), strict=True

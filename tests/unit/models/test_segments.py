@@ -53,6 +53,18 @@ def test_rows_by_segments_equal_rows_alone(family: str) -> None:
         assert (got - alone(reference, rows[index])).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize(
+    "lengths",
+    [[(5, 4)], [(5, 4), (4, 5)], [(6, 5), (5, 4), (3, 2)], [(3, 2), (5, 4)], [(30, 12), (4, 3), (3, 3)], [(9, 5), (9, 5)]],
+    ids=str,
+)
+def test_rows_equal_rows_alone_however_their_lengths_are_ordered(lengths: list[tuple[int, int]]) -> None:
+    """In falling order the rows lie as they are attended, with padding after the last ones or with none."""
+    model, rows = segmented(), rows_of(lengths)
+    for index, got in states(model, rows, padded=False, budget=10_000).items():
+        assert (got - alone(tiny_model("llama"), rows[index])).abs().max() < 2e-5
+
+
 @pytest.mark.parametrize("window", [2, 4, 8, 9, 10, 11, 41, 50])
 def test_windows_of_every_length_hold_before_and_after_the_end_of_a_shared_prompt(window: int) -> None:
     model, reference = (family_model("mistral", sliding_window=window) for _ in range(2))

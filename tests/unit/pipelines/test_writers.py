@@ -21,13 +21,14 @@ SAMPLING = Sampling(max_new_tokens=4, seed=3)
 class Engine:
     """Writes the prompt's row, as many tokens as the sample's number says; remembers the calls."""
 
-    def __init__(self, fails: bool = False) -> None:
+    def __init__(self, fails: bool = False, seconds: float = 0.001) -> None:
         self.calls: list[int] = []
         self.fails = fails
+        self.seconds = seconds
 
     async def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         self.calls.append(len(prompts))
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(self.seconds)
         if self.fails:
             raise RoleError("the rollout died")
         return [
@@ -67,7 +68,7 @@ def test_calls_that_wait_together_are_shared_out_evenly() -> None:
 
 
 def test_calls_go_to_the_engine_with_the_fewest() -> None:
-    engines = Engine(), Engine()
+    engines = Engine(seconds=0.5), Engine(seconds=0.5)  # no call ends before the last one is there
 
     async def one_after_another() -> None:
         target = writer(*engines)

@@ -40,4 +40,4 @@ def test_text_written_ahead_is_a_line_of_the_plan() -> None:
     )
     assert ahead[: len(plain)] == plain
     [line] = ahead[len(plain) :]
-    assert "up to 2 collections written ahead" in line and "importance ratio, at most 1.5" in line
+    assert "up to 2 collections written ahead" in line and "importance ratios of at most 1.5" in line

@@ -9,7 +9,6 @@ import pytest
 from minidist.config import DistillConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.preflight import precision
-from minidist.preflight.plan import _dtypes
 from tests.support.config import load_stage
 
 
@@ -34,6 +33,6 @@ def test_a_role_in_emulated_precision_is_a_warning(
 ) -> None:
     monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
     apart = config(*APART)
-    lines = precision.precision_lines(ClusterConfig(), _dtypes(apart))
+    lines = precision.precision_lines(ClusterConfig(), precision.hosted_dtypes(apart))
     expected = ["learner.compute_dtype", "rollout.dtype"] if warned else []
     assert [line.split()[1] for line in lines] == expected

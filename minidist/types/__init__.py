@@ -1,0 +1,45 @@
+"""The data that roles exchange: frozen dataclasses of numpy arrays, which pickle and which Ray shares without copying.
+
+Index t of every per-token array describes the t-th *generated* token. Axes: B rows, S positions of a sequence, P prompt tokens,
+T generated tokens, L loss tokens of a row, K listed tokens, D hidden size, V vocabulary.
+"""
+
+from minidist.types.arrays import Array
+from minidist.types.batches import MAIN, Batch, Credit, Measures, Row, Stream, Update
+from minidist.types.labelled import Exercise, Judged, LabelledRow, TaskFacts, TaskKind
+from minidist.types.ranks import RankGroup
+from minidist.types.rollouts import Finish, Prompt, Reply, Rollout, Sampling, Writer
+from minidist.types.scores import Payload, TeacherScores
+from minidist.types.vocabulary import Vocabulary, allowed_ids
+from minidist.types.weights import PROBE_TOKENS, Adaptation, Probe, Weights
+
+__all__ = [
+    "MAIN",
+    "PROBE_TOKENS",
+    "Adaptation",
+    "Array",
+    "Batch",
+    "Credit",
+    "Exercise",
+    "Finish",
+    "Judged",
+    "LabelledRow",
+    "Measures",
+    "Payload",
+    "Probe",
+    "Prompt",
+    "RankGroup",
+    "Reply",
+    "Rollout",
+    "Row",
+    "Sampling",
+    "Stream",
+    "TaskFacts",
+    "TaskKind",
+    "TeacherScores",
+    "Update",
+    "Vocabulary",
+    "Weights",
+    "Writer",
+    "allowed_ids",
+]
