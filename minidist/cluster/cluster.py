@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from minidist.cluster.local import Local
+from minidist.cluster.machine import cores
 from minidist.cluster.scratch import Scratch
 from minidist.cluster.starts import Starts
 from minidist.concurrency import SharedThread, together
@@ -44,6 +45,8 @@ class Cluster:
         self._turns = SharedThread() if config.roles == "local" and not at_once else None
         """The thread of roles in this process, where none works beside another."""
         self._starts = Starts()
+        self._starting = asyncio.Semaphore(cores() if config.address is None else config.processes)
+        """A role that starts keeps a core busy with imports: one more than cores would delay the slowest, which is an engine."""
 
     async def __aenter__(self) -> "Cluster":
         self._scratch = Scratch()
@@ -86,7 +89,8 @@ class Cluster:
                 return cast(T, made)
             remote = self.actors.seat(role)
             self._scratch.guard()
-            await remote.start(make, **arguments)
+            async with self._starting:
+                await remote.start(make, **arguments)
             return cast(T, remote)
 
     async def host_group(self, role: Role, make: Callable[..., T], count: int, **arguments: Any) -> list[T]:
@@ -96,7 +100,8 @@ class Cluster:
         with self._starts.of(role):
             seated = [self.actors.seat(role) for _ in range(count)]
             self._scratch.guard()
-            await _start_ranks(seated, await self.actors.meeting(seated), make, arguments)
+            async with self._starting:
+                await _start_ranks(seated, await self.actors.meeting(seated), make, arguments)
         return seated
 
     async def restart(self, members: Sequence[T], make: Callable[..., T], **arguments: Any) -> list[T]:

@@ -6,7 +6,9 @@ long as every rank runs equally many.
 """
 
 import logging
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -34,9 +36,10 @@ class DeepSpeed(PlainTorch):
         self._stage = config.zero_stage
         self._moments = ("exp_avg", "exp_avg_sq") if config.optimizer.type == "adamw" else ()
         self._zero: Any
-        self._module, self._zero, _, _ = deepspeed.initialize(
-            model=student, optimizer=self.optimizer, config=_settings(config, self._model), dist_init_required=False
-        )
+        with _uncompiled():
+            self._module, self._zero, _, _ = deepspeed.initialize(
+                model=student, optimizer=self.optimizer, config=_settings(config, self._model), dist_init_required=False
+            )
 
     def backward(self, loss: Tensor) -> None:
         self._module.backward(loss * self._group.size)
@@ -133,6 +136,21 @@ class DeepSpeed(PlainTorch):
         if self._stage in (1, 2) and steps:
             self._zero._hp_optimizer_states_linked = False
             self._zero._lazy_init_hp_params_optimizer_state()
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """What torch.compile decorates inside stays as it is. DeepSpeed decorates an optimizer for which the learner has no use,
+    and to import the compiler takes a second."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def _settings(config: LearnerConfig, model: Any) -> dict[str, Any]:

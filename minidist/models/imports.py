@@ -18,16 +18,15 @@ def import_less() -> None:
 
 
 @contextmanager
-def without(package: str) -> Iterator[None]:
-    """What is imported inside takes the package for missing; if this process has imported it already, it is found."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # pyright: ignore[reportArgumentType] - Python's own mark of a missing module
+def without(*modules: str) -> Iterator[None]:
+    """What is imported inside takes these modules for missing, except those that this process has imported already."""
+    hidden: list[str] = [module for module in modules if module not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # pyright: ignore[reportArgumentType] - Python's own mark of a missing module
     try:
         yield
     finally:
-        del sys.modules[package]
+        for module in hidden:
+            del sys.modules[module]
 
 
 def _missing() -> bool:

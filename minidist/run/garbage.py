@@ -17,6 +17,8 @@ def no_collection() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()
+        gc.unfreeze()  # what was made inside counts as old: the next collection does not begin with it
         if enabled:
             gc.enable()
 

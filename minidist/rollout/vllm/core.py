@@ -232,8 +232,9 @@ def _make_engine(settings: VLLMSettings) -> Any:
     if settings.tensor_parallel > 1:
         prepare(settings.tensor_parallel)
     import_less()
-    # vLLM imports it to resample sound. On a GPU, it also imports packages that may need it.
-    with nullcontext() if settings.on_gpu else without("scipy"):
+    # vLLM resamples sound with the one and changes a list in the other, for what is compiled: a second and a half, and on a CPU
+    # nothing is compiled. On a GPU, it also imports packages that may need them.
+    with nullcontext() if settings.on_gpu else without("scipy", "torch._inductor.lowering"):
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 

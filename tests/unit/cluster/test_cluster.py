@@ -1,13 +1,17 @@
-"""CPUs and GPUs of each actor, and machines that are too small for a configuration."""
+"""CPUs and GPUs of each actor, machines that are too small for a configuration, and how many roles start at once."""
 
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from minidist.cluster import actors, machine
+from minidist.cluster import actors, cluster, machine
 from minidist.cluster.actors import Actors
+from minidist.cluster.cluster import Cluster
 from minidist.cluster.machine import actor_cpus
+from minidist.concurrency import together
 from minidist.config.cluster import ClusterConfig, Role
 from tests.support.collecting import distill_config
 
@@ -115,3 +119,28 @@ def test_roles_that_work_at_the_same_time_share_the_cores(
     made = Actors(config.cluster, ROLES, config.roles_at_once)
     made._scratch = tmp_path
     assert tuple(int(made._environment(role)["OMP_NUM_THREADS"]) for role in ROLES) == threads
+
+
+@pytest.mark.parametrize(("fields", "most"), [({}, 2), ({"address": "auto"}, 3)], ids=str)
+def test_no_more_roles_start_at_once_than_there_are_cores(
+    fields: dict[str, Any], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    at_once: list[int] = []
+
+    async def start(role: Role, ended: list[str]) -> None:
+        begun.append(role)
+        at_once.append(len(begun) - len(ended))
+        await asyncio.sleep(0.01)
+        ended.append(role)
+
+    async def run() -> None:
+        ended: list[str] = []
+        hosting: Any = Cluster(ClusterConfig(**fields), tmp_path, ROLES)
+        hosting.actors = SimpleNamespace(seat=lambda role: SimpleNamespace(start=lambda make: start(role, ended)))
+        hosting._scratch = SimpleNamespace(guard=lambda: None)
+        await together(hosting.host(role, dict) for role in ROLES)
+
+    monkeypatch.setattr(cluster, "cores", lambda: 2)
+    asyncio.run(run())
+    assert begun == list(ROLES) and max(at_once) == most
