@@ -46,7 +46,7 @@ class Cluster:
         """The thread of roles in this process, where none works beside another."""
         self._starts = Starts()
         self._starting = asyncio.Semaphore(cores() if config.address is None else config.processes)
-        """A role that starts keeps a core busy with imports: one more than cores would delay the slowest, which is an engine."""
+        """A role that starts keeps a core busy with imports: more than there are cores would delay the slowest, an engine."""
 
     async def __aenter__(self) -> "Cluster":
         self._scratch = Scratch()

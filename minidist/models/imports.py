@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 def import_less() -> None:
@@ -20,13 +21,14 @@ def import_less() -> None:
 @contextmanager
 def without(*modules: str) -> Iterator[None]:
     """What is imported inside takes these modules for missing, except those that this process has imported already."""
-    hidden: list[str] = [module for module in modules if module not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # pyright: ignore[reportArgumentType] - Python's own mark of a missing module
+    loaded: dict[str, Any] = sys.modules
+    hidden = [module for module in modules if module not in loaded]
+    loaded.update(dict.fromkeys(hidden))  # Python's own mark of a missing module
     try:
         yield
     finally:
         for module in hidden:
-            del sys.modules[module]
+            del loaded[module]
 
 
 def _missing() -> bool:
