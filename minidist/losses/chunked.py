@@ -20,8 +20,10 @@ from minidist.types import Vocabulary
 Head = Callable[[Tensor], Tensor]
 """Hidden states [N, D] to logits [N, V] in float32, vocabulary already sliced."""
 
-_BLOCK = 1 << 21
-"""Numbers in a block: 8 MiB a table, of which there are a handful at a time."""
+_BLOCK, _ROWS = 1 << 19, 8
+"""Numbers in a block, 2 MiB a table, of which there are a handful at a time; but at least so many rows, for all cores."""
+_LINE = 32
+"""Numbers of a cache line, or of two."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +67,20 @@ class LinearHead:
 
 
 class Tables:
-    """Memory for the products of one chunk after another: fresh pages of a large table cost a fifth of the product."""
+    """Memory for the products of one chunk after another: fresh pages of a large table cost a fifth of the product.
+
+    Every row begins at a multiple of `_LINE` numbers: into rows of 50,257, one after another, a product takes 1.4 times as long.
+    """
 
     def __init__(self) -> None:
         self._table_NV: Tensor | None = None
 
     def rows(self, count: int, weight_VD: Tensor) -> Tensor:
         """[count, V], uninitialised; the same memory as before where it has so many rows."""
-        table = self._table_NV
-        if table is None or len(table) < count or (table.shape[1], table.dtype) != (len(weight_VD), weight_VD.dtype):
-            table = self._table_NV = weight_VD.new_empty(count, len(weight_VD))
-        return table[:count]
+        table, width = self._table_NV, math.ceil(len(weight_VD) / _LINE) * _LINE
+        if table is None or len(table) < count or (table.shape[1], table.dtype) != (width, weight_VD.dtype):
+            table = self._table_NV = weight_VD.new_empty(count, width)
+        return table[:count, : len(weight_VD)]
 
 
 @dataclass(frozen=True)
@@ -338,4 +343,4 @@ def _blocks(part: slice, logits_NV: Tensor, group_N: Tensor | None) -> Iterator[
 
 def _block_rows(table: Tensor) -> int:
     """Rows of a table in a block; all of them on a GPU."""
-    return max(1, _BLOCK // table.shape[1] if table.device.type == "cpu" else len(table))
+    return max(_ROWS, _BLOCK // table.shape[1] if table.device.type == "cpu" else len(table))

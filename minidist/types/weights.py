@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from minidist.types.arrays import Array
 
-PROBE_TOKENS = 32
+PROBE_TOKENS = 16
 """Longest sequence of a `Probe`."""
 
 

@@ -102,7 +102,10 @@ async def measure(point: Point) -> dict[str, Any]:
         batch = Batch(0, ((collate(MAIN, rollouts, scores),),))
         peak = await _growth(lambda: learner.update(batch))  # of the first update: later ones use what it left to the allocator
         seconds["update"] = await _median(lambda: learner.update(batch))
-        operations = asdict(step_operations(*costs(folder / "student", folder / "teacher"), point.lengths))
+        student, teacher_cost = costs(folder / "student", folder / "teacher")
+        operations = asdict(step_operations(student, teacher_cost, point.lengths))
+        head = 2 * teacher_cost.head * point.rows * point.answer
+        operations |= {"score": operations["score"] - head, "update": operations["update"] + head}  # the learner applies it
     return asdict(point) | {"seconds": seconds, "operations": operations, "update_bytes": peak}
 
 

@@ -57,6 +57,7 @@ class Comparison:
         print(f"{self._prepared.workload.name}, {self._dtype}", flush=True)
         runs: dict[str, list[Measured]] = {way: [] for way in (*OWN, *self._ways)}
         parity: dict[str, float] = {}
+        rates = [limit.product_rate(self._dtype)]
         for turn in range(self._rounds):
             for way in runs:
                 folder = self._folder(f"{way}{turn}")
@@ -69,9 +70,10 @@ class Comparison:
                     f"{measured.peak_bytes / report.GIB:.2f} GiB",
                     flush=True,
                 )
+                rates.append(limit.product_rate(self._dtype))
         middle = {way: self._phases(runs[way]) for way in OWN}
         ways = {way: report.WayResult.of(found) for way, found in runs.items()}
-        found = report.record(ways, self._limit(), middle, parity)
+        found = report.record(ways, self._limit(max(rates)), middle, parity)
         for way in OWN:
             own = found.get(way, found)
             for name in ("ratio_to_fastest_peer", "memory_ratio", "ratio_to_flop_limit", "limit_s"):
@@ -108,14 +110,14 @@ class Comparison:
         paths = str(prepared.student), str(prepared.teacher), str(prepared.prompts)
         return PeerTask(way, *paths, workload.max_new_tokens, settings, str(folder / "output.jsonl"), steps, answers)
 
-    def _limit(self) -> report.Limit:
-        """Of the answers of minidist's first step."""
+    def _limit(self, rate: float) -> report.Limit:
+        """Of the answers of minidist's first step, at the `rate` of matrix products, FLOP/s."""
         prepared = self._prepared
         tokenizer = AutoTokenizer.from_pretrained(prepared.student)
         rows = [json.loads(line) for line in answers_of(prepared.folder / self._dtype / "minidist0").read_text().splitlines()]
         lengths = [(len(tokenizer(row["prompt"])["input_ids"]), len(row["tokens"])) for row in rows]
         operations = limit.step_operations(*limit.costs(prepared.student, prepared.teacher), lengths)
-        return report.Limit(operations, sum(answer for _, answer in lengths), limit.product_rate(self._dtype))
+        return report.Limit(operations, sum(answer for _, answer in lengths), rate)
 
     def _folder(self, name: str) -> Path:
         folder = self._prepared.folder / self._dtype / name

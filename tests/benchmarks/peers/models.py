@@ -8,6 +8,7 @@ All other logits are random, with a standard deviation of `spread`.
 import math
 import os
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def gpt2_tokenizer() -> PreTrainedTokenizerBase:
 
 def alphabet(vocabulary: int) -> str:
     """Distinct characters for a tokenizer of `vocabulary` tokens, the end token and the unknown token among them."""
-    return "".join(chr(0x4E00 + index) for index in range(vocabulary - 2))
+    codes = (code for code in count(0x4E00) if not 0xD800 <= code < 0xE000)  # surrogates are no characters
+    return "".join(map(chr, islice(codes, vocabulary - 2)))
 
 
 def alphabet_tokenizer(vocabulary: int) -> PreTrainedTokenizerBase:
