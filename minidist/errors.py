@@ -53,3 +53,7 @@ class DiskFullError(MinidistError):
 
 class RoleError(MinidistError):
     """A rollout engine, teacher or learner failed or died."""
+
+
+class ScoresLostError(RoleError):
+    """Scores are gone that a learner needs; no optimizer step was taken with them."""

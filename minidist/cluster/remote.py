@@ -13,10 +13,12 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from minidist.cluster.kept import keep
 from minidist.concurrency import briefly
 from minidist.errors import MinidistError, RoleError
 from minidist.run.garbage import no_collection
 from minidist.run.timeline import Calls, Received, SpanLog
+from minidist.types import TeacherScores
 
 
 class Remote:
@@ -46,6 +48,10 @@ class Remote:
     async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """The result as a Ray reference, which other actors read without passing through this process."""
         return await self._await(self.actor.keep, verb, *arguments, **options)
+
+    async def keep_scores(self, *arguments: Any) -> list[TeacherScores]:
+        """The scores of a teacher's `score`; large ones stay in the object store, and their references are returned."""
+        return await self._await(self.actor.keep_scores, "score", self.name, *arguments)
 
     async def stream(self, *arguments: Any) -> AsyncGenerator[Any, None]:
         """What the role's `stream` yields, as it comes. Closing the iterator closes the role's."""
@@ -108,6 +114,11 @@ class Host:
         """Like `answer`, but the result stays in the object store, and its reference is returned."""
         result = await self.call(number, verb, *arguments, **options)
         return None if result is None else ray.put(result), self._log.take()
+
+    async def keep_scores(self, number: str, verb: str, keeper: str, *arguments: Any) -> tuple[list[TeacherScores], Calls]:
+        """Like `answer`, but large scores stay in the object store, in the name of their keeper."""
+        scores = await self.call(number, verb, *arguments)
+        return [keep(each, keeper) for each in scores], self._log.take()
 
     async def stream(self, number: str, *arguments: Any) -> AsyncGenerator[Any, None]:
         """What the role's `stream` yields."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from minidist.types import Array, Credit, Rollout, Row, Stream, TeacherScores, Writer
+from minidist.types import Array, Credit, KeptScores, Rollout, Row, Stream, TeacherScores, Writer
 
 PerToken = TypeVar("PerToken", TeacherScores, Credit)
 
@@ -47,11 +47,10 @@ def collate(
 def _row(rollout: Rollout, scores: TeacherScores | None, stale: bool) -> Row:
     tokens_S, start = np.concatenate([rollout.prompt.tokens, rollout.tokens]), len(rollout.prompt.tokens)
     labels_L, outputs_L = tokens_S[start:].astype(np.int64), np.arange(start - 1, len(tokens_S) - 1, dtype=np.int64)
-    for values in _arrays(scores).values() if scores else ():
-        assert len(values) == len(labels_L), "per-token arrays must have one entry a generated token"
+    assert scores is None or scores.tokens == len(labels_L), "scores must have one entry a generated token"
     written_L = _written(rollout) if stale else None
     if (labelled := rollout.labelled) is not None:
-        labels_L, outputs_L, scores = labels_L[labelled], outputs_L[labelled], _at(scores, labelled)
+        labels_L, outputs_L, scores = labels_L[labelled], outputs_L[labelled], scores and scores.at(labelled)
         written_L = None if written_L is None else written_L[labelled]
     return Row(tokens_S, outputs_L, labels_L, scores, written_logprob=written_L)
 
@@ -112,12 +111,10 @@ def prompt_of(row: Row) -> bytes:
 def unlabelled(row: Row) -> Row:
     """The row's first token without labels: a forward and backward pass over it runs every layer and adds no loss."""
     written = None if row.written_logprob is None else row.written_logprob[:0]
-    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], _at(row.scores, slice(0)), _at(row.credit, slice(0)), written)
-
-
-def _at(record: PerToken | None, tokens: Array | slice) -> PerToken | None:
-    """The record of some of its tokens."""
-    return None if record is None else replace(record, **{name: values[tokens] for name, values in _arrays(record).items()})
+    scores, credit = row.scores and row.scores.at(slice(0)), row.credit
+    if credit is not None:
+        credit = replace(credit, **{name: values[:0] for name, values in _arrays(credit).items()})
+    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], scores, credit, written)
 
 
 def in_minibatches(stream: Stream, minibatches: int, passes: int, *, seed: Sequence[int]) -> list[Stream]:
@@ -165,7 +162,14 @@ class MicroBatch:
 
 
 def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
-    """Rows in micro-batches of at most `budget` tokens; a longer row has a micro-batch of its own. No row is split or lost.
+    """The micro-batches of `grouped` rows, whose scores are in this process."""
+    groups = grouped(rows, budget=budget, padded=padded)
+    return [micro_batch([rows[index] for index in group], group) for group in groups]
+
+
+def grouped(rows: Sequence[Row], *, budget: int, padded: bool) -> list[list[int]]:
+    """Indices of the rows of each micro-batch of at most `budget` tokens; a longer row has a micro-batch of its own. No row is
+    split or lost.
 
     `padded`: the micro-batch is computed as a rectangle, so rows of similar length are put together, the budget counts rows
     times the longest row, and padding is at most PADDING of the rectangle. Otherwise rows keep their order, and the budget
@@ -183,10 +187,11 @@ def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
                 group.append(index)
                 continue
         groups.append([index])
-    return [_micro_batch([rows[index] for index in group], group) for group in groups]
+    return groups
 
 
-def _micro_batch(rows: Sequence[Row], indices: Sequence[int]) -> MicroBatch:
+def micro_batch(rows: Sequence[Row], indices: Sequence[int]) -> MicroBatch:
+    """Rows laid end to end; `indices` are theirs in their stream."""
     lengths = [len(row.tokens) for row in rows]
     starts = np.cumsum([0, *lengths[:-1]])
     return MicroBatch(
@@ -196,10 +201,15 @@ def _micro_batch(rows: Sequence[Row], indices: Sequence[int]) -> MicroBatch:
         outputs=np.concatenate([row.outputs + start for row, start in zip(rows, starts, strict=True)]),
         labels=np.concatenate([row.labels for row in rows]),
         rows=tuple(indices),
-        scores=_joined([row.scores for row in rows]),
+        scores=_joined([_at_hand(row.scores) for row in rows]),
         credit=_joined([row.credit for row in rows]),
         written_logprob=_laid_out([row.written_logprob for row in rows]),
     )
+
+
+def _at_hand(scores: TeacherScores | None) -> TeacherScores | None:
+    assert not isinstance(scores, KeptScores), "scores are fetched before the rows are laid out"
+    return scores
 
 
 def _laid_out(arrays: Sequence[Array | None]) -> Array | None:

@@ -12,14 +12,15 @@ from torch import Tensor
 
 from minidist.concurrency import Worker
 from minidist.config.learner import LearnerConfig
-from minidist.data.batching import MicroBatch, collate, pack, unlabelled
+from minidist.data.batching import MicroBatch, collate, grouped, unlabelled
 from minidist.data.sources import Example
-from minidist.errors import CanaryError
+from minidist.errors import CanaryError, ScoresLostError
 from minidist.learners.backends import PlainTorch
 from minidist.learners.deepspeed import DeepSpeed
 from minidist.learners.forward import ForwardPass, Student, measures_of
 from minidist.learners.group import Group, OneProcess
 from minidist.learners.guard import FiniteGuard
+from minidist.learners.micro import laid_out
 from minidist.learners.schedule import learning_rate
 from minidist.learners.state import StateReader, save_state
 from minidist.learners.sums import StreamSums, peaks
@@ -73,6 +74,8 @@ class LocalLearner:
             checkpoint_activations(student.model)
         self._guard = FiniteGuard(student.model)
         self._step = 0
+        self._interrupted: tuple[int | None, list[dict[str, float]]] = None, []
+        """The collection whose update lost scores, and metrics of the steps taken: when it is asked for again, it goes on."""
         self._tokens = min(len(student.renderer.tokenizer), student.model.config.get_text_config().vocab_size)
         self._worker = Worker("learner")
         self._backend = self._worker.run_now(BACKENDS[config.backend], self._pass, config, self._group)
@@ -114,7 +117,16 @@ class LocalLearner:
         self._worker.close()
 
     def _update(self, batch: Batch) -> Update:
-        taken = [self._take_step(batch.step, streams) for streams in batch.steps]
+        collection, taken = self._interrupted
+        self._interrupted = None, []
+        if collection != batch.step:
+            taken = []
+        try:
+            for streams in batch.steps[len(taken) :]:
+                taken.append(self._take_step(batch.step, streams))
+        except ScoresLostError:
+            self._interrupted = batch.step, taken
+            raise
         counts = ("learner/loss_tokens", "learner/micro_batches")
         metrics = {name: sum(step[name] for step in taken) / (1 if name in counts else len(taken)) for name in taken[0]}
         return Update(self._step, metrics | {"learner/lr": taken[-1]["learner/lr"]})
@@ -134,7 +146,7 @@ class LocalLearner:
                 metrics["learner/micro_batches"] += sums["micro_batches"]
                 metrics |= sums.metrics(stream) | peaks(self._objectives[stream.objective], self._group)
             self._guard.check(self._group, collection)
-        except CanaryError:
+        except (CanaryError, ScoresLostError):
             self._backend.discard()
             raise
         with part("step"):
@@ -177,11 +189,13 @@ class LocalLearner:
         Ranks that share parameters or gradients must run every layer equally often, so a rank with less work fills up with
         micro-batches that have no labels.
         """
-        budget, padded = self._config.micro_batch_tokens, self._pass.padded
-        micros = pack(stream.rows, budget=budget, padded=padded)
-        chunks = self._group.largest([chunk_count(len(m.labels), self._pass.chunk_tokens, group_tokens) for m in micros])
-        fill = pack([unlabelled(stream.rows[0])], budget=budget, padded=padded)
-        yield from zip(micros + fill * (len(chunks) - len(micros)), chunks, strict=True)
+        budget, rows = self._config.micro_batch_tokens, stream.rows
+        groups = grouped(rows, budget=budget, padded=self._pass.padded)
+        labels = [sum(len(rows[index].labels) for index in group) for group in groups]
+        chunks = self._group.largest([chunk_count(count, self._pass.chunk_tokens, group_tokens) for count in labels])
+        parts = [([rows[index] for index in group], group) for group in groups]
+        fill = [([unlabelled(rows[0])], [0])] * (len(chunks) - len(groups))
+        yield from zip(laid_out(parts + fill, self._group), chunks, strict=True)
 
     @torch.no_grad()
     def _measure(self, stream: Stream, **options: Any) -> Measures:

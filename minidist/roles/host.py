@@ -16,6 +16,7 @@ from minidist.protocols import Learner, Teacher
 from minidist.roles.make import LearnerSetup, RoleContext, make_engine, make_learner, make_teacher
 from minidist.rollout.pool import Engines
 from minidist.teachers.cache.store import CachedTeacher
+from minidist.teachers.lost import RescoringLearner
 from minidist.teachers.pool import Shards, Teachers
 from minidist.types import MAIN
 
@@ -104,4 +105,4 @@ async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
             roles.teachers(config.teacher, mixing=config.takes_turns) if config.asks_actors else nothing(),
         ),
     )
-    return HostedRoles(learner, engines, teachers)
+    return HostedRoles(learner if teachers is None else cast(Learner, RescoringLearner(learner, teachers)), engines, teachers)

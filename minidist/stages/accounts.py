@@ -135,4 +135,4 @@ class Accounts:
 def _batch_bytes(batch: Batch) -> int:
     """Bytes of the batch's arrays, as they go to the learner."""
     rows = (row for streams in batch.steps for stream in streams for row in stream.rows)
-    return sum(nbytes(row) + (nbytes(row.scores) if row.scores else 0) for row in rows)
+    return sum(nbytes(row) + (row.scores.nbytes if row.scores else 0) for row in rows)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from minidist.cluster.kept import at_hand
 from minidist.concurrency import whole
 from minidist.config import ScoreConfig
 from minidist.preflight.plan import ScorePlan
@@ -79,7 +80,7 @@ class _Scoring:
             check_floored(share, self._config.canaries.floored_frac)
         if number % self._config.canaries.every == 0:
             self._check(scores)
-        await asyncio.to_thread(self._writer.add, batch, scores)
+        await asyncio.to_thread(lambda: self._writer.add(batch, at_hand(scores)))
 
     def _check(self, scores: Sequence[TeacherScores]) -> None:
         """Refuse an untrained teacher. Hidden states give no log-probabilities without the head: training checks those."""

@@ -3,20 +3,26 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 from minidist.concurrency import deal, together
 from minidist.data.batching import share_out
+from minidist.errors import RoleError
 from minidist.protocols import Teacher
-from minidist.run.timeline import count, nbytes
+from minidist.run.timeline import count
 from minidist.run.tracking import log
-from minidist.types import Prompt, Rollout, Sampling, TeacherScores
+from minidist.types import KeptScores, Prompt, Rollout, Sampling, TeacherScores
 
 _LOOK_S = 10.0
 
 
 class Teachers:
     """The teachers score about as many tokens each, and the answers to one prompt together; prompts to write after are dealt in
-    turn, prompt i to teacher i mod R, R the number of teachers."""
+    turn, prompt i to teacher i mod R, R the number of teachers.
+
+    Large scores of a teacher in an actor stay in the object store of its node (`KeptScores`).
+    """
 
     def __init__(self, members: Sequence[Teacher]) -> None:
         self.members = list(members)
@@ -30,12 +36,18 @@ class Teachers:
             prompts = [rollout.for_teacher.prompt.tokens.tobytes() for rollout in rollouts]
             shares = share_out(lengths, len(self.members), prompts)
             parts = ([rollouts[index] for index in share] for share in shares)
-            done = await together(teacher.score(part) for teacher, part in zip(self.members, parts, strict=True))
+            done = await together(_score(teacher, part) for teacher, part in zip(self.members, parts, strict=True))
         scores = {
             index: each for share, part in zip(shares, done, strict=True) for index, each in zip(share, part, strict=True)
         }
-        count(score_bytes=sum(nbytes(each) for each in scores.values()))
+        count(score_bytes=sum(each.nbytes for each in scores.values()))
         return [scores[index] for index in range(len(rollouts))]
+
+    async def bury(self) -> set[str]:
+        """Leave out the teachers that have died; names of the actors of those that live."""
+        names = dict(zip(self.members, await asyncio.gather(*map(_names, self.members)), strict=True))
+        self.members = [teacher for teacher, alive in names.items() if alive]
+        return set().union(*names.values())
 
     async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         """The teachers' samples, in the prompts' order."""
@@ -70,6 +82,28 @@ class Shards(Teachers):
         async with self._free:
             written = await together(rank.extend(prompts, sampling) for rank in self.members)
         return written[0]
+
+
+async def _score(teacher: Teacher, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+    """The teacher's scores; large ones stay where it runs, if it is an actor."""
+    verb = getattr(teacher, "keep_scores", None)
+    if verb is None:
+        return await teacher.score(rollouts)
+    scores = await verb(rollouts)
+    return [
+        replace(each, rollout=rollout) if isinstance(each, KeptScores) else each
+        for each, rollout in zip(scores, rollouts, strict=True)
+    ]
+
+
+async def _names(teacher: Any) -> set[str]:
+    """Names of the actors of a teacher; none where one of them has died."""
+    actors = teacher.members if isinstance(teacher, Shards) else [teacher]
+    try:
+        await together(actor.describe() for actor in actors)
+    except RoleError:
+        return set()
+    return {actor.name for actor in actors}
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from minidist.types.batches import MAIN, Batch, Credit, Measures, Row, Stream, U
 from minidist.types.labelled import Exercise, Judged, LabelledRow, TaskFacts, TaskKind
 from minidist.types.ranks import RankGroup
 from minidist.types.rollouts import Finish, Prompt, Reply, Rollout, Sampling, Writer
-from minidist.types.scores import Payload, TeacherScores
+from minidist.types.scores import KeptScores, Payload, TeacherScores
 from minidist.types.vocabulary import Vocabulary, allowed_ids
 from minidist.types.weights import PROBE_TOKENS, Adaptation, Probe, Weights
 
@@ -23,6 +23,7 @@ __all__ = [
     "Exercise",
     "Finish",
     "Judged",
+    "KeptScores",
     "LabelledRow",
     "Measures",
     "Payload",

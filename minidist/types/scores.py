@@ -1,9 +1,13 @@
 """What a teacher returns of a rollout."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
+
+import numpy as np
 
 from minidist.types.arrays import Array
+from minidist.types.rollouts import Rollout
 
 
 class Payload(StrEnum):
@@ -39,3 +43,63 @@ class TeacherScores:
     top_logprobs: Array | None = None
     hidden: Array | None = None
     hidden_dtype: str = "float32"
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        counts = {len(array) for array in self._arrays.values()}
+        assert len(counts) == 1, "per-token arrays must have one entry a generated token"
+        return counts.pop()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def at(self, tokens: Array | slice) -> "TeacherScores":
+        """The scores of some of the tokens."""
+        return replace(self, **{name: array[tokens] for name, array in self._arrays.items()})
+
+    @property
+    def _arrays(self) -> dict[str, Array]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptScores(TeacherScores):
+    """Scores whose large arrays stay in the object store of the teacher's node, until a learner's rank fetches them.
+
+    `logprobs` [T] are here, since they are small; the other arrays are absent. keeper: name of the teacher's actor, with which
+    the scores are lost. reference: of the whole `TeacherScores` in the object store. count: T. size: bytes of all arrays.
+    parts: the tokens that are meant, one selection after another. rollout: the text, to score it again; it is not sent along.
+    """
+
+    keeper: str
+    reference: Any
+    count: int
+    size: int
+    parts: tuple[Array | slice, ...] = ()
+    rollout: Rollout | None = None
+
+    @property
+    def tokens(self) -> int:
+        """T, of all tokens."""
+        return self.count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, wherever they are."""
+        return self.size
+
+    def at(self, tokens: Array | slice) -> "KeptScores":
+        """The scores of some of the tokens."""
+        return replace(self, **{name: array[tokens] for name, array in self._arrays.items()}, parts=(*self.parts, tokens))
+
+    def parts_of(self, scores: TeacherScores) -> TeacherScores:
+        """Of scores of all tokens, those of the tokens that are meant."""
+        for part in self.parts:
+            scores = scores.at(part)
+        return scores
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"rollout": None}

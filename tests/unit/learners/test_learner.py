@@ -255,8 +255,8 @@ def test_a_stopped_step_leaves_no_gradient(make: MakeLearner) -> None:
 
 @pytest.mark.parametrize("layout", ["packed", "buckets"])
 def test_a_lost_row_stops_the_step(make: MakeLearner, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
-    whole = module.pack
-    monkeypatch.setattr(module, "pack", lambda rows, **options: whole(rows, **options)[:-1])
+    whole = module.grouped
+    monkeypatch.setattr(module, "grouped", lambda rows, **options: whole(rows, **options)[:-1])
     model = tiny_model()
     before = copy_of(model)
     with pytest.raises(CanaryError, match=r"labels were counted but .* trained"):

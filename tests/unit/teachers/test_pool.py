@@ -21,11 +21,17 @@ def rollouts_of(*lengths: tuple[int, int, int]) -> list[Rollout]:
     return [Rollout.written(prompts[number], [1] * answer, None, version=0, stopped=True) for number, _, answer in lengths]
 
 
+class Score(tuple[int, ...]):
+    """Names what was scored."""
+
+    nbytes = 4
+
+
 class Named(NumberedRole):
     """A teacher whose scores name what it scored."""
 
     async def score(self, rollouts: Any) -> Any:
-        return [(each.prompt.row, len(each.tokens), self.number) for each in rollouts]
+        return [Score((each.prompt.row, len(each.tokens), self.number)) for each in rollouts]
 
 
 @pytest.mark.parametrize("kind", [Teachers, Shards])
@@ -53,7 +59,7 @@ def test_a_pool_describes_its_first_teacher_and_closes_all() -> None:
     assert all(member.closed for member in members)
 
 
-class Waiting(NumberedRole):
+class Waiting(Named):
     """A teacher whose server is busy while it scores."""
 
     retries = 0
@@ -71,7 +77,7 @@ def test_a_teacher_that_waits_for_its_server_is_one_line_for_each_time(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "_LOOK_S", 0.02)
-    members: list[Any] = [Waiting(0), NumberedRole(1)]
+    members: list[Any] = [Waiting(0), Named(1)]
     rollouts = rollouts_of((7, 1, 1), (8, 1, 1))
 
     async def twice() -> None:
@@ -95,7 +101,7 @@ def test_calls_of_shards_follow_one_another() -> None:
             log.append("score")
             await asyncio.sleep(0.001)
             log.append("scored")
-            return list(rollouts)
+            return [Score((each.prompt.row,)) for each in rollouts]
 
         async def extend(self, prompts: Any, sampling: Sampling) -> Any:
             log.append("extend")

@@ -1,0 +1,143 @@
+"""Micro-batches are laid out when their turn comes; scores that are kept elsewhere are fetched one ahead."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minidist.config.learner import LearnerConfig, OptimizerConfig
+from minidist.data.batching import collate, micro_batch
+from minidist.errors import RoleError, ScoresLostError
+from minidist.learners import micro
+from minidist.learners.group import OneProcess
+from minidist.learners.learner import LocalLearner
+from minidist.losses import reverse_kl
+from minidist.losses.objectives import Match
+from minidist.teachers.lost import RescoringLearner
+from minidist.teachers.pool import Teachers
+from minidist.types import Batch, KeptScores, Prompt, Rollout, Row, Sampling, Stream, TeacherScores
+from tests.support.learners import head_of_teacher, local_learner
+from tests.support.tiny import hidden_scores, random_rollouts, tiny_model
+
+LENGTHS = [(3, 4), (1, 9), (6, 1), (2, 2), (5, 8), (4, 3)]
+
+
+class Store:
+    """Stands for the object store and the two teachers that keep scores in it; `lost` teachers are dead."""
+
+    def __init__(self) -> None:
+        self.kept: dict[object, TeacherScores] = {}
+        self.lost: set[str] = set()
+        self.fetched = 0
+
+    def keep(self, scores: TeacherScores, keeper: str, rollout: Rollout) -> KeptScores:
+        reference = object()
+        self.kept[reference] = scores
+        return KeptScores(
+            scores.payload, keeper=keeper, reference=reference, count=scores.tokens, size=scores.nbytes, rollout=rollout
+        )
+
+    def fetch(self, rows: Sequence[Row]) -> list[Row]:
+        found = []
+        for row in rows:
+            assert isinstance(row.scores, KeptScores)
+            if row.scores.keeper in self.lost:
+                raise ScoresLostError("lost")
+            self.fetched += 1
+            found.append(replace(row, scores=row.scores.parts_of(self.kept[row.scores.reference])))
+        return found
+
+
+class Keeper:
+    """A teacher in an actor, whose scores stay in the store."""
+
+    def __init__(self, name: str, store: Store) -> None:
+        self.name = name
+        self._store = store
+        self.rows = 0
+
+    async def keep_scores(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+        self.rows += len(rollouts)
+        scores = hidden_scores(tiny_model(seed=1), rollouts)
+        return [self._store.keep(each, self.name, rollout) for each, rollout in zip(scores, rollouts, strict=True)]
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+        raise AssertionError("scores stay in the store")
+
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        raise NotImplementedError
+
+    async def describe(self) -> dict[str, object]:
+        if self.name in self._store.lost:
+            raise RoleError(f"the {self.name} died")
+        return {}
+
+    async def close(self) -> None: ...
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+    made = Store()
+    monkeypatch.setattr(micro, "fetched", made.fetch)
+    return made
+
+
+def learner() -> LocalLearner:
+    settings = LearnerConfig(optimizer=OptimizerConfig(type="sgd", lr=1.0, grad_clip=None), micro_batch_tokens=10)
+    return local_learner(tiny_model(), settings, {"main": Match(reverse_kl)}, teacher=head_of_teacher(tiny_model(seed=1)))
+
+
+def stream(seed: int, teachers: Teachers) -> Stream:
+    rollouts = random_rollouts(LENGTHS, seed=seed)
+    return collate("main", rollouts, asyncio.run(teachers.score(rollouts)), objective="main")
+
+
+def whole(stream: Stream, store: Store) -> Stream:
+    return replace(stream, rows=tuple(store.fetch(stream.rows)))
+
+
+def test_no_more_than_the_next_micro_batch_is_fetched(store: Store) -> None:
+    rows = stream(0, Teachers([Keeper("teacher", store)])).rows
+    wanted = [micro_batch(store.fetch([row]), [index]) for index, row in enumerate(rows)]
+    store.fetched = 0
+    for number, found in enumerate(micro.laid_out([([row], [index]) for index, row in enumerate(rows)], OneProcess()), 1):
+        assert number <= store.fetched <= number + 1
+        assert found.scores is not None and found.scores.hidden is not None
+        assert wanted[number - 1].scores is not None
+        assert (found.scores.hidden == wanted[number - 1].scores.hidden).all()
+    assert number == len(rows)
+
+
+def test_an_update_whose_scores_die_goes_on_with_those_of_the_other_teacher(store: Store) -> None:
+    """The first optimizer step was taken when the second one misses its scores: it is not taken again."""
+    keepers = [Keeper("teacher 0", store), Keeper("teacher 1", store)]
+    teachers = Teachers(keepers)
+    one = stream(0, Teachers(keepers[:1]))
+    both = stream(1, teachers)
+    assert {row.scores.keeper for row in both.rows if isinstance(row.scores, KeptScores)} == {"teacher 0", "teacher 1"}
+    undisturbed = learner()
+    expected = asyncio.run(undisturbed.update(Batch(3, ((whole(one, store),), (whole(both, store),)))))
+    lost = sum(isinstance(row.scores, KeptScores) and row.scores.keeper == "teacher 1" for row in both.rows)
+    scored = keepers[0].rows
+
+    store.lost.add("teacher 1")
+    inner = learner()
+    found = asyncio.run(RescoringLearner(inner, teachers).update(Batch(3, ((one,), (both,)))))
+
+    assert keepers[0].rows == scored + lost, "only what was lost is scored again"
+    assert teachers.members == [keepers[0]]
+    assert found.version == expected.version == 2
+    assert found.metrics == pytest.approx(expected.metrics)
+    for own, other in zip(inner._pass.model.parameters(), undisturbed._pass.model.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_scores_that_no_teacher_can_make_again_end_the_update(store: Store) -> None:
+    keeper = Keeper("teacher", store)
+    teachers = Teachers([keeper])
+    batch = Batch(0, ((stream(0, teachers),),))
+    store.lost.add("teacher")
+    with pytest.raises(ScoresLostError):
+        asyncio.run(RescoringLearner(learner(), teachers).update(batch))
