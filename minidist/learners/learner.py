@@ -20,7 +20,7 @@ from minidist.learners.deepspeed import DeepSpeed
 from minidist.learners.forward import ForwardPass, Student, measures_of
 from minidist.learners.group import Group, OneProcess
 from minidist.learners.guard import FiniteGuard
-from minidist.learners.micro import laid_out
+from minidist.learners.micro import CollectionSteps, laid_out
 from minidist.learners.schedule import learning_rate
 from minidist.learners.state import StateReader, save_state
 from minidist.learners.sums import StreamSums, peaks
@@ -74,8 +74,7 @@ class LocalLearner:
             checkpoint_activations(student.model)
         self._guard = FiniteGuard(student.model)
         self._step = 0
-        self._interrupted: tuple[int | None, list[dict[str, float]]] = None, []
-        """The collection whose update lost scores, and metrics of the steps taken: when it is asked for again, it goes on."""
+        self._collection = CollectionSteps()
         self._tokens = min(len(student.renderer.tokenizer), student.model.config.get_text_config().vocab_size)
         self._worker = Worker("learner")
         self._backend = self._worker.run_now(BACKENDS[config.backend], self._pass, config, self._group)
@@ -117,16 +116,7 @@ class LocalLearner:
         self._worker.close()
 
     def _update(self, batch: Batch) -> Update:
-        collection, taken = self._interrupted
-        self._interrupted = None, []
-        if collection != batch.step:
-            taken = []
-        try:
-            for streams in batch.steps[len(taken) :]:
-                taken.append(self._take_step(batch.step, streams))
-        except ScoresLostError:
-            self._interrupted = batch.step, taken
-            raise
+        taken = self._collection.take(batch, self._take_step)
         counts = ("learner/loss_tokens", "learner/micro_batches")
         metrics = {name: sum(step[name] for step in taken) / (1 if name in counts else len(taken)) for name in taken[0]}
         return Update(self._step, metrics | {"learner/lr": taken[-1]["learner/lr"]})

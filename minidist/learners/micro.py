@@ -1,13 +1,13 @@
 """The micro-batches of a stream, each laid out when its turn comes; scores that are kept elsewhere are fetched one ahead."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from minidist.cluster.kept import fetched
 from minidist.data.batching import MicroBatch, micro_batch
 from minidist.errors import ScoresLostError
 from minidist.learners.group import Group
-from minidist.types import KeptScores, Row
+from minidist.types import Batch, KeptScores, Row, Stream
 
 Part = tuple[Sequence[Row], Sequence[int]]
 """The rows of a micro-batch, and their indices in the stream."""
@@ -33,6 +33,27 @@ def laid_out(parts: Sequence[Part], group: Group) -> Iterator[MicroBatch]:
                 coming = pool.submit(_fetched, following)
             assert isinstance(found, MicroBatch)
             yield found
+
+
+class CollectionSteps:
+    """The optimizer steps of a collection. An update that lost scores is asked for again, and goes on after the steps that it
+    took."""
+
+    def __init__(self) -> None:
+        self._collection: int | None = None
+        self._taken: list[dict[str, float]] = []
+
+    def take(self, batch: Batch, step: Callable[[int, Sequence[Stream]], dict[str, float]]) -> list[dict[str, float]]:
+        """The metrics of each of the batch's steps; `step` takes one, and may raise ScoresLostError before it."""
+        taken = self._taken if self._collection == batch.step else []
+        self._collection = None
+        try:
+            for streams in batch.steps[len(taken) :]:
+                taken.append(step(batch.step, streams))
+        except ScoresLostError:
+            self._collection, self._taken = batch.step, taken
+            raise
+        return taken
 
 
 def _fetched(part: Part) -> MicroBatch | ScoresLostError:

@@ -69,7 +69,7 @@ class LinearHead:
 class Tables:
     """Memory for the products of one chunk after another: fresh pages of a large table cost a fifth of the product.
 
-    Every row begins at a multiple of `_LINE` numbers: into rows of 50,257, one after another, a product takes 1.4 times as long.
+    Every row begins at a multiple of `_LINE` numbers: into rows of 50,257 numbers a product takes 1.4 times as long.
     """
 
     def __init__(self) -> None:

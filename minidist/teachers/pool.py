@@ -98,7 +98,7 @@ async def _score(teacher: Teacher, rollouts: Sequence[Rollout]) -> list[TeacherS
 
 async def _names(teacher: Any) -> set[str]:
     """Names of the actors of a teacher; none where one of them has died."""
-    actors = teacher.members if isinstance(teacher, Shards) else [teacher]
+    actors: Sequence[Any] = teacher.members if isinstance(teacher, Shards) else [teacher]
     try:
         await together(actor.describe() for actor in actors)
     except RoleError:
