@@ -179,13 +179,12 @@ class LocalLearner:
         Ranks that share parameters or gradients must run every layer equally often, so a rank with less work fills up with
         micro-batches that have no labels.
         """
-        budget, rows = self._config.micro_batch_tokens, stream.rows
-        groups = grouped(rows, budget=budget, padded=self._pass.padded)
-        labels = [sum(len(rows[index].labels) for index in group) for group in groups]
+        groups = grouped(stream.rows, budget=self._config.micro_batch_tokens, padded=self._pass.padded)
+        parts = [([stream.rows[index] for index in group], group) for group in groups]
+        labels = (sum(len(row.labels) for row in rows) for rows, _ in parts)
         chunks = self._group.largest([chunk_count(count, self._pass.chunk_tokens, group_tokens) for count in labels])
-        parts = [([rows[index] for index in group], group) for group in groups]
-        fill = [([unlabelled(rows[0])], [0])] * (len(chunks) - len(groups))
-        yield from zip(laid_out(parts + fill, self._group), chunks, strict=True)
+        parts += [([unlabelled(stream.rows[0])], [0])] * (len(chunks) - len(parts))
+        yield from zip(laid_out(parts, self._group), chunks, strict=True)
 
     @torch.no_grad()
     def _measure(self, stream: Stream, **options: Any) -> Measures:

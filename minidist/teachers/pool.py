@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
 
 from minidist.concurrency import deal, together
 from minidist.data.batching import share_out
@@ -96,14 +95,14 @@ async def _score(teacher: Teacher, rollouts: Sequence[Rollout]) -> list[TeacherS
     ]
 
 
-async def _names(teacher: Any) -> set[str]:
+async def _names(teacher: Teacher) -> set[str]:
     """Names of the actors of a teacher; none where one of them has died."""
-    actors: Sequence[Any] = teacher.members if isinstance(teacher, Shards) else [teacher]
+    actors = teacher.members if isinstance(teacher, Shards) else [teacher]
     try:
         await together(actor.describe() for actor in actors)
     except RoleError:
         return set()
-    return {actor.name for actor in actors}
+    return {getattr(actor, "name", "") for actor in actors}
 
 
 @asynccontextmanager
