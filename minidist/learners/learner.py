@@ -66,8 +66,7 @@ class LocalLearner:
         self._steps = steps
         self._group = group or OneProcess()
         self._teacher = teacher or FrozenTeacher()
-        fused = config.kernel == "liger"
-        self._objectives = {name: in_one_pass(each) if fused else each for name, each in objectives.items()}
+        self._objectives = {name: in_one_pass(each) if config.kernel == "liger" else each for name, each in objectives.items()}
         # In evaluation mode, without dropout, the log-probabilities are those of the engine.
         self._pass = ForwardPass(student, config, self._teacher.head).eval()
         if config.activation_checkpointing:
