@@ -1,6 +1,7 @@
 # make quickstart   set up .venv and run the whole example on this machine
 # make test         set up .venv and run every test
 # make check        lint, types, fast tests
+# make gpu          tests on a machine with a GPU, in an environment with requirements/gpu.txt (PYTHON=…)
 # make soak         slow tests: two Ray nodes on this machine, pipelines of 10,000 rows killed at random, SIGTERM to Ray actors,
 #                   every row of Dolly, every family of models
 # make bench        measurements, over an hour: whole runs against TRL's trainers and the machine's limit, cost of a step as it
@@ -22,7 +23,7 @@ SEED ?= 0
 # Processes among which the unit tests are dealt.
 WORKERS ?= 2
 
-.PHONY: quickstart test check soak bench setup clean
+.PHONY: quickstart test check gpu soak bench setup clean
 
 quickstart: $(READY)
 	launch/quickstart.sh $(SEED)
@@ -30,12 +31,16 @@ quickstart: $(READY)
 test: $(READY_DEV)
 	$(VENV)/bin/python -m pytest tests/unit --numprocesses $(WORKERS)
 	$(VENV)/bin/python -m pytest tests/integration
+	$(VENV)/bin/python -m pytest tests/gpu
 
 check: $(READY_DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
 	$(VENV)/bin/python -m pytest tests/unit --numprocesses $(WORKERS)
+
+gpu:
+	$(PYTHON) -m pytest tests/gpu -m gpu
 
 soak: $(READY_DEV)
 	$(VENV)/bin/python -m pytest tests/soak

@@ -1,4 +1,4 @@
-"""The same equalities on a GPU, in bfloat16. Not run where there is no GPU, and the reason is said."""
+"""The same equalities on a GPU, in bfloat16. Their bodies run on a CPU too, so that they stay whole where there is no GPU."""
 
 import asyncio
 from pathlib import Path
@@ -23,16 +23,21 @@ from minidist.roles.transfer import ObjectStoreTransfer
 from tests.integration.conftest import SHAPE, save_model, settings
 from tests.support.config import make_objective, objective_config
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")]
+DEVICES = ["cpu", pytest.param("cuda", marks=NEEDS_GPU)]
+KERNELS = [("cpu", "torch"), *(pytest.param("cuda", kernel, marks=NEEDS_GPU) for kernel in ("torch", "liger"))]
+"""Devices, and the kernels of the loss there: Triton's need a GPU."""
 
 
-def test_engine_and_learner_agree_after_a_sync(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_engine_and_learner_agree_after_a_sync(tmp_path: Path, device: str) -> None:
+    on_gpu = device == "cuda"
     save_model(tmp_path, SHAPE | {"head_dim": 64}, 1)
     renderer = Renderer(character_tokenizer(find("sort").alphabet), RenderConfig())
-    context = RoleContext(renderer, max_tokens=48, on_gpu=True)
+    context = RoleContext(renderer, max_tokens=48, on_gpu=on_gpu)
 
     async def agree() -> float:
-        async with Cluster(ClusterConfig(gpus=1), tmp_path / "logs") as cluster:
+        async with Cluster(ClusterConfig(gpus=int(on_gpu)), tmp_path / "logs", ("rollout", "learner")) as cluster:
             model = ModelConfig(model=str(tmp_path), dtype="bfloat16")
             engine = await cluster.host("rollout", make_engine, context=context, model=model, rollout=RolloutConfig())
             learner = await cluster.host(
@@ -49,11 +54,11 @@ def test_engine_and_learner_agree_after_a_sync(tmp_path: Path) -> None:
     assert np.isfinite(asyncio.run(agree()))
 
 
+@pytest.mark.parametrize(("device", "kernel"), KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kernel", ["torch", "liger"])
 @pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jsd", "akl", "alpha_beta"])
 def test_chunks_on_a_gpu_are_those_of_the_cpu(
-    kind: str, kernel: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    kind: str, kernel: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective = make_objective(kind)
     on_gpu = in_one_pass(objective) if kernel == "liger" else objective
@@ -75,7 +80,7 @@ def test_chunks_on_a_gpu_are_those_of_the_cpu(
     if kernel == "liger":
         launched = kernels._kernel()
         monkeypatch.setattr(kernels, "_kernel", lambda: lambda *given: (calls.append(given[3]), launched(*given))[1])
-    pairs = list(zip(found("cuda"), found("cpu"), strict=True))
+    pairs = list(zip(found(device), found("cpu"), strict=True))
     assert bool(calls) == (kernel == "liger" and kind in ("forward_kl", "reverse_kl", "jsd")), "the kernel was launched"
     for got, wanted in pairs:
         assert (got - wanted).abs().max() <= room * wanted.abs().max()
