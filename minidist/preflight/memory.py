@@ -118,7 +118,7 @@ def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Nee
 
         tensor            bytes                                              divided by N from
         weights           P b                                                ZeRO 3
-        gradients         T b                                                ZeRO 2
+        gradients         T b; T 4 under ZeRO 2 and 3, which add in float32  ZeRO 2
         float32 gradients T 4, for the optimizer step; none without ZeRO     ZeRO 1 (under ZeRO 3 at most 1e9 elements)
         optimizer         T (4 + 8): float32 master copy, two moments        ZeRO 1
         bucket            5e8 elements of b bytes, on a CPU at most T        -
@@ -139,9 +139,10 @@ def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Nee
     kept = model.kept_activations
     offloads_optimizer, offloads_weights = model.gpu and config.offload_optimizer, model.gpu and config.offload_parameters
     tables = _TABLES if teacher_head is None else _TABLES_WITH_TEACHER
+    summed = shape.trainable * (4 if stage >= 2 else size) // ranks["gradients"]
     parts = {
         "weights": 0 if offloads_weights else weights,
-        "gradients": shape.trainable * size // ranks["gradients"] + (0 if offloads_optimizer else stepped),
+        "gradients": summed + (0 if offloads_optimizer else stepped),
         "optimizer": 0 if offloads_optimizer else optimizer,
         "activations": kept,
         "logits": min(config.chunk(shape.vocabulary), model.tokens) * shape.vocabulary * 4 * tables,

@@ -35,5 +35,8 @@ def learner(c: "SftConfig | DistillConfig") -> Iterator[str]:
     trained = c.student.lora is None or c.learner.backend == "deepspeed"  # adapters are float32
     if c.student.dtype == "bfloat16" and trained and not copies:
         setting = "learner.backend single" if c.learner.backend == "single" else "learner.zero_stage 0"
-        cure = "set learner.backend=deepspeed with learner.zero_stage=1 or more, or student.dtype=float32"
+        cure = "set learner.backend=deepspeed with learner.zero_stage=2 or 3, or student.dtype=float32"
         yield f"{setting} keeps no float32 copy of bfloat16 weights, whose small steps would be rounded away; {cure}"
+    elif c.student.dtype == "bfloat16" and c.learner.backend == "deepspeed" and c.learner.zero_stage == 1:
+        text = "learner.zero_stage 1 adds the gradients of bfloat16 weights in bfloat16, which loses small ones"
+        yield f"{text}; set learner.zero_stage=2, which adds them in float32, or student.dtype=float32"

@@ -52,7 +52,12 @@ REFUSED = [
     (
         "distill",
         ["learner.zero_stage=0", "student.dtype=bfloat16"],
-        ["learner.zero_stage 0", "bfloat16 weights", "learner.zero_stage=1 or more"],
+        ["learner.zero_stage 0", "bfloat16 weights", "learner.zero_stage=2 or 3"],
+    ),
+    (
+        "distill",
+        ["learner.zero_stage=1", "student.dtype=bfloat16"],
+        ["learner.zero_stage 1", "in bfloat16", "learner.zero_stage=2", "student.dtype=float32"],
     ),
     (
         "sft",
@@ -186,9 +191,9 @@ ALLOWED = [
     ["teacher.payload=sampled", "objective.type=k2", "streams.sft.data.path=task:sort"],
     ["objective.temperature=2", "streams.old={data: {path: a.txt, text: '{{ text }}'}, objective: {type: reverse_kl}}"],
     ["learner={zero_stage: 3, offload_optimizer: true, offload_parameters: true}", "student.dtype=bfloat16"],
-    ["learner={zero_stage: 1}", "student.dtype=bfloat16"],
+    ["learner={zero_stage: 2}", "student.dtype=bfloat16"],
     ["learner={backend: single, zero_stage: 0}", "student={dtype: bfloat16, model: s, lora: {rank: 2}}"],
-    ["learner.zero_stage=1", "student.dtype=bfloat16", "teacher.dtype=float16"],
+    ["learner.zero_stage=2", "student.dtype=bfloat16", "teacher.dtype=float16"],
     ["cluster.rollout.tensor_parallel=2", "cluster.gpus=4"],
     ["cluster.rollout={tensor_parallel: 2, gpus: 2}", "cluster.gpus=2"],
     ["rollout.temperature=0"],

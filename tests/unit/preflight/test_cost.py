@@ -78,7 +78,7 @@ def test_the_recipes_memory_equals_sums_by_hand(recipe: Any) -> None:
     assert (learner.devices, rollout.devices, teacher.devices) == (4, 4, 8)
     by_hand = {
         "weights": 8.03 * 2 / 4,
-        "gradients": 8.03 * 2 / 4 + 4.0,  # float32 copies of at most 1e9 elements at a time
+        "gradients": 8.03 * 4 / 4 + 4.0,  # added in float32, and copies of at most 1e9 elements at a time
         "optimizer": 8.03 * 12 / 4,
         # 32 layer inputs, and one layer: norms 2·4096·8, attention (2·32 + 2·8)·128·2, feed-forward 4·14336·2 bytes
         "activations": 8192 * (32 * 4096 * 2 + 65536 + 20480 + 114688) / 1e9,
@@ -86,7 +86,7 @@ def test_the_recipes_memory_equals_sums_by_hand(recipe: Any) -> None:
         "buffers": 1.0 + 2.0 + 0.54,
     }
     assert {part: size / 1e9 for part, size in learner.parts.items()} == pytest.approx(by_hand, rel=0.02)
-    assert learner.total / 1e9 == pytest.approx(45.6, rel=0.02)
+    assert learner.total / 1e9 == pytest.approx(49.6, rel=0.02)
     assert rollout.parts["weights"] / 1e9 == pytest.approx(8.03, rel=0.01)
     assert teacher.parts["weights"] / 1e9 == pytest.approx(17.64, rel=0.01)
     for engine in (rollout, teacher):
@@ -114,7 +114,7 @@ def test_recipe_is_checked_offline_without_weights(
 
 
 MISFITS = {
-    "the learner does not fit.* set learner.zero_stage=3": ["learner.zero_stage=1", "cluster.learner.ranks=2"],
+    "the learner does not fit.* set learner.zero_stage=3": ["learner.zero_stage=2", "cluster.learner.ranks=2"],
     "the learner does not fit.* set learner.activation_checkpointing=true": [
         "learner.activation_checkpointing=false",
         "learner.micro_batch_tokens=32768",
