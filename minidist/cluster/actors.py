@@ -32,9 +32,11 @@ class Actors:
         self._config = config
         self._at_once = at_once or {}
         self.bundles: list[Role] = [role for role in roles for _ in range(config.role(role).processes)]
+        """The role of each actor."""
+        self.homes = _homes(config, self.bundles)
         self._group: Any = None
         self._seated: dict[int, Remote] = {}
-        """The role in each bundle, by the bundle's index."""
+        """The actors that there are, by their index among `bundles`."""
 
     def start(self, scratch: Path) -> None:
         """Start Ray, or join the cluster at cluster.address, and reserve a bundle for every actor."""
@@ -59,8 +61,11 @@ class Actors:
         self._reserve()
 
     def _reserve(self) -> None:
-        settings = [self._config.role(role) for role in self.bundles]
-        bundles = [{"CPU": actor_cpus(self._config, each), "GPU": self._config.gpus_of(each)} for each in settings]
+        bundles: list[dict[str, float]] = [{"CPU": 0, "GPU": 0} for _ in range(len(set(self.homes)))]
+        for home, role in zip(self.homes, map(self._config.role, self.bundles), strict=True):
+            bundles[home]["CPU"] += actor_cpus(self._config, role)
+            dealt = self._config.shares_devices and role.gpus is None
+            bundles[home]["GPU"] = 1 if dealt else self._config.gpus_of(role)
         bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
         if not bundles:
             return
@@ -80,7 +85,9 @@ class Actors:
         options = {
             "num_cpus": actor_cpus(self._config, config),
             "num_gpus": self._config.gpus_of(config),
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=self.homes[bundle]
+            ),
         }
         actor = ray.remote(Host).options(**options).remote(self._environment(role))
         number = sum(name == role for name in self.bundles[:bundle])
@@ -132,6 +139,22 @@ class Actors:
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         return variables
+
+
+def _homes(config: ClusterConfig, roles: Sequence[Role]) -> list[int]:
+    """The bundle of each actor: one of its own, or, where actors share devices, one for each device, to which they are dealt in
+    turn. Processes of one model or gradient follow one another, so that no two of them meet on a device."""
+    homes: list[int] = []
+    dealt = 0
+    shared = config.gpus if config.shares_devices else 0
+    for role in roles:
+        if shared and config.role(role).gpus is None:
+            homes.append(dealt % shared)
+            dealt += 1
+        else:
+            homes.append(shared + len(homes) - dealt)
+    used = sorted(set(homes))
+    return [used.index(home) for home in homes]
 
 
 def _free_address() -> str:

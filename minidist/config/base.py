@@ -1,11 +1,14 @@
 """Base of all sections: unknown keys are refused, and values do not change after they are read."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from minidist.config.sentence import sentence
+
+if TYPE_CHECKING:
+    from minidist.config.cluster import Role
 
 FREE: Any = Field(json_schema_extra={"free": True})
 """Mark of a field, as in Annotated[int, FREE], whose value changes no number of a run beyond rounding."""
@@ -32,6 +35,11 @@ class StageSection(Section):
     """The rules between the sections, which yield one sentence for each combination of settings that is refused."""
 
     @property
+    def hosted(self) -> "tuple[Role, ...]":
+        """The roles for which the run needs actors."""
+        return ("rollout", "teacher", "learner")
+
+    @property
     def roles_at_once(self) -> dict[str, int]:
         """Of each role that shares the cores of a machine with others, how many work while it does, itself among them; a role
         that is not listed has its turns alone."""
@@ -46,4 +54,10 @@ class StageSection(Section):
     def _sections_agree(self) -> Self:
         for conflict in type(self).conflicts(self):
             raise ValueError(conflict)
+        return self
+
+    @model_validator(mode="after")
+    def _devices_suffice(self) -> Self:
+        if (cluster := getattr(self, "cluster", None)) is not None:
+            cluster.host(self.hosted)
         return self

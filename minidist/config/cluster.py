@@ -1,9 +1,10 @@
 """`cluster`: where the actors of each role run, how many there are, and their CPUs and GPUs."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from minidist.config.base import Section
 
@@ -29,6 +30,11 @@ class RoleConfig(Section):
     def devices(self) -> int:
         """Whole devices that one actor needs, if it has GPUs."""
         return getattr(self, "tensor_parallel", 1)
+
+    @property
+    def group(self) -> int:
+        """Processes that hold parts of one model, or of one gradient: NCCL refuses two of them on one device."""
+        return math.prod(getattr(self, field, 1) for field in ("shards", "ranks"))
 
 
 class RolloutRoleConfig(RoleConfig):
@@ -66,8 +72,8 @@ class ClusterConfig(Section):
     address: str | None = None
     """Address of a running Ray cluster to join; `auto` finds a local one. None: start a cluster on this machine for the run."""
     gpus: int = Field(default=0, ge=0)
-    """GPUs of this run; 0 runs everything on CPUs. Each actor gets whole devices if there are enough for all actors, else an
-    equal fraction of one."""
+    """GPUs of this run; 0 runs everything on CPUs. Each actor gets whole devices if there are enough for all actors of the run,
+    else an equal fraction of one: actors are then dealt to the devices in turn, engines first, then teachers, then learners."""
     gpu_gib: float | None = Field(default=None, gt=0)
     """Memory of one GPU, GiB, to plan a run for GPUs that this machine does not have. None: memory of this machine's GPUs."""
     threads: int | None = Field(default=None, ge=1)
@@ -83,22 +89,39 @@ class ClusterConfig(Section):
     rollout: RolloutRoleConfig = RolloutRoleConfig()
     teacher: TeacherRoleConfig = TeacherRoleConfig()
     learner: LearnerRoleConfig = LearnerRoleConfig()
+    _hosted: tuple[Role, ...] = PrivateAttr(default=("rollout", "teacher", "learner"))
 
     @model_validator(mode="after")
     def _roles_fit(self) -> "ClusterConfig":
         if self.roles == "local" and self.processes > 3:
             raise ValueError("cluster.roles local has one actor of each role; set cluster.roles=ray for more")
         for name, role in self._by_name.items():
-            if role.gpus is not None and role.gpus > 1 and role.gpus != int(role.gpus):
+            if role.gpus is None:
+                continue
+            if role.gpus > 1 and role.gpus != int(role.gpus):
                 raise ValueError(f"cluster.{name}.gpus is {role.gpus}: set a fraction below 1, or whole devices")
-            if role.devices > 1 and role.gpus is not None and 0 < role.gpus < role.devices:
+            if role.devices > 1 and 0 < role.gpus < role.devices:
                 raise ValueError(f"cluster.{name}.gpus is {role.gpus}, and each actor needs {role.devices} whole devices")
-            if self.gpus and role.gpus is None and role.devices > 1 and self.gpus_of(role) < role.devices:
+            if role.group > 1 and 0 < role.gpus < 1:
+                text = f"cluster.{name}.gpus is {role.gpus}, and its {role.group} processes may not share a device"
+                raise ValueError(f"{text}; set cluster.{name}.gpus=1, or leave it out")
+        return self
+
+    def host(self, roles: Sequence[Role]) -> None:
+        """Share the GPUs among these roles, those of the run. Raises ValueError where there are too few for them."""
+        self._hosted = tuple(roles)
+        for name in self._hosted if self.gpus else ():
+            role = self.role(name)
+            if role.gpus is None and role.devices > 1 and self.shares_devices:
                 raise ValueError(
                     f"cluster.gpus is {self.gpus}, too few for whole devices, and each actor of cluster.{name} needs "
                     f"{role.devices}; raise cluster.gpus, or set cluster.{name}.gpus={role.devices} and gpus of other roles"
                 )
-        return self
+            if role.gpus is None and role.group > self.gpus:
+                raise ValueError(
+                    f"cluster.gpus is {self.gpus}, and {role.group} processes of cluster.{name} may not share a device; raise "
+                    f"cluster.gpus to {role.group}, or lower their number"
+                )
 
     @property
     def processes(self) -> int:
@@ -117,7 +140,17 @@ class ClusterConfig(Section):
         """GPUs of an actor of `role`."""
         if role.gpus is not None or self.gpus == 0:
             return role.gpus or 0.0
-        if sum(each.processes * each.devices for each in self._by_name.values()) <= self.gpus:
+        if not self.shares_devices:
             return float(role.devices)
         # Rounded down, so that the fractions of one device add up to at most 1.
-        return math.floor(100 / math.ceil(self.processes / self.gpus)) / 100
+        return math.floor(100 / math.ceil(sum(each.processes for each in self._sharing) / self.gpus)) / 100
+
+    @property
+    def shares_devices(self) -> bool:
+        """Whether actors get fractions of devices, since there are more actors than devices."""
+        return sum(each.processes * each.devices for each in self._sharing) > self.gpus > 0
+
+    @property
+    def _sharing(self) -> list[RoleConfig]:
+        """The roles of the run."""
+        return [self.role(name) for name in self._hosted]

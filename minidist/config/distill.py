@@ -98,6 +98,13 @@ class DistillConfig(StageSection):
         return self.prefix.gold or any(stream.writer == "dataset" for stream in self.streams.values())
 
     @property
+    def hosted(self) -> tuple[Role, ...]:
+        """Teacher scores read from a cache need no actor."""
+        teacher = self.asks_actors and self.teacher.live
+        asked: dict[Role, bool] = {"rollout": self.asks_engines, "teacher": teacher, "learner": True}
+        return tuple(role for role, wanted in asked.items() if wanted)
+
+    @property
     def roles_at_once(self) -> dict[str, int]:
         """Ahead of the learner, engines write while one of the others works, or, with both kinds of overlap, while both do; in
         step with it they work beside teachers alone."""

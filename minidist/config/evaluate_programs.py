@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from minidist.config import conflicts
 from minidist.config.base import FREE, Section
+from minidist.config.cluster import Role
 from minidist.config.generate import ChatServerConfig, GenerateConfig
 from minidist.config.grade import GradeConfig
 from minidist.config.models import ModelConfig
@@ -81,3 +82,8 @@ class EvaluateProgramsConfig(PipelineSection):
             )
         except ValidationError as error:
             raise ValueError(f"systems.{name}: {sentence(error, GenerateConfig)}") from None
+
+    @property
+    def hosted(self) -> tuple[Role, ...]:
+        """Engines, unless servers answer."""
+        return ("rollout",) if any(each.model is not None for each in self.systems.values()) else ()

@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 from minidist.config import conflicts
+from minidist.config.cluster import Role
 from minidist.config.models import ModelConfig
 from minidist.config.pipelines import PipelineSection
 from minidist.config.rollout import RolloutConfig
@@ -30,3 +31,8 @@ class GenerateConfig(PipelineSection):
     """The program of several calls that finds each answer, and the filter over its samples. None: plain samples."""
     rollout: RolloutConfig = RolloutConfig()
     """How answers are drawn: samples_per_prompt, max_new_tokens, temperature, top_p; and the engine."""
+
+    @property
+    def hosted(self) -> tuple[Role, ...]:
+        """Engines, unless a server answers."""
+        return ("rollout",) if self.model is not None else ()

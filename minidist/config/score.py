@@ -8,7 +8,7 @@ from pydantic import Field
 from minidist.config import conflicts
 from minidist.config.base import FREE, StageSection
 from minidist.config.canaries import CanaryConfig
-from minidist.config.cluster import ClusterConfig
+from minidist.config.cluster import ClusterConfig, Role
 from minidist.config.data import ScoreDataConfig
 from minidist.config.models import StudentConfig
 from minidist.config.run import RunConfig
@@ -41,3 +41,8 @@ class ScoreConfig(StageSection):
     @property
     def shapes_only(self) -> tuple[str, ...]:
         return ("student.model",) if self.teacher.hosted else ("student.model", "teacher.model")
+
+    @property
+    def hosted(self) -> tuple[Role, ...]:
+        """The teachers alone."""
+        return ("teacher",)

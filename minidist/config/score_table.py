@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from minidist.config import conflicts
+from minidist.config.cluster import Role
 from minidist.config.grade import GradeConfig
 from minidist.config.judge import JudgeConfig
 from minidist.config.pipelines import PipelineSection
@@ -33,3 +34,9 @@ class ScoreTableConfig(PipelineSection):
     """Verdict of a model on each answer, in the columns verdict and verdict_reply. None: nobody judges."""
     max_tokens: int = Field(default=2048, ge=2)
     """Longest prompt with its answer, tokens; longer rows fail."""
+
+    @property
+    def hosted(self) -> tuple[Role, ...]:
+        """A model that judges is a rollout engine."""
+        judges = self.judge is not None and self.judge.model is not None
+        return ("teacher", "rollout") if judges else ("teacher",)

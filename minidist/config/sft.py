@@ -7,7 +7,7 @@ from pydantic import Field
 from minidist.config import conflicts
 from minidist.config.base import FREE, StageSection
 from minidist.config.canaries import CanaryConfig
-from minidist.config.cluster import ClusterConfig
+from minidist.config.cluster import ClusterConfig, Role
 from minidist.config.data import SftDataConfig
 from minidist.config.evaluation import EvaluationConfig
 from minidist.config.learner import LearnerConfig
@@ -29,3 +29,8 @@ class SftConfig(StageSection):
     canaries: CanaryConfig = CanaryConfig()
     batch_rows: int = Field(default=32, ge=1)
     """Rows of one optimizer step."""
+
+    @property
+    def hosted(self) -> tuple[Role, ...]:
+        """The learner alone."""
+        return ("learner",)

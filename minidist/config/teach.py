@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from minidist.config import conflicts
 from minidist.config.base import FREE, Section, StageSection
-from minidist.config.cluster import ClusterConfig
+from minidist.config.cluster import ClusterConfig, Role
 from minidist.config.data import SourceConfig
 from minidist.config.learner import OptimizerConfig
 from minidist.config.lessons import AloneConfig, LessonConfig
@@ -120,3 +120,8 @@ class TeachConfig(StageSection):
     @classmethod
     def _method(cls, tree: Any) -> Any:
         return with_method(tree, TEACH) if isinstance(tree, dict) else tree
+
+    @property
+    def hosted(self) -> tuple[Role, ...]:
+        """The learner alone, which holds both models."""
+        return ("learner",)

@@ -24,7 +24,7 @@ class Stage:
         help: one sentence for `minidist --help`.
         plan: `plan(config)` checks the configuration against files and machine; the plan's `lines` are printed.
         run: `await run(StageRun, Roles)` returns the summary; `await run(config)` where the stage starts its roles itself.
-        roles: the roles for which a configuration needs actors. None: another stage's, or none.
+        hosts: the stage has roles (`StageSection.hosted`) of its own; else they are another stage's, or there are none.
         starts_roles: the stage starts its roles itself, where it has work for them.
         reruns: a finished run is called again: the stage finds what is left to do, and draws its results again.
         show: `show(summary["result"])` prints the result of a finished run again.
@@ -35,7 +35,7 @@ class Stage:
     help: str
     plan: str
     run: str
-    roles: "Callable[[Any], tuple[Role, ...]] | None" = None
+    hosts: bool = False
     starts_roles: bool = False
     reruns: bool = False
     show: str | None = None
@@ -44,7 +44,7 @@ class Stage:
     @property
     def alone(self) -> bool:
         """Whether `run` takes the configuration alone."""
-        return self.roles is None or self.starts_roles
+        return not self.hosts or self.starts_roles
 
 
 @dataclass(frozen=True)
@@ -62,33 +62,20 @@ class StageRun(Generic[C, P]):
         return 0 if self.checkpoint is None else self.checkpoint.step
 
 
-def _distill_roles(config: Any) -> "tuple[Role, ...]":
-    """Teacher scores read from a cache need no actor."""
-    teacher = config.asks_actors and config.teacher.live
-    asked: dict[Role, bool] = {"rollout": config.asks_engines, "teacher": teacher, "learner": True}
-    return tuple(role for role, wanted in asked.items() if wanted)
-
-
-def _score_table_roles(config: Any) -> "tuple[Role, ...]":
-    """A model that judges is a rollout engine."""
-    judges = config.judge is not None and config.judge.model is not None
-    return ("teacher", "rollout") if judges else ("teacher",)
-
-
 STAGES: dict[str, Stage] = {
     "sft": Stage(
         "sft",
         "Train a model on answers or plain text, from a checkpoint or from scratch.",
         plan="minidist.preflight.plan:plan_sft",
         run="minidist.stages.sft:sft",
-        roles=lambda config: ("learner",),
+        hosts=True,
     ),
     "distill": Stage(
         "distill",
         "Distil a teacher into a student on the student's own text.",
         plan="minidist.preflight.plan:plan_distill",
         run="minidist.stages.distill:distill",
-        roles=_distill_roles,
+        hosts=True,
         ending="minidist.run.accounting:show",
     ),
     "teach": Stage(
@@ -96,14 +83,14 @@ STAGES: dict[str, Stage] = {
         "Distil a classifier, a regressor or a decoder from a teacher that may learn to teach it.",
         plan="minidist.preflight.lessons:plan_teach",
         run="minidist.stages.teach:teach",
-        roles=lambda config: ("learner",),
+        hosts=True,
     ),
     "evaluate": Stage(
         "evaluate",
         "Measure models against their teacher and gold answers; print a table.",
         plan="minidist.preflight.plan:plan_evaluate",
         run="minidist.stages.evaluate:evaluate",
-        roles=lambda config: ("rollout", "teacher", "learner"),
+        hosts=True,
         show="minidist.evaluation.table:show_result",
     ),
     "evaluate_programs": Stage(
@@ -111,7 +98,7 @@ STAGES: dict[str, Stage] = {
         "Measure accuracy and cost of programs of several calls; print a table.",
         plan="minidist.preflight.generate:plan_programs",
         run="minidist.stages.evaluate_programs:evaluate_programs",
-        roles=lambda config: ("rollout",) if any(each.model is not None for each in config.systems.values()) else (),
+        hosts=True,
         starts_roles=True,
         reruns=True,
     ),
@@ -120,7 +107,7 @@ STAGES: dict[str, Stage] = {
         "Answer the rows of a data set, plainly or by a program of several calls, and keep the consistent answers.",
         plan="minidist.preflight.generate:plan_generate",
         run="minidist.stages.generate:generate",
-        roles=lambda config: ("rollout",) if config.model is not None else (),
+        hosts=True,
         starts_roles=True,
         reruns=True,
     ),
@@ -129,14 +116,14 @@ STAGES: dict[str, Stage] = {
         "Write a teacher's scores of given text to disk, for training without the teacher.",
         plan="minidist.preflight.plan:plan_score",
         run="minidist.stages.score:score",
-        roles=lambda config: ("teacher",),
+        hosts=True,
     ),
     "score_table": Stage(
         "score",
         "Write each row of a data set with its answers' log-probabilities under a teacher.",
         plan="minidist.preflight.score_table:plan_score_table",
         run="minidist.stages.score_table:score_table",
-        roles=_score_table_roles,
+        hosts=True,
         starts_roles=True,
         reruns=True,
     ),
@@ -177,8 +164,7 @@ def code(reference: str) -> Callable[..., Any]:
 
 def roles_of(config: "Command") -> "tuple[Role, ...]":
     """The roles for which a configuration needs actors; none where they are those of another stage."""
-    roles = STAGES[config.stage].roles
-    return () if roles is None else roles(config)
+    return getattr(config, "hosted", ()) if STAGES[config.stage].hosts else ()
 
 
 async def run_stage(config: "Command") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """CPUs and GPUs of each actor, machines that are too small for a configuration, and how many roles start at once."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +75,54 @@ def test_actors_get_whole_gpus_where_there_are_enough_else_equal_shares() -> Non
     assert gpus(gpus=1) == (0.33, 0.33, 0.33)
     assert gpus(gpus=2, rollout={"actors": 4}, learner={"ranks": 2}) == (0.25, 0.25, 0.25)
     assert gpus(gpus=1, learner={"gpus": 0.6}, teacher={"gpus": 0}) == (0.33, 0, 0.6)
+
+
+def homes(roles: Sequence[Role], **fields: Any) -> list[int]:
+    config = ClusterConfig(**fields)
+    config.host(roles)
+    return Actors(config, roles).homes
+
+
+def test_only_the_roles_of_the_run_share_the_gpus() -> None:
+    """Eight ranks of a supervised run on eight devices, and a teacher that is read from a cache."""
+    config = ClusterConfig.model_validate({"gpus": 8, "learner": {"ranks": 8}})
+    config.host(["learner"])
+    assert config.gpus_of(config.learner) == 1
+    config.host(ROLES)
+    assert config.gpus_of(config.learner) == 0.5
+    config = ClusterConfig.model_validate({"gpus": 2, "rollout": {"tensor_parallel": 2}})
+    config.host(["rollout"])
+    assert config.gpus_of(config.rollout) == 2
+    with pytest.raises(ValueError, match=r"too few for whole devices, and each actor of cluster\.rollout needs 2"):
+        config.host(ROLES)
+
+
+def test_actors_that_share_devices_are_dealt_to_them_and_ranks_never_meet() -> None:
+    assert homes(ROLES, gpus=3) == [0, 1, 2]
+    assert homes(ROLES, gpus=1) == [0, 0, 0]
+    assert homes(ROLES, gpus=2, learner={"ranks": 2}) == [0, 1, 0, 1]
+    assert homes(ROLES, gpus=2, teacher={"shards": 2}, learner={"ranks": 2}) == [0, 1, 0, 1, 0]
+    assert homes(ROLES, gpus=3, learner={"ranks": 3}) == [0, 1, 2, 0, 1]
+    assert homes(ROLES, gpus=2, teacher={"gpus": 0}, learner={"ranks": 2}) == [0, 2, 1, 0]
+    assert homes(ROLES) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("actors", [1, 2, 5])
+def test_ranks_of_a_group_have_devices_of_their_own(gpus: int, ranks: int, actors: int) -> None:
+    fields: dict[str, Any] = {"gpus": gpus, "rollout": {"actors": actors}, "learner": {"ranks": ranks}}
+    config = ClusterConfig(**fields)
+    if ranks > gpus:
+        with pytest.raises(ValueError, match=rf"{ranks} processes of cluster.learner may not share a device; raise .* {ranks}"):
+            config.host(ROLES)
+        return
+    config.host(ROLES)
+    actors_of_run = Actors(config, ROLES)
+    places = [home for home, role in zip(actors_of_run.homes, actors_of_run.bundles, strict=True) if role == "learner"]
+    assert len(set(places)) == ranks
+    load = max(actors_of_run.homes.count(home) for home in actors_of_run.homes)
+    assert load * config.gpus_of(config.learner) <= 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])

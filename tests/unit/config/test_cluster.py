@@ -23,6 +23,16 @@ REFUSED = [
         ["cluster.rollout.tensor_parallel=2", "cluster.gpus=3"],
         ["cluster.gpus is 3", "each actor of cluster.rollout needs 2", "set cluster.rollout.gpus=2"],
     ),
+    (
+        "sft",
+        ["cluster.learner.ranks=3", "cluster.gpus=2"],
+        ["cluster.gpus is 2", "3 processes of cluster.learner may not share a device", "raise cluster.gpus to 3"],
+    ),
+    (
+        "distill",
+        ["cluster.teacher={shards: 2, gpus: 0.5}", "teacher.backend=hf", "cluster.gpus=4"],
+        ["cluster.teacher.gpus is 0.5", "2 processes may not share a device", "set cluster.teacher.gpus=1"],
+    ),
 ]
 
 

@@ -5,7 +5,8 @@ import inspect
 import pytest
 
 from minidist.config import CONFIGS
-from minidist.stages import STAGES, code, verbs
+from minidist.stages import STAGES, code, roles_of, verbs
+from tests.support.config import TREES
 
 
 def test_every_configuration_has_a_stage_and_every_stage_a_configuration() -> None:
@@ -36,10 +37,9 @@ def test_stages_that_share_a_verb_are_one_command() -> None:
 
 
 def test_stages_need_the_roles_they_use() -> None:
-    asked = {name: stage.roles for name, stage in STAGES.items() if stage.roles is not None and not stage.starts_roles}
-    asked.pop("distill")
-    assert {name: roles(None) for name, roles in asked.items()} == {
+    assert {name: roles_of(CONFIGS[name].model_validate(tree)) for name, tree in TREES.items()} == {
         "sft": ("learner",),
+        "distill": ("rollout", "teacher", "learner"),
         "teach": ("learner",),
         "evaluate": ("rollout", "teacher", "learner"),
         "score": ("teacher",),
