@@ -45,8 +45,10 @@ class Cluster:
         self._turns = SharedThread() if config.roles == "local" and not at_once else None
         """The thread of roles in this process, where none works beside another."""
         self._starts = Starts()
-        self._starting = asyncio.Semaphore(cores() if config.address is None else config.processes)
-        """A role that starts keeps a core busy with imports: more than there are cores would delay the slowest, an engine."""
+        at_a_time = cores() if config.address is None else config.processes
+        self._starting = asyncio.Semaphore(1 if config.shares_devices else at_a_time)
+        """A role that starts keeps a core busy with imports: more than there are cores would delay the slowest, an engine.
+        Those that share devices start alone: vLLM measures what memory is free."""
 
     async def __aenter__(self) -> "Cluster":
         self._scratch = Scratch()

@@ -94,15 +94,16 @@ class Roles:
 
 
 async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
-    """The roles that a distillation needs, started side by side."""
+    """The roles that a distillation needs, started side by side; where they share devices, engines, teachers and learner start
+    one after another: vLLM counts as its own what others take of a device, or free, while it measures the memory it needs."""
     objectives = {MAIN: config.objective} | {name: stream.objective for name, stream in config.streams.items()}
     teacher = config.teacher if config.asks_actors or config.teacher.learns else None
     lockstep = config.teacher if config.teacher_mix > 0 and not config.takes_turns else None
-    learner, (engines, teachers) = await both(
-        roles.learner(LearnerSetup(config.student, config.learner, objectives, teacher)),
-        both(
-            roles.engines(config.student, config.rollout, teacher=lockstep) if config.asks_engines else nothing(),
-            roles.teachers(config.teacher, mixing=config.takes_turns) if config.asks_actors else nothing(),
-        ),
-    )
+    writing = roles.engines(config.student, config.rollout, teacher=lockstep) if config.asks_engines else nothing()
+    scoring = roles.teachers(config.teacher, mixing=config.takes_turns) if config.asks_actors else nothing()
+    learning = roles.learner(LearnerSetup(config.student, config.learner, objectives, teacher))
+    if config.cluster.shares_devices:
+        engines, teachers, learner = await writing, await scoring, await learning
+    else:
+        learner, (engines, teachers) = await both(learning, both(writing, scoring))
     return HostedRoles(learner if teachers is None else cast(Learner, RescoringLearner(learner, teachers)), engines, teachers)
