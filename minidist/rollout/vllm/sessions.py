@@ -67,6 +67,8 @@ class _Session:
     request: Any
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    working: bool = False
+    """The turn is under way."""
 
 
 @dataclass
@@ -114,15 +116,21 @@ class Sessions:
             resumed.sampling_params.max_tokens = turn.count
             session.tokens = []
             session.logprobs = []
+            session.working = True
             self._engine.engine_core.add_request(resumed)
         call.working += len(request.turns)
 
     def take(self, outputs: Sequence[Any]) -> list[Any]:
-        """Keep what a step of the engine wrote in sessions, and return its other outputs."""
+        """Keep what a step of the engine wrote in sessions, and return its other outputs.
+
+        Where vLLM schedules the next step before it has seen the last one, an ended turn may write one token more: it is dropped.
+        """
         others = []
         for output in outputs:
             if (session := self._by_name.get(output.request_id)) is None:
                 others.append(output)
+                continue
+            if not session.working:
                 continue
             session.tokens += output.new_token_ids
             if output.new_logprobs is not None:
@@ -131,6 +139,7 @@ class Sessions:
                 stopped = session.tokens[-1] in self._stops
                 session.call.results.append(TurnResult(session.index, session.tokens, session.logprobs, stopped))
                 session.call.working -= 1
+                session.working = False
         return others
 
     def enough(self, name: str, fraction: float) -> bool:

@@ -43,6 +43,21 @@ def test_a_later_turn_reads_the_last_token_of_the_turn_before_it(engine: FakeEng
     assert {each.sampling_params.seed for each in engine.requests} == {5}
 
 
+def test_what_an_ended_turn_writes_late_is_dropped(engine: FakeEngine, sessions: Sessions) -> None:
+    """A token of the step that was under way, and a second end, by which the turn would be counted twice."""
+    sessions.submit(request([Turn(0, [7, 8], 4, seed=5), Turn(1, [7], 4, seed=6)]))
+    sessions.take([output(0, [3, 6], "stop")])
+    sessions.take([output(0, [9], None), output(0, [9])])
+    assert not sessions.enough("call", 1.0), "the other turn is under way"
+    results = sessions.collect("call")
+    assert results == [TurnResult(0, [3, 6], [-3.0, -6.0], True)]
+    sessions.submit(request([Turn(0, [2], 1, seed=5)]))
+    assert engine.requests[-1].prompt_token_ids == [6, 2]
+    sessions.take([output(0, [4])])
+    assert results == [TurnResult(0, [3, 6], [-3.0, -6.0], True)]
+    assert sessions.collect("call") == [TurnResult(0, [4], [-4.0], False)]
+
+
 def test_each_id_that_ends_answers_stops_a_turn(sessions: Sessions) -> None:
     sessions.submit(request([Turn(index, [7], 9, seed=5) for index in range(3)]))
     sessions.take([output(0, [3, 0], "stop"), output(1, [3, 6], "stop"), output(2, [3, 5])])
