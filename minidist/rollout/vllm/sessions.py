@@ -123,7 +123,7 @@ class Sessions:
     def take(self, outputs: Sequence[Any]) -> list[Any]:
         """Keep what a step of the engine wrote in sessions, and return its other outputs.
 
-        Where vLLM schedules the next step before it has seen the last one, an ended turn may write one token more: it is dropped.
+        Where vLLM schedules the next step before it has seen the last one, an ended turn may write a token more: it is dropped.
         """
         others = []
         for output in outputs:
