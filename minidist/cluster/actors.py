@@ -64,8 +64,8 @@ class Actors:
         bundles: list[dict[str, float]] = [{"CPU": 0, "GPU": 0} for _ in range(len(set(self.homes)))]
         for home, role in zip(self.homes, map(self._config.role, self.bundles), strict=True):
             bundles[home]["CPU"] += actor_cpus(self._config, role)
-            dealt = self._config.shares_devices and role.gpus is None
-            bundles[home]["GPU"] = 1 if dealt else self._config.gpus_of(role)
+            shared = self._config.shared_devices > 0 and role.gpus is None
+            bundles[home]["GPU"] = 1 if shared else self._config.gpus_of(role)
         bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
         if not bundles:
             return
@@ -74,8 +74,8 @@ class Actors:
             wanted = ", ".join(f"{sum(bundle.get(name, 0) for bundle in bundles):g} {name}" for name in ("CPU", "GPU"))
             found = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in ("CPU", "GPU"))
             raise ConfigError(
-                f"no room for the run's {len(bundles)} actors ({wanted}) in {self._config.start_timeout_s:g} s: the cluster "
-                f"has {found} in all; lower the counts or shares under cluster, or set cluster.placement=pack"
+                f"no room for the run's {len(self.bundles)} actors ({wanted}) in {self._config.start_timeout_s:g} s: the "
+                f"cluster has {found} in all; lower the counts or shares under cluster, or set cluster.placement=pack"
             )
 
     def seat(self, role: Role) -> Any:
@@ -146,7 +146,7 @@ def _homes(config: ClusterConfig, roles: Sequence[Role]) -> list[int]:
     turn. Processes of one model or gradient follow one another, so that no two of them meet on a device."""
     homes: list[int] = []
     dealt = 0
-    shared = config.gpus if config.shares_devices else 0
+    shared = config.shared_devices
     for role in roles:
         if shared and config.role(role).gpus is None:
             homes.append(dealt % shared)

@@ -110,17 +110,25 @@ class ClusterConfig(Section):
     def host(self, roles: Sequence[Role]) -> None:
         """Share the GPUs among these roles, those of the run. Raises ValueError where there are too few for them."""
         self._hosted = tuple(roles)
-        for name in self._hosted if self.gpus else ():
+        if not self.gpus:
+            return
+        left, dealt = self.gpus - self._claimed, ", ".join(name for name in roles if self.role(name).gpus is None)
+        if left < 0 or (dealt and not left):
+            raise ValueError(
+                f"cluster.gpus is {self.gpus}, and roles with gpus of their own claim {self._claimed:g}, which leaves none for "
+                f"the others ({dealt or 'there are none'}); raise cluster.gpus, or lower what they claim"
+            )
+        for name in self._hosted if self.shares_devices else ():
             role = self.role(name)
-            if role.gpus is None and role.devices > 1 and self.shares_devices:
+            if role.gpus is None and role.devices > 1:
                 raise ValueError(
                     f"cluster.gpus is {self.gpus}, too few for whole devices, and each actor of cluster.{name} needs "
                     f"{role.devices}; raise cluster.gpus, or set cluster.{name}.gpus={role.devices} and gpus of other roles"
                 )
-            if role.gpus is None and role.group > self.gpus:
+            if role.gpus is None and role.group > max(1, self.shared_devices):
                 raise ValueError(
                     f"cluster.gpus is {self.gpus}, and {role.group} processes of cluster.{name} may not share a device; raise "
-                    f"cluster.gpus to {role.group}, or lower their number"
+                    f"cluster.gpus to {role.group + math.ceil(self._claimed)}, or lower their number"
                 )
 
     @property
@@ -142,15 +150,28 @@ class ClusterConfig(Section):
             return role.gpus or 0.0
         if not self.shares_devices:
             return float(role.devices)
+        processes = sum(each.processes for each in self._dealt)
         # Rounded down, so that the fractions of one device add up to at most 1.
-        return math.floor(100 / math.ceil(sum(each.processes for each in self._sharing) / self.gpus)) / 100
+        if not self.shared_devices:
+            return math.floor(100 * (self.gpus - self._claimed) / processes) / 100
+        return math.floor(100 / math.ceil(processes / self.shared_devices)) / 100
 
     @property
     def shares_devices(self) -> bool:
-        """Whether actors get fractions of devices, since there are more actors than devices."""
-        return sum(each.processes * each.devices for each in self._sharing) > self.gpus > 0
+        """Whether actors get fractions of devices, since there are more of them than devices."""
+        return bool(self.gpus) and sum(each.processes * each.devices for each in self._dealt) > self.gpus - self._claimed
 
     @property
-    def _sharing(self) -> list[RoleConfig]:
-        """The roles of the run."""
-        return [self.role(name) for name in self._hosted]
+    def shared_devices(self) -> int:
+        """Whole devices that actors share. 0: none do, or those that do share what is left of one."""
+        return math.floor(self.gpus - self._claimed) if self.shares_devices else 0
+
+    @property
+    def _dealt(self) -> list[RoleConfig]:
+        """The roles of the run without `gpus` of their own."""
+        return [self.role(name) for name in self._hosted if self.role(name).gpus is None]
+
+    @property
+    def _claimed(self) -> float:
+        """GPUs of the roles with `gpus` of their own."""
+        return sum(self.role(name).processes * (self.role(name).gpus or 0.0) for name in self._hosted)

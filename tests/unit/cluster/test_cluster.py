@@ -74,7 +74,10 @@ def test_actors_get_whole_gpus_where_there_are_enough_else_equal_shares() -> Non
     assert gpus(gpus=2) == (0.5, 0.5, 0.5)
     assert gpus(gpus=1) == (0.33, 0.33, 0.33)
     assert gpus(gpus=2, rollout={"actors": 4}, learner={"ranks": 2}) == (0.25, 0.25, 0.25)
-    assert gpus(gpus=1, learner={"gpus": 0.6}, teacher={"gpus": 0}) == (0.33, 0, 0.6)
+    assert gpus(gpus=1, learner={"gpus": 0.6}, teacher={"gpus": 0}) == (0.4, 0, 0.6)
+    assert gpus(gpus=1, teacher={"gpus": 0.5}) == (0.25, 0.5, 0.25)
+    assert gpus(gpus=2, learner={"gpus": 1}) == (0.5, 0.5, 1)
+    assert gpus(gpus=3, learner={"gpus": 1}) == (1, 1, 1)
 
 
 def homes(roles: Sequence[Role], **fields: Any) -> list[int]:
@@ -104,7 +107,32 @@ def test_actors_that_share_devices_are_dealt_to_them_and_ranks_never_meet() -> N
     assert homes(ROLES, gpus=2, teacher={"shards": 2}, learner={"ranks": 2}) == [0, 1, 0, 1, 0]
     assert homes(ROLES, gpus=3, learner={"ranks": 3}) == [0, 1, 2, 0, 1]
     assert homes(ROLES, gpus=2, teacher={"gpus": 0}, learner={"ranks": 2}) == [0, 2, 1, 0]
+    assert homes(ROLES, gpus=2, learner={"gpus": 1}) == [0, 0, 1]
     assert homes(ROLES) == [0, 1, 2]
+
+
+OWN: list[dict[str, Any]] = [{}, {"gpus": 0}, {"gpus": 0.3}, {"gpus": 0.6}, {"gpus": 1}, {"gpus": 2}]
+"""What a role may claim for itself."""
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3, 4])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("learner", OWN, ids=str)
+@pytest.mark.parametrize("teacher", OWN, ids=str)
+def test_a_run_reserves_no_more_gpus_than_it_has(
+    gpus: int, ranks: int, learner: dict[str, Any], teacher: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserved: list[dict[str, float]] = []
+    group = SimpleNamespace(wait=lambda seconds: True)
+    monkeypatch.setattr(actors, "placement_group", lambda bundles, strategy: (reserved.extend(bundles), group)[1])
+    try:
+        config = ClusterConfig.model_validate({"gpus": gpus, "learner": {"ranks": ranks} | learner, "teacher": teacher})
+        config.host(ROLES)
+    except ValueError as error:
+        assert "may not share a device" in str(error) or "leaves none" in str(error)
+        return
+    Actors(config, ROLES)._reserve()
+    assert sum(bundle.get("GPU", 0) for bundle in reserved) <= gpus + 1e-9
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8])

@@ -24,6 +24,11 @@ REFUSED = [
         ["cluster.gpus is 3", "each actor of cluster.rollout needs 2", "set cluster.rollout.gpus=2"],
     ),
     (
+        "distill",
+        ["cluster.rollout={tensor_parallel: 2, gpus: 2}", "cluster.gpus=2"],
+        ["cluster.gpus is 2", "claim 2", "none for the others (teacher, learner)", "raise cluster.gpus"],
+    ),
+    (
         "sft",
         ["cluster.learner.ranks=3", "cluster.gpus=2"],
         ["cluster.gpus is 2", "3 processes of cluster.learner may not share a device", "raise cluster.gpus to 3"],

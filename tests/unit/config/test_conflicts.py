@@ -195,7 +195,7 @@ ALLOWED = [
     ["learner={backend: single, zero_stage: 0}", "student={dtype: bfloat16, model: s, lora: {rank: 2}}"],
     ["learner.zero_stage=2", "student.dtype=bfloat16", "teacher.dtype=float16"],
     ["cluster.rollout.tensor_parallel=2", "cluster.gpus=4"],
-    ["cluster.rollout={tensor_parallel: 2, gpus: 2}", "cluster.gpus=2"],
+    ["cluster.rollout={tensor_parallel: 2, gpus: 2}", "cluster.gpus=3"],
     ["rollout.temperature=0"],
     ["learner.kernel=liger", "cluster.gpus=1"],
     [

@@ -139,10 +139,12 @@ MISFITS = {
         "cluster.teacher.shards=8",
         "teacher.batch_tokens=100000",
     ],
-    "roles share GPUs .* set cluster.gpus to 16": [
+    "roles share GPUs .* set cluster.gpus to 14": [
         "cluster.gpus=8",
-        "cluster.rollout.gpus=2",
-        "cluster.teacher.gpus=8",
+        "cluster.rollout.tensor_parallel=1",
+        "teacher.backend=hf",
+        "cluster.teacher.tensor_parallel=1",
+        "cluster.teacher.shards=8",
     ],
     "set cluster.gpu_gib to the memory": ["cluster.gpu_gib=null"],
     "more than cluster.object_store_gib = 0.5.* set cluster.object_store_gib=16": ["cluster.address=null"],
