@@ -30,7 +30,6 @@ from minidist.models.forward import _with_virtual_tokens, hidden_states
 from minidist.models.heads import head_of
 from minidist.models.shape import read_shape
 from minidist.preflight.cost import role_needs, step_bytes
-from minidist.stages import STAGES
 from minidist.types import Batch, Row, Stream
 from tests.support.learners import local_learner
 from tests.support.tiny import VOCABULARY, hidden_scores, random_rollouts, row_logits, tiny_model, tiny_renderer
@@ -372,8 +371,7 @@ def test_prompt_defaults_are_the_published_settings() -> None:
 def test_a_teacher_actor_starts_only_if_some_text_needs_it(sections: dict[str, Any], asked: bool) -> None:
     found = config(**sections)
     assert found.main_scored == (not found.teacher.learns)
-    hosted = STAGES["distill"].roles
-    assert hosted is not None and ("teacher" in hosted(found)) == asked == found.asks_actors
+    assert ("teacher" in found.hosted) == asked == found.asks_actors
     shape = read_shape(LlamaConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1))
     roles = {need.role for need in role_needs(found, shape, shape, longest=64, gpu=None)}
     assert ("teacher" in roles) == asked

@@ -16,7 +16,7 @@ from minidist.config import DistillConfig, ScoreConfig
 from minidist.experience.source import Collector
 from minidist.preflight.plan import plan_score
 from minidist.run.accounting import PREFIXES
-from minidist.stages import STAGES, run_stage
+from minidist.stages import run_stage
 from minidist.teachers.cache.store import ScoreCache
 from minidist.teachers.hf import HFTeacher
 from minidist.types import Rollout, TeacherScores
@@ -117,8 +117,7 @@ def test_offline_training_has_the_losses_of_a_live_teacher(
         figures, same = ({key: line[key] for key in line if not key.startswith(PREFIXES)} for line in (here, there))
         assert figures == pytest.approx(same, rel=2e-4, abs=1e-6)
     config = DistillConfig.model_validate(offline)
-    roles = STAGES["distill"].roles
-    assert config.asks_actors and roles is not None and roles(config) == ("learner",)
+    assert config.asks_actors and config.hosted == ("learner",)
 
 
 def test_a_stopped_run_keeps_what_it_scored_and_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
