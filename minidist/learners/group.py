@@ -82,7 +82,8 @@ Group = OneProcess | ProcessGroup
 def _join(group: RankGroup, device: str) -> Any:
     """Join the process group of this rank; returns a gloo group of the same ranks. A group of one meets in a file, so that no
     port is opened that another run could want."""
-    os.environ.setdefault("DS_ACCELERATOR", device)
+    # The role's own device: the variable that this process has inherited may name that of another role.
+    os.environ["DS_ACCELERATOR"] = device
     import deepspeed
     import deepspeed.comm
 
