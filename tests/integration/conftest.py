@@ -1,7 +1,7 @@
 """One Ray cluster with two vLLM engines, two teachers, a learner and a pair of ranks, shared by the whole test run."""
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from minidist.cluster.cluster import Cluster
 from minidist.concurrency import together
-from minidist.config.cluster import ClusterConfig, LearnerRoleConfig, RolloutRoleConfig, TeacherRoleConfig
+from minidist.config.cluster import ClusterConfig, LearnerRoleConfig, Role, RolloutRoleConfig, TeacherRoleConfig
 from minidist.config.data import RenderConfig
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.models import DType, ModelConfig, StudentConfig
@@ -41,6 +41,7 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 MAX_TOKENS = 48
+ROLES: tuple[Role, ...] = ("rollout", "teacher", "learner")
 OBJECTIVES = {"main": "reverse_kl", "supervised": "supervised"}
 
 
@@ -152,7 +153,9 @@ def engine_arguments(stack: Stack, model: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def standing(root: Path, config: ClusterConfig, shape: dict[str, Any], **facts: Any) -> Iterator[Stack]:
+def standing(
+    root: Path, config: ClusterConfig, shape: dict[str, Any], *, roles: Sequence[Role] = ROLES, **facts: Any
+) -> Iterator[Stack]:
     """A cluster, and two models under `root` of which no role is made yet; `facts`: further fields of the stack."""
     save_model(root / "student", shape, 1)
     save_model(root / "teacher", shape | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}, 2)
@@ -160,7 +163,7 @@ def standing(root: Path, config: ClusterConfig, shape: dict[str, Any], **facts: 
     # Two ids end an answer, as in a model whose generation_config lists one beside the tokenizer's.
     renderer = Renderer(tokenizer, RenderConfig(), stops=tokenizer.encode("q", add_special_tokens=False))
     with asyncio.Runner() as runner:
-        cluster = Cluster(config, root / "logs")
+        cluster = Cluster(config, root / "logs", roles)
         runner.run(cluster.__aenter__())
         try:
             yield Stack(runner, cluster, renderer, root / "student", root / "teacher", None, None, None, [], **facts)

@@ -37,9 +37,16 @@ def batch(stack: Stack) -> Batch:
     return on_policy_batch(stack, written(stack, count=25, seed=5))
 
 
+Expected = tuple[dict[str, np.ndarray], dict[str, float]]
+
+
 @pytest.fixture(scope="module")
-def expected(stack: Stack, batch: Batch) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Weights and metrics of the plain learner in one process after a step of gradient descent at rate 1."""
+def expected(stack: Stack, batch: Batch) -> Expected:
+    return step_in_one_process(stack, batch)
+
+
+def step_in_one_process(stack: Stack, batch: Batch) -> Expected:
+    """Weights and metrics of the plain learner, on the CPU, after a step of gradient descent at rate 1."""
     single = plain_learner(stack)
     update = asyncio.run(single.update(batch))
     return weights_of(single), update.metrics
@@ -57,11 +64,16 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], ato
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_ranks_give_the_gradient_of_one(stack: Stack, batch: Batch, expected: Any, way: str) -> None:
+def test_two_ranks_give_the_gradient_of_one(stack: Stack, batch: Batch, expected: Expected, way: str) -> None:
+    two_ranks_give_the_step(stack, batch, expected, way)
+
+
+def two_ranks_give_the_step(stack: Stack, batch: Batch, expected: Expected, way: str, *, atol: float = 3e-6) -> None:
+    """Also in tests/gpu, over NCCL."""
     learner = stack.ranks(settings(**UNEVEN, **WAYS[way]))
     update = stack.run(learner.update(batch))
     wanted, metrics = expected
-    assert_same(weights_of(learner, stack), wanted)
+    assert_same(weights_of(learner, stack), wanted, atol)
     for name in ("loss/nats_per_token", "main/teacher_logprob_nats", "sft/loss_nats_per_token", "learner/grad_norm"):
         assert update.metrics[name] == pytest.approx(metrics[name], rel=1e-4), name
     assert update.metrics["learner/loss_tokens"] == metrics["learner/loss_tokens"]
