@@ -6,6 +6,7 @@ tests/benchmarks/memory.py compares the learner's estimate with the memory that 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from minidist.config.learner import LearnerConfig, OptimizerConfig
@@ -87,8 +88,15 @@ class TrainedModel:
     @property
     def kept_activations(self) -> int:
         """Bytes of one micro-batch's activations."""
-        config = self.config
-        return activations(self.shape, self.tokens, BYTES[self.dtype], checkpointing=config.activation_checkpointing)
+        size, checkpointing = BYTES[self.dtype], self.config.activation_checkpointing
+        kept = activations(self.shape, self.tokens, size, checkpointing=checkpointing)
+        return kept + (masks(self.shape, self.tokens, size, checkpointing=checkpointing) if self.masked else 0)
+
+    @property
+    def masked(self) -> bool:
+        """Whether attention takes a mask of all pairs of a micro-batch's tokens: packed rows on a GPU without a kernel that
+        takes their lengths. On a CPU rows attend by segments."""
+        return self.gpu and self.config.layout == "packed" and not (BYTES[self.dtype] == 2 and find_spec("flash_attn"))
 
     def allocator(self, activation_bytes: int) -> int:
         """Bytes that the allocator keeps for the next micro-batch."""
@@ -271,6 +279,13 @@ def activations(shape: "Shape", tokens: int, size: int, *, checkpointing: bool) 
     feed_forward = (4 if shape.gated else 2 if shape.one_kernel else 5) * shape.intermediate * size
     layer = norms + attention + feed_forward
     return tokens * (shape.layers * shape.hidden * size + layer if checkpointing else shape.layers * layer)
+
+
+def masks(shape: "Shape", tokens: int, size: int, *, checkpointing: bool) -> int:
+    """Bytes that a forward pass keeps for its backward pass where attention takes a mask: in each layer the mask
+    [tokens, tokens], `size` bytes an element, and keys and values repeated for every head, which a masked kernel asks for."""
+    repeated = 2 * (shape.heads - shape.kv_heads) * shape.head_size * tokens if shape.heads > shape.kv_heads else 0
+    return size * (tokens**2 + repeated) * (1 if checkpointing else shape.layers)
 
 
 def kv_bytes_per_token(shape: "Shape", dtype: str, split: int = 1) -> int:

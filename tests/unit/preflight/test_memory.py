@@ -192,6 +192,19 @@ def test_checkpointing_keeps_inputs_and_one_layer() -> None:
     assert activations(shape, 10, 4, checkpointing=True) == 10 * 2 * 64 * 4 + one
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_rows_without_a_kernel_for_them_keep_a_mask_in_every_layer(checkpointing: bool) -> None:
+    """Of 8,192 tokens in 16 bits: 128 MiB a layer; and keys and values for 32 heads in place of 8."""
+    shape = read_shape(MIDDLE)
+    config = LearnerConfig(layout="packed", activation_checkpointing=checkpointing)
+    model = TrainedModel(shape, config, "bfloat16", ranks=1, tokens=8192, gpu=True)
+    aside = replace(model, config=config.model_copy(update={"layout": "auto"}))
+    more = model.kept_activations - aside.kept_activations
+    assert (shape.heads, shape.kv_heads, shape.head_size) == (32, 8, 128)
+    assert more == (1 if checkpointing else shape.layers) * (128 * 2**20 + 2 * 24 * 128 * 8192 * 2)
+    assert replace(model, gpu=False).kept_activations == aside.kept_activations, "on a CPU rows attend by segments"
+
+
 def test_keys_and_values_are_divided_by_whole_heads() -> None:
     shape = read_shape(MIDDLE)
     assert [kv_bytes_per_token(shape, "bfloat16", split) for split in (1, 2, 8, 16)] == [131072, 65536, 16384, 16384]
