@@ -86,10 +86,9 @@ class Sessions:
     Waiting requests hold keys and values that vLLM cannot take back, so a caller opens at most `capacity` sequences.
     """
 
-    def __init__(self, engine: Any, stops: Sequence[int], allowed: list[int] | None) -> None:
+    def __init__(self, engine: Any, stops: Sequence[int]) -> None:
         self._engine = engine
         self._stops = stops
-        self._allowed = allowed
         self._calls: dict[str, _Call] = {}
         self._by_name: dict[str, _Session] = {}
 
@@ -176,7 +175,7 @@ class Sessions:
     def _template(self, request: TurnRequest) -> Any:
         """A request as vLLM's input processor makes it, once for all requests that differ in tokens and seed alone."""
         fields = {"max_tokens": 1, "seed": 0, "logprobs": 0 if request.logprobs else None}
-        parameters = sampling_params(request.sampling, self._stops, self._allowed, **fields)
+        parameters = sampling_params(request.sampling, self._stops, **fields)
         return request_template(self._engine, parameters, resumable=True)
 
 

@@ -1,11 +1,11 @@
 """The arguments that vLLM is started with."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm.core import VLLMSettings, engine_arguments
 
 SETTINGS = VLLMSettings(
@@ -34,9 +34,8 @@ def test_a_prompt_is_never_split_on_a_cpu() -> None:
         assert arguments["max_num_batched_tokens"] == limit and arguments["enable_chunked_prefill"] is False
 
 
-def test_the_logits_processor_is_loaded_only_to_block_ngrams() -> None:
-    assert engine_arguments(SETTINGS)["logits_processors"] is None
-    module, _, name = engine_arguments(replace(SETTINGS, ngrams=True))["logits_processors"][0].partition(":")
-    spec = importlib.util.find_spec(module)  # not imported: it imports vLLM
-    assert spec is not None and spec.origin is not None
-    assert f"class {name}(" in Path(spec.origin).read_text()
+def test_vllm_gets_seeds_that_it_takes() -> None:
+    """Its second model runner keeps 63 bits of a request's seed; NumPy, which it seeds with the engine's, takes 32."""
+    assert 0 <= engine_arguments(replace(SETTINGS, seed=2**70 + 5))["seed"] < 2**32
+    assert engine_arguments(replace(SETTINGS, seed=7))["seed"] == 7
+    assert all(0 <= sample_seed(2**70, row, 1) < 2**63 for row in range(100))

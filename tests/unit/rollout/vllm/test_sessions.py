@@ -22,7 +22,7 @@ def sessions(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Sessions:
     monkeypatch.setattr(
         Sessions, "_template", lambda *_: SimpleNamespace(sampling_params=SimpleNamespace(seed=0, max_tokens=1))
     )
-    return Sessions(engine, STOPS, None)
+    return Sessions(engine, STOPS)
 
 
 def request(turns: list[Turn], finished: tuple[int, ...] = (), fraction: float = 1.0) -> TurnRequest:
