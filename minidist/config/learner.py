@@ -38,8 +38,8 @@ class MeasureConfig(Section):
     layout: Annotated[Literal["auto", "packed", "buckets"], FREE] = "auto"
     """Layout of a micro-batch. packed: one row of all sequences, with attention within each sequence only, and no padding; on a
     CPU a prompt of several samples is computed once. buckets: rows of similar length side by side, with at most 5 % of padding.
-    auto: packed for the families that a test proves (configs/FAMILIES.md), where the loaded model computes packed rows right and
-    the device has a kernel for them (a CPU, or a GPU with flash-attn and weights of 16 bits); else buckets."""
+    auto: packed for the families that a test proves (configs/FAMILIES.md), where the loaded model computes packed rows right
+    and the device has a kernel for them (a CPU, or a GPU with flash-attn and weights of 16 bits); else buckets."""
     chunk_tokens: Annotated[int | None, FREE] = Field(default=None, ge=1)
     """Loss tokens whose logits exist at one time. None: 2^25 logits, 128 MiB a table (220 tokens with a vocabulary of
     151,936)."""

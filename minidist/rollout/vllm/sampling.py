@@ -19,5 +19,5 @@ def sampling_params(sampling: Sampling, stops: Sequence[int], **fields: Any) -> 
     if sampling.no_repeat_ngram_size is not None:
         drawn["extra_args"] = {OPTION: sampling.no_repeat_ngram_size}
     # vLLM would add the ids at which the model's own generation_config ends.
-    ending = {"stop_token_ids": list(stops), "ignore_eos": True}
-    return SamplingParams(**drawn | ending | {"detokenize": False} | fields)
+    ending: dict[str, Any] = {"stop_token_ids": list(stops), "ignore_eos": True, "detokenize": False}
+    return SamplingParams(**drawn | ending | fields)

@@ -120,7 +120,7 @@ def _bans(ids: Sequence[int]) -> dict[str, float]:
     if len(ids) > _MOST_BIASES:
         raise RoleError(
             f"{len(ids):,} ids of the teacher are not shared with the student, and a vLLM server bars {_MOST_BIASES:,} of them "
-            "at most; have the teacher write with teacher.backend=vllm"
+            "at most; set teacher.backend=vllm"
         )
     return dict.fromkeys(map(str, ids), _NEVER)
 

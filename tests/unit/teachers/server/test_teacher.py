@@ -130,7 +130,7 @@ def test_a_vllm_server_is_handed_no_more_ids_than_it_takes(vocabulary: int, barr
     writing = Writing([1], Sampling(max_new_tokens=2), 1, (0,), vocabulary, 5024)
     if barred is None:
         with pytest.raises(
-            RoleError, match=r"1,025 ids of the teacher are not shared .* bars 1,024 of them at most; .*backend=vllm"
+            RoleError, match=r"1,025 ids of the teacher are not shared .* bars 1,024 of them at most; set teacher.backend=vllm"
         ):
             VLLMApi(5024).write("tiny", writing)
     else:
