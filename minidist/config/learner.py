@@ -60,6 +60,10 @@ class LearnerConfig(MeasureConfig):
     """Keep optimizer states in host memory and update the weights on the CPU (ZeRO 1 to 3)."""
     offload_parameters: Annotated[bool, FREE] = False
     """Keep partitioned parameters in host memory until a layer needs them (ZeRO 3 only)."""
+    parameter_group: Annotated[int | None, FREE] = Field(default=None, ge=1)
+    """Ranks that hold all weights between them a second time, so that the backward pass gathers them from these alone (ZeRO 3
+    only; hpZ of Wang et al., arXiv:2306.10209): those of one node, where nodes have a slow network. None: the ranks hold
+    the weights once."""
     activation_checkpointing: Annotated[bool, FREE] = False
     """Keep only the input of each layer and recompute the layer in the backward pass: less memory, about a third more time."""
     compute_dtype: Literal["bfloat16"] | None = None

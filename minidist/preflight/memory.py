@@ -126,6 +126,7 @@ def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Nee
 
         tensor            bytes                                              divided by N from
         weights           P b                                                ZeRO 3
+        a second time     P b / G with learner.parameter_group G             -
         gradients         T b; T 4 under ZeRO 2 and 3, which add in float32  ZeRO 2
         float32 gradients T 4, for the optimizer step; none without ZeRO     ZeRO 1 (under ZeRO 3 at most 1e9 elements)
         optimizer         T (4 + 8): float32 master copy, two moments        ZeRO 1
@@ -142,6 +143,7 @@ def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Nee
     moments = 0 if config.optimizer.type == "sgd" else 2 * (size if plain else 4)
     master = 4 if not plain and (size < 4 or stage in (1, 2)) else 0
     weights = shape.parameters * size // ranks["weights"]
+    again = 0 if config.parameter_group is None else shape.parameters * size // config.parameter_group
     optimizer = shape.trainable * (moments + master) // ranks["optimizer"]
     stepped = _float32_gradients(shape.trainable // model.ranks, stage)
     kept = model.kept_activations
@@ -149,7 +151,7 @@ def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Nee
     tables = _TABLES if teacher_head is None else _TABLES_WITH_TEACHER
     summed = shape.trainable * (4 if stage >= 2 else size) // ranks["gradients"]
     parts = {
-        "weights": 0 if offloads_weights else weights,
+        "weights": (0 if offloads_weights else weights) + again,
         "gradients": summed + (0 if offloads_optimizer else stepped),
         "optimizer": 0 if offloads_optimizer else optimizer,
         "activations": kept,

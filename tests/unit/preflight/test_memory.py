@@ -73,6 +73,17 @@ def test_offloaded_tensors_are_host_memory() -> None:
     assert need.host == (12 + 4 + 2) * 10**9 // 4
 
 
+def test_parameter_groups_hold_the_weights_a_second_time() -> None:
+    shape = Shape(10**9, 10**9, 1, 1, 1, 1, 1, 1, 1)
+    once, twice = (
+        learner_need(
+            TrainedModel(shape, LearnerConfig(zero_stage=3, parameter_group=group), "bfloat16", ranks=16, tokens=1, gpu=True)
+        )
+        for group in (None, 8)
+    )
+    assert twice.parts["weights"] - once.parts["weights"] == 2 * 10**9 // 8
+
+
 MODELS: list[tuple[PretrainedConfig, torch.dtype, float]] = [
     (LlamaConfig(**SMALL), torch.float32, 0.04),
     (LlamaConfig(**SMALL), torch.bfloat16, 0.04),
