@@ -70,10 +70,10 @@ def test_draws_follow_the_mixture(stack: Stack, teacher: Any, alpha: float, draw
     assert figures["mixed/teacher_s"] > 0
 
 
-def test_mixed_sequences_are_whole(stack: Stack, teacher: Any) -> None:
-    """As `tests/gpu` runs it."""
+def test_mixed_sequences_are_whole_where_both_engines_work_at_once(stack: Stack, teacher: Any) -> None:
+    """As `tests/gpu` runs it, where they take turns."""
     try:
-        mixed_sequences_are_whole(stack, teacher)
+        mixed_sequences_are_whole(stack, teacher, at_once=True)
     finally:
         stack.run(stack.engine.load(stack.student))  # as the other tests expect it
 

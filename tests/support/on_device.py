@@ -73,11 +73,11 @@ def rows_of_one_micro_batch_are_rows_alone(stack: Stack) -> None:
     assert_close(stack, together.reverse_kl, np.concatenate([one.reverse_kl for one in alone]))
 
 
-def mixed_sequences_are_whole(stack: Stack, teacher: Any, alpha: float = 0.4) -> None:
+def mixed_sequences_are_whole(stack: Stack, teacher: Any, alpha: float = 0.4, *, at_once: bool = False) -> None:
     """The student's tokens have the learner's log-probabilities, the coins fall as often as they should, no token follows the
     one that ends an answer, and neither engine keeps a sequence."""
     published(stack, stack.engine)
-    engine = TurnTakingEngine(stack.engine, teacher, alpha, stack.renderer)
+    engine = TurnTakingEngine(stack.engine, teacher, alpha, stack.renderer, at_once=at_once)
     sampling = Sampling(samples=8, max_new_tokens=16, seed=3)
     rollouts = stack.run(engine.generate(stack.prompts(texts(12)), sampling))
     logprobs, coins = (np.concatenate([getattr(each, name) for each in rollouts]) for name in ("logprobs", "coins"))

@@ -96,10 +96,14 @@ class Sessions:
         return len(self._by_name)
 
     def capacity(self, tokens: int) -> int:
-        """Number of sequences of at most `tokens` tokens that fit at one time."""
-        config = self._engine.vllm_config
-        blocks = config.cache_config.num_gpu_blocks - 1  # vLLM keeps one block for itself
-        return min(blocks // -(-tokens // config.cache_config.block_size), config.scheduler_config.max_num_seqs)
+        """Number of sequences of at most `tokens` tokens that fit at one time.
+
+        Layers of another kind, such as those with a sliding window, have blocks of their own from the same pool.
+        """
+        cache = self._engine.engine_core.engine_core.scheduler.kv_cache_config
+        each = sum(-(-tokens // group.kv_cache_spec.block_size) for group in cache.kv_cache_groups)
+        free = cache.num_blocks - 1  # vLLM keeps one block for itself
+        return min(free // each, self._engine.vllm_config.scheduler_config.max_num_seqs)
 
     def submit(self, request: TurnRequest) -> None:
         """Free the finished sequences, then give the engine its turns."""
