@@ -39,6 +39,7 @@ class RoleContext:
         on_gpu: the role computes on a GPU.
         tensor_parallel: devices over which vLLM splits the role's model.
         ratio_max: loop.ratio_max where an earlier student may have written the main stream; None: the current one writes it.
+        sleeps: the role holds its devices in turn with others.
     """
 
     renderer: Renderer
@@ -50,6 +51,7 @@ class RoleContext:
     on_gpu: bool = False
     tensor_parallel: int = 1
     ratio_max: float | None = None
+    sleeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def make_engine(
         seed=context.seed,
         on_gpu=context.on_gpu,
         tensor_parallel=context.tensor_parallel,
+        sleeps=context.sleeps,
     )
     return VLLMEngine(settings, context.renderer, vocabulary=context.vocabulary)
 
@@ -128,6 +131,7 @@ def _vllm_teacher(context: RoleContext, config: VLLMTeacherConfig, mixing: bool,
         on_gpu=context.on_gpu,
         tensor_parallel=context.tensor_parallel,
         max_tokens=context.max_tokens,
+        sleeps=context.sleeps,
     )
 
 

@@ -17,7 +17,12 @@ from minidist.types import Prompt, Rollout, Sampling, TeacherScores
 
 
 def teacher_settings(
-    config: LocalTeacherConfig, *, max_tokens: int | None = None, on_gpu: bool = False, tensor_parallel: int = 1
+    config: LocalTeacherConfig,
+    *,
+    max_tokens: int | None = None,
+    on_gpu: bool = False,
+    tensor_parallel: int = 1,
+    sleeps: bool = False,
 ) -> VLLMSettings:
     """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context.
 
@@ -25,7 +30,7 @@ def teacher_settings(
     """
     longest = max_tokens or context_length(load_config(config, "teacher.model"))
     limits = {"max_tokens": longest + 1, "batch_tokens": max(config.batch_tokens, config.max_sequences)}
-    place = {"on_gpu": on_gpu, "tensor_parallel": tensor_parallel}
+    place = {"on_gpu": on_gpu, "tensor_parallel": tensor_parallel, "sleeps": sleeps}
     return VLLMSettings.of(config, "teacher.model", config, prefix_caching=False, **limits, **place)
 
 
@@ -38,7 +43,8 @@ class VLLMTeacher(TurnTaker):
     Args:
         vocabulary: ids from this one on are padding and are never sampled; None: no id is padding.
         resources: of `teacher_settings`: on_gpu, whether the model runs on a GPU; tensor_parallel, devices (processes, on a
-            CPU) over which the model is split; max_tokens, longest sequence, None: the model's context.
+            CPU) over which the model is split; max_tokens, longest sequence, None: the model's context; sleeps, whether the
+            model can leave its device.
     """
 
     def __init__(self, config: VLLMTeacherConfig, renderer: Renderer, *, vocabulary: int | None, **resources: Any) -> None:
@@ -65,6 +71,13 @@ class VLLMTeacher(TurnTaker):
         """Class and payload: for the run's summary."""
         facts = self._core.facts()
         return {**facts, "class": f"{type(self).__name__}, {facts['class']}", "payload": self._config.payload}
+
+    async def sleep(self) -> None:
+        """Move the weights to host memory, until `wake`."""
+        await self._core.sleep()
+
+    async def wake(self) -> None:
+        await self._core.wake()
 
     async def close(self) -> None:
         await self._core.close()

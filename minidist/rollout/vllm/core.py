@@ -53,7 +53,7 @@ class VLLMSettings:
 
     max_tokens: longest sequence, prompt and answer together. tensor_parallel: devices (processes, on a CPU) over which the
     model is split. batch_tokens: tokens of a forward pass at most. max_logprobs: classes a request may ask for at one position.
-    ngrams: requests may block repeated n-grams.
+    ngrams: requests may block repeated n-grams. sleeps: the weights can leave a GPU for a while.
     """
 
     model: Path
@@ -70,6 +70,7 @@ class VLLMSettings:
     max_logprobs: int = 1
     prefix_caching: bool | None = None
     ngrams: bool = False
+    sleeps: bool = False
 
     @classmethod
     def of(cls, config: ModelConfig, where: str, limits: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
@@ -160,6 +161,15 @@ class VLLMCore:
         """Replace the weights in every process that holds a part of the model, and drop cached keys and values."""
         await self._worker.run(self._reload, weights)
 
+    async def sleep(self) -> None:
+        """Move the weights from a GPU to host memory, and free its keys and values, until `wake`."""
+        if self._on_gpu:
+            await self._worker.run(self._sleep)
+
+    async def wake(self) -> None:
+        if self._on_gpu:
+            await self._worker.run(self._engine.wake_up)
+
     def facts(self) -> dict[str, object]:
         """Engine class, architecture, processes: for the run's summary."""
         config = self._engine.vllm_config
@@ -203,6 +213,10 @@ class VLLMCore:
     def _step(self) -> None:
         """One pass of the model."""
         self._requests.take(self.sessions.take(self._engine.engine_core.get_output().outputs))
+
+    def _sleep(self) -> None:
+        self._engine.reset_prefix_cache()
+        self._engine.sleep(level=1)
 
     def _reload(self, weights: Weights | list[tuple[str, Any]]) -> None:
         # The caller proves the swap.
@@ -269,6 +283,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
+        "enable_sleep_mode": settings.sleeps and settings.on_gpu,
     }
     if settings.tensor_parallel > 1:
         arguments |= {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
