@@ -16,6 +16,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from minidist import cli
 from minidist.cluster import machine
 from minidist.config import Config, DistillConfig, SftConfig, load
+from minidist.config.cluster import ClusterConfig
 from minidist.models.shape import read_shape
 from minidist.preflight import cost
 from minidist.preflight.memory import GIB, Need
