@@ -1,8 +1,8 @@
 """One timing on a GPU: `python -m tests.benchmarks.device [--gpus N] [--small]`, part of `make gpu`.
 
-Reverse KL on 32 prompts a step, written by the student, in bfloat16: minidist's roles on one device, and TRL's trainer on the same
-models, where TRL is installed. Random weights, answers of equal length. `--gpus 0 --small` does the same on a CPU, so that the
-script stays whole.
+Reverse KL on 32 prompts a step, written by the student, in bfloat16: minidist's roles on one device, and TRL's trainer on the
+same models, where TRL is installed. Random weights, answers of equal length. `--gpus 0 --small` does the same on a CPU, so that
+the script stays whole.
 """
 
 import argparse
@@ -24,7 +24,6 @@ LARGE = replace(
     name="device",
     student=llama(1024, 16, seed=1),
     teacher=llama(2048, 20, seed=2),
-    max_prompt_tokens=32,
     max_new_tokens=256,
 )
 """A student of 0.2 and a teacher of 1.1 billion parameters."""
