@@ -16,7 +16,7 @@ from minidist.config.sentence import sentence
 
 _WHOLE = ("method", "objective", "prefix", "streams")
 _STUDENT = ("model", "dtype", "tokenizer", "trust_remote_code")
-_ENGINE = ("engine", "kv_cache_gib", "gpu_memory_utilization", "max_sequences")
+_ENGINE = ("engine", "kv_cache_gib", "gpu_memory_utilization", "max_sequences", "batch_tokens")
 # Settings of the engines, the teacher and the rendering of text, which all cells share.
 _SHARED = [*(f"student.{key}" for key in _STUDENT), "teacher"]
 _SHARED += [f"data.{key}" for key in DistillDataConfig.model_fields if key != "prompts"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from minidist.config.engines import engine_limits
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.lessons import LessonConfig
 from minidist.config.rollout import RolloutConfig
@@ -28,8 +29,6 @@ _TABLES_WITH_TEACHER, _TABLES = 6, 4
 # Share of the activations that glibc's allocator keeps from one micro-batch to the next on a CPU: measured 0.5 to 1. With
 # MALLOC_MMAP_THRESHOLD_=1048576 the allocator keeps nothing, and the update of a small model takes a quarter longer.
 ALLOCATOR_SHARE = 0.8
-# Tokens of one forward pass of vLLM.
-_ENGINE_TOKENS = 8192
 # Libraries, allocator and, on a GPU, the CUDA context of each process.
 PROCESS_BYTES = GIB // 2
 
@@ -292,10 +291,10 @@ def engine_need(
         scores: whether the engine gives log-probabilities of prompts, and so logits at all of their tokens.
     """
     shape, size = model.shape, BYTES[model.dtype]
-    tokens = _ENGINE_TOKENS if gpu is not None else max(longest, 4096)
+    limits = engine_limits(config, longest=longest, on_gpu=gpu is not None)
     width = 4 * shape.hidden + (2 * shape.intermediate + 2 * shape.heads * shape.head_size) // model.split
-    rows = min(longest, tokens) if scores else config.max_sequences
-    parts = {"weights": model.weights, "activations": tokens * width * size}
+    rows = min(longest, limits.tokens) if scores else limits.sequences
+    parts = {"weights": model.weights, "activations": limits.tokens * width * size}
     parts |= {"logits": rows * shape.vocabulary * (size + 8), "buffers": PROCESS_BYTES}
     cache, allowance = int(config.kv_cache_gib * GIB), 1.0
     if gpu is not None:

@@ -24,9 +24,8 @@ def teacher_settings(
     vLLM needs room for one more token to score a sequence.
     """
     longest = max_tokens or context_length(load_config(config, "teacher.model"))
-    limits = {"max_tokens": longest + 1, "batch_tokens": max(config.batch_tokens, config.max_sequences)}
     place = {"on_gpu": on_gpu, "tensor_parallel": tensor_parallel}
-    return VLLMSettings.of(config, "teacher.model", config, prefix_caching=False, **limits, **place)
+    return VLLMSettings.of(config, "teacher.model", config, max_tokens=longest + 1, prefix_caching=False, **place)
 
 
 class VLLMTeacher(TurnTaker):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minidist.concurrency import Worker
+from minidist.config.engines import engine_limits
 from minidist.config.models import DType, ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import LocalTeacherConfig
@@ -48,11 +49,11 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class VLLMSettings:
-    """The model of one engine, and the resources the engine may use. None leaves the choice to vLLM.
+    """The model of one engine, and the resources the engine may use.
 
     max_tokens: longest sequence, prompt and answer together. tensor_parallel: devices (processes, on a CPU) over which the
     model is split. batch_tokens: tokens of a forward pass at most. max_logprobs: classes a request may ask for at one position.
-    ngrams: requests may block repeated n-grams.
+    prefix_caching: None leaves the choice to vLLM. ngrams: requests may block repeated n-grams.
     """
 
     model: Path
@@ -60,21 +61,23 @@ class VLLMSettings:
     trust_remote_code: bool
     max_tokens: int
     max_sequences: int
+    batch_tokens: int
     kv_cache_gib: float
     gpu_memory_utilization: float
     seed: int = 0
     on_gpu: bool = False
     tensor_parallel: int = 1
-    batch_tokens: int | None = None
     max_logprobs: int = 1
     prefix_caching: bool | None = None
     ngrams: bool = False
 
     @classmethod
-    def of(cls, config: ModelConfig, where: str, limits: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
-        """Settings from a model's section `where` and the limits of its role; `fields`: other fields, by name."""
+    def of(cls, config: ModelConfig, where: str, role: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
+        """Settings from a model's section `where` and the section of its role; `fields`: max_tokens, and others by name."""
+        limits = engine_limits(role, longest=fields["max_tokens"], on_gpu=fields.get("on_gpu", False))
         shared = config.model_dump(include={"dtype", "trust_remote_code"})
-        shared |= limits.model_dump(include={"max_sequences", "kv_cache_gib", "gpu_memory_utilization"})
+        shared |= role.model_dump(include={"kv_cache_gib", "gpu_memory_utilization"})
+        shared |= {"max_sequences": limits.sequences, "batch_tokens": limits.tokens}
         return cls(model=resolve(config.model or "", where), **shared, **fields)
 
 
@@ -259,6 +262,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "seed": settings.seed,
         "max_model_len": settings.max_tokens,
         "max_num_seqs": settings.max_sequences,
+        "max_num_batched_tokens": settings.batch_tokens,
         "max_logprobs": settings.max_logprobs,
         "enable_prefix_caching": settings.prefix_caching,
         "enforce_eager": not settings.on_gpu,
@@ -272,12 +276,6 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
     if settings.tensor_parallel > 1:
         arguments |= {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
     if settings.on_gpu:
-        memory = settings.gpu_memory_utilization
-        return arguments | {"gpu_memory_utilization": memory, "max_num_batched_tokens": settings.batch_tokens}
-    return arguments | {
-        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
-        # A prompt that is prefilled in two parts draws one token too many. vLLM undoes the draw by rewinding the request's
-        # generator, which a CPU generator cannot do, so prompts are never split.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(settings.max_tokens, settings.batch_tokens or 4096),
-    }
+        return arguments | {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    # Prompts are never split (see config.engines).
+    return arguments | {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30), "enable_chunked_prefill": False}
