@@ -72,8 +72,8 @@ class CompareConfig(Section):
                 raise ValueError(
                     f"cells.{name}: student.init cuts a model; cut it once with minidist sft, and set student.model"
                 )
-            if not config.teacher.live or config.teacher.payload != "hidden":
-                exact = f"cells.{name}: the students are evaluated by exact divergences"
+            if not (config.teacher.live and config.teacher.writes and config.teacher.payload == "hidden"):
+                exact = f"cells.{name}: the students are evaluated by exact divergences, on answers of the teacher too"
                 raise ValueError(f"{exact}; set base.teacher.backend=hf and base.teacher.payload=hidden")
             for key in _SHARED:
                 value, shared = (reduce(getitem, key.split("."), tree) for tree in (trees[name], trees[first]))

@@ -26,12 +26,15 @@ class EngineLimits:
     sequences: int
 
 
-def engine_limits(config: "RolloutConfig | LocalTeacherConfig", *, longest: int, on_gpu: bool) -> EngineLimits:
-    """The limits of an engine whose longest sequence is `longest` tokens.
+def engine_limits(
+    config: "RolloutConfig | LocalTeacherConfig", *, longest: int, on_gpu: bool, pooling: bool = False
+) -> EngineLimits:
+    """The limits of an engine whose longest sequence is `longest` tokens; `pooling`: it gives hidden states.
 
     On a CPU a prompt is never split over two passes, since vLLM then draws one token too many. It undoes the draw by rewinding
-    the request's generator, which a CPU generator cannot do.
+    the request's generator, which a CPU generator cannot do. Nor is the text of a pooling engine split: the states of its first
+    part would stay on the device until the last one is read, and be given twice if the text were put off in between.
     """
     sequences = config.max_sequences or (GPU_SEQUENCES if on_gpu else CPU_SEQUENCES)
     tokens = config.batch_tokens or (GPU_TOKENS if on_gpu else CPU_TOKENS)
-    return EngineLimits(max(tokens, sequences, 0 if on_gpu else longest), sequences)
+    return EngineLimits(max(tokens, sequences, longest if pooling or not on_gpu else 0), sequences)

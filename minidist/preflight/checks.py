@@ -7,6 +7,7 @@ compared in run/canaries. The checks of a stage that need no tokenizer come firs
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 
 from minidist.cluster.machine import cores, cpu_share
 from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, ScoreTableConfig, TeachConfig
@@ -118,9 +119,19 @@ def check_distillation(config: DistillConfig, models: PairFacts) -> None:
 def check_teacher_engine(config: DistillConfig | EvaluateConfig | ScoreConfig | ScoreTableConfig, teacher: ModelFacts) -> None:
     """The engine of the teacher can compute its scores."""
     check_teacher(config, teacher)
+    if not config.teacher.writes:
+        check_plain(teacher)
     if config.teacher.in_vllm:
         check_engine(teacher, config.cluster.gpus, "teacher.backend=hf")
         check_split(teacher, config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
+
+
+def check_plain(model: ModelFacts) -> None:
+    """No layers follow the model's own: vLLM applies those of sentence-transformers to the hidden states that it gives."""
+    path = model.config.name_or_path
+    if path and (Path(path) / "modules.json").is_file():
+        layers = f"{path}/modules.json lists layers of sentence-transformers, which vLLM would apply to the hidden states"
+        raise ModelError(f"{model.where}: {layers}; remove the file, or set teacher.backend=hf")
 
 
 def check_engine(model: ModelFacts, gpus: int, cure: str) -> None:

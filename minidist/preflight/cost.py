@@ -97,7 +97,7 @@ def _teacher_needs(config: DistillConfig, shape: "Shape", longest: int, gpu: int
     split = role.shards * role.tensor_parallel
     model = ServedModel("teacher", shape, teacher.dtype, role.actors * split, split)
     if teacher.in_vllm:
-        return [memory.engine_need(model, teacher, longest=longest, gpu=gpu, scores=True)]
+        return [memory.engine_need(model, teacher, longest=longest, gpu=gpu, gives="scores" if teacher.writes else "hidden")]
     tokens = max(teacher.batch_tokens, longest)
     scorer = memory.hf_need(model, tokens=tokens, logits=teacher.payload != "hidden")
     engine = memory.engine_need(model, teacher, longest=longest, gpu=gpu)

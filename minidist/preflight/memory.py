@@ -6,7 +6,7 @@ tests/benchmarks/memory.py compares the learner's estimate with the memory that 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from minidist.config.engines import engine_limits
 from minidist.config.learner import LearnerConfig, OptimizerConfig
@@ -278,7 +278,12 @@ def kv_bytes_per_token(shape: "Shape", dtype: str, split: int = 1) -> int:
 
 
 def engine_need(
-    model: ServedModel, config: RolloutConfig | LocalTeacherConfig, *, longest: int, gpu: int | None, scores: bool = False
+    model: ServedModel,
+    config: RolloutConfig | LocalTeacherConfig,
+    *,
+    longest: int,
+    gpu: int | None,
+    gives: Literal["text", "scores", "hidden"] = "text",
 ) -> Need:
     """A vLLM engine. The key-value cache takes what weights and one forward pass leave of gpu_memory_utilization; on a CPU
     it is kv_cache_gib.
@@ -288,12 +293,12 @@ def engine_need(
         config: the engine's settings.
         longest: tokens of the longest sequence.
         gpu: bytes of a GPU; None on a CPU.
-        scores: whether the engine gives log-probabilities of prompts, and so logits at all of their tokens.
+        gives: scores are log-probabilities of prompts, and need logits at all of their tokens; hidden states need no logits.
     """
     shape, size = model.shape, BYTES[model.dtype]
-    limits = engine_limits(config, longest=longest, on_gpu=gpu is not None)
+    limits = engine_limits(config, longest=longest, on_gpu=gpu is not None, pooling=gives == "hidden")
     width = 4 * shape.hidden + (2 * shape.intermediate + 2 * shape.heads * shape.head_size) // model.split
-    rows = min(longest, limits.tokens) if scores else limits.sequences
+    rows = {"text": limits.sequences, "scores": min(longest, limits.tokens), "hidden": 0}[gives]
     parts = {"weights": model.weights, "activations": limits.tokens * width * size}
     parts |= {"logits": rows * shape.vocabulary * (size + 8), "buffers": PROCESS_BYTES}
     cache, allowance = int(config.kv_cache_gib * GIB), 1.0

@@ -119,9 +119,10 @@ def _hf_teacher(context: RoleContext, config: LocalTeacherConfig, mixing: bool, 
 
 
 def _vllm_teacher(context: RoleContext, config: VLLMTeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
-    from minidist.teachers.vllm import VLLMTeacher
+    from minidist.teachers.vllm import VLLMHiddenTeacher, VLLMTeacher
 
-    return VLLMTeacher(
+    teacher = VLLMTeacher if config.writes else VLLMHiddenTeacher
+    return teacher(
         config,
         context.renderer,
         vocabulary=context.vocabulary,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from minidist.config.conflicts.learner import learner
 from minidist.config.conflicts.objective import objective
-from minidist.config.conflicts.teacher import context, score_cache, teacher_role
+from minidist.config.conflicts.teacher import context, score_cache, teacher_role, teacher_text
 from minidist.config.conflicts.text import overlap, replay, text
 from minidist.types import MAIN
 
@@ -21,6 +21,8 @@ def distill(c: "DistillConfig") -> Iterator[str]:
     yield from learner(c)
     if not c.teacher.live:
         yield from score_cache(c)
+    if not c.teacher.writes:
+        yield from teacher_text(c)
     if c.teacher.context is not None:
         yield from context(c)
     if c.student.architecture is not None:

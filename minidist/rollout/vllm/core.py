@@ -53,7 +53,8 @@ class VLLMSettings:
 
     max_tokens: longest sequence, prompt and answer together. tensor_parallel: devices (processes, on a CPU) over which the
     model is split. batch_tokens: tokens of a forward pass at most. max_logprobs: classes a request may ask for at one position.
-    prefix_caching: None leaves the choice to vLLM. ngrams: requests may block repeated n-grams.
+    prefix_caching: None leaves the choice to vLLM. ngrams: requests may block repeated n-grams. pooling: the engine gives
+    hidden states of given sequences and nothing else; it holds no output head.
     """
 
     model: Path
@@ -70,11 +71,13 @@ class VLLMSettings:
     max_logprobs: int = 1
     prefix_caching: bool | None = None
     ngrams: bool = False
+    pooling: bool = False
 
     @classmethod
     def of(cls, config: ModelConfig, where: str, role: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
         """Settings from a model's section `where` and the section of its role; `fields`: max_tokens, and others by name."""
-        limits = engine_limits(role, longest=fields["max_tokens"], on_gpu=fields.get("on_gpu", False))
+        place = {"longest": fields["max_tokens"], "on_gpu": fields.get("on_gpu", False)}
+        limits = engine_limits(role, **place, pooling=fields.get("pooling", False))
         shared = config.model_dump(include={"dtype", "trust_remote_code"})
         shared |= role.model_dump(include={"kv_cache_gib", "gpu_memory_utilization"})
         shared |= {"max_sequences": limits.sequences, "batch_tokens": limits.tokens}
@@ -82,7 +85,7 @@ class VLLMSettings:
 
 
 class VLLMCore:
-    """A vLLM engine and its one thread: writes, and returns log-probabilities of given sequences."""
+    """A vLLM engine and its one thread: writes, and returns log-probabilities or hidden states of given sequences."""
 
     def __init__(self, settings: VLLMSettings, renderer: Renderer, *, name: str, vocabulary: int | None) -> None:
         self.tokens_written = 0
@@ -146,9 +149,28 @@ class VLLMCore:
         async with aclosing(self._answers([list(sequence) for sequence in sequences], parameters)) as answers:
             async for answer in answers:
                 tables[answer.number] = _table(sequences[answer.number], answer.table)
-        for work in (Work.row(len(sequence), len(sequence)) for sequence in sequences):
-            add(computed=work.tokens, forward_tokens=work.tokens, forward_pairs=work.pairs, forward_heads=work.heads)
+        _count_read(sequences, heads=True)
         return [tables[number] for number in range(len(sequences))]
+
+    async def hidden_states(self, sequences: Sequence[Sequence[int]], counts: Sequence[int]) -> list[Any]:
+        """The hidden states of the last `count` tokens of each sequence, [count, D] tensors, after the final norm and before
+        the output head, in the precision of the model. Only an engine of `VLLMSettings.pooling` gives them.
+
+        Raises RoleError where vLLM gives another number of states than of tokens.
+        """
+        from vllm import PoolingParams
+
+        parameters = PoolingParams(task="token_embed", use_activation=False)
+        states: dict[int, Any] = {}
+        async with aclosing(self._answers([list(sequence) for sequence in sequences], parameters)) as answers:
+            async for answer in answers:
+                number, read = answer.number, len(sequences[answer.number])
+                if len(answer.hidden) != read:
+                    raise RoleError(f"vLLM gave the hidden states of {len(answer.hidden)} of a sequence's {read} tokens")
+                last = answer.hidden[read - counts[number] :]
+                states[number] = last.clone()  # a view would keep the states of the whole pass
+        _count_read(sequences, heads=False)
+        return [states[number] for number in range(len(sequences))]
 
     async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
         """See `sessions.TurnTaker`."""
@@ -216,6 +238,12 @@ class VLLMCore:
             raise RoleError("vLLM did not clear its prefix cache after new weights: requests on the old weights still run")
 
 
+def _count_read(sequences: Sequence[Sequence[int]], *, heads: bool) -> None:
+    """Account for sequences that were read once; `heads`: all their tokens passed through the output head."""
+    for work in (Work.row(len(sequence), len(sequence) if heads else 0) for sequence in sequences):
+        add(computed=work.tokens, forward_tokens=work.tokens, forward_pairs=work.pairs, forward_heads=work.heads)
+
+
 def _table(sequence: Sequence[int], tensors: Any) -> tuple[Array, Array]:
     """vLLM's tensors as two arrays; a sequence of one token has none."""
     if tensors is None:
@@ -249,7 +277,8 @@ def _make_engine(settings: VLLMSettings) -> Any:
 
         with classes_unchanged(settings.model, trust_remote_code=settings.trust_remote_code):
             engine = LLMEngine.from_engine_args(arguments)
-        engine.collective_rpc(install)
+        if not settings.pooling:
+            engine.collective_rpc(install)
         return engine
 
 
@@ -275,7 +304,21 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
     }
     if settings.tensor_parallel > 1:
         arguments |= {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
+    if settings.pooling:
+        arguments |= _POOLING
     if settings.on_gpu:
         return arguments | {"gpu_memory_utilization": settings.gpu_memory_utilization}
     # Prompts are never split (see config.engines).
     return arguments | {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30), "enable_chunked_prefill": False}
+
+
+_POOLING: dict[str, Any] = {
+    "runner": "pooling",
+    "convert": "embed",
+    # Of all tokens, without the normalisation to length 1 that vLLM's embeddings have by default.
+    "pooler_config": {"task": "token_embed", "tok_pooling_type": "ALL", "use_activation": False},
+    "hf_overrides": {"head_dtype": "model"},  # vLLM would widen the states to float32
+    "enable_prefix_caching": False,  # tokens whose keys and values are cached are not computed, and have no states
+    "enable_chunked_prefill": False,
+}
+"""The arguments of an engine that gives hidden states."""

@@ -75,6 +75,32 @@ def test_the_limits_of_an_engine_are_by_device_unless_set(tmp_path: Path) -> Non
     assert (many["max_num_batched_tokens"], many["max_num_seqs"]) == (700, 700)  # vLLM wants a token for each sequence
 
 
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_a_pooling_engine_gives_the_states_of_all_tokens_as_they_are(tmp_path: Path, on_gpu: bool) -> None:
+    teacher = teacher_config(model="t", backend="vllm", batch_tokens=300)
+    arguments = started(tmp_path, teacher, max_tokens=500, on_gpu=on_gpu, pooling=True)
+    expected = {
+        "runner": "pooling",
+        "convert": "embed",
+        "pooler_config": {"task": "token_embed", "tok_pooling_type": "ALL", "use_activation": False},
+        "hf_overrides": {"head_dtype": "model"},
+        "enable_prefix_caching": False,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": 500,  # a sequence is one pass, on a GPU too
+        "max_model_len": 500,
+    }
+    assert arguments | expected == arguments
+    plain = started(tmp_path, teacher, max_tokens=500, on_gpu=on_gpu)
+    assert "runner" not in plain and plain["max_num_batched_tokens"] == (300 if on_gpu else 500)
+
+
+def test_the_plan_of_a_pooling_engine_has_no_logits_and_whole_rows() -> None:
+    teacher, model = teacher_config(model="t", backend="vllm"), ServedModel("teacher", SHAPE, "bfloat16", 1, 1)
+    scores, hidden = (engine_need(model, teacher, longest=20000, gpu=80 * GIB, gives=gives) for gives in ("scores", "hidden"))
+    assert scores.parts["logits"] > 0 and hidden.parts["logits"] == 0
+    assert hidden.parts["activations"] / scores.parts["activations"] == pytest.approx(20000 / 8192, rel=1e-3)
+
+
 def test_the_logits_processor_is_loaded_only_to_block_ngrams() -> None:
     assert engine_arguments(SETTINGS)["logits_processors"] is None
     module, _, name = engine_arguments(replace(SETTINGS, ngrams=True))["logits_processors"][0].partition(":")
