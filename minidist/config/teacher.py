@@ -93,7 +93,7 @@ class TeacherConfig(ModelConfig):
     takes_turns: ClassVar[bool] = False
     """Whether the teacher can sample single tokens of a text that the student continues, as rollout.teacher_mix needs."""
     splits_by: ClassVar[Literal["shards", "tensor_parallel"] | None] = None
-    """The field of cluster.teacher that splits one teacher over several devices."""
+    """The field of cluster.teacher that splits one teacher over several devices; tensor_parallel: pipeline_parallel, too."""
     in_vllm: ClassVar[bool] = False
     """Whether vLLM runs the scorer in this program's actors: its attention kernels and splits limit the model."""
     learns: ClassVar[bool] = False

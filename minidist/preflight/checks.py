@@ -11,7 +11,7 @@ from pathlib import Path
 
 from minidist.cluster.machine import cores, cpu_share
 from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, ScoreTableConfig, TeachConfig
-from minidist.config.cluster import ClusterConfig
+from minidist.config.cluster import ClusterConfig, EngineRoleConfig
 from minidist.config.data import SourceConfig
 from minidist.config.teacher import SoftPromptConfig, TeacherConfig
 from minidist.data.contexts import context_templates
@@ -105,7 +105,7 @@ def check_distillation(config: DistillConfig, models: PairFacts) -> None:
     check_kernel(config)
     if config.rollout.engine == "vllm":
         check_engine(models.student, config.cluster.gpus, "rollout.engine=hf")
-    check_split(models.student, config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
+    check_split(models.student, config.cluster.rollout, "cluster.rollout")
     tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     check_context(models.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
     for name, stream in config.streams.items():
@@ -123,7 +123,7 @@ def check_teacher_engine(config: DistillConfig | EvaluateConfig | ScoreConfig | 
         check_plain(teacher)
     if config.teacher.in_vllm:
         check_engine(teacher, config.cluster.gpus, "teacher.backend=hf")
-        check_split(teacher, config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
+        check_split(teacher, config.cluster.teacher, "cluster.teacher")
 
 
 def check_plain(model: ModelFacts) -> None:
@@ -143,12 +143,16 @@ def check_engine(model: ModelFacts, gpus: int, cure: str) -> None:
         raise ConfigError(f"{model.where} has attention heads of size {size}; vLLM on a CPU has {sizes}; set {cure}")
 
 
-def check_split(model: ModelFacts, parts: int, key: str) -> None:
-    """Tensor parallelism gives every device whole attention heads."""
+def check_split(model: ModelFacts, role: EngineRoleConfig, key: str) -> None:
+    """Tensor parallelism gives every device whole attention heads, and pipeline parallelism whole layers."""
+    parts, stages, layers = role.tensor_parallel, role.pipeline_parallel, model.shape.layers
+    if stages > layers:
+        found = f"{key}.pipeline_parallel is {stages}, and {model.where} has {layers} layers to deal to them"
+        raise ConfigError(f"{found}; set it to {layers} or less")
     heads, kv_heads = model.shape.heads, model.shape.kv_heads
     if heads % parts or (kv_heads % parts and parts % kv_heads):
         found = f"{model.where} has {heads} attention heads ({kv_heads} for keys and values), which cannot be divided evenly"
-        raise ConfigError(f"{key} is {parts}, and {found}; set it to a number that divides them")
+        raise ConfigError(f"{key}.tensor_parallel is {parts}, and {found}; set it to a number that divides them")
 
 
 def check_context(context: int, tokens: int, name: str) -> None:

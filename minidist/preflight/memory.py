@@ -96,18 +96,33 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A frozen model of a role: every `split` of its `devices` hold one copy together."""
+    """A frozen model of a role: every `split` x `stages` of its `devices` hold one copy together. `split`: parts of each layer;
+    `stages`: groups of devices to which the layers are dealt."""
 
     role: str
     shape: "Shape"
     dtype: str
     devices: int
     split: int
+    stages: int = 1
+
+    @property
+    def layers(self) -> int:
+        """Most layers that a device holds a part of."""
+        return -(-self.shape.layers // self.stages)
 
     @property
     def weights(self) -> int:
-        """Bytes of the weights on each device."""
-        return self.shape.parameters * BYTES[self.dtype] // self.split
+        """Bytes of the weights on the device that holds most: its layers, and the embedding or the output head."""
+        end = self.shape.vocabulary * self.shape.hidden if self.stages > 1 else 0
+        most = (self.shape.parameters - end) * self.layers // self.shape.layers + end
+        return most * BYTES[self.dtype] // self.split
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token on each device: a head is never split, only repeated."""
+        heads = -(-self.shape.kv_heads // self.split)
+        return 2 * self.layers * heads * self.shape.head_size * BYTES[self.dtype]
 
 
 def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Need:
@@ -272,11 +287,6 @@ def activations(shape: "Shape", tokens: int, size: int, *, checkpointing: bool) 
     return tokens * (shape.layers * shape.hidden * size + layer if checkpointing else shape.layers * layer)
 
 
-def kv_bytes_per_token(shape: "Shape", dtype: str, split: int = 1) -> int:
-    """Keys and values of one token in all layers, on each of `split` devices: a head is never split, only repeated."""
-    return 2 * shape.layers * -(-shape.kv_heads // split) * shape.head_size * BYTES[dtype]
-
-
 def engine_need(
     model: ServedModel,
     config: RolloutConfig | LocalTeacherConfig,
@@ -305,7 +315,7 @@ def engine_need(
     if gpu is not None:
         allowance = config.gpu_memory_utilization
         cache = max(0, int(gpu * allowance) - sum(parts.values()))
-    least_cache = longest * kv_bytes_per_token(shape, model.dtype, model.split)
+    least_cache = longest * model.kv_bytes_per_token
     return Need(model.role, model.devices, parts | {"cache": cache}, 0, allowance, least_cache)
 
 

@@ -18,15 +18,13 @@ from minidist.teachers.payload import classes_asked, to_scores
 from minidist.types import Payload, Prompt, Rollout, Sampling, TeacherScores
 
 
-def teacher_settings(
-    config: LocalTeacherConfig, *, max_tokens: int | None = None, on_gpu: bool = False, tensor_parallel: int = 1
-) -> VLLMSettings:
-    """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context.
+def teacher_settings(config: LocalTeacherConfig, *, max_tokens: int | None = None, **place: Any) -> VLLMSettings:
+    """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context; `place`: other fields of
+    VLLMSettings, by name.
 
     vLLM needs room for one more token to score a sequence.
     """
     longest = max_tokens or context_length(load_config(config, "teacher.model"))
-    place = {"on_gpu": on_gpu, "tensor_parallel": tensor_parallel}
     return VLLMSettings.of(config, "teacher.model", config, max_tokens=longest + 1, prefix_caching=False, **place)
 
 
@@ -72,8 +70,8 @@ class VLLMTeacher(TurnTaker):
 
     Args:
         vocabulary: ids from this one on are padding and are never sampled; None: no id is padding.
-        resources: of `teacher_settings`: on_gpu, whether the model runs on a GPU; tensor_parallel, devices (processes, on a
-            CPU) over which the model is split; max_tokens, longest sequence, None: the model's context.
+        resources: of `teacher_settings`: on_gpu, whether the model runs on a GPU; tensor_parallel, pipeline_parallel and
+            across_nodes, how it is split; max_tokens, longest sequence, None: the model's context.
     """
 
     def __init__(self, config: VLLMTeacherConfig, renderer: Renderer, *, vocabulary: int | None, **resources: Any) -> None:

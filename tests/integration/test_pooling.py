@@ -43,7 +43,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
 @pytest.fixture(scope="module")
 def pooled(stack: Stack, teacher: TeacherConfig) -> Iterator[list[TeacherScores]]:
     """The scores of a teacher in vLLM, on two processes; all of them are asked for at once, and again in another order."""
-    context = RoleContext(stack.renderer, max_tokens=MAX_TOKENS, tensor_parallel=2)
+    context = RoleContext(stack.renderer, max_tokens=MAX_TOKENS, split={"tensor_parallel": 2})
     actor = stack.run(stack.cluster.host("teacher", make_teacher, context=context, config=teacher))
     scores, again = stack.run(actor.score(ROLLOUTS)), stack.run(actor.score(ROLLOUTS[::-1]))
     for one, two in zip(scores, again[::-1], strict=True):

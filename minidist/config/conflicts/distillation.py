@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 def distill(c: "DistillConfig") -> Iterator[str]:
     """All conflicts of a distillation."""
-    if c.rollout.engine == "hf" and c.cluster.rollout.tensor_parallel > 1:
-        yield "cluster.rollout.tensor_parallel splits vLLM engines; set rollout.engine=vllm"
+    for field in ("tensor_parallel", "pipeline_parallel") if c.rollout.engine == "hf" else ():
+        if getattr(c.cluster.rollout, field) > 1:
+            yield f"cluster.rollout.{field} splits vLLM engines; set rollout.engine=vllm"
     yield from teacher_role(c)
     yield from learner(c)
     if not c.teacher.live:

@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 def teacher_role(c: "DistillConfig | ScoreConfig") -> Iterator[str]:
     """Between `teacher` and `cluster.teacher`."""
-    for field, backend in (("tensor_parallel", "vllm"), ("shards", "hf")):
-        if getattr(c.cluster.teacher, field) > 1 and c.teacher.splits_by != field:
+    for field in ("tensor_parallel", "pipeline_parallel", "shards"):
+        by, backend = ("shards", "hf") if field == "shards" else ("tensor_parallel", "vllm")
+        if getattr(c.cluster.teacher, field) > 1 and c.teacher.splits_by != by:
             yield f"cluster.teacher.{field} splits a teacher of backend {backend}, not of {c.teacher.backend}; set it to 1"
     if not c.teacher.live and c.cluster.teacher.actors > 1:
         yield f"cluster.teacher.actors is {c.cluster.teacher.actors}, and teacher.backend cache starts no actors; leave it out"

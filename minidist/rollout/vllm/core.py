@@ -1,7 +1,7 @@
 """vLLM inside the process of its actor, to write and to score: when the actor dies, nothing of the engine remains.
 
 The engine core is stepped by hand, so that a call can be aborted between two tokens, and weights can be swapped without a
-second process. With tensor parallelism the model alone lives in worker processes, which end with this process.
+second process. The parts of a split model alone live in worker processes, which end with this process.
 """
 
 import os
@@ -32,6 +32,7 @@ from minidist.rollout.vllm.reload import reload
 from minidist.rollout.vllm.requests import Answer, Call, Requests
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
+from minidist.rollout.vllm.stages import make_room
 from minidist.run.flops import Work
 from minidist.run.garbage import nothing_old_collected
 from minidist.run.timeline import count as add
@@ -51,10 +52,12 @@ _ENVIRONMENT = {
 class VLLMSettings:
     """The model of one engine, and the resources the engine may use.
 
-    max_tokens: longest sequence, prompt and answer together. tensor_parallel: devices (processes, on a CPU) over which the
-    model is split. batch_tokens: tokens of a forward pass at most. max_logprobs: classes a request may ask for at one position.
-    prefix_caching: None leaves the choice to vLLM. ngrams: requests may block repeated n-grams. pooling: the engine gives
-    hidden states of given sequences and nothing else; it holds no output head.
+    max_tokens: longest sequence, prompt and answer together. tensor_parallel, pipeline_parallel: devices (processes, on a CPU)
+    over which each layer is split, and groups of them over which the layers are dealt. across_nodes: the devices are those of
+    the Ray placement group that this process's actor is in, on whatever nodes. batch_tokens: tokens of a forward pass at most.
+    max_logprobs: classes a request may ask for at one position. prefix_caching: None leaves the choice to vLLM. ngrams:
+    requests may block repeated n-grams. pooling: the engine gives hidden states of given sequences and nothing else; it holds
+    no output head.
     """
 
     model: Path
@@ -68,10 +71,18 @@ class VLLMSettings:
     seed: int = 0
     on_gpu: bool = False
     tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    across_nodes: bool = False
     max_logprobs: int = 1
     prefix_caching: bool | None = None
     ngrams: bool = False
     pooling: bool = False
+
+    @property
+    def workers(self) -> int:
+        """Processes of this machine that hold parts of the model; 0 where this one holds all, or other nodes hold parts."""
+        devices = self.tensor_parallel * self.pipeline_parallel
+        return 0 if devices == 1 or self.across_nodes else devices
 
     @classmethod
     def of(cls, config: ModelConfig, where: str, role: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
@@ -97,7 +108,7 @@ class VLLMCore:
         self._on_gpu = settings.on_gpu
         # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
         self._engine = self._worker.run_now(_make_engine, settings)
-        self._shared = hide_shared_memory() if settings.tensor_parallel > 1 else []
+        self._shared = hide_shared_memory() if settings.workers else []
         width = int(self._engine.vllm_config.model_config.get_vocab_size())  # classes of the softmax, padding included
         # Ids outside the shared vocabulary have no probability in the learner: the engine must not sample them.
         self._allowed = allowed_ids(vocabulary, width)
@@ -190,9 +201,14 @@ class VLLMCore:
     def facts(self) -> dict[str, object]:
         """Engine class, architecture, processes: for the run's summary."""
         config = self._engine.vllm_config
-        split, held = config.parallel_config.tensor_parallel_size, len(self.sessions)
-        facts = {"class": f"vllm {type(self._engine).__name__}", "architecture": config.model_config.architectures[0]}
-        return facts | {"tensor_parallel": split, "sequences_held": held}
+        split = config.parallel_config
+        return {
+            "class": f"vllm {type(self._engine).__name__}",
+            "architecture": config.model_config.architectures[0],
+            "tensor_parallel": split.tensor_parallel_size,
+            "pipeline_parallel": split.pipeline_parallel_size,
+            "sequences_held": len(self.sessions),
+        }
 
     async def close(self) -> None:
         show_shared_memory(self._shared)
@@ -260,8 +276,8 @@ def _make_engine(settings: VLLMSettings) -> Any:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
     if settings.ngrams:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # version 2 has another interface for logits processors
-    if settings.tensor_parallel > 1:
-        prepare(settings.tensor_parallel)
+    if settings.workers:
+        prepare(settings.workers)
     import_less()
     # vLLM resamples sound with the one and changes a list in the other, for what is compiled: a second and a half, and on a CPU
     # nothing is compiled. On a GPU, it also imports packages that may need them.
@@ -279,6 +295,8 @@ def _make_engine(settings: VLLMSettings) -> Any:
             engine = LLMEngine.from_engine_args(arguments)
         if not settings.pooling:
             engine.collective_rpc(install)
+        if settings.pipeline_parallel > 1:
+            engine.collective_rpc(make_room)
         return engine
 
 
@@ -302,8 +320,12 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "disable_log_stats": True,
         "logits_processors": ["minidist.rollout.vllm.ngrams:NoRepeatNgram"] if settings.ngrams else None,
     }
+    if settings.workers or settings.across_nodes:
+        arguments["distributed_executor_backend"] = "ray" if settings.across_nodes else "mp"
     if settings.tensor_parallel > 1:
-        arguments |= {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
+        arguments["tensor_parallel_size"] = settings.tensor_parallel
+    if settings.pipeline_parallel > 1:
+        arguments["pipeline_parallel_size"] = settings.pipeline_parallel
     if settings.pooling:
         arguments |= _POOLING
     if settings.on_gpu:

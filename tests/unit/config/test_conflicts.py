@@ -76,6 +76,16 @@ REFUSED = [
         ["rollout.engine=hf", "cluster.rollout.tensor_parallel=2"],
         ["cluster.rollout.tensor_parallel", "set rollout.engine=vllm"],
     ),
+    (
+        "distill",
+        ["rollout.engine=hf", "cluster.rollout.pipeline_parallel=2"],
+        ["cluster.rollout.pipeline_parallel splits vLLM engines", "set rollout.engine=vllm"],
+    ),
+    (
+        "distill",
+        ["cluster.teacher.pipeline_parallel=2"],
+        ["cluster.teacher.pipeline_parallel splits a teacher of backend vllm, not of hf", "set it to 1"],
+    ),
     ("distill", ["objective.type=k2", "prefix={student: 0.5, dataset: 0.5}"], ["objective.type k2", "set prefix.student=1"]),
     ("distill", ["objective.type=supervised"], ["objective.type supervised", "its own samples", "set prefix.student=0"]),
     (

@@ -35,12 +35,22 @@ def started(folder: Path, role: Any, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_tensor_parallelism_changes_two_arguments(on_gpu: bool) -> None:
+def test_a_split_model_is_in_processes_of_its_own(on_gpu: bool) -> None:
     whole = engine_arguments(replace(SETTINGS, on_gpu=on_gpu))
     split = engine_arguments(replace(SETTINGS, on_gpu=on_gpu, tensor_parallel=2))
     assert split == whole | {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
     assert "distributed_executor_backend" not in whole  # one device stays in the actor's process
+    staged = engine_arguments(replace(SETTINGS, on_gpu=on_gpu, pipeline_parallel=3))
+    assert staged == whole | {"pipeline_parallel_size": 3, "distributed_executor_backend": "mp"}
     assert ("gpu_memory_utilization" in whole, "kv_cache_memory_bytes" in whole) == (on_gpu, not on_gpu)
+
+
+def test_an_engine_over_several_nodes_is_rays() -> None:
+    """Its workers are on the bundles of the actor's placement group: nothing of this machine is prepared for them."""
+    settings = replace(SETTINGS, on_gpu=True, tensor_parallel=8, pipeline_parallel=2, across_nodes=True)
+    expected = {"tensor_parallel_size": 8, "pipeline_parallel_size": 2, "distributed_executor_backend": "ray"}
+    assert engine_arguments(settings) == engine_arguments(replace(SETTINGS, on_gpu=True)) | expected
+    assert settings.workers == 0 and replace(settings, across_nodes=False).workers == 16 and SETTINGS.workers == 0
 
 
 def test_a_prompt_is_never_split_on_a_cpu(tmp_path: Path) -> None:
