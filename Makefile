@@ -1,7 +1,8 @@
 # make quickstart   set up .venv and run the whole example on this machine
 # make test         set up .venv and run every test
 # make check        lint, types, fast tests
-# make gpu          tests on a machine with a GPU, in an environment with requirements/gpu.txt (PYTHON=…)
+# make gpu          tests on a machine with a GPU, in an environment with requirements/gpu.txt (PYTHON=…), and one timing
+# make gpu2         tests on a machine with two GPUs: ranks over NCCL, an engine split over both
 # make soak         slow tests: two Ray nodes on this machine, pipelines of 10,000 rows killed at random, SIGTERM to Ray actors,
 #                   every row of Dolly, every family of models
 # make bench        measurements, over an hour: whole runs against TRL's trainers and the machine's limit, cost of a step as it
@@ -23,7 +24,7 @@ SEED ?= 0
 # Processes among which the unit tests are dealt.
 WORKERS ?= 2
 
-.PHONY: quickstart test check gpu soak bench setup clean
+.PHONY: quickstart test check gpu gpu2 soak bench setup clean
 
 quickstart: $(READY)
 	launch/quickstart.sh $(SEED)
@@ -31,7 +32,7 @@ quickstart: $(READY)
 test: $(READY_DEV)
 	$(VENV)/bin/python -m pytest tests/unit --numprocesses $(WORKERS)
 	$(VENV)/bin/python -m pytest tests/integration
-	$(VENV)/bin/python -m pytest tests/gpu
+	$(VENV)/bin/python -m pytest tests/gpu --on-cpu
 
 check: $(READY_DEV)
 	$(VENV)/bin/ruff check .
@@ -41,6 +42,9 @@ check: $(READY_DEV)
 
 gpu:
 	$(PYTHON) -m pytest tests/gpu -m gpu
+
+gpu2:
+	$(PYTHON) -m pytest tests/gpu -m gpu2
 
 soak: $(READY_DEV)
 	$(VENV)/bin/python -m pytest tests/soak

@@ -14,6 +14,7 @@ import ray
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from minidist.cluster.joined import SharedDirectory
 from minidist.cluster.machine import actor_cpus, cores, thread_environment
 from minidist.cluster.remote import Host, Remote
 from minidist.config.cluster import ClusterConfig, Role
@@ -38,16 +39,18 @@ class Actors:
         self._groups: list[Any] = []
         self._places: dict[int, tuple[Any, int]] = {}
         """The placement group of each home, and the bundle in it where the home's actors are."""
+        self._shared: SharedDirectory | None = None
         self._seated: dict[int, Remote] = {}
         """The actors that there are, by their index among `bundles`."""
 
-    def start(self, scratch: Path) -> None:
-        """Start Ray, or join the cluster at cluster.address, and reserve a bundle for every actor."""
+    def start(self, scratch: Path, directory: Path) -> None:
+        """Start Ray, or join the cluster at cluster.address, and reserve a bundle for every actor. `directory`: of the run."""
         self._scratch = scratch
         logging.getLogger("ray").setLevel(logging.ERROR)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         if self._config.address is not None:
             ray.init(address=self._config.address, **quiet)
+            self._shared = SharedDirectory.marked(directory)
         else:
             os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
             with _own_group():
@@ -112,7 +115,7 @@ class Actors:
             "num_gpus": 0 if config.spans_nodes else self._config.gpus_of(config),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         }
-        actor = ray.remote(Host).options(**options).remote(self._environment(role))
+        actor = ray.remote(Host).options(**options).remote(self._environment(role), self._shared)
         number = sum(name == role for name in self.bundles[:bundle])
         self._seated[bundle] = Remote(f"{role} {number}" if self.bundles.count(role) > 1 else role, actor)
         return self._seated[bundle]
@@ -135,6 +138,8 @@ class Actors:
 
     def end(self) -> None:
         """End all actors, and Ray with them."""
+        if self._shared is not None:
+            self._shared.mark.unlink(missing_ok=True)
         if not ray.is_initialized():
             return
         for seated in self._seated.values():

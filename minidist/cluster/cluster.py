@@ -53,7 +53,7 @@ class Cluster:
     async def __aenter__(self) -> "Cluster":
         self._scratch = Scratch()
         if self.actors is not None:
-            starting = asyncio.ensure_future(asyncio.to_thread(self.actors.start, self._scratch.path))
+            starting = asyncio.ensure_future(asyncio.to_thread(self.actors.start, self._scratch.path, self._logs.parent))
             try:
                 with self._starts.of("Ray"):
                     await asyncio.shield(starting)

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from minidist.cluster.joined import SharedDirectory, name_interfaces
 from minidist.cluster.kept import keep
 from minidist.concurrency import briefly
 from minidist.errors import MinidistError, RoleError
@@ -90,10 +91,16 @@ _REMEMBERED = 10_000
 
 
 class Host:
-    """The actor: holds one role and runs its verbs. `environment`: variables that are set before the role is imported."""
+    """The actor: holds one role and runs its verbs.
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    Args:
+        environment: variables that are set before the role is imported.
+        shared: what the nodes of a joined cluster share; None on a cluster of this run alone.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None, shared: SharedDirectory | None = None) -> None:
         os.environ.update(environment or {})
+        self._shared = shared
         tempfile.tempdir = None  # Ray has looked for it already
         self._role: Any = None
         self._log = SpanLog()
@@ -156,6 +163,10 @@ class Host:
     async def _call(self, verb: str, *arguments: Any, **options: Any) -> Any:
         if verb == "start":
             await self._clear()
+            if self._shared is not None:
+                node = ray.util.get_node_ip_address()
+                self._shared.enter(node)
+                name_interfaces(node)
             with no_collection():
                 self._role = await briefly(arguments[0], **options)
             return None

@@ -186,6 +186,10 @@ class ClusterConfig(Section):
             return math.floor(100 * (self.gpus - self._claimed) / processes) / 100
         return math.floor(100 / math.ceil(processes / self.shared_devices)) / 100
 
+    def apart(self, *names: Role) -> bool:
+        """Whether these roles compute on different devices: on GPUs that they do not share, at most one of them on the CPU."""
+        return not self.shares_devices and sum(self.gpus_of(self.role(name)) == 0 for name in names) <= 1
+
     @property
     def shares_devices(self) -> bool:
         """Whether actors get fractions of devices, since there are more of them than devices."""

@@ -89,8 +89,13 @@ class DistillConfig(StageSection):
     def asks_actors(self) -> bool:
         """Whether the run needs the teacher's actors: for scores, for text, or for evaluations."""
         asked = self.main_scored or any(stream.objective.needs for stream in self.streams.values())
+        return asked or self.takes_turns or self.teacher_writes
+
+    @property
+    def teacher_writes(self) -> bool:
+        """Whether the teacher writes texts of its own, to learn from or in evaluations."""
         writes = self.prefix.teacher > 0 or any(stream.writer == "teacher" for stream in self.streams.values())
-        return asked or self.takes_turns or writes or self.evaluation.every is not None
+        return writes or self.evaluation.every is not None
 
     @property
     def gold(self) -> bool:

@@ -38,7 +38,8 @@ class MeasureConfig(Section):
     layout: Annotated[Literal["auto", "packed", "buckets"], FREE] = "auto"
     """Layout of a micro-batch. packed: one row of all sequences, with attention within each sequence only, and no padding; on a
     CPU a prompt of several samples is computed once. buckets: rows of similar length side by side, with at most 5 % of padding.
-    auto: packed for the families that a test proves (configs/FAMILIES.md), else buckets."""
+    auto: packed for the families that a test proves (configs/FAMILIES.md), where the loaded model computes packed rows right
+    and the device has a kernel for them (a CPU, or a GPU with flash-attn and weights of 16 bits); else buckets."""
     chunk_tokens: Annotated[int | None, FREE] = Field(default=None, ge=1)
     """Loss tokens whose logits exist at one time. None: 2^25 logits, 128 MiB a table (220 tokens with a vocabulary of
     151,936)."""
@@ -59,6 +60,10 @@ class LearnerConfig(MeasureConfig):
     """Keep optimizer states in host memory and update the weights on the CPU (ZeRO 1 to 3)."""
     offload_parameters: Annotated[bool, FREE] = False
     """Keep partitioned parameters in host memory until a layer needs them (ZeRO 3 only)."""
+    parameter_group: Annotated[int | None, FREE] = Field(default=None, ge=1)
+    """Ranks that hold all weights between them a second time, so that the backward pass gathers them from these alone (ZeRO 3
+    only; hpZ of Wang et al., arXiv:2306.10209): those of one node, where nodes have a slow network. None: the ranks hold
+    the weights once."""
     activation_checkpointing: Annotated[bool, FREE] = False
     """Keep only the input of each layer and recompute the layer in the backward pass: less memory, about a third more time."""
     compute_dtype: Literal["bfloat16"] | None = None

@@ -150,4 +150,5 @@ def student_engine(config: DistillConfig, engines: Engines, teachers: Teachers |
     count = len(teachers.members)
     sharing = -(-len(students) // count)
     pairs: list[tuple[Any, Any]] = [(student, teachers.members[index % count]) for index, student in enumerate(students)]
-    return Engines([TurnTakingEngine(*pair, alpha, renderer, sharing=sharing) for pair in pairs])
+    at_once = config.cluster.apart("rollout", "teacher")
+    return Engines([TurnTakingEngine(*pair, alpha, renderer, sharing=sharing, at_once=at_once) for pair in pairs])

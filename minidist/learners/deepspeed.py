@@ -157,16 +157,19 @@ def _settings(config: LearnerConfig, model: Any) -> dict[str, Any]:
     """DeepSpeed's configuration."""
     offloaded = {"offload_optimizer": config.offload_optimizer, "offload_param": config.offload_parameters}
     pinned = model.device.type == "cuda"
-    zero = {name: {"device": "cpu", "pin_memory": pinned} for name, wanted in offloaded.items() if wanted}
+    zero: dict[str, Any] = {name: {"device": "cpu", "pin_memory": pinned} for name, wanted in offloaded.items() if wanted}
     halved = str(model.dtype) == "torch.bfloat16"
     # Else gradients of micro-batches, and of ranks, are added in the model's precision: 256 equal ones are off by 6 %.
     sums = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if halved else {}
+    zero |= {"overlap_comm": pinned and config.zero_stage >= 2}  # a CPU has one stream, and no time to win
+    if config.parameter_group is not None:
+        zero |= {"zero_hpz_partition_size": config.parameter_group}
     return sums | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # every step() ends an accumulation, however many backward passes came before
         "gradient_clipping": config.optimizer.grad_clip or 0.0,
-        "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False} | zero,
+        "zero_optimization": {"stage": config.zero_stage} | zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": halved},

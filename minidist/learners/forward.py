@@ -16,6 +16,7 @@ from minidist.learners.teacher import Visitor
 from minidist.losses.chunked import (
     Head,
     LazyLogits,
+    LinearHead,
     LossTerms,
     chunked_loss,
     columns_of,
@@ -28,7 +29,7 @@ from minidist.losses.divergences import forward_kl, reverse_kl
 from minidist.losses.targets import Objective, TokenCredit, TokenTargets
 from minidist.models.arrays import to_tensor
 from minidist.models.forward import hidden_states, padded_layout
-from minidist.models.heads import check_head, head_of
+from minidist.models.heads import OutputHead, check_head
 from minidist.models.lora import Adapters
 from minidist.types import Array, Measures, Payload, TeacherScores
 
@@ -60,6 +61,7 @@ class ForwardPass(nn.Module):
         super().__init__()
         check_head(student.model)
         self.model = student.model
+        self.head = OutputHead(student.model)
         self.padded = padded_layout(config.layout, student.model)
         self.chunk_tokens = config.chunk(student.vocabulary or student.model.config.get_text_config().vocab_size)
         self._mixed = config.compute_dtype is not None
@@ -71,46 +73,47 @@ class ForwardPass(nn.Module):
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self._mixed):
             return getattr(self, method)(*arguments, **options)
 
-    def loss(
-        self, micro: MicroBatch, objective: Objective, *, chunks: int, teacher_hidden_LE: Tensor | None = None
-    ) -> LossTerms:
+    def loss(self, micro: MicroBatch, objective: Objective, *, teacher_hidden_LE: Tensor | None = None) -> LossTerms:
         """Sums over the micro-batch's loss tokens.
 
         Args:
             micro: the text, with the teacher's scores.
             objective: the loss of each token.
-            chunks: call the output head at least so often (`losses.chunked_loss`).
             teacher_hidden_LE: the teacher's hidden states, where the micro-batch does not bring them.
         """
         hidden_LD = hidden_states(self.model, micro, padded=self.padded)
         targets = _targets(micro, hidden_LD.device, self._vocabulary)
         if objective.group_tokens is not None:
             targets = replace(targets, group_N=_groups(micro, objective.group_tokens).to(hidden_LD.device))
-        student, teacher = LazyLogits(head_of(self.model, self._vocabulary), hidden_LD), self._teacher(micro, teacher_hidden_LE)
-        return chunked_loss(objective, student, targets, teacher=teacher, chunk_tokens=self.chunk_tokens, chunks=chunks)
+        teacher = self._teacher(micro, teacher_hidden_LE)
 
-    def visit(
-        self, micro: MicroBatch, visitor: Visitor, *, chunks: int, temperature: float = 1.0, whole: bool = False
-    ) -> Tensor:
+        def terms(head: LinearHead, hidden_LD: Tensor) -> LossTerms:
+            student = LazyLogits(head, hidden_LD)
+            return chunked_loss(objective, student, targets, teacher=teacher, chunk_tokens=self.chunk_tokens)
+
+        return self.head(hidden_LD, self._vocabulary, terms)
+
+    def visit(self, micro: MicroBatch, visitor: Visitor, *, temperature: float = 1.0, whole: bool = False) -> Tensor:
         """The visitor's figures of all loss tokens [L, F], chunk by chunk.
 
         Args:
             micro: the text.
             visitor: sees the student's log-probabilities of a chunk's tokens.
-            chunks: call the output head at least so often, the last times on no tokens.
             temperature: divides the student's logits.
             whole: over all rows of the head, including ids beyond the shared vocabulary.
         """
         hidden_LD = hidden_states(self.model, micro, padded=self.padded)
-        head = head_of(self.model, None if whole else self._vocabulary)
-        parts = self._parts(micro, chunks)
-        return torch.cat([visitor(part, log_probabilities(head(hidden_LD[part]), temperature)) for part in parts])
+        parts = self._parts(micro)
+
+        def figures(head: LinearHead, hidden_LD: Tensor) -> Tensor:
+            return torch.cat([visitor(part, log_probabilities(head(hidden_LD[part]), temperature)) for part in parts])
+
+        return self.head(hidden_LD, None if whole else self._vocabulary, figures)
 
     def measure(
         self,
         micro: MicroBatch,
         *,
-        chunks: int,
         teacher_hidden_LE: Tensor | None,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -121,25 +124,27 @@ class ForwardPass(nn.Module):
 
         Args:
             micro: the text.
-            chunks, temperature, whole: as of `visit`; the temperature divides the teacher's logits too.
+            temperature, whole: as of `visit`; the temperature divides the teacher's logits too.
             teacher_hidden_LE: the teacher's hidden states, where the micro-batch does not bring them.
             top_p: of the nucleus over which the student's log-probabilities are taken; divergences are over all tokens.
         """
         hidden_LD = hidden_states(self.model, micro, padded=self.padded)
         vocabulary = None if whole else self._vocabulary
         targets, teacher = _targets(micro, self.model.device, vocabulary), self._teacher(micro, teacher_hidden_LE)
-        figures = []
-        for block, logits_NV, teacher_NV in in_blocks(
-            LazyLogits(head_of(self.model, vocabulary), hidden_LD), teacher, self._parts(micro, chunks)
-        ):
-            student_NV = log_probabilities(logits_NV, temperature)
-            figures.append(_figures(student_NV, complete(targets.at(block), teacher_NV, temperature), top_p))
-        return torch.cat(figures)
 
-    def _parts(self, micro: MicroBatch, chunks: int) -> list[slice]:
-        """The chunks of a micro-batch's loss tokens, `chunks` of them at least, the last without tokens."""
+        def figures(head: LinearHead, hidden_LD: Tensor) -> Tensor:
+            found = []
+            for block, logits_NV, teacher_NV in in_blocks(LazyLogits(head, hidden_LD), teacher, self._parts(micro)):
+                student_NV = log_probabilities(logits_NV, temperature)
+                found.append(_figures(student_NV, complete(targets.at(block), teacher_NV, temperature), top_p))
+            return torch.cat(found)
+
+        return self.head(hidden_LD, vocabulary, figures)
+
+    def _parts(self, micro: MicroBatch) -> list[slice]:
+        """The chunks of a micro-batch's loss tokens; one without tokens where it has none."""
         size = self.chunk_tokens
-        return [slice(start, start + size) for start in range(0, max(len(micro.labels), chunks * size - size + 1), size)]
+        return [slice(start, start + size) for start in range(0, max(len(micro.labels), 1), size)]
 
     def _teacher(self, micro: MicroBatch, hidden_LE: Tensor | None) -> LazyLogits | None:
         """The teacher's logits, if its hidden states are known: `hidden_LE`, or those among the micro-batch's scores."""

@@ -82,7 +82,8 @@ Group = OneProcess | ProcessGroup
 def _join(group: RankGroup, device: str) -> Any:
     """Join the process group of this rank; returns a gloo group of the same ranks. A group of one meets in a file, so that no
     port is opened that another run could want."""
-    os.environ.setdefault("DS_ACCELERATOR", device)
+    # The role's own device: the variable that this process has inherited may name that of another role.
+    os.environ["DS_ACCELERATOR"] = device
     import deepspeed
     import deepspeed.comm
 
@@ -90,8 +91,9 @@ def _join(group: RankGroup, device: str) -> Any:
         # Each rank sees its own device alone, so that device has index 0 everywhere.
         os.environ.update(RANK=str(group.rank), WORLD_SIZE=str(group.size), LOCAL_RANK="0", LOCAL_SIZE="1")
         meeting = group.meeting or f"file://{Path(tempfile.mkdtemp(prefix='minidist-ranks-')) / 'store'}"
-        backend = "nccl" if device == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, init_method=meeting, rank=group.rank, world_size=group.size)
+        backend, own = ("nccl", torch.device("cuda", 0)) if device == "cuda" else ("gloo", None)
+        options: dict[str, Any] = {"rank": group.rank, "world_size": group.size, "device_id": own}
+        torch.distributed.init_process_group(backend, init_method=meeting, **options)
     if not deepspeed.comm.is_initialized():
         # The shared-memory extension would speed up gloo between the ranks of one node, but compiling it takes half a minute
         # on every new machine, and gloo does the same arithmetic.

@@ -26,7 +26,6 @@ from minidist.learners.state import StateReader, save_state
 from minidist.learners.sums import StreamSums, peaks
 from minidist.learners.teacher import FrozenTeacher, ResidentTeacher, StudentText, Visitor
 from minidist.learners.weights import StudentWeights
-from minidist.losses.chunked import chunk_count
 from minidist.losses.kernels import in_one_pass
 from minidist.losses.targets import Objective
 from minidist.models.forward import checkpoint_activations
@@ -145,12 +144,12 @@ class LocalLearner:
 
     def _teach(self, stream: Stream) -> dict[str, float]:
         """The teacher's optimizer step on the student's text, before the student learns from it; returns its metrics."""
-        texts = (StudentText(micro, partial(self._visit, micro, chunks)) for micro, chunks in self._micro_batches(stream))
+        texts = (StudentText(micro, partial(self._visit, micro)) for micro in self._micro_batches(stream))
         return self._teacher.learn(texts, tokens=stream.loss_tokens, step=self._step, steps=self._steps)
 
     @torch.no_grad()
-    def _visit(self, micro: MicroBatch, chunks: int, visitor: Visitor) -> Tensor:
-        return self._backend.forward("visit", micro, visitor, chunks=chunks)
+    def _visit(self, micro: MicroBatch, visitor: Visitor) -> Tensor:
+        return self._backend.forward("visit", micro, visitor)
 
     def _teacher_hidden(self, stream: Stream, micro: MicroBatch) -> Tensor | None:
         """Hidden states of the teacher in this process, for the main stream, unless another teacher has scored it."""
@@ -160,10 +159,10 @@ class LocalLearner:
         """Add a stream's share of the gradient, micro-batch by micro-batch, on all ranks in step; returns the sums of all."""
         objective = self._objectives[stream.objective]
         sums = StreamSums(objective.figures)
-        for micro, chunks in self._micro_batches(stream, objective.group_tokens):
+        for micro in self._micro_batches(stream):
             with part("forward"):
                 hidden_LE = self._teacher_hidden(stream, micro)
-                terms = self._backend.forward("loss", micro, objective, chunks=chunks, teacher_hidden_LE=hidden_LE)
+                terms = self._backend.forward("loss", micro, objective, teacher_hidden_LE=hidden_LE)
             # A loss that is not finite is found in the sums below, by all ranks alike.
             with part("backward"):
                 self._backend.backward(terms.loss * (stream.weight / stream.loss_tokens))
@@ -172,27 +171,25 @@ class LocalLearner:
         sums.check(stream)
         return sums
 
-    def _micro_batches(self, stream: Stream, group_tokens: int | None = None) -> Iterator[tuple[MicroBatch, int]]:
-        """The stream's micro-batches and into how many chunks each is cut, as many and as often as on any other rank.
+    def _micro_batches(self, stream: Stream) -> Iterator[MicroBatch]:
+        """The stream's micro-batches, as many as on any other rank.
 
         Ranks that share parameters or gradients must run every layer equally often, so a rank with less work fills up with
         micro-batches that have no labels.
         """
         groups = grouped(stream.rows, budget=self._config.micro_batch_tokens, padded=self._pass.padded)
         parts = [([stream.rows[index] for index in group], group) for group in groups]
-        labels = (sum(len(row.labels) for row in rows) for rows, _ in parts)
-        chunks = self._group.largest([chunk_count(count, self._pass.chunk_tokens, group_tokens) for count in labels])
-        parts += [([unlabelled(stream.rows[0])], [0])] * (len(chunks) - len(parts))
-        yield from zip(laid_out(parts, self._group), chunks, strict=True)
+        parts += [([unlabelled(stream.rows[0])], [0])] * (self._group.largest([len(parts)])[0] - len(parts))
+        yield from laid_out(parts, self._group)
 
     @torch.no_grad()
     def _measure(self, stream: Stream, **options: Any) -> Measures:
         """`options`: those of `ForwardPass.measure`."""
         table: dict[int, Tensor] = {}
-        for micro, chunks in self._micro_batches(stream):
+        for micro in self._micro_batches(stream):
             lengths = [len(stream.rows[index].labels) for index in micro.rows] if len(micro.labels) else []
             hidden_LE = self._teacher_hidden(stream, micro)
-            figures = self._backend.forward("measure", micro, chunks=chunks, teacher_hidden_LE=hidden_LE, **options)
+            figures = self._backend.forward("measure", micro, teacher_hidden_LE=hidden_LE, **options)
             table |= dict(zip(micro.rows, figures.split(lengths), strict=True)) if lengths else {}
         return measures_of([table.get(index) for index in range(len(stream.rows))])
 

@@ -155,7 +155,6 @@ def chunked_loss(
     *,
     teacher: LazyLogits | None = None,
     chunk_tokens: int = 1024,
-    chunks: int = 1,
 ) -> LossTerms:
     """Sum of `objective` over N loss tokens, `chunk_tokens` at a time. N may be 0: a loss of zero that touches the head.
 
@@ -166,11 +165,9 @@ def chunked_loss(
         teacher: the teacher's hidden states at the same tokens, and its head, which form the full vocabulary of `targets`; no
             gradient reaches them.
         chunk_tokens: loss tokens whose [chunk, V] logits exist at one time.
-        chunks: call the student's head at least so often, the last times on no tokens: the ranks of a sharded head must call
-            it equally often, forward and backward.
     """
     head, hidden_ND = student.head, student.hidden_ND
-    parts = list(_parts(len(hidden_ND), chunk_tokens, targets.group_N, chunks))
+    parts = list(_parts(len(hidden_ND), chunk_tokens, targets.group_N))
     work = _TeacherAndObjective(objective, teacher, targets, parts)
     if isinstance(head, LinearHead) and torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight.requires_grad):
         loss, sums = _EagerGradient.apply(work, head, hidden_ND, head.weight, head.bias)
@@ -182,12 +179,6 @@ def chunked_loss(
     done = [recomputed(one_chunk, hidden_ND[part], part, alone=len(parts) == 1) for part in parts]
     loss, sums = (torch.stack(each).sum(0) for each in zip(*done, strict=True))
     return LossTerms(loss, len(hidden_ND), sums[0], sums[1], sums[2:])
-
-
-def chunk_count(tokens: int, chunk_tokens: int, group_tokens: int | None = None) -> int:
-    """The most chunks that `chunked_loss` needs for so many tokens, where groups of up to `group_tokens` stay whole."""
-    count = max(1, math.ceil(tokens / chunk_tokens))
-    return count if group_tokens is None else 2 * count + 1  # two successive chunks hold more tokens than one may
 
 
 def log_probabilities(logits_NV: Tensor, temperature: float) -> Tensor:
@@ -315,14 +306,14 @@ def _add(
         if rows.dtype == raw_gradient_NV.dtype:
             rows.addmm_(raw_gradient_NV.T, hidden_ND.to(raw_gradient_NV.dtype))
         else:  # in pieces too: a product as large as the head would be written, converted and read again for each chunk
-            for block in _parts(len(rows), _block_rows(rows), None, 1):
+            for block in _parts(len(rows), _block_rows(rows), None):
                 rows[block] += raw_gradient_NV[:, block].T @ hidden_ND.to(raw_gradient_NV.dtype)
     if of_bias is not None:
         of_bias[: raw_gradient_NV.shape[1]] += raw_gradient_NV.sum(0)
 
 
-def _parts(tokens: int, size: int, group_N: Tensor | None, least: int) -> Iterator[slice]:
-    """The chunks of `tokens`, in order, then empty ones until there are `least`."""
+def _parts(tokens: int, size: int, group_N: Tensor | None) -> Iterator[slice]:
+    """The chunks of `tokens`, in order; one without tokens where there are none."""
     ends = [*list(range(size, tokens, size)), tokens]
     if group_N is not None and tokens:
         group_ends = [*(torch.nonzero(group_N[1:] != group_N[:-1])[:, 0] + 1).tolist(), tokens]
@@ -332,12 +323,11 @@ def _parts(tokens: int, size: int, group_N: Tensor | None, least: int) -> Iterat
                 ends.append(end)
                 start = end
     yield from (slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True))
-    yield from (slice(tokens, tokens) for _ in range(least - len(ends)))
 
 
 def _blocks(part: slice, logits_NV: Tensor, group_N: Tensor | None) -> Iterator[slice]:
     """A chunk in blocks small enough that elementwise operations run in a processor's cache; groups stay whole."""
-    for block in _parts(len(logits_NV), _block_rows(logits_NV), None if group_N is None else group_N[part], 1):
+    for block in _parts(len(logits_NV), _block_rows(logits_NV), None if group_N is None else group_N[part]):
         yield slice(part.start + block.start, part.start + block.stop)
 
 

@@ -1,5 +1,6 @@
 """Hidden states of flat micro-batches."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -8,43 +9,65 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.import_utils import is_flash_attn_2_available
 
-from minidist.data.batching import MicroBatch, pack
+from minidist.data.batching import MicroBatch, micro_batch
 from minidist.errors import ModelError
 from minidist.models.families import PACKED
 from minidist.models.segments import NAME, share_prompts, use_segments
 from minidist.run import timeline
+from minidist.run.tracking import log
 from minidist.types import Array, Row
 
 
 def padded_layout(layout: str, model: PreTrainedModel) -> bool:
-    """Whether micro-batches are computed as rectangles (`buckets`) rather than as one packed row; on a CPU, lets a packed model
-    attend by segments.
+    """Whether micro-batches are computed as rectangles (`buckets`) rather than as one packed row; lets a packed model attend by
+    a kernel that takes the lengths of the rows.
 
-    Raises ModelError where they would be packed, and the model, as it is on this device, computes packed rows wrongly.
+    `auto` packs the rows of a family that is proved to keep them apart, where the device has such a kernel: transformers' own
+    attention to a packed row compares all its tokens with one another. The loaded model is tried, and computes rectangles where
+    packed rows are wrong. Raises ModelError where `packed` is asked for and wrong, or where rectangles are.
     """
     auto = layout == "auto"
     packed = layout == "packed" or (auto and model.config.model_type in PACKED)
-    if packed and model.device.type == "cpu":
-        packed = use_segments(model) or not auto  # transformers' own attention to a packed row is quadratic in all its tokens
     if packed:
-        _check_packing(model)
+        kernel = use_segments(model) if model.device.type == "cpu" else use_lengths(model)
+        packed = kernel or not auto
+    if (difference := _difference(model, padded=True)) is not None:
+        raise ModelError(f"{type(model).__name__} does not compute rows side by side as rows alone: {difference}")
+    if packed and (difference := _difference(model, padded=False)) is not None:
+        sentence = f"packed rows of {type(model).__name__} are not computed as rows alone are ({difference})"
+        if not auto:
+            raise ModelError(f"learner.layout: {sentence}; set learner.layout=buckets")
+        log.warning("%s: rows of like length are computed side by side", sentence)
+        packed = False
     return not packed
 
 
+def use_lengths(model: PreTrainedModel) -> bool:
+    """Let the model attend to a packed row by flash-attention, which takes the lengths of its rows (Dao, arXiv:2307.08691).
+    False where it is not installed, the weights have 32 bits, or the model's attention is not torch's."""
+    kernel = model.config._attn_implementation or ""
+    if "flash" in kernel:
+        return True
+    if kernel != "sdpa" or model.dtype.itemsize != 2 or not is_flash_attn_2_available() or not model._supports_flash_attn:
+        return False
+    if torch.are_deterministic_algorithms_enabled():
+        os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"  # transformers reads it at every call
+    model.set_attn_implementation("flash_attention_2")
+    return True
+
+
 @torch.no_grad()
-def _check_packing(model: PreTrainedModel) -> None:
-    """Raise ModelError unless packed rows have the hidden states that they have side by side."""
-    tokens_BS = np.array([[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 3, 3, 2, 1, 0], [3, 3, 2, 2, 1, 1, 0, 0]])
-    rows = [Row(tokens_S, np.arange(3, 8), np.zeros(5, dtype=np.int64)) for tokens_S in tokens_BS]
-    (micro,) = pack(rows, budget=tokens_BS.size, padded=False)
-    packed_LD, aside_LD = (hidden_states(model, micro, padded=padded).float() for padded in (False, True))
-    difference = float((packed_LD - aside_LD).abs().max())
-    if difference > 0.02 * float(aside_LD.abs().max()):
-        raise ModelError(
-            f"learner.layout: packed rows of {type(model).__name__} are not computed as rows side by side are (hidden states "
-            f"differ by {difference:.3g}); set learner.layout=buckets"
-        )
+def _difference(model: PreTrainedModel, *, padded: bool) -> str | None:
+    """By how much the hidden states of three rows together differ from those of the rows alone; None if by rounding."""
+    texts = ([0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 3, 3, 2], [3, 3, 2, 2, 1, 1, 0])
+    rows = [Row(np.array(text), np.arange(3, len(text)), np.zeros(len(text) - 3, dtype=np.int64)) for text in texts]
+    alone_LD = torch.cat([hidden_states(model, micro_batch([row], [0]), padded=True) for row in rows]).float()
+    together_LD = hidden_states(model, micro_batch(rows, range(len(rows))), padded=padded).float()
+    difference = float((together_LD - alone_LD).abs().max())
+    close = difference <= 0.02 * float(alone_LD.abs().max())
+    return None if close else f"their hidden states differ by {difference:.3g}"
 
 
 def hidden_states(model: PreTrainedModel, micro: MicroBatch, *, padded: bool, prompt_PD: Tensor | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """Output heads: the head of a model in memory, and one read from a checkpoint without loading the rest."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,24 @@ def head_of(model: PreTrainedModel, vocabulary: int | None = None) -> Head:
         return head
     # ZeRO-3 gathers a partitioned weight only when its module is called.
     return lambda hidden_ND: head.finish(linear(hidden_ND.to(linear.weight.dtype))[:, :vocabulary])
+
+
+class OutputHead(nn.Module):
+    """A model's output head as a module of its own, called once for all chunks of a micro-batch: ZeRO-3 gathers a partitioned
+    weight when the module that has it is called, and again for its backward pass."""
+
+    bias: Tensor | None
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        linear: Any = model.get_output_embeddings()
+        self.weight = linear.weight
+        self.register_parameter("bias", linear.bias)
+        self._config = model.config
+
+    def forward(self, hidden_ND: Tensor, vocabulary: int | None, work: Callable[[LinearHead, Tensor], Any]) -> Any:
+        """What `work` makes of the head, sliced to `vocabulary`, and of the hidden states."""
+        return work(_linear_head(self.weight, self.bias, self._config, vocabulary), hidden_ND)
 
 
 def _linear_head(weight: Tensor, bias: Tensor | None, config: PretrainedConfig, vocabulary: int | None) -> LinearHead:

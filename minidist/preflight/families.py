@@ -33,7 +33,7 @@ def check_in_transformers(model: ModelFacts, cure: str) -> None:
     check_logits(model.config, model.where)
 
 
-def check_in_vllm(model: ModelFacts, gpus: int, cure: str) -> None:
+def check_in_vllm(model: ModelFacts, gpus: float, cure: str) -> None:
     """vLLM can run the model's kinds of layers on this machine."""
     from minidist.models.families import DIFFERENT_IN_VLLM, is_wrapped, other_layers
 

@@ -60,7 +60,7 @@ def plan_generate(config: GenerateConfig) -> GeneratePlan:
         model = read_model(config.model, "model")
         checks.check_context(model.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
         if rollout.engine == "vllm":
-            checks.check_engine(model, config.cluster.gpus, "rollout.engine=hf")
+            checks.check_engine(model, config.cluster.gpus_of(config.cluster.rollout), "rollout.engine=hf")
         renderer, vocabulary = Renderer(model.tokenizer, config.data, model.stops), Vocabulary(model.rows, _absent(model))
         described = [lines.model_line("model", model.shape), *lines.ending_lines(renderer)]
         described += precision_lines(config.cluster, {"model.dtype": config.model.dtype})

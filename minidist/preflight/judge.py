@@ -54,4 +54,4 @@ def plan_judge(config: ScoreTableConfig) -> tuple[JudgePlan | None, list[str]]:
 def _check_model(judge: JudgeConfig, model: ModelFacts, tokens: int, cluster: ClusterConfig) -> None:
     checks.check_context(model.context, tokens, "judge.max_prompt_tokens + judge.rollout.max_new_tokens")
     if judge.rollout.engine == "vllm":
-        checks.check_engine(model, cluster.gpus, "judge.rollout.engine=hf")
+        checks.check_engine(model, cluster.gpus_of(cluster.rollout), "judge.rollout.engine=hf")

@@ -6,6 +6,7 @@ tests/benchmarks/memory.py compares the learner's estimate with the memory that 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from minidist.config.engines import engine_limits
@@ -86,8 +87,15 @@ class TrainedModel:
     @property
     def kept_activations(self) -> int:
         """Bytes of one micro-batch's activations."""
-        config = self.config
-        return activations(self.shape, self.tokens, BYTES[self.dtype], checkpointing=config.activation_checkpointing)
+        size, checkpointing = BYTES[self.dtype], self.config.activation_checkpointing
+        kept = activations(self.shape, self.tokens, size, checkpointing=checkpointing)
+        return kept + (masks(self.shape, self.tokens, size, checkpointing=checkpointing) if self.masked else 0)
+
+    @property
+    def masked(self) -> bool:
+        """Whether attention takes a mask of all pairs of a micro-batch's tokens: packed rows on a GPU without a kernel that
+        takes their lengths. On a CPU rows attend by segments."""
+        return self.gpu and self.config.layout == "packed" and not (BYTES[self.dtype] == 2 and find_spec("flash_attn"))
 
     def allocator(self, activation_bytes: int) -> int:
         """Bytes that the allocator keeps for the next micro-batch."""
@@ -132,6 +140,7 @@ def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Nee
 
         tensor            bytes                                              divided by N from
         weights           P b                                                ZeRO 3
+        a second time     P b / G with learner.parameter_group G             -
         gradients         T b; T 4 under ZeRO 2 and 3, which add in float32  ZeRO 2
         float32 gradients T 4, for the optimizer step; none without ZeRO     ZeRO 1 (under ZeRO 3 at most 1e9 elements)
         optimizer         T (4 + 8): float32 master copy, two moments        ZeRO 1
@@ -148,6 +157,7 @@ def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Nee
     moments = 0 if config.optimizer.type == "sgd" else 2 * (size if plain else 4)
     master = 4 if not plain and (size < 4 or stage in (1, 2)) else 0
     weights = shape.parameters * size // ranks["weights"]
+    again = 0 if config.parameter_group is None else shape.parameters * size // config.parameter_group
     optimizer = shape.trainable * (moments + master) // ranks["optimizer"]
     stepped = _float32_gradients(shape.trainable // model.ranks, stage)
     kept = model.kept_activations
@@ -155,7 +165,7 @@ def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Nee
     tables = _TABLES if teacher_head is None else _TABLES_WITH_TEACHER
     summed = shape.trainable * (4 if stage >= 2 else size) // ranks["gradients"]
     parts = {
-        "weights": 0 if offloads_weights else weights,
+        "weights": (0 if offloads_weights else weights) + again,
         "gradients": summed + (0 if offloads_optimizer else stepped),
         "optimizer": 0 if offloads_optimizer else optimizer,
         "activations": kept,
@@ -285,6 +295,13 @@ def activations(shape: "Shape", tokens: int, size: int, *, checkpointing: bool) 
     feed_forward = (4 if shape.gated else 2 if shape.one_kernel else 5) * shape.intermediate * size
     layer = norms + attention + feed_forward
     return tokens * (shape.layers * shape.hidden * size + layer if checkpointing else shape.layers * layer)
+
+
+def masks(shape: "Shape", tokens: int, size: int, *, checkpointing: bool) -> int:
+    """Bytes that a forward pass keeps for its backward pass where attention takes a mask: in each layer the mask
+    [tokens, tokens], `size` bytes an element, and keys and values repeated for every head, which a masked kernel asks for."""
+    repeated = 2 * (shape.heads - shape.kv_heads) * shape.head_size * tokens if shape.heads > shape.kv_heads else 0
+    return size * (tokens**2 + repeated) * (1 if checkpointing else shape.layers)
 
 
 def engine_need(

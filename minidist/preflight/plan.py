@@ -251,7 +251,7 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
         layout += check_learnt(pair.student, config.learner)
         checks.check_context(pair.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
         if config.rollout.engine == "vllm":
-            checks.check_engine(pair.student, config.cluster.gpus, "rollout.engine=hf")
+            checks.check_engine(pair.student, config.cluster.gpus_of(config.cluster.rollout), "rollout.engine=hf")
     max_tokens = _with_probe(pairs[-1].context, tokens)
     reader = _reader(data, pairs, config.teacher, config.rollout.max_new_tokens)
     prompts = reader.prompts("test", data.test)

@@ -12,8 +12,8 @@ from minidist.errors import ConfigError, ModelError, RoleError
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.teachers.server.connection import Connection, Refused
 from minidist.teachers.server.protocol import APIS, refusal
-from minidist.teachers.server.wire import ServerApi, shown, tokenize
-from minidist.types import Prompt
+from minidist.teachers.server.wire import ServerApi, Writing, shown, tokenize
+from minidist.types import Prompt, Sampling
 
 _TEXT = "It's 12.5% <b>naïve</b>:\n\tdef f(x): return x\n\n東京 🙂"  # where tokenizers differ
 _ATTEMPTS, _PAUSE_S, _TIMEOUT_S = 2, 1.0, 20.0
@@ -47,6 +47,14 @@ def check_server(
         raise ConfigError(str(error)) from None
     finally:
         worker.close()
+
+
+def check_writing(config: ServerTeacherConfig, *, width: int, vocabulary: int) -> None:
+    """Raise ConfigError where a server of this kind cannot be asked for text of the shared ids alone."""
+    try:
+        APIS[config.server.api](width).write("", Writing([0], Sampling(max_new_tokens=1), 0, (0,), vocabulary, width))
+    except RoleError as error:
+        raise ConfigError(f"teacher: {error}") from None
 
 
 class _ServerCheck:

@@ -10,7 +10,7 @@ from minidist.config.teacher import CacheTeacherConfig, PromptedTeacherConfig, S
 from minidist.data.rendering import Renderer
 from minidist.preflight.checks import check_soft_prompt
 from minidist.preflight.facts import PairFacts
-from minidist.preflight.server import check_server
+from minidist.preflight.server import check_server, check_writing
 from minidist.types import Prompt
 
 
@@ -54,6 +54,8 @@ def _context_lines(facts: TeacherFacts) -> list[str]:
 def _server_lines(teacher: ServerTeacherConfig, facts: TeacherFacts) -> list[str]:
     """The server is asked."""
     width, vocabulary = facts.models.teacher.rows, facts.models.vocabulary
+    if isinstance(facts.run, DistillConfig) and facts.run.teacher_writes:
+        check_writing(teacher, width=width, vocabulary=vocabulary)
     return check_server(teacher, facts.renderer, prompt=facts.prompt, tokens=facts.tokens, width=width, vocabulary=vocabulary)
 
 

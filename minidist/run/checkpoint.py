@@ -65,6 +65,7 @@ class Checkpoints:
     async def _write(self, path: Path, partial: Path, learner: Saves, state: dict[str, Any]) -> None:
         partial.mkdir(parents=True)
         await learner.save(partial)
+        check_seen(partial)
         await learner.save_state(partial)
         (partial / "state.json").write_text(json.dumps(state) + "\n")
         await asyncio.to_thread(_seal, partial)
@@ -101,6 +102,15 @@ class Checkpoints:
         """All checkpoints, damaged ones included, by step."""
         found = [path for path in self._directory.glob("step_*") if re.fullmatch(r"step_\d+", path.name)]
         return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def check_seen(path: Path) -> None:
+    """Raise RunDirectoryError unless this process sees the weights that a learner, perhaps on another node, has written."""
+    if not any(path.glob("*.safetensors")):
+        raise RunDirectoryError(
+            f"the learner has written its weights to {path}, and they are not there on this machine; set run.directory to a "
+            "directory on a file system that all nodes share"
+        )
 
 
 def _seal(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from minidist.errors import RunDirectoryError
 from minidist.protocols import Saves
-from minidist.run.checkpoint import Checkpoint
+from minidist.run.checkpoint import Checkpoint, check_seen
 from minidist.run.files import remove, rename, writing
 from minidist.run.tracking import Pieces, Recorder, log
 from minidist.stages import StageRun
@@ -69,6 +69,7 @@ class CheckpointWatch(ABC, Generic[L]):
         if os.path.lexists(partial):  # of a run that was killed while it wrote
             remove(partial)
         await self._learner.save(partial)
+        check_seen(partial)
         with writing(path):
             if os.path.lexists(path):
                 remove(path)

@@ -62,7 +62,7 @@ class HFTeacher(TurnTaker):
         self._worker = Worker("teacher")
         if group is not None and group.size > 1:
             self._group = ProcessGroup(group, model.device.type)
-            self._scorer = self._worker.run_now(_partition, self._scorer, config.dtype)
+            self._scorer = self._worker.run_now(_partition, self._scorer, config.dtype, model.device.type)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         """Scores of the rollouts' tokens, in order."""
@@ -148,13 +148,13 @@ class Scorer(nn.Module):
 _IDLE = Row(np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
-def _partition(scorer: Scorer, dtype: str) -> Any:
+def _partition(scorer: Scorer, dtype: str, device: str) -> Any:
     """The scorer under ZeRO-3 without an optimizer: each rank keeps a part of every tensor and fetches the rest when needed."""
     import deepspeed
 
     settings = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3, "overlap_comm": False},
+        "zero_optimization": {"stage": 3, "overlap_comm": device == "cuda"},
         "bf16": {"enabled": dtype == "bfloat16"},
         "steps_per_print": 1 << 60,
     }

@@ -38,7 +38,7 @@ class VLLMHiddenTeacher:
     def __init__(self, config: VLLMTeacherConfig, renderer: Renderer, *, vocabulary: int | None, **resources: Any) -> None:
         longest = resources.pop("max_tokens", None) or context_length(load_config(config, "teacher.model"))
         settings = VLLMSettings.of(config, "teacher.model", config, max_tokens=longest, pooling=True, **resources)
-        self._core = VLLMCore(settings, renderer, name="teacher", vocabulary=vocabulary)
+        self._core = VLLMCore(settings, renderer, name="teacher", vocabulary=None)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         """Hidden states of the rollouts' tokens, in order. Cancelling the call aborts its requests."""

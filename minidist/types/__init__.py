@@ -10,7 +10,7 @@ from minidist.types.labelled import Exercise, Judged, LabelledRow, TaskFacts, Ta
 from minidist.types.ranks import RankGroup
 from minidist.types.rollouts import Finish, Prompt, Reply, Rollout, Sampling, Writer
 from minidist.types.scores import KeptScores, Payload, TeacherScores
-from minidist.types.vocabulary import Vocabulary, allowed_ids
+from minidist.types.vocabulary import Vocabulary
 from minidist.types.weights import PROBE_TOKENS, Adaptation, Probe, Weights
 
 __all__ = [
@@ -42,5 +42,4 @@ __all__ = [
     "Vocabulary",
     "Weights",
     "Writer",
-    "allowed_ids",
 ]

@@ -39,11 +39,3 @@ class Vocabulary(int):
         """The ids, in rising order."""
         absent = set(self.absent)
         return [index for index in range(self) if index not in absent]
-
-
-def allowed_ids(vocabulary: int | None, width: int) -> list[int] | None:
-    """The ids that a model with `width` classes may write; None: all of them."""
-    if vocabulary is None:
-        return None
-    ids = Vocabulary.of(vocabulary).ids
-    return ids if len(ids) < width else None

@@ -1,8 +1,9 @@
 """One Ray cluster with two vLLM engines, two teachers, a learner and a pair of ranks, shared by the whole test run."""
 
 import asyncio
-from collections.abc import Awaitable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from transformers import PreTrainedModel
 
 from minidist.cluster.cluster import Cluster
 from minidist.concurrency import together
-from minidist.config.cluster import ClusterConfig, LearnerRoleConfig, RolloutRoleConfig, TeacherRoleConfig
+from minidist.config.cluster import ClusterConfig, LearnerRoleConfig, Role, RolloutRoleConfig, TeacherRoleConfig
 from minidist.config.data import RenderConfig
 from minidist.config.learner import LearnerConfig, OptimizerConfig
-from minidist.config.models import ModelConfig, StudentConfig
+from minidist.config.models import DType, ModelConfig, StudentConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.data.rendering import Renderer, character_tokenizer
@@ -40,6 +41,7 @@ SHAPE: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 MAX_TOKENS = 48
+ROLES: tuple[Role, ...] = ("rollout", "teacher", "learner")
 OBJECTIVES = {"main": "reverse_kl", "supervised": "supervised"}
 
 
@@ -76,10 +78,14 @@ class Stack:
     learner: Any
     pair: list[Any]
     """Two actors of one process group: learner ranks, or shards of a teacher, as a test makes them."""
+    dtype: DType = "float32"
+    on_gpu: bool = False
+    # Requests may ask for blocked n-grams; the others are written as ever.
+    rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(no_repeat_ngram_size=2))
 
     @property
     def context(self) -> RoleContext:
-        return RoleContext(self.renderer, max_tokens=MAX_TOKENS, steps=100)
+        return RoleContext(self.renderer, max_tokens=MAX_TOKENS, steps=100, on_gpu=self.on_gpu)
 
     @property
     def engine(self) -> Any:
@@ -117,9 +123,16 @@ class Stack:
         """Another learner on the same student and teacher, in an actor of its own."""
         return self.run(self.cluster.host("learner", make_learner, **learner_arguments(self, config)))
 
-    def host_engine(self, model: Path) -> Any:
-        """Another vLLM engine, in an actor of its own."""
-        return self.run(self.cluster.host("rollout", make_engine, **engine_arguments(self, model)))
+    def host_engine(self, model: Path, *, parts: int = 1) -> Any:
+        """Another vLLM engine, in an actor of its own, its model split over `parts` devices, or processes on a CPU."""
+        arguments = engine_arguments(self, model)
+        arguments["context"] = replace(self.context, split={"tensor_parallel": parts})
+        return self.run(self.cluster.host("rollout", make_engine, **arguments))
+
+    def host_teacher(self, **fields: Any) -> Any:
+        """Another teacher in transformers, in an actor of its own, which also takes turns; `fields`: of its section."""
+        config = teacher_config(model=str(self.teacher_path), dtype=self.dtype, **fields)
+        return self.run(self.cluster.host("teacher", make_teacher, context=self.context, config=config, mixing=True))
 
     def dismiss(self, role: Any) -> None:
         self.run(self.cluster.dismiss(role))
@@ -127,8 +140,8 @@ class Stack:
 
 def learner_arguments(stack: Stack, config: LearnerConfig) -> dict[str, Any]:
     return {
-        "student": StudentConfig(model=str(stack.student)),
-        "teacher": teacher_config(model=str(stack.teacher_path)),
+        "student": StudentConfig(model=str(stack.student), dtype=stack.dtype),
+        "teacher": teacher_config(model=str(stack.teacher_path), dtype=stack.dtype),
         "context": stack.context,
         "config": config,
         "objectives": {name: objective_config(kind) for name, kind in OBJECTIVES.items()},
@@ -136,30 +149,33 @@ def learner_arguments(stack: Stack, config: LearnerConfig) -> dict[str, Any]:
 
 
 def engine_arguments(stack: Stack, model: Path) -> dict[str, Any]:
-    return {
-        "model": ModelConfig(model=str(model)),
-        "rollout": RolloutConfig(no_repeat_ngram_size=2),  # requests may ask for it; the others are written as ever
-        "context": stack.context,
-    }
+    return {"model": ModelConfig(model=str(model), dtype=stack.dtype), "rollout": stack.rollout, "context": stack.context}
 
 
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    root = tmp_path_factory.mktemp("models")
-    save_model(root / "student", SHAPE, 1)
-    save_model(root / "teacher", SHAPE | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}, 2)
+@contextmanager
+def standing(
+    root: Path, config: ClusterConfig, shape: dict[str, Any], *, roles: Sequence[Role] = ROLES, **facts: Any
+) -> Iterator[Stack]:
+    """A cluster, and two models under `root` of which no role is made yet; `facts`: further fields of the stack."""
+    save_model(root / "student", shape, 1)
+    save_model(root / "teacher", shape | {"hidden_size": 96, "num_attention_heads": 3, "num_key_value_heads": 3}, 2)
     tokenizer = character_tokenizer(find("sort").alphabet)
     # Two ids end an answer, as in a model whose generation_config lists one beside the tokenizer's.
     renderer = Renderer(tokenizer, RenderConfig(), stops=tokenizer.encode("q", add_special_tokens=False))
     with asyncio.Runner() as runner:
-        cluster = Cluster(_ROOM, root / "logs")
+        cluster = Cluster(config, root / "logs", roles)
         runner.run(cluster.__aenter__())
-        stack = Stack(runner, cluster, renderer, root / "student", root / "teacher", None, None, None, [])
         try:
-            stack.run(_host(stack))
-            yield stack
+            yield Stack(runner, cluster, renderer, root / "student", root / "teacher", None, None, None, [], **facts)
         finally:
             runner.run(cluster.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with standing(tmp_path_factory.mktemp("models"), _ROOM, SHAPE) as stack:
+        stack.run(_host(stack))
+        yield stack
 
 
 # Places for what the session holds all the time, and for what a test hosts beside it.

@@ -11,13 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minidist.roles.make import make_teacher
 from minidist.rollout.mixed.turns import TurnTakingEngine
 from minidist.rollout.pool import Engines
 from minidist.types import Finish, Prompt, Rollout, Sampling
 from tests.integration.conftest import SHAPE, Stack, save_model
-from tests.support.config import teacher_config
 from tests.support.mixture import law, p_value
+from tests.support.on_device import mixed_sequences_are_whole
 
 DRAWS = 20_000
 
@@ -25,8 +24,7 @@ DRAWS = 20_000
 @pytest.fixture(scope="module")
 def teacher(stack: Stack) -> Iterator[Any]:
     """A teacher in transformers that also takes turns, in an actor of its own."""
-    arguments = {"context": stack.context, "config": teacher_config(model=str(stack.teacher_path)), "mixing": True}
-    teacher = stack.run(stack.cluster.host("teacher", make_teacher, **arguments))
+    teacher = stack.host_teacher()
     stack.run(stack.engine.load(stack.student))  # whatever weights another test has left
     yield teacher
     stack.dismiss(teacher)
@@ -70,6 +68,14 @@ def test_draws_follow_the_mixture(stack: Stack, teacher: Any, alpha: float, draw
     assert figures["mixed/student_tokens"] + figures["mixed/teacher_tokens"] == len(coins)
     assert (figures["mixed/student_turns"] == 0) == (alpha == 1)
     assert figures["mixed/teacher_s"] > 0
+
+
+def test_mixed_sequences_are_whole_where_both_engines_work_at_once(stack: Stack, teacher: Any) -> None:
+    """As `tests/gpu` runs it, where they take turns."""
+    try:
+        mixed_sequences_are_whole(stack, teacher, at_once=True)
+    finally:
+        stack.run(stack.engine.load(stack.student))  # as the other tests expect it
 
 
 def test_a_teacher_in_its_own_context_continues_from_there(stack: Stack, teacher: Any) -> None:

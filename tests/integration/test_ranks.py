@@ -3,19 +3,21 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from minidist.config.models import LoraConfig, StudentConfig
+from minidist.concurrency import together
+from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
 from minidist.data.batching import collate
 from minidist.errors import DivergedError
 from minidist.learners.learner import LocalLearner
+from minidist.models.hub import load_model
 from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.pool import Engines
 from minidist.types import Batch, Rollout, Sampling, TeacherScores, Weights
-from tests.integration.conftest import Stack, settings
+from tests.integration.conftest import SHAPE, Stack, save_model, settings
 from tests.integration.test_equalities import EXACT, GREEDY, SAMPLING, on_policy_batch, plain_learner, texts, written
 from tests.support.config import make_objective, objective_config, teacher_config
 
@@ -25,6 +27,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "ZeRO-1": {"zero_stage": 1},
     "ZeRO-2": {"zero_stage": 2},
     "ZeRO-3": {"zero_stage": 3},
+    "parameter groups": {"zero_stage": 3, "parameter_group": 1},
     "offload": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
     "checkpointing": {"zero_stage": 3, "activation_checkpointing": True},
 }
@@ -37,9 +40,16 @@ def batch(stack: Stack) -> Batch:
     return on_policy_batch(stack, written(stack, count=25, seed=5))
 
 
+Expected = tuple[dict[str, np.ndarray], dict[str, float]]
+
+
 @pytest.fixture(scope="module")
-def expected(stack: Stack, batch: Batch) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Weights and metrics of the plain learner in one process after a step of gradient descent at rate 1."""
+def expected(stack: Stack, batch: Batch) -> Expected:
+    return step_in_one_process(stack, batch)
+
+
+def step_in_one_process(stack: Stack, batch: Batch) -> Expected:
+    """Weights and metrics of the plain learner, on the CPU, after a step of gradient descent at rate 1."""
     single = plain_learner(stack)
     update = asyncio.run(single.update(batch))
     return weights_of(single), update.metrics
@@ -57,11 +67,16 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], ato
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_ranks_give_the_gradient_of_one(stack: Stack, batch: Batch, expected: Any, way: str) -> None:
+def test_two_ranks_give_the_gradient_of_one(stack: Stack, batch: Batch, expected: Expected, way: str) -> None:
+    two_ranks_give_the_step(stack, batch, expected, way)
+
+
+def two_ranks_give_the_step(stack: Stack, batch: Batch, expected: Expected, way: str, *, atol: float = 3e-6) -> None:
+    """Also in tests/gpu, over NCCL."""
     learner = stack.ranks(settings(**UNEVEN, **WAYS[way]))
     update = stack.run(learner.update(batch))
     wanted, metrics = expected
-    assert_same(weights_of(learner, stack), wanted)
+    assert_same(weights_of(learner, stack), wanted, atol)
     for name in ("loss/nats_per_token", "main/teacher_logprob_nats", "sft/loss_nats_per_token", "learner/grad_norm"):
         assert update.metrics[name] == pytest.approx(metrics[name], rel=1e-4), name
     assert update.metrics["learner/loss_tokens"] == metrics["learner/loss_tokens"]
@@ -86,6 +101,84 @@ def test_two_ranks_give_the_gradient_of_one_whatever_the_objective(stack: Stack,
     found = stack.run(learner.update(main)).metrics
     assert_same(weights_of(learner, stack), weights_of(single))
     assert found["loss/nats_per_token"] == pytest.approx(wanted["loss/nats_per_token"], rel=1e-4)
+
+
+def watch_gathers() -> None:
+    """In a rank: from now on ZeRO-3 keeps no parameter gathered until its next use, and counts what it gathers."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    from minidist.learners import deepspeed
+
+    plain: Any = deepspeed._settings
+    whole: Any = Coordinator._PartitionedParameterCoordinator__all_gather_params_  # type: ignore[attr-defined]
+    forget: Any = Coordinator._invalidate_trace
+
+    def settings_that_keep_none(*arguments: Any) -> dict[str, Any]:
+        made = plain(*arguments)
+        kept = ("param_persistence_threshold", "max_reuse_distance", "prefetch_bucket_size")
+        none = {f"stage3_{name}": 0 for name in kept}
+        return made | {"zero_optimization": made["zero_optimization"] | none}
+
+    def gather(self: Any, params: Any, forward: bool, quantize: bool = False) -> None:
+        Counted.gathers += [param.ds_numel for param in params if param.ds_status.name == "NOT_AVAILABLE"]
+        whole(self, params, forward, quantize)
+
+    def invalidate(self: Any) -> None:
+        Counted.forgotten += 1
+        forget(self)
+
+    deepspeed._settings = settings_that_keep_none
+    Coordinator._PartitionedParameterCoordinator__all_gather_params_ = gather  # type: ignore[attr-defined]
+    Coordinator._invalidate_trace = invalidate
+    Counted.undo = lambda: (
+        setattr(deepspeed, "_settings", plain),
+        setattr(Coordinator, "_PartitionedParameterCoordinator__all_gather_params_", whole),
+        setattr(Coordinator, "_invalidate_trace", forget),
+    )
+
+
+class Counted:
+    """In a rank: sizes of the parameters that were gathered, and how often ZeRO-3 forgot the order of the modules."""
+
+    gathers: ClassVar[list[int]] = []
+    forgotten: ClassVar[int] = 0
+    undo: ClassVar[Any] = None
+
+
+def counted() -> tuple[list[int], int]:
+    """What has been counted since the last time."""
+    found = Counted.gathers, Counted.forgotten
+    Counted.gathers, Counted.forgotten = [], 0
+    return found
+
+
+def stop_watching() -> None:
+    Counted.undo()
+
+
+@pytest.mark.parametrize("chunk_tokens", [3, 1000])
+def test_a_sharded_head_is_gathered_twice_a_micro_batch_whatever_the_chunks(
+    stack: Stack, batch: Batch, chunk_tokens: int
+) -> None:
+    """Once for the chunks, and once for their backward pass; an untied head, the largest parameter of the model."""
+    save_model(stack.student.parent / "untied", SHAPE | {"tie_word_embeddings": False, "intermediate_size": 32}, 3)
+    student = StudentConfig(model=str(stack.student.parent / "untied"))
+    main = replace(batch, steps=(batch.steps[0][:1],))
+    stack.run(together(rank.ask(watch_gathers) for rank in stack.pair))
+    try:
+        learner = stack.ranks(settings(**UNEVEN | {"chunk_tokens": chunk_tokens}, zero_stage=3), student=student)
+        for _ in range(2):  # the order of the modules is known from the second step on
+            stack.run(together(rank.ask(counted) for rank in stack.pair))
+            update = stack.run(learner.update(main))
+        found = stack.run(together(rank.ask(counted) for rank in stack.pair))
+    finally:
+        stack.run(together(rank.ask(stop_watching) for rank in stack.pair))
+    head = load_model(ModelConfig(model=student.model or ""), "student").get_output_embeddings().weight.numel()
+    micro_batches = int(update.metrics["learner/micro_batches"]) // 2
+    for gathers, forgotten in found:
+        # The embedding has as many numbers as the head, and is gathered as often.
+        assert gathers.count(head) == 2 * 2 * micro_batches
+        assert forgotten == 0
 
 
 def test_two_engines_and_two_teachers_give_what_one_gives(stack: Stack, expected: Any, batch: Batch) -> None:

@@ -65,7 +65,7 @@ class VLLMWire:
         "logprobs": int,
         "ignore_eos": bool,
         "stop_token_ids": list,
-        "allowed_token_ids": (list, type(None)),
+        "logit_bias": dict,
         "return_token_ids": bool,
     }
     written: ClassVar[list[float]] = [-0.5, -1.5, -2.5]
@@ -82,6 +82,8 @@ class VLLMWire:
         sequence = token_ids(body["prompt"])
         if body["max_tokens"] < 1 or body.get("top_k", 0) < -1:
             raise WireError("max_tokens or top_k is out of range")
+        if len(bias := body.get("logit_bias", {})) > 1024 or any(not 0 <= int(token) < PADDED for token in bias):
+            raise WireError("logit_bias has too many tokens, or one out of the vocabulary")
         if "prompt_logprobs" not in body:
             logprobs = {"token_logprobs": self.written}
             tokens = [1 + body["seed"] % 11, 5, 0]

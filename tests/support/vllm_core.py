@@ -12,10 +12,12 @@ class FakeEngine:
     def __init__(self) -> None:
         self.requests: list[Any] = []
         self.aborted: list[str] = []
-        cache = SimpleNamespace(num_gpu_blocks=11, block_size=4)
+        groups = [SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=4))]
+        cache = SimpleNamespace(num_blocks=11, kv_cache_groups=groups)
+        self.scheduler = SimpleNamespace(kv_cache_config=cache)
         model = SimpleNamespace(max_model_len=20)
         schedule = SimpleNamespace(max_num_seqs=4)
-        self.vllm_config = SimpleNamespace(cache_config=cache, scheduler_config=schedule, model_config=model)
+        self.vllm_config = SimpleNamespace(scheduler_config=schedule, model_config=model)
 
     @property
     def engine_core(self) -> "FakeEngine":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,12 @@ def test_a_gpu_has_the_version_that_the_tests_run(name: str) -> None:
 def test_the_project_accepts_the_versions_of_a_gpu() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert misfits([*project["dependencies"], *project["optional-dependencies"]["gpu"]], GPU) == []
+
+
+def test_both_builds_of_vllm_are_of_one_version() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [cpu], [gpu] = ([Requirement(text) for text in extras[name] if text.startswith("vllm")] for name in ("cpu", "gpu"))
+    assert cpu.specifier == gpu.specifier == SpecifierSet(f"=={GPU['vllm']}")
 
 
 @pytest.mark.parametrize("name", GPU)

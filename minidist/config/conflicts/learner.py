@@ -23,6 +23,11 @@ def learner(c: "SftConfig | DistillConfig") -> Iterator[str]:
     yield from initial(c)
     if c.learner.backend == "single" and c.cluster.learner.ranks > 1:
         yield "cluster.learner.ranks above 1 need learner.backend=deepspeed"
+    if (group := c.learner.parameter_group) is not None:
+        if c.learner.zero_stage != 3 or c.learner.backend != "deepspeed":
+            yield f"learner.parameter_group needs learner.backend=deepspeed and zero_stage=3, not {c.learner.zero_stage}"
+        elif c.cluster.learner.ranks % group:
+            yield f"learner.parameter_group {group} does not divide cluster.learner.ranks {c.cluster.learner.ranks}"
     if c.learner.offload_parameters and c.learner.zero_stage != 3:
         yield f"learner.offload_parameters needs learner.zero_stage=3, not {c.learner.zero_stage}"
     if c.learner.offload_optimizer and c.learner.zero_stage == 0:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from minidist.concurrency import together
 from minidist.data.rendering import Renderer
 from minidist.rollout.answers import answered
 from minidist.rollout.mixed.engine import MixedEngine
@@ -26,9 +27,9 @@ STUDENT, TEACHER = 0, 1
 _NAMES = ("student", "teacher")
 _UNITS = ("tokens", "turns", "calls", "s")
 """Of what each side does in mixed sampling: tokens written, turns taken, calls, and seconds."""
-_FRACTION = 0.5
+_FRACTION, _FRACTION_AT_ONCE = 0.5, 0.1
 """Fraction of its turns that an engine does before the other engine continues. With all of them, the last few turns of each
-request would run alone."""
+request would run alone. Where both work at once, fewer: what one has written the other waits for."""
 
 
 def coins(alpha: float, count: int, *, seed: int, row: int, sample: int) -> Array:
@@ -103,16 +104,28 @@ class _Sequence:
 
 
 class TurnTakingEngine(MixedEngine):
-    """Student and teacher engines take turns on each sequence; only one of them works at a time, with all the threads.
+    """Student and teacher engines take turns on each sequence. On the cores of one machine only one of them works at a time,
+    with all the threads; on devices of their own both do. The tokens of a sequence are the same either way.
 
     Args:
         student, teacher: engines that take turns.
         alpha: probability that a token is the teacher's.
         sharing: number of such engines that the teacher serves; each may use an equal part of the teacher's capacity.
+        at_once: whether the engines work at the same time.
     """
 
-    def __init__(self, student: Any, teacher: TurnTaker, alpha: float, renderer: Renderer, *, sharing: int = 1) -> None:
+    def __init__(
+        self,
+        student: Any,
+        teacher: TurnTaker,
+        alpha: float,
+        renderer: Renderer,
+        *,
+        sharing: int = 1,
+        at_once: bool = False,
+    ) -> None:
         super().__init__(student, alpha)
+        self._at_once = at_once
         self._sides: tuple[TurnTaker, TurnTaker] = (student, teacher)
         self._renderer = renderer
         self._sharing = sharing
@@ -150,14 +163,24 @@ class TurnTakingEngine(MixedEngine):
 
     async def _write(self, work: "_Round", sampling: Sampling) -> None:
         """Take turns until every sequence is finished."""
+        if self._at_once:
+            await together(self._keep_writing(side, work, sampling) for side in (STUDENT, TEACHER))
+            return
         side = STUDENT
         while (side := work.next_after(side)) is not None:
-            request = work.request(side, sampling)
-            began = time.perf_counter()
-            results = await self._sides[side].take_turns(request)
-            tokens, seconds = sum(len(result.tokens) for result in results), time.perf_counter() - began
-            self._last[side] += tokens, len(request.turns), 1, seconds
-            work.take_in(side, results)
+            await self._take_turns(side, work.request(side, sampling, _FRACTION), work)
+
+    async def _keep_writing(self, side: int, work: "_Round", sampling: Sampling) -> None:
+        """A side's turns, as the other side's make them possible."""
+        while await work.comes(side):
+            await self._take_turns(side, work.request(side, sampling, _FRACTION_AT_ONCE), work)
+
+    async def _take_turns(self, side: int, request: TurnRequest, work: "_Round") -> None:
+        began = time.perf_counter()
+        results = await self._sides[side].take_turns(request)
+        tokens, seconds = sum(len(result.tokens) for result in results), time.perf_counter() - began
+        self._last[side] += tokens, len(request.turns), 1, seconds
+        work.take_in(side, results)
 
     async def _capacity(self, sequences: Sequence[_Sequence]) -> int:
         """Number of sequences that both engines hold at one time, whatever lengths the sequences reach."""
@@ -178,18 +201,29 @@ class _Round:
         self._turns: list[list[Turn]] = [[], []]
         self._finished: list[list[int]] = [[], []]
         self._working = [0, 0]
+        self._moved = asyncio.Event()
+        """Set when turns have ended since a side began to wait."""
         self._admit()
 
     def next_after(self, side: int) -> int | None:
         """The other side if it has work, else this side; None when all sequences are done."""
         return next((each for each in (1 - side, side) if self._turns[each] or self._working[each]), None)
 
-    def request(self, side: int, sampling: Sampling) -> TurnRequest:
+    async def comes(self, side: int) -> bool:
+        """Wait until a side has work. False when all sequences are done."""
+        while not (self._turns[side] or self._working[side]):
+            if self.next_after(side) is None:
+                return False
+            self._moved.clear()
+            await self._moved.wait()
+        return True
+
+    def request(self, side: int, sampling: Sampling, fraction: float) -> TurnRequest:
         """The turns that wait for a side, and the sequences that the side may forget."""
         turns, self._turns[side] = self._turns[side], []
         finished, self._finished[side] = self._finished[side], []
         self._working[side] += len(turns)
-        return TurnRequest(self._call, turns, finished, sampling, logprobs=side == STUDENT, fraction=_FRACTION)
+        return TurnRequest(self._call, turns, finished, sampling, logprobs=side == STUDENT, fraction=fraction)
 
     def take_in(self, side: int, results: Sequence[TurnResult]) -> None:
         """Queue the other side's turns on the sequences just written, and open new sequences where others have finished."""
@@ -203,6 +237,7 @@ class _Round:
             for finished in self._finished:
                 finished.append(result.index)
         self._admit()
+        self._moved.set()
 
     def _admit(self) -> None:
         while self._unopened and self._free:

@@ -26,6 +26,7 @@ from minidist.models.files import resolve
 from minidist.models.imports import import_less, without
 from minidist.rollout.answers import answered, in_order
 from minidist.rollout.seeds import sample_seed
+from minidist.rollout.vllm import processors
 from minidist.rollout.vllm.borrowed import classes_unchanged
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
 from minidist.rollout.vllm.reload import reload
@@ -36,7 +37,7 @@ from minidist.rollout.vllm.stages import make_room
 from minidist.run.flops import Work
 from minidist.run.garbage import nothing_old_collected
 from minidist.run.timeline import count as add
-from minidist.types import Array, Prompt, Rollout, Sampling, Weights, allowed_ids
+from minidist.types import Array, Prompt, Rollout, Sampling, Weights
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -107,12 +108,9 @@ class VLLMCore:
         self._blocks_ngrams = settings.ngrams
         self._on_gpu = settings.on_gpu
         # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
-        self._engine = self._worker.run_now(_make_engine, settings)
+        self._engine = self._worker.run_now(_make_engine, settings, vocabulary)
         self._shared = hide_shared_memory() if settings.workers else []
-        width = int(self._engine.vllm_config.model_config.get_vocab_size())  # classes of the softmax, padding included
-        # Ids outside the shared vocabulary have no probability in the learner: the engine must not sample them.
-        self._allowed = allowed_ids(vocabulary, width)
-        self.sessions = Sessions(self._engine, renderer.stops, self._allowed)
+        self.sessions = Sessions(self._engine, renderer.stops)
         self._requests = Requests(self._engine)
 
     async def stream(
@@ -128,7 +126,7 @@ class VLLMCore:
             "only an engine started with ngrams=True blocks n-grams"
         )
         jobs = sampling.jobs(prompts)
-        parameters = sampling_params(sampling, self._renderer.stops, self._allowed, logprobs=0, seed=0)
+        parameters = sampling_params(sampling, self._renderer.stops, logprobs=0, seed=0)
         seeds = [sample_seed(sampling.seed, prompt.row, number) for prompt, number in jobs]
         written: dict[int, list[Rollout]] = {}
         async with aclosing(self._answers([prompt.tokens.tolist() for prompt, _ in jobs], parameters, seeds)) as answers:
@@ -269,13 +267,11 @@ def _table(sequence: Sequence[int], tensors: Any) -> tuple[Array, Array]:
     return ids.astype(np.int32), logprobs.astype(np.float32)
 
 
-def _make_engine(settings: VLLMSettings) -> Any:
+def _make_engine(settings: VLLMSettings, vocabulary: int | None) -> Any:
     os.environ.update(_ENVIRONMENT)
     if not settings.on_gpu:
         # vLLM takes 20 s to compile the sampler's few operations at the first request, without a gain on a CPU.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    if settings.ngrams:
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # version 2 has another interface for logits processors
     if settings.workers:
         prepare(settings.workers)
     import_less()
@@ -283,16 +279,22 @@ def _make_engine(settings: VLLMSettings) -> Any:
     # nothing is compiled. On a GPU, it also imports packages that may need them.
     with nullcontext() if settings.on_gpu else without("scipy", "torch._inductor.lowering"):
         from vllm import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
-    arguments = EngineArgs(**engine_arguments(settings))
+    def started() -> Any:
+        config = EngineArgs(**engine_arguments(settings)).create_engine_config(UsageContext.ENGINE_CONTEXT)
+        # Ids outside the shared vocabulary have no probability in the learner: the engine must not sample them.
+        processors.load(config, vocabulary, ngrams=settings.ngrams)
+        return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+
     with nothing_old_collected():  # vLLM collects garbage several times as it starts
         if settings.on_gpu:
-            return LLMEngine.from_engine_args(arguments)
+            return started()
         from minidist.rollout.vllm.sampler import install
 
         with classes_unchanged(settings.model, trust_remote_code=settings.trust_remote_code):
-            engine = LLMEngine.from_engine_args(arguments)
+            engine = started()
         if not settings.pooling:
             engine.collective_rpc(install)
         if settings.pipeline_parallel > 1:
@@ -306,7 +308,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "model": str(settings.model),
         "skip_tokenizer_init": True,  # it reads and writes ids, and the tokenizer may be in another directory
         "dtype": settings.dtype,
-        "seed": settings.seed,
+        "seed": settings.seed % 2**31,  # vLLM seeds NumPy too, which takes 32 bits
         "max_model_len": settings.max_tokens,
         "max_num_seqs": settings.max_sequences,
         "max_num_batched_tokens": settings.batch_tokens,
@@ -318,7 +320,6 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
-        "logits_processors": ["minidist.rollout.vllm.ngrams:NoRepeatNgram"] if settings.ngrams else None,
     }
     if settings.workers or settings.across_nodes:
         arguments["distributed_executor_backend"] = "ray" if settings.across_nodes else "mp"

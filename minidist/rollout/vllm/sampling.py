@@ -7,11 +7,10 @@ from minidist.rollout.ngrams import OPTION
 from minidist.types import Sampling
 
 
-def sampling_params(sampling: Sampling, stops: Sequence[int], allowed: list[int] | None, **fields: Any) -> Any:
-    """vLLM's SamplingParams of a request that draws as `sampling` says, ends with any of `stops` and with no other id, and
-    writes the `allowed` ids alone.
+def sampling_params(sampling: Sampling, stops: Sequence[int], **fields: Any) -> Any:
+    """vLLM's SamplingParams of a request that draws as `sampling` says, and ends with any of `stops` and with no other id.
 
-    fields: further parameters, and those that differ from `sampling`, by name. None in `allowed`: every id.
+    fields: further parameters, and those that differ from `sampling`, by name.
     """
     from vllm import SamplingParams
 
@@ -20,5 +19,5 @@ def sampling_params(sampling: Sampling, stops: Sequence[int], allowed: list[int]
     if sampling.no_repeat_ngram_size is not None:
         drawn["extra_args"] = {OPTION: sampling.no_repeat_ngram_size}
     # vLLM would add the ids at which the model's own generation_config ends.
-    ending = {"stop_token_ids": list(stops), "ignore_eos": True}
-    return SamplingParams(**drawn | ending | {"allowed_token_ids": allowed, "detokenize": False} | fields)
+    ending: dict[str, Any] = {"stop_token_ids": list(stops), "ignore_eos": True, "detokenize": False}
+    return SamplingParams(**drawn | ending | fields)

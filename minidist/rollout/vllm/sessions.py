@@ -86,10 +86,9 @@ class Sessions:
     Waiting requests hold keys and values that vLLM cannot take back, so a caller opens at most `capacity` sequences.
     """
 
-    def __init__(self, engine: Any, stops: Sequence[int], allowed: list[int] | None) -> None:
+    def __init__(self, engine: Any, stops: Sequence[int]) -> None:
         self._engine = engine
         self._stops = stops
-        self._allowed = allowed
         self._calls: dict[str, _Call] = {}
         self._by_name: dict[str, _Session] = {}
 
@@ -97,10 +96,14 @@ class Sessions:
         return len(self._by_name)
 
     def capacity(self, tokens: int) -> int:
-        """Number of sequences of at most `tokens` tokens that fit at one time."""
-        config = self._engine.vllm_config
-        blocks = config.cache_config.num_gpu_blocks - 1  # vLLM keeps one block for itself
-        return min(blocks // -(-tokens // config.cache_config.block_size), config.scheduler_config.max_num_seqs)
+        """Number of sequences of at most `tokens` tokens that fit at one time.
+
+        Layers of another kind, such as those with a sliding window, have blocks of their own from the same pool.
+        """
+        cache = self._engine.engine_core.engine_core.scheduler.kv_cache_config
+        each = sum(-(-tokens // group.kv_cache_spec.block_size) for group in cache.kv_cache_groups)
+        free = cache.num_blocks - 1  # vLLM keeps one block for itself
+        return min(free // each, self._engine.vllm_config.scheduler_config.max_num_seqs)
 
     def submit(self, request: TurnRequest) -> None:
         """Free the finished sequences, then give the engine its turns."""
@@ -176,7 +179,7 @@ class Sessions:
     def _template(self, request: TurnRequest) -> Any:
         """A request as vLLM's input processor makes it, once for all requests that differ in tokens and seed alone."""
         fields = {"max_tokens": 1, "seed": 0, "logprobs": 0 if request.logprobs else None}
-        parameters = sampling_params(request.sampling, self._stops, self._allowed, **fields)
+        parameters = sampling_params(request.sampling, self._stops, **fields)
         return request_template(self._engine, parameters, resumable=True)
 
 

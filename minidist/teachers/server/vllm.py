@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
+from minidist.errors import RoleError
 from minidist.teachers.payload import Malformed
 from minidist.teachers.server.wire import (
     Answer,
@@ -25,9 +26,10 @@ from minidist.teachers.server.wire import (
     table,
     written,
 )
-from minidist.types import allowed_ids
 
 MODELS, COMPLETIONS = "/v1/models", "/v1/completions"
+# The least bias that vLLM takes, and the number of biases that a request may have.
+_NEVER, _MOST_BIASES = -100.0, 1024
 
 
 class _Card(TypedDict, total=False):
@@ -99,8 +101,7 @@ class VLLMApi:
         return Question("POST", COMPLETIONS, body, read)
 
     def write(self, model: str, writing: Writing) -> Question[Answer]:
-        allowed = allowed_ids(writing.vocabulary, writing.width)
-        body = {"model": model, "prompt": list(writing.prompt), "seed": writing.seed, "allowed_token_ids": allowed}
+        body = {"model": model, "prompt": list(writing.prompt), "seed": writing.seed, "logit_bias": _bans(writing.banned)}
         # Only the student's ids end an answer.
         body |= {"ignore_eos": True, "stop_token_ids": list(writing.stops), "logprobs": 0, "return_token_ids": True}
 
@@ -112,6 +113,16 @@ class VLLMApi:
             return written(Answer(np.array(tokens, dtype=np.int32), numbers(logprobs), stopped), writing)
 
         return Question("POST", COMPLETIONS, body | _drawing(writing), read)
+
+
+def _bans(ids: Sequence[int]) -> dict[str, float]:
+    """The bias by which a server does not sample these ids."""
+    if len(ids) > _MOST_BIASES:
+        raise RoleError(
+            f"{len(ids):,} ids of the teacher are not shared with the student, and a vLLM server bars {_MOST_BIASES:,} of them "
+            "at most; set teacher.backend=vllm"
+        )
+    return dict.fromkeys(map(str, ids), _NEVER)
 
 
 def _drawing(writing: Writing) -> dict[str, Any]:

@@ -272,3 +272,16 @@ def test_no_more_roles_start_at_once_than_there_are_cores(
     monkeypatch.setattr(cluster, "cores", lambda: 2)
     asyncio.run(run())
     assert begun == list(ROLES) and max(at_once) == most
+
+
+def test_roles_are_apart_on_devices_of_their_own() -> None:
+    def apart(**fields: Any) -> bool:
+        config = ClusterConfig.model_validate(fields)
+        config.host(ROLES)
+        return config.apart("rollout", "teacher")
+
+    assert not apart(), "both on the cores of the machine"
+    assert apart(gpus=3)
+    assert not apart(gpus=1), "both on one device"
+    assert apart(gpus=2, teacher={"gpus": 0})
+    assert not apart(gpus=1, rollout={"gpus": 0}, teacher={"gpus": 0})

@@ -86,6 +86,7 @@ def test_free_settings_are_those_that_change_no_number() -> None:
             "zero_stage",
             "offload_optimizer",
             "offload_parameters",
+            "parameter_group",
             "activation_checkpointing",
             "kernel",
         )

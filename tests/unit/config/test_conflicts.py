@@ -44,6 +44,12 @@ REFUSED = [
         ["learner.kernel=liger", "cluster.gpus=1", "objective.type=akl", "streams.s={writer: teacher}"],
         ["learner.kernel liger", "objective.type is akl", "set learner.kernel=torch"],
     ),
+    ("sft", ["learner.parameter_group=1"], ["learner.parameter_group", "zero_stage=3, not 2"]),
+    (
+        "sft",
+        ["learner={zero_stage: 3, parameter_group: 2}", "cluster.learner.ranks=3"],
+        ["learner.parameter_group 2 does not divide cluster.learner.ranks 3"],
+    ),
     ("sft", ["learner.offload_parameters=true"], ["learner.offload_parameters", "learner.zero_stage=3, not 2"]),
     (
         "distill",

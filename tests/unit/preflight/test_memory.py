@@ -73,6 +73,17 @@ def test_offloaded_tensors_are_host_memory() -> None:
     assert need.host == (12 + 4 + 2) * 10**9 // 4
 
 
+def test_parameter_groups_hold_the_weights_a_second_time() -> None:
+    shape = Shape(10**9, 10**9, 1, 1, 1, 1, 1, 1, 1)
+    once, twice = (
+        learner_need(
+            TrainedModel(shape, LearnerConfig(zero_stage=3, parameter_group=group), "bfloat16", ranks=16, tokens=1, gpu=True)
+        )
+        for group in (None, 8)
+    )
+    assert twice.parts["weights"] - once.parts["weights"] == 2 * 10**9 // 8
+
+
 MODELS: list[tuple[PretrainedConfig, torch.dtype, float]] = [
     (LlamaConfig(**SMALL), torch.float32, 0.04),
     (LlamaConfig(**SMALL), torch.bfloat16, 0.04),
@@ -190,6 +201,19 @@ def test_checkpointing_keeps_inputs_and_one_layer() -> None:
     shape = read_shape(LlamaConfig(**SMALL))
     one = activations(shape, 10, 4, checkpointing=False) // 2
     assert activations(shape, 10, 4, checkpointing=True) == 10 * 2 * 64 * 4 + one
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_packed_rows_without_a_kernel_for_them_keep_a_mask_in_every_layer(checkpointing: bool) -> None:
+    """Of 8,192 tokens in 16 bits: 128 MiB a layer; and keys and values for 32 heads in place of 8."""
+    shape = read_shape(MIDDLE)
+    config = LearnerConfig(layout="packed", activation_checkpointing=checkpointing)
+    model = TrainedModel(shape, config, "bfloat16", ranks=1, tokens=8192, gpu=True)
+    aside = replace(model, config=config.model_copy(update={"layout": "auto"}))
+    more = model.kept_activations - aside.kept_activations
+    assert (shape.heads, shape.kv_heads, shape.head_size) == (32, 8, 128)
+    assert more == (1 if checkpointing else shape.layers) * (128 * 2**20 + 2 * 24 * 128 * 8192 * 2)
+    assert replace(model, gpu=False).kept_activations == aside.kept_activations, "on a CPU rows attend by segments"
 
 
 def test_keys_and_values_are_divided_by_whole_heads() -> None:

@@ -9,7 +9,7 @@ import pytest
 from minidist.config.context import ContextConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ConfigError, ModelError
-from minidist.preflight.server import check_server
+from minidist.preflight.server import check_server, check_writing
 from tests.support.server import PADDED, Server, config, refused
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_renderer
 
@@ -31,6 +31,12 @@ def checked(settings: TeacherConfig, *, tokens: int = 47, vocabulary: int = VOCA
 def test_a_good_server_is_a_line_of_the_plan(server: Server) -> None:
     assert checked(config(MODEL, server)) == [f"teacher served as tiny at {server.url}"]
     assert checked(config(MODEL, server, served="tiny"))
+
+
+def test_a_server_that_cannot_bar_all_other_ids_is_refused_as_a_writer(server: Server) -> None:
+    check_writing(config(MODEL, server), width=5024, vocabulary=4000)
+    with pytest.raises(ConfigError, match=r"^teacher: 1,025 ids of the teacher are not shared .* set teacher.backend=vllm"):
+        check_writing(config(MODEL, server), width=5025, vocabulary=4000)
 
 
 def test_a_server_without_tokenize_is_a_line_of_the_plan(server: Server) -> None:

@@ -16,7 +16,7 @@ from minidist.models.endings import stop_ids
 from minidist.preflight.facts import ModelFacts, PairFacts, RowReader, rendering_tokenizer
 from minidist.preflight.lines import ending_lines, pair_lines
 from minidist.preflight.vocabulary import common, meanings, shared_ids
-from minidist.types import Vocabulary, allowed_ids
+from minidist.types import Vocabulary
 from tests.support.chat import chat_tokenizer
 from tests.support.shapes import SMALL
 
@@ -71,7 +71,6 @@ def test_a_gap_in_one_tokenizer_is_absent_from_the_vocabulary() -> None:
     copied = pickle.loads(pickle.dumps(vocabulary))
     assert (copied, copied.absent) == (4, (1,))
     assert common([vocabulary, Vocabulary(3)]).ids == [0, 2]
-    assert allowed_ids(vocabulary, 4) == [0, 2, 3] and allowed_ids(Vocabulary(4), 4) is None and allowed_ids(None, 4) is None
 
 
 def test_an_id_with_two_meanings_is_refused_with_both() -> None:

@@ -219,3 +219,15 @@ def test_links_and_files_in_place_of_checkpoints_are_skipped_and_removed(tmp_pat
     assert (
         names(folder) == ["step_000002"] and (tmp_path / "elsewhere").is_dir() and not list((tmp_path / "elsewhere").iterdir())
     )
+
+
+def test_weights_that_a_learner_has_written_elsewhere_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A learner on another node that shares no file system."""
+
+    async def save(self: FileLearner, path: Path) -> None:
+        pass
+
+    monkeypatch.setattr(FileLearner, "save", save)
+    with pytest.raises(RunDirectoryError, match=r"are not there on this machine; set run\.directory to .* all nodes share"):
+        write(tmp_path, 1)
+    assert Checkpoints(tmp_path, 3).newest() is None

@@ -98,10 +98,11 @@ def test_coins_are_a_function_of_seed_row_and_sample() -> None:
     assert np.mean([coins(0.3, 64, seed=0, row=row, sample=0).mean() for row in range(400)]) == pytest.approx(0.3, abs=0.01)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("capacity", [1000, 5, 1])
-def test_each_side_writes_the_tokens_of_its_coins(capacity: int) -> None:
+def test_each_side_writes_the_tokens_of_its_coins(capacity: int, at_once: bool) -> None:
     student, teacher = LetterEngine(3, capacity=capacity), LetterEngine(4)
-    engine = TurnTakingEngine(student, teacher, 0.4, RENDERER)  # type: ignore[arg-type]
+    engine = TurnTakingEngine(student, teacher, 0.4, RENDERER, at_once=at_once)  # type: ignore[arg-type]
     rollouts = asyncio.run(engine.generate(prompts(9), replace(SAMPLING, samples=2)))
     assert [(each.prompt.row, each.sample) for each in rollouts] == [(row, number) for row in range(9) for number in range(2)]
     for rollout in rollouts:
@@ -160,11 +161,12 @@ def test_engines_that_share_a_teacher_use_equal_parts_of_its_capacity(sharing: i
     assert (student.most, teacher.most) == (most, most)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("who", ["student", "teacher"])
-def test_the_end_of_sequence_token_of_either_side_ends_the_text(who: str) -> None:
+def test_the_end_of_sequence_token_of_either_side_ends_the_text(who: str, at_once: bool) -> None:
     sides = {"student": LetterEngine(3), "teacher": LetterEngine(4)}
     sides[who].stop_at = 3 + 6  # the prompt and six tokens
-    engine = TurnTakingEngine(sides["student"], sides["teacher"], 0.5, RENDERER)  # type: ignore[arg-type]
+    engine = TurnTakingEngine(sides["student"], sides["teacher"], 0.5, RENDERER, at_once=at_once)  # type: ignore[arg-type]
     for rollout in asyncio.run(engine.generate(prompts(16), SAMPLING)):
         assert rollout.coins is not None
         assert len(rollout.coins) == len(rollout.tokens)
@@ -209,14 +211,36 @@ def test_lockstep_needs_one_engine() -> None:
     assert asyncio.run(Engines([LockstepEngine(engine, 0.2)]).figures()) == {}
 
 
-def test_a_failure_of_one_engine_ends_the_sequences_of_both() -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_both_sides_work_at_the_same_time_only_on_devices_of_their_own(at_once: bool) -> None:
+    """By a clock of turns: a call takes as long as its longest turn."""
+    working: set[int] = set()
+    together: list[bool] = []
+
+    class Slow(LetterEngine):
+        async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
+            working.add(self.letter)
+            for _ in range(3):
+                await asyncio.sleep(0)
+                together.append(len(working) == 2)
+            working.discard(self.letter)
+            return await super().take_turns(request)
+
+    engine = TurnTakingEngine(Slow(3), Slow(4), 0.5, RENDERER, at_once=at_once)  # type: ignore[arg-type]
+    asyncio.run(engine.generate(prompts(40), SAMPLING))
+    assert (np.mean(together) > 0.5) if at_once else not any(together)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_failure_of_one_engine_ends_the_sequences_of_both(at_once: bool) -> None:
     class Failing(LetterEngine):
         def write(self, text: list[int], turn: Turn) -> TurnResult:
             raise RuntimeError("no")
 
     student, teacher = LetterEngine(3), Failing(4)
     with pytest.raises(RuntimeError, match="no"):
-        asyncio.run(TurnTakingEngine(student, teacher, 0.5, RENDERER).generate(prompts(4), SAMPLING))  # type: ignore[arg-type]
+        engine = TurnTakingEngine(student, teacher, 0.5, RENDERER, at_once=at_once)  # type: ignore[arg-type]
+        asyncio.run(engine.generate(prompts(4), SAMPLING))
     assert student.log[-1] == "3:end"
     assert teacher.log[-1] == "4:end"
     assert not student.texts

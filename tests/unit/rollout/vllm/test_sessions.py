@@ -22,7 +22,7 @@ def sessions(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Sessions:
     monkeypatch.setattr(
         Sessions, "_template", lambda *_: SimpleNamespace(sampling_params=SimpleNamespace(seed=0, max_tokens=1))
     )
-    return Sessions(engine, STOPS, None)
+    return Sessions(engine, STOPS)
 
 
 def request(turns: list[Turn], finished: tuple[int, ...] = (), fraction: float = 1.0) -> TurnRequest:
@@ -93,3 +93,13 @@ def test_finished_sequences_are_freed_and_an_ended_call_waits_for_nothing(engine
 @pytest.mark.parametrize(("tokens", "fitting"), [(4, 4), (9, 3), (40, 1), (41, 0)])
 def test_capacity_is_bounded_by_blocks_and_by_sequences(sessions: Sessions, tokens: int, fitting: int) -> None:
     assert sessions.capacity(tokens) == fitting
+
+
+@pytest.mark.parametrize(("groups", "fit"), [([16], 8), ([16, 16], 4), ([16, 32, 16], 3), ([128], 33)])
+def test_layers_of_another_kind_take_blocks_of_their_own(groups: list[int], fit: int) -> None:
+    """A parked sequence cannot be preempted: with room for a sequence too many, both engines would wait for ever."""
+    kinds = [SimpleNamespace(kv_cache_spec=SimpleNamespace(block_size=size)) for size in groups]
+    scheduler = SimpleNamespace(kv_cache_config=SimpleNamespace(num_blocks=34, kv_cache_groups=kinds))
+    core = SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))
+    config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=64))
+    assert Sessions(SimpleNamespace(engine_core=core, vllm_config=config), STOPS).capacity(64) == fit

@@ -16,6 +16,8 @@ from minidist.errors import MinidistError, RoleError
 from minidist.rollout.seeds import sample_seed
 from minidist.teachers.server import connection
 from minidist.teachers.server.teacher import ServerTeacher
+from minidist.teachers.server.vllm import VLLMApi
+from minidist.teachers.server.wire import Writing
 from minidist.types import Finish, Payload, Rollout, Sampling, Vocabulary
 from tests.support.server import PADDED, Server, config, refused, table
 from tests.support.tiny import VOCABULARY, random_rollouts, tiny_model, tiny_renderer
@@ -99,7 +101,8 @@ def test_extend_sends_a_seed_for_each_sample_and_keeps_token_ids(model: str, ser
     truncated = ask(wide, lambda teacher: teacher.extend(prompts[:1], replace(sampling, top_p=0.9)), None)
     assert greedy[0].logprobs is not None and truncated[0].logprobs is None
     ask(wide, lambda teacher: teacher.extend(prompts[:1], sampling))
-    assert server.seen[-1][1]["allowed_token_ids"] == list(range(VOCABULARY))  # padded ids are never sampled
+    padded = range(VOCABULARY, PADDED)
+    assert server.seen[-1][1]["logit_bias"] == {str(token): -100.0 for token in padded}, "padded ids are never sampled"
 
 
 def test_a_server_is_asked_to_stop_at_every_id_that_ends_answers(model: str, server: Server) -> None:
@@ -119,7 +122,21 @@ def test_a_server_is_asked_to_stop_at_every_id_that_ends_answers(model: str, ser
         assert rollout.text == tiny_renderer().decode(np.array([1] if finish is Finish.STOP else [1, 2, 3]))
     body = [body for path, body, _ in server.seen if path == "/v1/completions"][-1]
     assert (body["stop_token_ids"], body["ignore_eos"]) == ([0, 5], True)
-    assert body["allowed_token_ids"] == [index for index in range(13) if index != 7]
+    assert body["logit_bias"].keys() == {str(token) for token in [7, *range(13, PADDED)]}
+
+
+@pytest.mark.parametrize(("vocabulary", "barred"), [(4000, 1024), (Vocabulary(5024, range(1, 1025)), 1024), (3999, None)])
+def test_a_vllm_server_is_handed_no_more_ids_than_it_takes(vocabulary: int, barred: int | None) -> None:
+    writing = Writing([1], Sampling(max_new_tokens=2), 1, (0,), vocabulary, 5024)
+    if barred is None:
+        with pytest.raises(
+            RoleError, match=r"1,025 ids of the teacher are not shared .* bars 1,024 of them at most; set teacher.backend=vllm"
+        ):
+            VLLMApi(5024).write("tiny", writing)
+    else:
+        body = VLLMApi(5024).write("tiny", writing).body
+        assert body is not None and len(body["logit_bias"]) == barred
+        assert not any(isinstance(value, list) and len(value) > 1024 for value in body.values())
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
