@@ -1,6 +1,7 @@
 """Slow calls: in one thread for each role, several at once until the first failure, or protected from cancellation."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager
@@ -88,6 +89,16 @@ async def both(first: Awaitable[A], second: Awaitable[B]) -> tuple[A, B]:
     calls: list[Awaitable[Any]] = [first, second]
     left, right = await together(calls)
     return left, right
+
+
+async def one_by_one(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
+    """All results, in order; each call begins when the one before has ended. After a failure the others never begin."""
+    left = deque(calls)
+    try:
+        return [await left.popleft() for _ in calls]
+    finally:
+        for call in left:
+            call.close()
 
 
 async def beside(work: Awaitable[T], background: "asyncio.Task[None]") -> T:

@@ -117,7 +117,9 @@ class Actors:
         }
         actor = ray.remote(Host).options(**options).remote(self._environment(role), self._shared)
         number = sum(name == role for name in self.bundles[:bundle])
-        self._seated[bundle] = Remote(f"{role} {number}" if self.bundles.count(role) > 1 else role, actor)
+        name = f"{role} {number}" if self.bundles.count(role) > 1 else role
+        joined = "the logs of Ray on its node (ray logs)"
+        self._seated[bundle] = Remote(name, actor, *([] if self._config.address is None else [joined]))
         return self._seated[bundle]
 
     @property

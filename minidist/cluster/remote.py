@@ -25,16 +25,18 @@ from minidist.types import TeacherScores
 class Remote:
     """Proxy of the object in an actor: `await remote.verb(...)` runs `verb` in the actor.
 
-    minidist's errors are raised as themselves, all others as a RoleError that names the role.
+    minidist's errors are raised as themselves, all others as a RoleError that names the role. `output`: where people find what
+    the actor has printed.
     """
 
-    def __init__(self, name: str, actor: Any) -> None:
+    def __init__(self, name: str, actor: Any, output: str = "the run's logs/") -> None:
         self.name = name
         self.actor = actor
+        self.output = output
         self._received = Received()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Remote, (self.name, self.actor)
+        return Remote, (self.name, self.actor, self.output)
 
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any, **options: Any) -> Any:
@@ -84,7 +86,7 @@ class Remote:
             raise RoleError(f"the {self.name} failed in {verb}: {type(error.cause).__name__}: {error.cause}") from error
         except RayActorError as error:
             reason = str(error).strip().splitlines()[0]
-            raise RoleError(f"the {self.name} died in {verb}: {reason}; its output is in the run's logs/") from error
+            raise RoleError(f"the {self.name} died in {verb}: {reason}; its output is in {self.output}") from error
 
 
 _REMEMBERED = 10_000

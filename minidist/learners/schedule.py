@@ -33,7 +33,9 @@ def make_optimizer(config: OptimizerConfig, named: Iterable[tuple[str, Parameter
     groups = [group for group in groups if group["params"]]
     if config.type == "sgd":
         return torch.optim.SGD(groups, lr=config.lr)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    # On a GPU in one kernel: torch's own choice there needs a temporary as large as the weights.
+    fused = all(parameter.is_cuda for _, parameter in parameters) or None
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def optimizer_step(

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from minidist.errors import CanaryError, DivergedError
 from minidist.learners.group import Group
 from minidist.losses.chunked import LossTerms
 from minidist.losses.targets import Objective
-from minidist.types import MAIN, Array, Stream
+from minidist.types import MAIN, Stream
 
 _NAMES = ("loss", "student_logprob", "teacher_logprob", "tokens", "micro_batches")
 
@@ -22,21 +24,25 @@ class StreamSums:
     `micro_batches`, and each of the objective's figures.
     """
 
-    def __init__(self, figures: Sequence[str], values: Array | None = None) -> None:
+    def __init__(self, figures: Sequence[str], values: Tensor | None = None) -> None:
         self._figures = tuple(figures)
-        self._values = np.zeros(len(_NAMES) + len(figures)) if values is None else values
+        self._values = torch.zeros(len(_NAMES) + len(figures), dtype=torch.float64) if values is None else values
+        """On the device of the terms: the process does not wait for it before all have been added."""
 
     def __getitem__(self, name: str) -> float:
         return float(self._values[(*_NAMES, *self._figures).index(name)])
 
     def __add__(self, terms: LossTerms) -> Self:
         """With the terms of another micro-batch."""
-        numbers = [*map(float, (terms.loss.detach(), terms.logprob, terms.teacher_logprob)), terms.tokens, 1]
-        return type(self)(self._figures, self._values + np.array(numbers + terms.figures_F.tolist()))
+        sums = torch.stack([terms.loss.detach().double(), terms.logprob.double(), terms.teacher_logprob.double()])
+        counts = sums.new_full((2,), 1.0)
+        counts[0] = terms.tokens
+        numbers = torch.cat([sums, counts, terms.figures_F.double()])
+        return type(self)(self._figures, self._values.to(numbers.device, non_blocking=True) + numbers)
 
     def over(self, group: Group) -> Self:
         """The sums of all ranks."""
-        return type(self)(self._figures, group.total(self._values))
+        return type(self)(self._figures, torch.from_numpy(group.total(self._values.cpu().numpy())))
 
     def check(self, stream: Stream) -> None:
         """Raise DivergedError if the loss is not finite, and CanaryError unless every label of the stream was trained."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from minidist.config.divergences import AKLConfig, EntropyGatedConfig
+from minidist.losses.costs import running_sum
 from minidist.losses.divergences import expected_log_ratio, forward_kl, log_ratio_terms, reverse_kl, same_shape
 
 HeadRule = Literal["released", "paper"]
@@ -63,7 +64,7 @@ def head_share(student_NC: Tensor, teacher_NC: Tensor, *, mu: float, head_rule: 
         order_NK = order_NK.gather(-1, inner_NK)
     else:
         sorted_NK, order_NK = teacher_NC.sort(stable=True, dim=-1, descending=True)
-    mass_NK = sorted_NK.exp().cumsum(-1)
+    mass_NK = running_sum(sorted_NK.exp())
     if head_rule == "released":
         head_NK = mass_NK <= mu if mu < 1 else torch.ones_like(mass_NK, dtype=torch.bool)  # the whole sum may round above 1
     else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minidist.losses.costs import recomputed, wide
+from minidist.losses.costs import recomputed, running_sum, wide
 from minidist.losses.targets import Objective, TokenTargets
 from minidist.types import Vocabulary
 
@@ -200,7 +200,7 @@ def nucleus_logprob(logprobs_NV: Tensor, labels_N: Tensor, top_p: float) -> Tens
     if top_p >= 1:
         return label_N
     ordered_NV = logprobs_NV.exp().sort(-1, descending=True).values
-    kept_NV = ordered_NV.cumsum(-1) - ordered_NV < top_p  # the mass before the token has not reached top_p
+    kept_NV = running_sum(ordered_NV) - ordered_NV < top_p  # the mass before the token has not reached top_p
     mass_N = (ordered_NV * kept_NV).sum(-1)
     outside_N = label_N.exp() < ordered_NV.masked_fill(~kept_NV, torch.inf).amin(-1)
     return label_N - (mass_N + outside_N * label_N.exp()).log()

@@ -119,6 +119,20 @@ def wide(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def running_sum(probabilities: Tensor) -> Tensor:
+    """Sums of the probabilities up to each, along the last axis. Where results must be repeatable on a GPU, which has no such
+    kernel for floating-point numbers, in units of 2^-50."""
+    if probabilities.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return in_units(probabilities)
+    return probabilities.cumsum(-1)
+
+
+def in_units(probabilities: Tensor) -> Tensor:
+    """`running_sum` in whole numbers of 2^-50."""
+    units = (probabilities.double() * 2.0**50).round_().long().cumsum(-1)
+    return (units.double() * 2.0**-50).to(probabilities.dtype)
+
+
 def recomputed(function: Callable[..., T], *arguments: Any, alone: bool) -> T:
     """The function's value; unless its argument is `alone`, inner tables are recomputed in the backward pass."""
     if alone:

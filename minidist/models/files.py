@@ -1,7 +1,7 @@
 """The directory of a model, on this machine or downloaded from the Hugging Face hub. Imports no torch."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ _JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json",
 _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
 
 
-def resolve(name: str, where: str, *, weights: bool = True) -> Path:
-    """The local directory of a model or tokenizer. A hub name is downloaded; without `weights`, only its small files."""
+def resolve(name: str, where: str, *, weights: bool | Sequence[str] = True) -> Path:
+    """The local directory of a model or tokenizer. A hub name is downloaded: of its weights all, none, or the named files."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{where}: no model directory at {name}; train one with minidist sft or teach, or correct the path")
     try:
-        return Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, "*.safetensors"] if weights else _SMALL_FILES))
+        files = (["*.safetensors"] if weights else []) if isinstance(weights, bool) else weights
+        return Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, *files]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{where}: {name} is not a directory, and the hub did not provide it: {reason}") from None

@@ -14,21 +14,23 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ModelError
 from minidist.losses.chunked import Head, LinearHead
-from minidist.models.files import resolve
+from minidist.models.files import INDEX, WEIGHTS, resolve
 from minidist.models.hub import load_config
 from minidist.models.names import names_in_files
 from minidist.models.shape import skeleton
 
 
 def load_teacher_head(config: TeacherConfig, vocabulary: int | None, device: torch.device | str = "cpu") -> LinearHead:
-    """The head of `teacher.model`, on the learner's device; `vocabulary` slices padded ids off before the softmax. Raises
-    ModelError if the checkpoint holds none."""
-    path, model_config = resolve(config.model or "", "teacher.model"), load_config(config, "teacher.model")
+    """The head of `teacher.model`, on the learner's device; `vocabulary` slices padded ids off before the softmax. Of a model
+    on the hub only the files that hold it are downloaded. Raises ModelError if the checkpoint holds none."""
+    model_config = load_config(config, "teacher.model")
     model: Any = skeleton(model_config, trust_remote_code=config.trust_remote_code)
     ends = [model.get_output_embeddings(), model.get_input_embeddings()]
     tied = ends[0].weight is ends[1].weight
-    weight = _read(path, _names(model, ends if tied else ends[:1], "weight"))
-    bias = None if getattr(ends[0], "bias", None) is None else _read(path, _names(model, ends[:1], "bias"))
+    weight_names = _names(model, ends if tied else ends[:1], "weight")
+    bias_names = [] if getattr(ends[0], "bias", None) is None else _names(model, ends[:1], "bias")
+    path = _with_weights(config.model or "", [*weight_names, *bias_names])
+    weight, bias = _read(path, weight_names), _read(path, bias_names)
     if weight is None:
         raise ModelError(
             f"teacher.model: {path} has no output head in its safetensors files, which payload hidden needs; save the whole "
@@ -50,12 +52,23 @@ def _names(model: PreTrainedModel, ends: list[nn.Module], tensor: str) -> list[s
     return names_in_files(model, [f"{modules[id(end)]}.{tensor}" for end in ends])
 
 
+def _with_weights(model: str, names: list[str]) -> Path:
+    """The local directory of the teacher, with the files that hold the named tensors."""
+    files = _files(resolve(model, "teacher.model", weights=False))
+    return resolve(model, "teacher.model", weights=True if files is None else sorted({files[n] for n in names if n in files}))
+
+
+def _files(path: Path) -> dict[str, str] | None:
+    """The file of each tensor of a checkpoint; None where it has one file alone."""
+    index = path / INDEX
+    return json.loads(index.read_text())["weight_map"] if index.is_file() else None
+
+
 def _read(path: Path, names: list[str]) -> Tensor | None:
     """The first of the named tensors that the checkpoint holds, or None."""
-    index = path / "model.safetensors.index.json"
-    files = json.loads(index.read_text())["weight_map"] if index.is_file() else None
+    files = _files(path)
     for name in names:
-        file = path / (files.get(name, "") if files else "model.safetensors")
+        file = path / (files.get(name, "") if files else WEIGHTS)
         if not file.is_file():
             continue
         with safe_open(file, framework="pt") as tensors:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from minidist.cluster.cluster import Cluster
-from minidist.concurrency import both, nothing, together
+from minidist.concurrency import both, nothing, one_by_one, together
 from minidist.config import Config, DistillConfig
 from minidist.config.cluster import Role
 from minidist.config.models import ModelConfig
@@ -103,7 +103,7 @@ async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
     scoring = roles.teachers(config.teacher, mixing=config.takes_turns) if config.asks_actors else nothing()
     learning = roles.learner(LearnerSetup(config.student, config.learner, objectives, teacher))
     if config.cluster.shares_devices:
-        engines, teachers, learner = await writing, await scoring, await learning
+        engines, teachers, learner = await one_by_one(writing, scoring, learning)
     else:
         learner, (engines, teachers) = await both(learning, both(writing, scoring))
     return HostedRoles(learner if teachers is None else cast(Learner, RescoringLearner(learner, teachers)), engines, teachers)

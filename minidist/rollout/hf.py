@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from minidist.concurrency import Worker
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
+from minidist.losses.costs import running_sum
 from minidist.models.adapted import to_tensors
 from minidist.models.hub import load_model
 from minidist.models.names import load_as_in_files
@@ -171,7 +172,7 @@ def warp(logits_BV: Tensor, sampling: Sampling, vocabulary: int | None = None) -
     logprobs_BV = torch.log_softmax(logits_BV / sampling.temperature if sampling.temperature > 0 else logits_BV, -1)
     if sampling.truncated:
         ordered, order = logprobs_BV.sort(-1, descending=True)
-        beyond = ordered.exp().cumsum(-1) - ordered.exp() >= sampling.top_p  # mass before this token already reaches top_p
+        beyond = running_sum(ordered.exp()) - ordered.exp() >= sampling.top_p  # mass before this token already reaches top_p
         drop = torch.zeros_like(beyond).scatter(-1, order, beyond)
         logprobs_BV = torch.log_softmax(logprobs_BV.masked_fill(drop, float("-inf")), -1)
     return logprobs_BV

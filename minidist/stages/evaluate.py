@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from minidist.concurrency import both, nothing
+from minidist.concurrency import both, nothing, one_by_one
 from minidist.config import EvaluateConfig
 from minidist.config.learner import LearnerConfig
 from minidist.config.models import StudentConfig
@@ -32,8 +32,13 @@ async def evaluate(run: StageRun[EvaluateConfig, EvaluatePlan], roles: Roles) ->
     itself = None if config.teacher.context is not None else teacher_path
     students = [path for path in paths.values() if path != itself]
     models = Models(config, WarmRoles(roles))
-    # The teacher and the first student start side by side: most of a start is imports.
-    teacher, _ = await both(roles.teachers(config.teacher), models.load(students[0]) if students else nothing())
+    # The teacher and the first student start side by side, since most of a start is imports; where they share devices the
+    # student comes first, and its engine before all.
+    student, teaching = models.load(students[0]) if students else nothing(), roles.teachers(config.teacher)
+    if config.cluster.shares_devices:
+        _, teacher = await one_by_one(student, teaching)
+    else:
+        _, teacher = await both(student, teaching)
     held_out = HeldOut(run.plan.prompts, config.data.test.task is not None, run.plan.questions)
     rollout, tolerance = config.rollout, config.canaries.logprob_tolerance(config.dtype)
     fields = rollout.model_dump(include={"max_new_tokens", "temperature", "top_p", "no_repeat_ngram_size"})

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 import pytest
 
-from minidist.concurrency import beside, both, briefly, deal, merged, nothing, together, whole
+from minidist.concurrency import beside, both, briefly, deal, merged, nothing, one_by_one, together, whole
 
 
 def test_together_gives_results_in_order_however_long_they_take() -> None:
@@ -17,6 +17,23 @@ def test_together_gives_results_in_order_however_long_they_take() -> None:
 
     assert asyncio.run(together(late(value) for value in range(3))) == [0, 1, 2]
     assert asyncio.run(together([])) == []
+
+
+def test_after_a_failure_the_calls_that_follow_never_begin() -> None:
+    begun: list[int] = []
+
+    async def call(number: int) -> int:
+        begun.append(number)
+        await asyncio.sleep(0)
+        if number == 2:
+            raise RuntimeError("no")
+        return number
+
+    assert asyncio.run(one_by_one(call(0), call(1))) == [0, 1]
+    left = call(3)
+    with pytest.raises(RuntimeError, match="no"):
+        asyncio.run(one_by_one(call(2), left))
+    assert begun == [0, 1, 2] and left.cr_frame is None, "it is closed, and nobody warns of it"
 
 
 def test_a_brief_call_leaves_no_thread_behind_whether_it_ends_well_or_not() -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
+from minidist.losses.costs import running_sum
 from minidist.models.hub import load_model
 from minidist.rollout.answers import Job, answered
 from minidist.rollout.hf import Decoding, HFEngine, by_length, warp
@@ -105,7 +106,7 @@ def _decode(
 def draw(student_BV: Tensor, teacher_BV: Tensor, alpha: float, uniforms_B2: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens [B] from the mixture of two tables of log-probabilities, by its inverse distribution function, and coins [B]."""
     q_BV, p_BV = (1 - alpha) * student_BV.exp(), alpha * teacher_BV.exp()
-    cdf_BV = (q_BV + p_BV).double().cumsum(-1)
+    cdf_BV = running_sum((q_BV + p_BV).double())
     # Scaled by the total, so that rounding leaves no gap at the end; right=True never selects a token of probability 0.
     points_B1 = uniforms_B2[:, :1].double() * cdf_BV[:, -1:]
     tokens_B1 = torch.searchsorted(cdf_BV, points_B1, right=True).clamp(max=cdf_BV.shape[-1] - 1)

@@ -1,6 +1,7 @@
 """The learning rate over a run, and which parameters decay."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,3 +35,12 @@ def test_decay_is_for_matrices_alone(kind: str) -> None:
     assert groups[0.1] | groups[0.0] == set(names.values())
     assert not any("norm" in name or "bias" in name or "ln_" in name or "embed" in name for name in groups[0.1])
     assert {"wte", "wpe"} & {name.split(".")[-2] for name in groups[0.1]} == set()
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_adamw_is_one_kernel_on_a_gpu(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr("torch.optim.AdamW", lambda groups, **options: made.append(options["fused"]))
+    parameter: Any = SimpleNamespace(requires_grad=True, ndim=2, is_cuda=on_gpu)
+    make_optimizer(OptimizerConfig(), [("weight", parameter)])
+    assert made == [True if on_gpu else None]

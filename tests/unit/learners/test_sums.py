@@ -86,3 +86,10 @@ def test_a_loss_that_is_not_finite_is_refused(loss: float) -> None:
 def test_labels_counted_but_not_trained_are_refused() -> None:
     with pytest.raises(CanaryError, match="stream main: 5 labels were counted but 4 trained"):
         (StreamSums(FIGURES) + terms(1.0, 4)).check(stream("main", 5))
+
+
+def test_sums_wait_for_no_device() -> None:
+    """Numbers on the meta device cannot be read: a step on a GPU would wait for every micro-batch."""
+    numbers = [torch.zeros((), device="meta") for _ in range(3)]
+    more = LossTerms(numbers[0], 3, *numbers[1:], torch.zeros(1, device="meta"))
+    StreamSums(FIGURES) + more + more

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minidist.losses import adaptive
 from minidist.losses.adaptive import akl, entropy_gated, head_share, todi
+from minidist.losses.costs import in_units
 from minidist.losses.divergences import forward_kl, jeffreys, reverse_kl
 from tests.support.divergences import Divergence, gradient, random_logits, random_tables
 
@@ -145,3 +146,15 @@ def test_weights_of_akl_are_held_fixed() -> None:
 def test_options_out_of_range_are_refused(call: Divergence, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         call(*random_tables())
+
+
+@pytest.mark.parametrize("head_rule", ["released", "paper"])
+def test_sums_in_whole_units_give_the_same_head(head_rule: adaptive.HeadRule, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU where results must be repeatable: it has no such kernel for running sums of floating-point numbers."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(40, 300, generator=generator).mul(2).log_softmax(-1) for _ in range(2))
+    wanted = adaptive.head_share(student, teacher, mu=0.5, head_rule=head_rule)
+    monkeypatch.setattr(adaptive, "running_sum", in_units)
+    torch.testing.assert_close(adaptive.head_share(student, teacher, mu=0.5, head_rule=head_rule), wanted)
+    row = teacher.exp().double()
+    assert (in_units(row) - row.cumsum(-1)).abs().max() < 300 * 2.0**-50

@@ -1,5 +1,6 @@
 """Output heads: the model's own logits, from hidden states in memory and from a head read off its checkpoint."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,23 @@ def test_a_teacher_head_is_read_from_its_checkpoint(tmp_path: Path, name: str) -
         got = head(alone(model, row))
         assert (got - row_logits(model, row)).abs().max() < 1e-4
         assert torch.equal(got, head_of(model)(alone(model, row)))
+
+
+def test_of_a_teacher_on_the_hub_only_the_files_of_its_head_are_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model("llama", tie_word_embeddings=False).save_pretrained(tmp_path, max_shard_size="40KB")
+    asked: list[list[str]] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append([pattern for pattern in allow_patterns if "safetensors" in pattern])
+        return str(tmp_path)
+
+    monkeypatch.setattr("minidist.models.files.snapshot_download", download)
+    load_teacher_head(teacher_config(model="hub/teacher"), None)
+    files = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(set(files.values())) > 2
+    assert asked[-1] == [files["lm_head.weight"]] and all(not each for each in asked[:-1])
 
 
 def test_a_teacher_head_is_read_from_shards(tmp_path: Path) -> None:
