@@ -1,4 +1,4 @@
-"""Hidden states from vLLM's pooling runner, over two processes: those of transformers, and what the learner makes of them."""
+"""Hidden states from vLLM's pooling runner: those of transformers, and what the learner makes of them."""
 
 import asyncio
 import json
@@ -32,6 +32,18 @@ ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 40), (8, 40), (47, 1)], 
 QWEN = {key: value for key, value in SHAPE.items() if key != "head_dim"} | {"model_type": "qwen2", "tie_word_embeddings": False}
 
 
+def test_a_distillation_with_a_pooled_teacher_is_that_with_transformers(tmp_path: Path) -> None:
+    """`minidist check` accepts it, and both steps of a run have the losses that they have with the teacher in transformers."""
+    losses = {}
+    for backend in ("vllm", "hf"):
+        (folder := tmp_path / backend).mkdir()
+        settings = {"backend": "single", "engine": "hf", "payload": "hidden", "teacher": backend}
+        assert refusal_or_run(folder, "gpt2", **settings) is None
+        lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+        losses[backend] = [json.loads(line)["loss/nats_per_token"] for line in lines]
+    assert min(losses["hf"]) > 0.1 and np.abs(np.subtract(*losses.values())).max() < EXACT
+
+
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
     """A teacher of another family than the student's."""
@@ -42,14 +54,13 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherConfig:
 
 @pytest.fixture(scope="module")
 def pooled(stack: Stack, teacher: TeacherConfig) -> Iterator[list[TeacherScores]]:
-    """The scores of a teacher in vLLM, on two processes; all of them are asked for at once, and again in another order."""
-    context = RoleContext(stack.renderer, max_tokens=MAX_TOKENS, split={"tensor_parallel": 2})
+    """The scores of a teacher in vLLM; all of them are asked for at once, and again in another order."""
+    context = RoleContext(stack.renderer, max_tokens=MAX_TOKENS)
     actor = stack.run(stack.cluster.host("teacher", make_teacher, context=context, config=teacher))
     scores, again = stack.run(actor.score(ROLLOUTS)), stack.run(actor.score(ROLLOUTS[::-1]))
     for one, two in zip(scores, again[::-1], strict=True):
         assert np.abs(one.hidden - two.hidden).max() < EXACT
-    facts = stack.run(actor.describe())
-    assert facts["payload"] == "hidden" and facts["tensor_parallel"] == 2
+    assert stack.run(actor.describe())["payload"] == "hidden"
     yield scores
     stack.dismiss(actor)
 
@@ -94,18 +105,6 @@ def test_an_update_on_them_is_that_on_the_states_of_transformers(
     assert measured.reverse_kl is not None and wanted.reverse_kl is not None
     assert np.abs(measured.reverse_kl - wanted.reverse_kl).max() < EXACT
     assert max(float((weights[name] - others[name]).abs().max()) for name in others) < EXACT
-
-
-def test_a_distillation_with_it_is_that_with_transformers(tmp_path: Path) -> None:
-    """`minidist check` accepts it, and both steps of a run have the losses that they have with the teacher in transformers."""
-    losses = {}
-    for backend in ("vllm", "hf"):
-        (folder := tmp_path / backend).mkdir()
-        settings = {"backend": "single", "engine": "hf", "payload": "hidden", "teacher": backend}
-        assert refusal_or_run(folder, "gpt2", **settings) is None
-        lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-        losses[backend] = [json.loads(line)["loss/nats_per_token"] for line in lines]
-    assert min(losses["hf"]) > 0.1 and np.abs(np.subtract(*losses.values())).max() < EXACT
 
 
 def update(stack: Stack, teacher: TeacherConfig, scores: list[TeacherScores]) -> tuple[float, Measures, dict[str, Any]]:

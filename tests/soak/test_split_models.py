@@ -1,4 +1,4 @@
-"""Slow: vLLM's pipeline parallelism, two stages of one layer each: scores, states, text and new weights of the whole."""
+"""Slow: models that vLLM splits over two processes: scores, states, text and new weights are those of the whole model."""
 
 import asyncio
 from pathlib import Path
@@ -16,7 +16,10 @@ from tests.support.tiny import random_rollouts, tiny_renderer
 
 EXACT = 2e-4  # nats; float32, two implementations of the same arithmetic
 ROLLOUTS = random_rollouts([(3, 4), (1, 9), (6, 1), (2, 40), (8, 40), (47, 1)])
-CONTEXT = RoleContext(tiny_renderer(), max_tokens=48, split={"pipeline_parallel": 2})
+
+
+def context(**split: int) -> RoleContext:
+    return RoleContext(tiny_renderer(), max_tokens=48, split=split)
 
 
 def whole(path: Path, payload: str) -> list[TeacherScores]:
@@ -39,7 +42,7 @@ def test_a_model_in_two_stages_scores_writes_and_takes_new_weights_like_the_whol
     (other := family_model("llama", seed=7)).save_pretrained(tmp_path / "new")
     old, new = whole(tmp_path / "old", "top_k"), whole(tmp_path / "new", "top_k")  # vLLM replaces classes of transformers
     config = teacher_config(model=str(tmp_path / "old"), backend="vllm", payload="top_k", top_k=99)
-    teacher: Any = make_teacher(CONTEXT, config)
+    teacher: Any = make_teacher(context(pipeline_parallel=2), config)
     assert largest(asyncio.run(teacher.score(ROLLOUTS)), old) < EXACT
     assert largest(asyncio.run(teacher.score(ROLLOUTS)), old, "top_logprobs") < EXACT
     written = asyncio.run(teacher.extend([each.prompt for each in ROLLOUTS[:3]], Sampling(samples=2, max_new_tokens=8, seed=3)))
@@ -52,9 +55,10 @@ def test_a_model_in_two_stages_scores_writes_and_takes_new_weights_like_the_whol
 
 
 @pytest.mark.timeout(300)
-def test_hidden_states_of_a_model_in_two_stages_are_those_of_the_whole_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["tensor_parallel", "pipeline_parallel"])
+def test_hidden_states_of_a_split_model_are_those_of_the_whole_one(tmp_path: Path, by: str) -> None:
     saved_family("qwen2", tmp_path)
     expected = whole(tmp_path, "hidden")
-    teacher = make_teacher(CONTEXT, teacher_config(model=str(tmp_path), backend="vllm"))
+    teacher = make_teacher(context(**{by: 2}), teacher_config(model=str(tmp_path), backend="vllm"))
     assert largest(asyncio.run(teacher.score(ROLLOUTS)), expected, "hidden") < EXACT
     asyncio.run(teacher.close())
