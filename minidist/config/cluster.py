@@ -91,6 +91,10 @@ class ClusterConfig(Section):
     else an equal fraction of one: actors are then dealt to the devices in turn, engines first, then teachers, then learners."""
     gpu_gib: float | None = Field(default=None, gt=0)
     """Memory of one GPU, GiB, to plan a run for GPUs that this machine does not have. None: memory of this machine's GPUs."""
+    residency: bool = False
+    """Where roles share GPUs: hold them in turn. One kind of role (engines, teachers, learner) has its weights on the devices
+    at a time, and may fill them; the others keep theirs in host memory. Each change moves weights both ways, once a phase of a
+    step. false: all hold their memory side by side. Without GPUs roles change all the same, and no memory moves."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of an actor while it works. None: cores / actors of the role, since actors of one role work at the same time
     and roles take turns; divided by the roles that work at the same time where loop makes them overlap."""
@@ -133,6 +137,8 @@ class ClusterConfig(Section):
             )
         if not self.gpus or role.gpus == 0:
             raise ValueError(f"{span}, and the role has no GPUs: on CPUs vLLM keeps them on one node; leave it out")
+        if self.residency:
+            raise ValueError(f"{span}, which are no other role's in turn; set cluster.residency=false")
         if role.devices == 1:
             cure = f"set cluster.{name}.pipeline_parallel or tensor_parallel above 1, or leave it out"
             raise ValueError(f"{span}, and each model of cluster.{name} has one device; {cure}")
@@ -194,6 +200,11 @@ class ClusterConfig(Section):
     def shares_devices(self) -> bool:
         """Whether actors get fractions of devices, since there are more of them than devices."""
         return bool(self.gpus) and sum(each.processes * each.devices for each in self._dealt) > self.gpus - self._claimed
+
+    @property
+    def takes_turns_on_devices(self) -> bool:
+        """Whether roles hold their devices in turn."""
+        return self.residency and (self.shares_devices or not self.gpus)
 
     @property
     def shared_devices(self) -> int:

@@ -177,9 +177,15 @@ def _warnings(config: SftConfig | DistillConfig | TeachConfig, needs: list[Need]
 
 
 def _shared(cluster: ClusterConfig, needs: list[Need]) -> int:
-    """Bytes on the fullest GPU where roles share GPUs; 0 where each has its own."""
-    totals = sorted((need.total for need in needs for _ in range(need.devices)), reverse=True)
-    return sum(totals[: -(-len(totals) // cluster.gpus)]) if len(totals) > cluster.gpus else 0
+    """Bytes on the fullest GPU where roles share GPUs, side by side or in turn; 0 where each has its own."""
+    if sum(need.devices for need in needs) <= cluster.gpus:
+        return 0
+    kinds = [[need] for need in needs] if cluster.residency else [needs]
+    fullest = []
+    for kind in kinds:
+        totals = sorted((need.total for need in kind for _ in range(need.devices)), reverse=True)
+        fullest.append(sum(totals[: -(-len(totals) // cluster.gpus)]))
+    return max(fullest)
 
 
 def _host_warnings(config: SftConfig | DistillConfig | TeachConfig, needs: list[Need]) -> list[str]:

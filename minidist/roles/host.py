@@ -90,6 +90,7 @@ class Roles:
             on_gpu=config.cluster.gpus_of(role) > 0,
             split=role.model_dump(include={"tensor_parallel", "pipeline_parallel", "across_nodes"}),
             ratio_max=config.ratio_max if isinstance(config, DistillConfig) else None,
+            sleeps=config.cluster.takes_turns_on_devices,
         )
 
 

@@ -39,6 +39,7 @@ class RoleContext:
         on_gpu: the role computes on a GPU.
         split: how vLLM splits the role's model: tensor_parallel, pipeline_parallel and across_nodes of VLLMSettings.
         ratio_max: loop.ratio_max where an earlier student may have written the main stream; None: the current one writes it.
+        sleeps: the role holds its devices in turn with others.
     """
 
     renderer: Renderer
@@ -50,6 +51,7 @@ class RoleContext:
     on_gpu: bool = False
     split: Mapping[str, Any] = field(default_factory=dict)
     ratio_max: float | None = None
+    sleeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def make_engine(
         seed=context.seed,
         on_gpu=context.on_gpu,
         **context.split,
+        sleeps=context.sleeps,
     )
     return VLLMEngine(settings, context.renderer, vocabulary=context.vocabulary)
 
@@ -129,6 +132,7 @@ def _vllm_teacher(context: RoleContext, config: VLLMTeacherConfig, mixing: bool,
         on_gpu=context.on_gpu,
         **context.split,
         max_tokens=context.max_tokens,
+        sleeps=context.sleeps,
     )
 
 

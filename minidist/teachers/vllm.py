@@ -58,6 +58,12 @@ class VLLMHiddenTeacher:
         facts = self._core.facts()
         return {**facts, "class": f"{type(self).__name__}, {facts['class']}", "payload": Payload.HIDDEN.value}
 
+    async def sleep(self) -> None:
+        await self._core.sleep()
+
+    async def wake(self) -> None:
+        await self._core.wake()
+
     async def close(self) -> None:
         await self._core.close()
 
@@ -71,7 +77,8 @@ class VLLMTeacher(TurnTaker):
     Args:
         vocabulary: ids from this one on are padding and are never sampled; None: no id is padding.
         resources: of `teacher_settings`: on_gpu, whether the model runs on a GPU; tensor_parallel, pipeline_parallel and
-            across_nodes, how it is split; max_tokens, longest sequence, None: the model's context.
+            across_nodes, how it is split; max_tokens, longest sequence, None: the model's context; sleeps,
+            whether the model can leave its device.
     """
 
     def __init__(self, config: VLLMTeacherConfig, renderer: Renderer, *, vocabulary: int | None, **resources: Any) -> None:
@@ -98,6 +105,13 @@ class VLLMTeacher(TurnTaker):
         """Class and payload: for the run's summary."""
         facts = self._core.facts()
         return {**facts, "class": f"{type(self).__name__}, {facts['class']}", "payload": self._config.payload}
+
+    async def sleep(self) -> None:
+        """Move the weights to host memory, until `wake`."""
+        await self._core.sleep()
+
+    async def wake(self) -> None:
+        await self._core.wake()
 
     async def close(self) -> None:
         await self._core.close()

@@ -16,7 +16,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 """The objective that is trained with each payload."""
 
 
-def configuration(folder: Path, family: str, *, backend: str, engine: str, payload: str, teacher: str = "hf") -> Path:
+def configuration(
+    folder: Path, family: str, *, backend: str, engine: str, payload: str, teacher: str = "hf", residency: bool = False
+) -> Path:
     """A distillation of two random models of a family, in one process; `teacher`: its backend."""
     for seed, name in enumerate(("student", "teacher")):
         saved_family(family, folder / name, seed=seed)
@@ -32,13 +34,13 @@ def configuration(folder: Path, family: str, *, backend: str, engine: str, paylo
         "rollout": {"engine": engine, "prompts_per_step": 8, "max_new_tokens": 8, "kv_cache_gib": 0.25},
         "learner": {"backend": backend},
         "canaries": {"uniform_margin": 0},  # random teachers, some of which are close to uniform
-        "cluster": {"roles": "local", "threads": 1},
+        "cluster": {"roles": "local", "threads": 1, "residency": residency},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
     return folder / "run.yaml"
 
 
-def refusal_or_run(folder: Path, family: str, **settings: str) -> str | None:
+def refusal_or_run(folder: Path, family: str, **settings: Any) -> str | None:
     """The sentence with which `check` refuses the distillation; None where it accepts the distillation and two steps ran."""
     config = configuration(folder, family, **settings)
     checked = run("check", config)

@@ -35,6 +35,7 @@ def distill(c: "DistillConfig") -> Iterator[str]:
     yield from text(c)
     yield from replay(c)
     yield from overlap(c)
+    yield from residency(c)
     if c.learner.kernel == "liger" and not any(section.fused for section in c.objectives.values()):
         fused = "learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm)"
         yield f"{fused}, and objective.type is {c.objective.type}; set learner.kernel=torch"
@@ -47,3 +48,23 @@ def distill(c: "DistillConfig") -> Iterator[str]:
         yield "evaluation.patience belongs to sft; distillation runs for run.steps"
     if c.evaluation.every and c.data.validation is None:
         yield "evaluation.every needs data.validation: held-out prompts"
+
+
+def residency(c: "DistillConfig") -> Iterator[str]:
+    """Of roles that hold their devices in turn."""
+    if not c.cluster.residency:
+        return
+    turns = "cluster.residency lets one kind of role work at a time"
+    if c.roles_at_once:
+        at_once = "loop.max_staleness and loop.stream have several work at once"
+        yield f"{turns}, and {at_once}; set loop.max_staleness=0 and loop.stream=false"
+    if c.takes_turns:
+        yield f"{turns}, and rollout.teacher_mix passes each text between engine and teacher; set rollout.engine=hf"
+    if c.cluster.teacher.shards > 1:
+        yield "cluster.residency moves whole teachers; set cluster.teacher.shards=1, or teacher.backend=vllm"
+    if c.teacher.learns:
+        yield "cluster.residency does not move a teacher that learns, which is in the learner; set cluster.residency=false"
+    if c.learner.offload_parameters:
+        yield "cluster.residency and learner.offload_parameters both move the weights; set one of them to false"
+    if c.cluster.gpus and c.cluster.roles == "local":
+        yield "cluster.residency moves the memory of processes, and cluster.roles local has one for all; set cluster.roles=ray"

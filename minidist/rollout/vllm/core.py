@@ -58,7 +58,7 @@ class VLLMSettings:
     the Ray placement group that this process's actor is in, on whatever nodes. batch_tokens: tokens of a forward pass at most.
     max_logprobs: classes a request may ask for at one position. prefix_caching: None leaves the choice to vLLM. ngrams:
     requests may block repeated n-grams. pooling: the engine gives hidden states of given sequences and nothing else; it holds
-    no output head.
+    no output head. sleeps: the weights can leave a GPU for a while.
     """
 
     model: Path
@@ -78,6 +78,7 @@ class VLLMSettings:
     prefix_caching: bool | None = None
     ngrams: bool = False
     pooling: bool = False
+    sleeps: bool = False
 
     @property
     def workers(self) -> int:
@@ -196,6 +197,15 @@ class VLLMCore:
         """Replace the weights in every process that holds a part of the model, and drop cached keys and values."""
         await self._worker.run(self._reload, weights)
 
+    async def sleep(self) -> None:
+        """Move the weights from a GPU to host memory, and free its keys and values, until `wake`."""
+        if self._on_gpu:
+            await self._worker.run(self._sleep)
+
+    async def wake(self) -> None:
+        if self._on_gpu:
+            await self._worker.run(self._engine.wake_up)
+
     def facts(self) -> dict[str, object]:
         """Engine class, architecture, processes: for the run's summary."""
         config = self._engine.vllm_config
@@ -244,6 +254,10 @@ class VLLMCore:
     def _step(self) -> None:
         """One pass of the model."""
         self._requests.take(self.sessions.take(self._engine.engine_core.get_output().outputs))
+
+    def _sleep(self) -> None:
+        self._engine.reset_prefix_cache()
+        self._engine.sleep(level=1)
 
     def _reload(self, weights: Weights | list[tuple[str, Any]]) -> None:
         # The caller proves the swap.
@@ -320,6 +334,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
+        "enable_sleep_mode": settings.sleeps and settings.on_gpu,
     }
     if settings.workers or settings.across_nodes:
         arguments["distributed_executor_backend"] = "ray" if settings.across_nodes else "mp"

@@ -69,6 +69,13 @@ class VLLMEngine(TurnTaker, RolloutEngine):
         counts = {"tokens_written": core.tokens_written, "requests_running": core.running, "requests_aborted": core.aborted}
         return {**core.facts(), "version": self._version, **counts}
 
+    async def sleep(self) -> None:
+        """Move the weights to host memory, until `wake`."""
+        await self._core.sleep()
+
+    async def wake(self) -> None:
+        await self._core.wake()
+
     async def close(self) -> None:
         await self._core.close()
 

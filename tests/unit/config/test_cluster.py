@@ -50,6 +50,16 @@ REFUSED = [
     ),
     (
         "distill",
+        [
+            "cluster.teacher={pipeline_parallel: 2, across_nodes: true}",
+            "cluster.address=auto",
+            "cluster.gpus=4",
+            "cluster.residency=true",
+        ],
+        ["cluster.teacher.across_nodes", "no other role's in turn", "set cluster.residency=false"],
+    ),
+    (
+        "distill",
         ["cluster.teacher={across_nodes: true}", "cluster.address=auto", "cluster.gpus=4"],
         ["each model of cluster.teacher has one device", "set cluster.teacher.pipeline_parallel or tensor_parallel above 1"],
     ),

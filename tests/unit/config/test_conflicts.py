@@ -44,6 +44,15 @@ REFUSED = [
         ["learner.kernel=liger", "cluster.gpus=1", "objective.type=akl", "streams.s={writer: teacher}"],
         ["learner.kernel liger", "objective.type is akl", "set learner.kernel=torch"],
     ),
+    ("distill", ["cluster.residency=true", "loop.max_staleness=1"], ["cluster.residency", "set loop.max_staleness=0"]),
+    ("distill", ["cluster.residency=true", "rollout.teacher_mix=0.2"], ["cluster.residency", "set rollout.engine=hf"]),
+    ("distill", ["cluster={residency: true, teacher: {shards: 2}}"], ["cluster.residency", "set cluster.teacher.shards=1"]),
+    (
+        "distill",
+        ["cluster.residency=true", "learner={zero_stage: 3, offload_parameters: true}"],
+        ["cluster.residency", "learner.offload_parameters", "set one of them to false"],
+    ),
+    ("distill", ["cluster={residency: true, roles: local, gpus: 1}"], ["cluster.residency", "set cluster.roles=ray"]),
     ("sft", ["learner.parameter_group=1"], ["learner.parameter_group", "zero_stage=3, not 2"]),
     (
         "sft",

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from minidist import cli
 from minidist.cluster import machine
 from minidist.config import Config, DistillConfig, SftConfig, load
+from minidist.config.cluster import ClusterConfig
 from minidist.models.shape import read_shape
 from minidist.preflight import cost
 from minidist.preflight.memory import GIB, Need
@@ -166,6 +167,14 @@ MISFITS = {
 def test_a_role_that_does_not_fit_names_the_setting_to_change(recipe: Any, expected: str) -> None:
     lines = cost.memory_lines(recipe(*MISFITS[expected]), *PAIR, longest=2048)
     assert [line for line in lines if re.search(expected, line)], lines
+
+
+@pytest.mark.parametrize(("residency", "fullest"), [(False, 7 + 5 + 5), (True, 5 + 5)])
+def test_roles_that_hold_their_devices_in_turn_need_room_for_one(residency: bool, fullest: int) -> None:
+    """On one device, two engines of 5 beside a learner of 7, or in turn with it."""
+    needs = [Need("learner", 1, {"weights": 7}), Need("rollout", 2, {"weights": 5})]
+    assert cost._shared(ClusterConfig(gpus=1, residency=residency), needs) == fullest
+    assert cost._shared(ClusterConfig(gpus=3, residency=residency), needs) == 0
 
 
 def test_the_machines_smallest_gpu_counts_before_cluster_gpu_gib(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

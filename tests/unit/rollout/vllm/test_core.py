@@ -116,3 +116,11 @@ def test_vllm_gets_seeds_that_it_takes() -> None:
     assert 0 <= engine_arguments(replace(SETTINGS, seed=2**70 + 5))["seed"] < 2**32
     assert engine_arguments(replace(SETTINGS, seed=7))["seed"] == 7
     assert all(0 <= sample_seed(2**70, row, 1) < 2**63 for row in range(100))
+
+
+def test_only_an_engine_that_sleeps_on_a_gpu_keeps_its_weights_in_a_pool_that_can() -> None:
+    asked = [engine_arguments(replace(SETTINGS, sleeps=sleeps, on_gpu=on_gpu))["enable_sleep_mode"] for sleeps, on_gpu in FOUR]
+    assert asked == [False, False, False, True]
+
+
+FOUR = [(False, False), (False, True), (True, False), (True, True)]
