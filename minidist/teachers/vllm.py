@@ -59,6 +59,7 @@ class VLLMHiddenTeacher:
         return {**facts, "class": f"{type(self).__name__}, {facts['class']}", "payload": Payload.HIDDEN.value}
 
     async def sleep(self) -> None:
+        """Move the weights to host memory, until `wake`."""
         await self._core.sleep()
 
     async def wake(self) -> None:
