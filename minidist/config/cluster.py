@@ -28,8 +28,13 @@ class RoleConfig(Section):
 
     @property
     def devices(self) -> int:
-        """Whole devices that one actor needs, if it has GPUs."""
-        return getattr(self, "tensor_parallel", 1)
+        """Whole devices that one actor needs, if it has GPUs; processes of its model, on a CPU."""
+        return math.prod(getattr(self, field, 1) for field in ("tensor_parallel", "pipeline_parallel"))
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether the devices of one actor may be on several nodes."""
+        return getattr(self, "across_nodes", False)
 
     @property
     def group(self) -> int:
@@ -37,22 +42,32 @@ class RoleConfig(Section):
         return math.prod(getattr(self, field, 1) for field in ("shards", "ranks"))
 
 
-class RolloutRoleConfig(RoleConfig):
+class EngineRoleConfig(RoleConfig):
+    """Resources of actors whose models vLLM splits over tensor_parallel x pipeline_parallel devices."""
+
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Devices (processes, on a CPU) over which vLLM splits every layer of a model. They talk in every layer: keep them on one
+    node."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Groups of tensor_parallel devices (processes, on a CPU) over which vLLM deals the layers of a model. Only neighbours
+    talk, so this is how a model is divided that one node cannot hold."""
+    across_nodes: bool = False
+    """Whether the devices of one model may be on several nodes of the cluster at cluster.address: Ray places each by itself,
+    and vLLM starts a process of its own on it. False: one node holds them all."""
+
+
+class RolloutRoleConfig(EngineRoleConfig):
     """Rollout engines."""
 
     actors: int = Field(default=1, ge=1)
     """Engines that write in parallel; prompt i of a step always goes to engine i modulo their number."""
-    tensor_parallel: int = Field(default=1, ge=1)
-    """Devices (processes, on a CPU) over which vLLM splits each engine's model."""
 
 
-class TeacherRoleConfig(RoleConfig):
-    """Frozen teachers."""
+class TeacherRoleConfig(EngineRoleConfig):
+    """Frozen teachers. tensor_parallel and pipeline_parallel divide those of backend vllm, shards those of backend hf."""
 
     actors: int = Field(default=1, ge=1)
     """Teachers that score in parallel."""
-    tensor_parallel: int = Field(default=1, ge=1)
-    """teacher.backend vllm: devices (processes, on a CPU) over which vLLM splits each teacher."""
     shards: int = Field(default=1, ge=1)
     """teacher.backend hf: processes, each on its own device, over which ZeRO-3 partitions the parameters of each teacher."""
 
@@ -100,6 +115,8 @@ class ClusterConfig(Section):
         if self.roles == "local" and self.processes > 3:
             raise ValueError("cluster.roles local has one actor of each role; set cluster.roles=ray for more")
         for name, role in self._by_name.items():
+            if role.spans_nodes:
+                self._check_spans(name, role)
             if role.gpus is None:
                 continue
             if role.gpus > 1 and role.gpus != int(role.gpus):
@@ -110,6 +127,21 @@ class ClusterConfig(Section):
                 text = f"cluster.{name}.gpus is {role.gpus}, and its {role.group} processes may not share a device"
                 raise ValueError(f"{text}; set cluster.{name}.gpus=1, or leave it out")
         return self
+
+    def _check_spans(self, name: Role, role: RoleConfig) -> None:
+        """Raises ValueError where no nodes could hold the devices of one model."""
+        span = f"cluster.{name}.across_nodes lets the devices of one model be on several nodes"
+        if self.address is None:
+            raise ValueError(
+                f"{span}, and cluster.address is null, which is this machine; set cluster.address, or leave it out"
+            )
+        if not self.gpus or role.gpus == 0:
+            raise ValueError(f"{span}, and the role has no GPUs: on CPUs vLLM keeps them on one node; leave it out")
+        if self.residency:
+            raise ValueError(f"{span}, which are no other role's in turn; set cluster.residency=false")
+        if role.devices == 1:
+            cure = f"set cluster.{name}.pipeline_parallel or tensor_parallel above 1, or leave it out"
+            raise ValueError(f"{span}, and each model of cluster.{name} has one device; {cure}")
 
     def host(self, roles: Sequence[Role]) -> None:
         """Share the GPUs among these roles, those of the run. Raises ValueError where there are too few for them."""

@@ -16,8 +16,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 """The objective that is trained with each payload."""
 
 
-def configuration(folder: Path, family: str, *, backend: str, engine: str, payload: str, residency: bool = False) -> Path:
-    """A distillation of two random models of a family, in one process."""
+def configuration(
+    folder: Path, family: str, *, backend: str, engine: str, payload: str, teacher: str = "hf", residency: bool = False
+) -> Path:
+    """A distillation of two random models of a family, in one process; `teacher`: its backend."""
     for seed, name in enumerate(("student", "teacher")):
         saved_family(family, folder / name, seed=seed)
     rows = [{"prompt": f"{left}{right}="} for left in range(4) for right in range(4)]
@@ -26,7 +28,7 @@ def configuration(folder: Path, family: str, *, backend: str, engine: str, paylo
         "stage": "distill",
         "run": {"directory": str(folder / "run"), "steps": 2, "seed": 0},
         "student": {"model": str(folder / "student")},
-        "teacher": {"model": str(folder / "teacher"), "payload": payload, "top_k": 4},
+        "teacher": {"model": str(folder / "teacher"), "backend": teacher, "payload": payload, "top_k": 4},
         "data": {"prompts": {"path": str(folder / "rows.jsonl")}, "max_prompt_tokens": 8},
         "objective": OBJECTIVES[payload],
         "rollout": {"engine": engine, "prompts_per_step": 8, "max_new_tokens": 8, "kv_cache_gib": 0.25},

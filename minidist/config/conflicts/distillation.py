@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from minidist.config.conflicts.learner import learner
 from minidist.config.conflicts.objective import objective
-from minidist.config.conflicts.teacher import context, score_cache, teacher_role
+from minidist.config.conflicts.teacher import context, score_cache, teacher_role, teacher_text
 from minidist.config.conflicts.text import overlap, replay, text
 from minidist.types import MAIN
 
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 def distill(c: "DistillConfig") -> Iterator[str]:
     """All conflicts of a distillation."""
-    if c.rollout.engine == "hf" and c.cluster.rollout.tensor_parallel > 1:
-        yield "cluster.rollout.tensor_parallel splits vLLM engines; set rollout.engine=vllm"
+    for field in ("tensor_parallel", "pipeline_parallel") if c.rollout.engine == "hf" else ():
+        if getattr(c.cluster.rollout, field) > 1:
+            yield f"cluster.rollout.{field} splits vLLM engines; set rollout.engine=vllm"
     yield from teacher_role(c)
     yield from learner(c)
     if not c.teacher.live:
         yield from score_cache(c)
+    if not c.teacher.writes:
+        yield from teacher_text(c)
     if c.teacher.context is not None:
         yield from context(c)
     if c.student.architecture is not None:

@@ -1,7 +1,7 @@
 """vLLM inside the process of its actor, to write and to score: when the actor dies, nothing of the engine remains.
 
 The engine core is stepped by hand, so that a call can be aborted between two tokens, and weights can be swapped without a
-second process. With tensor parallelism the model alone lives in worker processes, which end with this process.
+second process. The parts of a split model alone live in worker processes, which end with this process.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minidist.concurrency import Worker
+from minidist.config.engines import engine_limits
 from minidist.config.models import DType, ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import LocalTeacherConfig
@@ -32,6 +33,7 @@ from minidist.rollout.vllm.reload import reload
 from minidist.rollout.vllm.requests import Answer, Call, Requests
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
+from minidist.rollout.vllm.stages import make_room
 from minidist.run.flops import Work
 from minidist.run.garbage import nothing_old_collected
 from minidist.run.timeline import count as add
@@ -49,11 +51,14 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class VLLMSettings:
-    """The model of one engine, and the resources the engine may use. None leaves the choice to vLLM.
+    """The model of one engine, and the resources the engine may use.
 
-    max_tokens: longest sequence, prompt and answer together. tensor_parallel: devices (processes, on a CPU) over which the
-    model is split. batch_tokens: tokens of a forward pass at most. max_logprobs: classes a request may ask for at one position.
-    ngrams: requests may block repeated n-grams. sleeps: the weights can leave a GPU for a while.
+    max_tokens: longest sequence, prompt and answer together. tensor_parallel, pipeline_parallel: devices (processes, on a CPU)
+    over which each layer is split, and groups of them over which the layers are dealt. across_nodes: the devices are those of
+    the Ray placement group that this process's actor is in, on whatever nodes. batch_tokens: tokens of a forward pass at most.
+    max_logprobs: classes a request may ask for at one position. prefix_caching: None leaves the choice to vLLM. ngrams:
+    requests may block repeated n-grams. pooling: the engine gives hidden states of given sequences and nothing else; it holds
+    no output head. sleeps: the weights can leave a GPU for a while.
     """
 
     model: Path
@@ -61,27 +66,39 @@ class VLLMSettings:
     trust_remote_code: bool
     max_tokens: int
     max_sequences: int
+    batch_tokens: int
     kv_cache_gib: float
     gpu_memory_utilization: float
     seed: int = 0
     on_gpu: bool = False
     tensor_parallel: int = 1
-    batch_tokens: int | None = None
+    pipeline_parallel: int = 1
+    across_nodes: bool = False
     max_logprobs: int = 1
     prefix_caching: bool | None = None
     ngrams: bool = False
+    pooling: bool = False
     sleeps: bool = False
 
+    @property
+    def workers(self) -> int:
+        """Processes of this machine that hold parts of the model; 0 where this one holds all, or other nodes hold parts."""
+        devices = self.tensor_parallel * self.pipeline_parallel
+        return 0 if devices == 1 or self.across_nodes else devices
+
     @classmethod
-    def of(cls, config: ModelConfig, where: str, limits: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
-        """Settings from a model's section `where` and the limits of its role; `fields`: other fields, by name."""
+    def of(cls, config: ModelConfig, where: str, role: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
+        """Settings from a model's section `where` and the section of its role; `fields`: max_tokens, and others by name."""
+        place = {"longest": fields["max_tokens"], "on_gpu": fields.get("on_gpu", False)}
+        limits = engine_limits(role, **place, pooling=fields.get("pooling", False))
         shared = config.model_dump(include={"dtype", "trust_remote_code"})
-        shared |= limits.model_dump(include={"max_sequences", "kv_cache_gib", "gpu_memory_utilization"})
+        shared |= role.model_dump(include={"kv_cache_gib", "gpu_memory_utilization"})
+        shared |= {"max_sequences": limits.sequences, "batch_tokens": limits.tokens}
         return cls(model=resolve(config.model or "", where), **shared, **fields)
 
 
 class VLLMCore:
-    """A vLLM engine and its one thread: writes, and returns log-probabilities of given sequences."""
+    """A vLLM engine and its one thread: writes, and returns log-probabilities or hidden states of given sequences."""
 
     def __init__(self, settings: VLLMSettings, renderer: Renderer, *, name: str, vocabulary: int | None) -> None:
         self.tokens_written = 0
@@ -93,7 +110,7 @@ class VLLMCore:
         self._on_gpu = settings.on_gpu
         # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
         self._engine = self._worker.run_now(_make_engine, settings, vocabulary)
-        self._shared = hide_shared_memory() if settings.tensor_parallel > 1 else []
+        self._shared = hide_shared_memory() if settings.workers else []
         self.sessions = Sessions(self._engine, renderer.stops)
         self._requests = Requests(self._engine)
 
@@ -142,9 +159,28 @@ class VLLMCore:
         async with aclosing(self._answers([list(sequence) for sequence in sequences], parameters)) as answers:
             async for answer in answers:
                 tables[answer.number] = _table(sequences[answer.number], answer.table)
-        for work in (Work.row(len(sequence), len(sequence)) for sequence in sequences):
-            add(computed=work.tokens, forward_tokens=work.tokens, forward_pairs=work.pairs, forward_heads=work.heads)
+        _count_read(sequences, heads=True)
         return [tables[number] for number in range(len(sequences))]
+
+    async def hidden_states(self, sequences: Sequence[Sequence[int]], counts: Sequence[int]) -> list[Any]:
+        """The hidden states of the last `count` tokens of each sequence, [count, D] tensors, after the final norm and before
+        the output head, in the precision of the model. Only an engine of `VLLMSettings.pooling` gives them.
+
+        Raises RoleError where vLLM gives another number of states than of tokens.
+        """
+        from vllm import PoolingParams
+
+        parameters = PoolingParams(task="token_embed", use_activation=False)
+        states: dict[int, Any] = {}
+        async with aclosing(self._answers([list(sequence) for sequence in sequences], parameters)) as answers:
+            async for answer in answers:
+                number, read = answer.number, len(sequences[answer.number])
+                if len(answer.hidden) != read:
+                    raise RoleError(f"vLLM gave the hidden states of {len(answer.hidden)} of a sequence's {read} tokens")
+                last = answer.hidden[read - counts[number] :]
+                states[number] = last.clone()  # a view would keep the states of the whole pass
+        _count_read(sequences, heads=False)
+        return [states[number] for number in range(len(sequences))]
 
     async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
         """See `sessions.TurnTaker`."""
@@ -173,9 +209,14 @@ class VLLMCore:
     def facts(self) -> dict[str, object]:
         """Engine class, architecture, processes: for the run's summary."""
         config = self._engine.vllm_config
-        split, held = config.parallel_config.tensor_parallel_size, len(self.sessions)
-        facts = {"class": f"vllm {type(self._engine).__name__}", "architecture": config.model_config.architectures[0]}
-        return facts | {"tensor_parallel": split, "sequences_held": held}
+        split = config.parallel_config
+        return {
+            "class": f"vllm {type(self._engine).__name__}",
+            "architecture": config.model_config.architectures[0],
+            "tensor_parallel": split.tensor_parallel_size,
+            "pipeline_parallel": split.pipeline_parallel_size,
+            "sequences_held": len(self.sessions),
+        }
 
     async def close(self) -> None:
         show_shared_memory(self._shared)
@@ -225,6 +266,12 @@ class VLLMCore:
             raise RoleError("vLLM did not clear its prefix cache after new weights: requests on the old weights still run")
 
 
+def _count_read(sequences: Sequence[Sequence[int]], *, heads: bool) -> None:
+    """Account for sequences that were read once; `heads`: all their tokens passed through the output head."""
+    for work in (Work.row(len(sequence), len(sequence) if heads else 0) for sequence in sequences):
+        add(computed=work.tokens, forward_tokens=work.tokens, forward_pairs=work.pairs, forward_heads=work.heads)
+
+
 def _table(sequence: Sequence[int], tensors: Any) -> tuple[Array, Array]:
     """vLLM's tensors as two arrays; a sequence of one token has none."""
     if tensors is None:
@@ -239,8 +286,8 @@ def _make_engine(settings: VLLMSettings, vocabulary: int | None) -> Any:
     if not settings.on_gpu:
         # vLLM takes 20 s to compile the sampler's few operations at the first request, without a gain on a CPU.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    if settings.tensor_parallel > 1:
-        prepare(settings.tensor_parallel)
+    if settings.workers:
+        prepare(settings.workers)
     import_less()
     # vLLM resamples sound with the one and changes a list in the other, for what is compiled: a second and a half, and on a CPU
     # nothing is compiled. On a GPU, it also imports packages that may need them.
@@ -262,7 +309,10 @@ def _make_engine(settings: VLLMSettings, vocabulary: int | None) -> Any:
 
         with classes_unchanged(settings.model, trust_remote_code=settings.trust_remote_code):
             engine = started()
-        engine.collective_rpc(install)
+        if not settings.pooling:
+            engine.collective_rpc(install)
+        if settings.pipeline_parallel > 1:
+            engine.collective_rpc(make_room)
         return engine
 
 
@@ -275,6 +325,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "seed": settings.seed % 2**31,  # vLLM seeds NumPy too, which takes 32 bits
         "max_model_len": settings.max_tokens,
         "max_num_seqs": settings.max_sequences,
+        "max_num_batched_tokens": settings.batch_tokens,
         "max_logprobs": settings.max_logprobs,
         "enable_prefix_caching": settings.prefix_caching,
         "enforce_eager": not settings.on_gpu,
@@ -285,15 +336,27 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "disable_log_stats": True,
         "enable_sleep_mode": settings.sleeps and settings.on_gpu,
     }
+    if settings.workers or settings.across_nodes:
+        arguments["distributed_executor_backend"] = "ray" if settings.across_nodes else "mp"
     if settings.tensor_parallel > 1:
-        arguments |= {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
+        arguments["tensor_parallel_size"] = settings.tensor_parallel
+    if settings.pipeline_parallel > 1:
+        arguments["pipeline_parallel_size"] = settings.pipeline_parallel
+    if settings.pooling:
+        arguments |= _POOLING
     if settings.on_gpu:
-        memory = settings.gpu_memory_utilization
-        return arguments | {"gpu_memory_utilization": memory, "max_num_batched_tokens": settings.batch_tokens}
-    return arguments | {
-        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
-        # A prompt that is prefilled in two parts draws one token too many. vLLM undoes the draw by rewinding the request's
-        # generator, which a CPU generator cannot do, so prompts are never split.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(settings.max_tokens, settings.batch_tokens or 4096),
-    }
+        return arguments | {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    # Prompts are never split (see config.engines).
+    return arguments | {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30), "enable_chunked_prefill": False}
+
+
+_POOLING: dict[str, Any] = {
+    "runner": "pooling",
+    "convert": "embed",
+    # Of all tokens, without the normalisation to length 1 that vLLM's embeddings have by default.
+    "pooler_config": {"task": "token_embed", "tok_pooling_type": "ALL", "use_activation": False},
+    "hf_overrides": {"head_dtype": "model"},  # vLLM would widen the states to float32
+    "enable_prefix_caching": False,  # tokens whose keys and values are cached are not computed, and have no states
+    "enable_chunked_prefill": False,
+}
+"""The arguments of an engine that gives hidden states."""

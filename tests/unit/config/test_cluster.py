@@ -29,6 +29,41 @@ REFUSED = [
         ["cluster.gpus is 2", "claim 2", "none for the others (teacher, learner)", "raise cluster.gpus"],
     ),
     (
+        "distill",
+        ["cluster.rollout={tensor_parallel: 2, pipeline_parallel: 2, gpus: 2}", "cluster.gpus=8"],
+        ["cluster.rollout.gpus is 2.0", "needs 4 whole devices"],
+    ),
+    (
+        "distill",
+        ["cluster.rollout.pipeline_parallel=4", "cluster.gpus=5"],
+        ["cluster.gpus is 5", "each actor of cluster.rollout needs 4", "set cluster.rollout.gpus=4"],
+    ),
+    (
+        "distill",
+        ["cluster.rollout={pipeline_parallel: 2, across_nodes: true}", "cluster.gpus=4"],
+        ["cluster.rollout.across_nodes", "cluster.address is null", "set cluster.address"],
+    ),
+    (
+        "distill",
+        ["cluster.rollout={pipeline_parallel: 2, across_nodes: true}", "cluster.address=auto"],
+        ["cluster.rollout.across_nodes", "the role has no GPUs", "leave it out"],
+    ),
+    (
+        "distill",
+        [
+            "cluster.teacher={pipeline_parallel: 2, across_nodes: true}",
+            "cluster.address=auto",
+            "cluster.gpus=4",
+            "cluster.residency=true",
+        ],
+        ["cluster.teacher.across_nodes", "no other role's in turn", "set cluster.residency=false"],
+    ),
+    (
+        "distill",
+        ["cluster.teacher={across_nodes: true}", "cluster.address=auto", "cluster.gpus=4"],
+        ["each model of cluster.teacher has one device", "set cluster.teacher.pipeline_parallel or tensor_parallel above 1"],
+    ),
+    (
         "sft",
         ["cluster.learner.ranks=3", "cluster.gpus=2"],
         ["cluster.gpus is 2", "3 processes of cluster.learner may not share a device", "raise cluster.gpus to 3"],

@@ -95,6 +95,16 @@ def test_the_recipes_memory_equals_sums_by_hand(recipe: Any) -> None:
     assert rollout.parts["cache"] / GIB == pytest.approx(0.85 * 79 - 7.48 - 0.5 - 0.8, rel=0.02)
 
 
+def test_a_teacher_over_two_nodes_gives_hidden_states_without_a_head(recipe: Any) -> None:
+    """Half of its 80 layers on each node, and the embedding on one of them; each rank of the learner holds the head."""
+    split = "cluster.teacher={tensor_parallel: 8, pipeline_parallel: 2, across_nodes: true}"
+    found = needs(recipe("teacher.payload=hidden", "cluster.gpus=24", split))
+    assert found["teacher"].devices == 16 and found["teacher"].parts["logits"] == 0
+    assert found["teacher"].parts["weights"] / 1e9 == pytest.approx(((70.55 - 1.05) / 2 + 1.05) * 2 / 8, rel=0.01)
+    more = found["learner"].parts["buffers"] - needs(recipe())["learner"].parts["buffers"]
+    assert more == 128256 * 8192 * 2
+
+
 def test_recipe_is_checked_offline_without_weights(
     pair: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
