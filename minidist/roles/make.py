@@ -38,6 +38,7 @@ class RoleContext:
         deterministic: the same bits in every run.
         on_gpu: the role computes on a GPU.
         tensor_parallel: devices over which vLLM splits the role's model.
+        transfer: gloo, nccl or ipc where the role's weights come over a channel from the learner.
         ratio_max: loop.ratio_max where an earlier student may have written the main stream; None: the current one writes it.
     """
 
@@ -49,6 +50,7 @@ class RoleContext:
     deterministic: bool = False
     on_gpu: bool = False
     tensor_parallel: int = 1
+    transfer: str | None = None
     ratio_max: float | None = None
 
 
@@ -88,6 +90,7 @@ def make_engine(
         seed=context.seed,
         on_gpu=context.on_gpu,
         tensor_parallel=context.tensor_parallel,
+        transfer=context.transfer,
     )
     return VLLMEngine(settings, context.renderer, vocabulary=context.vocabulary)
 

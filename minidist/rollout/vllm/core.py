@@ -25,17 +25,17 @@ from minidist.models.files import resolve
 from minidist.models.imports import import_less, without
 from minidist.rollout.answers import answered, in_order
 from minidist.rollout.seeds import sample_seed
-from minidist.rollout.vllm import processors
+from minidist.rollout.vllm import processors, transfer
 from minidist.rollout.vllm.borrowed import classes_unchanged
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
-from minidist.rollout.vllm.reload import reload
+from minidist.rollout.vllm.reload import has_head, reload
 from minidist.rollout.vllm.requests import Answer, Call, Requests
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
 from minidist.run.flops import Work
 from minidist.run.garbage import nothing_old_collected
 from minidist.run.timeline import count as add
-from minidist.types import Array, Prompt, Rollout, Sampling, Weights
+from minidist.types import Array, Channel, Outline, Prompt, Rollout, Sampling, Weights
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -53,7 +53,7 @@ class VLLMSettings:
 
     max_tokens: longest sequence, prompt and answer together. tensor_parallel: devices (processes, on a CPU) over which the
     model is split. batch_tokens: tokens of a forward pass at most. max_logprobs: classes a request may ask for at one position.
-    ngrams: requests may block repeated n-grams.
+    ngrams: requests may block repeated n-grams. transfer: gloo, nccl or ipc where weights come over a channel.
     """
 
     model: Path
@@ -70,6 +70,7 @@ class VLLMSettings:
     max_logprobs: int = 1
     prefix_caching: bool | None = None
     ngrams: bool = False
+    transfer: str | None = None
 
     @classmethod
     def of(cls, config: ModelConfig, where: str, limits: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
@@ -90,6 +91,9 @@ class VLLMCore:
         self._worker = Worker(name)
         self._blocks_ngrams = settings.ngrams
         self._on_gpu = settings.on_gpu
+        self._whole = True
+        """Whether the weights are of one version: not while an update is under way, nor after one that failed."""
+        self._wait_s: float | None = None
         # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
         self._engine = self._worker.run_now(_make_engine, settings, vocabulary)
         self._shared = hide_shared_memory() if settings.tensor_parallel > 1 else []
@@ -147,6 +151,7 @@ class VLLMCore:
 
     async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
         """See `sessions.TurnTaker`."""
+        self._check_whole()
         await self._worker.run(self.sessions.submit, request)
         await self._until(partial(self.sessions.enough, request.call, request.fraction))
         results = self.sessions.collect(request.call)
@@ -159,6 +164,28 @@ class VLLMCore:
     async def reload(self, weights: Weights | list[tuple[str, Any]]) -> None:
         """Replace the weights in every process that holds a part of the model, and drop cached keys and values."""
         await self._worker.run(self._reload, weights)
+
+    async def join(self, channel: Channel, first: int) -> bool:
+        """Meet the learner; see `VLLMEngine.join`."""
+        self._wait_s = channel.timeout_s
+        await self._rpc("init_weight_transfer_engine", transfer.join_info(channel, first))
+        return all(await self._rpc(_has_head))
+
+    async def receive(self, backend: str, outline: Outline, handles: list[dict[str, Any]] | None) -> None:
+        """Take weights that come over the channel; until `finish`, the engine refuses to compute."""
+        self._whole = False
+        await self._rpc("start_weight_update")
+        await self._rpc("update_weights", transfer.update_info(backend, outline, handles))
+
+    async def finish(self) -> None:
+        """All weights have come: drop cached keys and values."""
+        await self._rpc("finish_weight_update")
+        await self._worker.run(self._drop_cached)
+        self._whole = True
+
+    async def _rpc(self, method: Any, *arguments: Any) -> list[Any]:
+        """The results of a call in every process that holds a part of the model."""
+        return await self._worker.run(self._engine.collective_rpc, method, self._wait_s, arguments)
 
     def facts(self) -> dict[str, object]:
         """Engine class, architecture, processes: for the run's summary."""
@@ -176,6 +203,7 @@ class VLLMCore:
         self, prompts: Sequence[list[int]], parameters: Any, seeds: Sequence[int] | None = None
     ) -> AsyncGenerator[Answer, None]:
         """Submit a request for each prompt, in order, and step the engine; answers in the order in which they finish."""
+        self._check_whole()
         call = Call()
         self.running += len(prompts)
         try:
@@ -206,9 +234,24 @@ class VLLMCore:
 
     def _reload(self, weights: Weights | list[tuple[str, Any]]) -> None:
         # The caller proves the swap.
+        self._whole = False
         self._engine.collective_rpc(reload, args=(weights,), kwargs={"on_gpu": self._on_gpu})
+        self._drop_cached()
+        self._whole = True
+
+    def _drop_cached(self) -> None:
         if not self._engine.reset_prefix_cache():
             raise RoleError("vLLM did not clear its prefix cache after new weights: requests on the old weights still run")
+
+    def _check_whole(self) -> None:
+        """Raises RoleError where the weights are of no version."""
+        if not self._whole:
+            cause = "an update under way has not ended, or one has failed"
+            raise RoleError(f"the engine holds weights of two versions ({cause}); publish all weights again")
+
+
+def _has_head(worker: Any) -> bool:
+    return has_head(worker.get_model())
 
 
 def _table(sequence: Sequence[int], tensors: Any) -> tuple[Array, Array]:
@@ -270,6 +313,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "generation_config": "vllm",
         "disable_log_stats": True,
     }
+    arguments |= transfer.arguments(settings.transfer)
     if settings.tensor_parallel > 1:
         arguments |= {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
     if settings.on_gpu:

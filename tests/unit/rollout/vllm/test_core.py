@@ -28,6 +28,18 @@ def test_tensor_parallelism_changes_two_arguments(on_gpu: bool) -> None:
     assert ("gpu_memory_utilization" in whole, "kv_cache_memory_bytes" in whole) == (on_gpu, not on_gpu)
 
 
+def test_an_engine_that_receives_over_gloo_registers_the_backend_in_every_process() -> None:
+    plain = engine_arguments(SETTINGS)
+    for backend in ("nccl", "ipc"):
+        assert engine_arguments(replace(SETTINGS, transfer=backend)) == plain | {"weight_transfer_config": {"backend": backend}}
+    added = engine_arguments(replace(SETTINGS, transfer="gloo"))
+    module, _, name = added.pop("worker_extension_cls").rpartition(".")
+    assert added == plain | {"weight_transfer_config": {"backend": "gloo"}}
+    spec = importlib.util.find_spec(module)  # not imported: it imports vLLM
+    assert spec is not None and spec.origin is not None
+    assert f"class {name}:" in (text := Path(spec.origin).read_text()) and 'register_engine("gloo"' in text
+
+
 def test_a_prompt_is_never_split_on_a_cpu() -> None:
     for tokens, batch, limit in ((48, None, 4096), (48, 100, 100), (9000, 100, 9000)):
         arguments = engine_arguments(replace(SETTINGS, max_tokens=tokens, batch_tokens=batch))
