@@ -85,8 +85,6 @@ def apart(tmp_path_factory: pytest.TempPathFactory, on_gpu: bool) -> Iterator[St
     config.host(roles)
     facts = {"on_gpu": on_gpu, "rollout": RolloutConfig(gpu_memory_utilization=SHARE), "transfer": config.direct or "gloo"}
     with standing(tmp_path_factory.mktemp("apart"), config, GPU_SHAPE, roles=roles, **facts) as stack:
-        stack.engines, stack.learner = (
-            Engines([stack.host_engine(stack.student)]),
-            stack.host_learner(settings(backend="single")),
-        )
+        stack.engines = Engines([stack.host_engine(stack.student)])
+        stack.learner = stack.host_learner(settings(backend="single"))
         yield stack

@@ -49,6 +49,28 @@ def test_a_wrong_tensor_over_the_channel_is_caught(stack: Stack) -> None:
     assert stack.run(over_gloo().publish(stack.learner, [stack.engine])) < EXACT
 
 
+class Leaving:
+    """An engine that takes all weights and is not there when it is to finish."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    async def finish(self, version: int) -> None:
+        raise RoleError("the engine has left")
+
+    def __getattr__(self, verb: str) -> Any:
+        return getattr(self._engine, verb)
+
+
+def test_a_publication_that_was_given_up_stands_in_the_way_of_no_other(stack: Stack) -> None:
+    leaving: Any = Leaving(stack.engine)
+    with pytest.raises(RoleError, match="has left"):
+        stack.run(over_gloo().publish(stack.learner, [leaving]))
+    with pytest.raises(RoleError, match="weights of two versions"):
+        stack.run(stack.engine.score(SEQUENCES))
+    assert stack.run(over_gloo().publish(stack.learner, [stack.engine])) < EXACT
+
+
 class Dying:
     """An engine's process that meets the others at the channel, takes two tensors and dies."""
 

@@ -174,8 +174,7 @@ class VLLMCore:
     async def receive(self, backend: str, outline: Outline, handles: list[dict[str, Any]] | None) -> None:
         """Take weights that come over the channel; until `finish`, the engine refuses to compute."""
         self._whole = False
-        await self._rpc("start_weight_update")
-        await self._rpc("update_weights", transfer.update_info(backend, outline, handles))
+        await self._worker.run(self._receive, transfer.update_info(backend, outline, handles))
 
     async def finish(self) -> None:
         """All weights have come: drop cached keys and values."""
@@ -239,6 +238,11 @@ class VLLMCore:
         self._drop_cached()
         self._whole = True
 
+    def _receive(self, update: dict[str, Any]) -> None:
+        self._engine.collective_rpc(_end_update, self._wait_s)
+        self._engine.collective_rpc("start_weight_update", self._wait_s)
+        self._engine.collective_rpc("update_weights", self._wait_s, (update,))
+
     def _drop_cached(self) -> None:
         if not self._engine.reset_prefix_cache():
             raise RoleError("vLLM did not clear its prefix cache after new weights: requests on the old weights still run")
@@ -248,6 +252,12 @@ class VLLMCore:
         if not self._whole:
             cause = "an update under way has not ended, or one has failed"
             raise RoleError(f"the engine holds weights of two versions ({cause}); publish all weights again")
+
+
+def _end_update(worker: Any) -> None:
+    """End an update that was given up, since another process failed; vLLM would refuse to start the next one."""
+    if worker._weight_update_active:
+        worker.finish_weight_update()
 
 
 def _has_head(worker: Any) -> bool:

@@ -1,5 +1,6 @@
 """The arguments that vLLM is started with."""
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
