@@ -43,10 +43,13 @@ class WeightSender:
             self._channel = NcclSender(channel) if channel.backend == "nccl" else GlooGroup(channel, 0, self._store)
 
     def send(self, names: Sequence[str]) -> None:
-        """Send these tensors of the outline, in this order, to engines that receive them at the same time."""
+        """Send these tensors of the outline, in this order, to engines that receive them at the same time. Raises RuntimeError
+        where one of them fails, and leaves the channel, so that the others do not wait."""
         tensors = self._counted(names)
         if self._first:
-            self._channel.send(tensors)
+            channel, self._channel = self._channel, None
+            channel.send(tensors)
+            self._channel = channel
         for _ in tensors:  # the other ranks help to gather them
             pass
 

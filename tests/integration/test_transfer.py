@@ -92,9 +92,9 @@ def test_an_engine_that_dies_ends_the_publication_and_no_engine_writes_with_half
     dying = stack.run(stack.cluster.host("rollout", Dying))
     began = time.monotonic()
     with pytest.raises(RoleError, match=r"died in receive|failed in channel"):
-        stack.run(over_gloo(timeout_s=2).publish(stack.learner, [stack.engine, dying]))
+        stack.run(over_gloo(timeout_s=10).publish(stack.learner, [stack.engine, dying]))
     stack.dismiss(dying)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 15
     with pytest.raises(RoleError, match=r"the engine holds weights of two versions .* publish all weights again"):
         stack.run(stack.engine.score(SEQUENCES))
     assert stack.run(over_gloo().publish(stack.learner, [stack.engine])) < EXACT
