@@ -55,6 +55,7 @@ bench: $(READY_DEV)
 	$(VENV)/bin/python -m tests.benchmarks.scaling
 	$(VENV)/bin/python -m tests.benchmarks.kernels
 	$(VENV)/bin/python -m tests.benchmarks.publish
+	$(VENV)/bin/python -m tests.benchmarks.channels
 	$(VENV)/bin/python -m tests.benchmarks.overlap
 	$(VENV)/bin/python -m tests.benchmarks.parity
 	$(VENV)/bin/python -m tests.benchmarks.memory

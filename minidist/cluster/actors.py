@@ -33,9 +33,9 @@ class Actors:
     def __init__(self, config: ClusterConfig, roles: Sequence[Role], at_once: Mapping[str, int] | None = None) -> None:
         self._config = config
         self._at_once = at_once or {}
-        self.bundles: list[Role] = [role for role in roles for _ in range(config.role(role).processes)]
+        self.bundles = config.bundles(roles)
         """The role of each actor."""
-        self.homes = _homes(config, self.bundles)
+        self.homes = config.homes(self.bundles)
         self._groups: list[Any] = []
         self._places: dict[int, tuple[Any, int]] = {}
         """The placement group of each home, and the bundle in it where the home's actors are."""
@@ -169,22 +169,6 @@ class Actors:
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         return variables
-
-
-def _homes(config: ClusterConfig, roles: Sequence[Role]) -> list[int]:
-    """The bundle of each actor: one of its own, or, where actors share devices, one for each device, to which they are dealt in
-    turn. Processes of one model or gradient follow one another, so that no two of them meet on a device."""
-    homes: list[int] = []
-    dealt = 0
-    shared = config.shared_devices
-    for role in roles:
-        if shared and config.role(role).gpus is None:
-            homes.append(dealt % shared)
-            dealt += 1
-        else:
-            homes.append(shared + len(homes) - dealt)
-    used = sorted(set(homes))
-    return [used.index(home) for home in homes]
 
 
 def _free_address() -> str:

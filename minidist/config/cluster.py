@@ -10,6 +10,7 @@ from minidist.config.base import Section
 
 Role = Literal["rollout", "teacher", "learner"]
 Placement = Literal["pack", "spread", "strict_pack", "strict_spread"]
+WeightTransfer = Literal["object_store", "gloo", "nccl", "ipc"]
 
 
 class RoleConfig(Section):
@@ -103,6 +104,14 @@ class ClusterConfig(Section):
     placement: Placement = "pack"
     """How Ray places the actors on nodes: on few nodes (pack), on many nodes (spread), or strictly so, or else not at all
     (strict_pack, strict_spread)."""
+    weight_transfer: WeightTransfer | None = None
+    """distill, compare: how new weights go from the learner to vLLM engines. object_store: through Ray's object store, with a
+    copy in the memory of each node and process. gloo: from the learner's first rank to all processes of the engines, from CPU
+    memory to CPU memory, one decoder layer at a time. nccl: likewise from GPU to GPU, where every engine and the learner have
+    GPUs of their own. ipc: the engines read the learner's memory on the GPU that they share with it. None: nccl or ipc,
+    whichever the GPUs allow; object_store elsewhere, and for adapters, which are published alone."""
+    weight_transfer_timeout_s: float = Field(default=600, gt=0)
+    """Longest publication of weights by gloo, nccl or ipc, seconds; a run in which it takes longer stops."""
     start_timeout_s: float = Field(default=300, gt=0)
     """Longest wait until the cluster has resources for all actors, seconds."""
     rollout: RolloutRoleConfig = RolloutRoleConfig()
@@ -114,9 +123,14 @@ class ClusterConfig(Section):
     def _roles_fit(self) -> "ClusterConfig":
         if self.roles == "local" and self.processes > 3:
             raise ValueError("cluster.roles local has one actor of each role; set cluster.roles=ray for more")
+        if self.roles == "local" and self.weight_transfer not in (None, "object_store"):
+            alone = f"cluster.weight_transfer {self.weight_transfer} needs processes that receive at the same time, and"
+            raise ValueError(
+                f"{alone} cluster.roles local has one; set cluster.roles=ray, or leave cluster.weight_transfer out"
+            )
         for name, role in self._by_name.items():
             if role.spans_nodes:
-                self._check_spans(name, role)
+                _check_spans(self, name, role)
             if role.gpus is None:
                 continue
             if role.gpus > 1 and role.gpus != int(role.gpus):
@@ -127,21 +141,6 @@ class ClusterConfig(Section):
                 text = f"cluster.{name}.gpus is {role.gpus}, and its {role.group} processes may not share a device"
                 raise ValueError(f"{text}; set cluster.{name}.gpus=1, or leave it out")
         return self
-
-    def _check_spans(self, name: Role, role: RoleConfig) -> None:
-        """Raises ValueError where no nodes could hold the devices of one model."""
-        span = f"cluster.{name}.across_nodes lets the devices of one model be on several nodes"
-        if self.address is None:
-            raise ValueError(
-                f"{span}, and cluster.address is null, which is this machine; set cluster.address, or leave it out"
-            )
-        if not self.gpus or role.gpus == 0:
-            raise ValueError(f"{span}, and the role has no GPUs: on CPUs vLLM keeps them on one node; leave it out")
-        if self.residency:
-            raise ValueError(f"{span}, which are no other role's in turn; set cluster.residency=false")
-        if role.devices == 1:
-            cure = f"set cluster.{name}.pipeline_parallel or tensor_parallel above 1, or leave it out"
-            raise ValueError(f"{span}, and each model of cluster.{name} has one device; {cure}")
 
     def host(self, roles: Sequence[Role]) -> None:
         """Share the GPUs among these roles, those of the run. Raises ValueError where there are too few for them."""
@@ -211,6 +210,40 @@ class ClusterConfig(Section):
         """Whole devices that actors share. 0: none do, or those that do share what is left of one."""
         return math.floor(self.gpus - self._claimed) if self.shares_devices else 0
 
+    def homes(self, bundles: Sequence[Role]) -> list[int]:
+        """The bundle of each actor: its own, or, where actors share devices, one for each device, to which they are dealt in
+        turn. Processes of one model or gradient follow one another, so that no two of them meet on a device."""
+        homes: list[int] = []
+        dealt, shared = 0, self.shared_devices
+        for name in bundles:
+            if shared and self.role(name).gpus is None:
+                homes.append(dealt % shared)
+                dealt += 1
+            else:
+                homes.append(shared + len(homes) - dealt)
+        used = sorted(set(homes))
+        return [used.index(home) for home in homes]
+
+    def bundles(self, roles: Sequence[Role]) -> list[Role]:
+        """The role of each actor."""
+        return [name for name in roles for _ in range(self.role(name).processes)]
+
+    @property
+    def direct(self) -> WeightTransfer | None:
+        """The backend that the GPUs of engines and learner allow: nccl where all have devices of their own, ipc where every
+        engine shares the device of a learner's rank, None elsewhere."""
+        roles = (self.rollout, self.learner)
+        if not all(self.gpus_of(role) for role in roles):
+            return None
+        if all(self.gpus_of(role) >= 1 for role in roles):
+            return "nccl"
+        if not self.shared_devices or any(role.gpus is not None for role in roles):
+            return None  # Ray seats them, and where is not known before
+        bundles = self.bundles(self._hosted)
+        places = list(zip(bundles, self.homes(bundles), strict=True))
+        devices = {name: {home for each, home in places if each == name} for name in ("rollout", "learner")}
+        return "ipc" if devices["rollout"] <= devices["learner"] else None
+
     @property
     def _dealt(self) -> list[RoleConfig]:
         """The roles of the run without `gpus` of their own."""
@@ -220,3 +253,17 @@ class ClusterConfig(Section):
     def _claimed(self) -> float:
         """GPUs of the roles with `gpus` of their own."""
         return sum(self.role(name).processes * (self.role(name).gpus or 0.0) for name in self._hosted)
+
+
+def _check_spans(cluster: ClusterConfig, name: Role, role: RoleConfig) -> None:
+    """Raises ValueError where no nodes could hold the devices of one model."""
+    span = f"cluster.{name}.across_nodes lets the devices of one model be on several nodes"
+    if cluster.address is None:
+        raise ValueError(f"{span}, and cluster.address is null, which is this machine; set cluster.address, or leave it out")
+    if not cluster.gpus or role.gpus == 0:
+        raise ValueError(f"{span}, and the role has no GPUs: on CPUs vLLM keeps them on one node; leave it out")
+    if cluster.residency:
+        raise ValueError(f"{span}, which are no other role's in turn; set cluster.residency=false")
+    if role.devices == 1:
+        cure = f"set cluster.{name}.pipeline_parallel or tensor_parallel above 1, or leave it out"
+        raise ValueError(f"{span}, and each model of cluster.{name} has one device; {cure}")

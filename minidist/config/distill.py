@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from minidist.config import conflicts
 from minidist.config.base import FREE, StageSection
 from minidist.config.canaries import CanaryConfig
-from minidist.config.cluster import ClusterConfig, Role
+from minidist.config.cluster import ClusterConfig, Role, WeightTransfer
 from minidist.config.data import DistillDataConfig
 from minidist.config.evaluation import EvaluationConfig
 from minidist.config.learner import LearnerConfig
@@ -116,6 +116,21 @@ class DistillConfig(StageSection):
         if self.loop.max_staleness:
             return dict.fromkeys(get_args(Role), 2 + bool(self.loop.stream))
         return dict.fromkeys(("rollout", "teacher"), 2) if self.loop.stream else {}
+
+    @property
+    def channel(self) -> WeightTransfer | None:
+        """The channel for weights that engines are started with; None where all go through the object store."""
+        cluster = self.cluster
+        asked = cluster.weight_transfer or (cluster.direct if cluster.roles == "ray" and not cluster.residency else None)
+        return None if self.rollout.engine != "vllm" or asked == "object_store" else asked
+
+    @property
+    def weight_transfer(self) -> WeightTransfer:
+        """How new weights reach the engines."""
+        if self.cluster.weight_transfer is not None:
+            return self.cluster.weight_transfer
+        unfit = self.student.lora is not None or (self.channel == "ipc" and self.learner.partitions_weights)
+        return "object_store" if unfit else self.channel or "object_store"
 
     @property
     def ratio_max(self) -> float | None:

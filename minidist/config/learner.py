@@ -75,3 +75,8 @@ class LearnerConfig(MeasureConfig):
     and jsd (also in kd, and in the single step of minillm) by one kernel in one pass over the classes, equal up to rounding;
     other divergences as with torch."""
     optimizer: OptimizerConfig = OptimizerConfig()
+
+    @property
+    def partitions_weights(self) -> bool:
+        """Whether no rank holds whole parameters."""
+        return self.backend == "deepspeed" and self.zero_stage == 3

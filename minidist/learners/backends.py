@@ -65,8 +65,9 @@ class PlainTorch:
             # Counts of steps stay where the optimizer's kernel wants them.
             state.update({name: value.to(device) for name, value in state.items() if isinstance(value, Tensor) and value.dim()})
 
-    def tensors(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-        """The tensors of the model by name, all or those `wanted`, complete on the first rank at least."""
+    def tensors(self, wanted: Callable[[str], bool] = lambda name: True, *, on_cpu: bool = True) -> dict[str, Tensor]:
+        """The tensors of the model by name, all or those `wanted`, complete on the first rank at least. `on_cpu`: those that
+        are gathered for it go to the CPU's memory, else they stay on the device."""
         return {name: tensor for name, tensor in self._model.state_dict().items() if wanted(name)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:

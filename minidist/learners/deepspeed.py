@@ -73,13 +73,14 @@ class DeepSpeed(PlainTorch):
         elif self._device.type == "cuda":
             self._module.reload_states()
 
-    def tensors(self, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    def tensors(self, wanted: Callable[[str], bool] = lambda name: True, *, on_cpu: bool = True) -> dict[str, Tensor]:
         tensors = super().tensors(wanted)
         if self._stage < 3:
             return tensors
         partitioned = {name: each for name, each in self._model.named_parameters(remove_duplicate=False) if wanted(name)}
         # Tied names share one tensor, as they do in the model.
-        gathered = {id(each): self._gather(each) for each in {id(each): each for each in partitioned.values()}.values()}
+        single = {id(each): each for each in partitioned.values()}
+        gathered = {key: self._gather(each, on_cpu=on_cpu) for key, each in single.items()}
         return tensors | {name: gathered[id(each)] for name, each in partitioned.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -94,12 +95,14 @@ class DeepSpeed(PlainTorch):
         self._allocate_moments(steps)
         super().write_state(steps, tensors)
 
-    def _gather(self, parameter: Parameter) -> Tensor:
+    def _gather(self, parameter: Parameter, *, on_cpu: bool) -> Tensor:
         """A partitioned parameter, gathered from all ranks; only the first keeps it."""
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([parameter]):
-            return parameter.data.clone().cpu() if self._group.rank == 0 else torch.empty(0)
+            if self._group.rank != 0:
+                return torch.empty(0)
+            return parameter.data.cpu() if on_cpu and parameter.data.is_cuda else parameter.data.clone()
 
     def _set_weight(self, parameter: Parameter, value: Tensor) -> None:
         """Set the parameter, and the copy of it that the optimizer steps."""

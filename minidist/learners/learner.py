@@ -22,6 +22,7 @@ from minidist.learners.group import Group, OneProcess
 from minidist.learners.guard import FiniteGuard
 from minidist.learners.micro import CollectionSteps, micro_batches
 from minidist.learners.schedule import learning_rate
+from minidist.learners.sending import WeightSender
 from minidist.learners.state import StateReader, save_state
 from minidist.learners.sums import StreamSums, peaks
 from minidist.learners.teacher import FrozenTeacher, ResidentTeacher, StudentText, Visitor
@@ -32,7 +33,7 @@ from minidist.models.forward import checkpoint_activations
 from minidist.models.hub import context_length
 from minidist.run.files import writing
 from minidist.run.timeline import count, part
-from minidist.types import MAIN, PROBE_TOKENS, Batch, Measures, Probe, Stream, Update, Weights
+from minidist.types import MAIN, PROBE_TOKENS, Array, Batch, Measures, Probe, Stream, Update, Weights
 
 BACKENDS: dict[str, type[PlainTorch]] = {"single": PlainTorch, "deepspeed": DeepSpeed}
 """The backends of `learner.backend`."""
@@ -77,6 +78,7 @@ class LocalLearner:
         self._worker = Worker("learner")
         self._backend = self._worker.run_now(BACKENDS[config.backend], self._pass, config, self._group)
         self._weights = StudentWeights(student, self._backend, first=self._group.rank == 0)
+        self._sender = WeightSender(self._weights, first=self._group.rank == 0)
 
     async def update(self, batch: Batch) -> Update:
         return await self._worker.run(self._update, batch)
@@ -90,6 +92,10 @@ class LocalLearner:
         published = await self._worker.run(self._weights.publish, self._step, whole=whole)
         count(publish_bytes=0 if published is None else published.nbytes)
         return published
+
+    async def channel(self, verb: str, *arguments: Any) -> Any:
+        """A verb of `WeightSender`, by name."""
+        return await self._worker.run(getattr(self._sender, verb), *arguments)
 
     async def probe(self, version: int) -> Probe:
         """Two sequences of 32 random tokens, others for each version, and their log-probabilities over all rows of the head."""
@@ -193,11 +199,9 @@ class LocalLearner:
         return measures_of([table.get(index) for index in range(len(stream.rows))])
 
     def _probe(self, version: int) -> Probe:
-        length = min(PROBE_TOKENS, context_length(self._pass.model.config) - 1)
-        tokens = np.random.default_rng(version).integers(0, self._tokens, (2, length), dtype=np.int32)
-        rows = [Example(sequence, 1).as_rollout() for sequence in tokens]
-        measures = self._measure(collate("probe", rows), whole=True)
-        return Probe(tokens, measures.student_logprob.astype(np.float32).reshape(2, length - 1))
+        tokens = _probe_tokens(version, self._tokens, context_length(self._pass.model.config) - 1)
+        measures = self._measure(collate("probe", [Example(row, 1).as_rollout() for row in tokens]), whole=True)
+        return Probe(tokens, measures.student_logprob.astype(np.float32).reshape(len(tokens), -1))
 
     def _save(self, path: Path) -> None:
         with writing(path):
@@ -215,3 +219,8 @@ class LocalLearner:
         self._step = reader.steps
         self._backend.write_state(self._step, reader.tensors)
         self._teacher.restore(reader)
+
+
+def _probe_tokens(version: int, tokens: int, longest: int) -> Array:
+    """Two random sequences of `tokens` ids, others for each version."""
+    return np.random.default_rng(version).integers(0, tokens, (2, min(PROBE_TOKENS, longest)), dtype=np.int32)

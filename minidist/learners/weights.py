@@ -1,10 +1,11 @@
 """The student's weights outside of training: out to the engines, to disk, and back from a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from minidist.config.models import ModelConfig
@@ -12,6 +13,7 @@ from minidist.learners.backends import PlainTorch
 from minidist.learners.forward import Student
 from minidist.models.adapted import shapes_in_files
 from minidist.models.arrays import to_array
+from minidist.models.by_layer import by_layer, layer_of
 from minidist.models.files import is_adapter
 from minidist.models.hub import load_model
 from minidist.models.lora import (
@@ -24,7 +26,7 @@ from minidist.models.lora import (
     save_adapters,
 )
 from minidist.models.names import as_in_files, found_in_files
-from minidist.types import Adaptation, Array, Weights
+from minidist.types import Adaptation, Array, Outline, Weights
 
 
 class StudentWeights:
@@ -45,6 +47,40 @@ class StudentWeights:
         if adaptation is not None:
             return replace(as_weights(version, published_adapters(tensors)), adaptation=adaptation)
         return as_weights(version, as_in_files(self._student.model, self._merged(tensors)))
+
+    def outline(self) -> Outline:
+        """The tensors of `publish`, whole, in the order in which `stream` gives them."""
+        shapes = as_in_files(self._student.model, self._merged(self._empty()))
+        shared: dict[tuple[str, int], str] = {}
+        first = {name: shared.setdefault((layer_of(name), id(tensor)), name) for name, tensor in shapes.items()}
+        names = [name for group in by_layer(shapes).values() for name in group if first[name] == name]
+        dtypes = tuple(str(shapes[name].dtype).removeprefix("torch.") for name in names)
+        tied = {name: original for name, original in first.items() if name != original}
+        return Outline(tuple(names), dtypes, tuple(tuple(shapes[name].shape) for name in names), tied)
+
+    def stream(self, names: Sequence[str], *, all_ranks: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """These tensors of the plain checkpoint, in this order, on the student's device, complete on the first rank, or on
+        `all_ranks`, where none is partitioned. Where its files hold the student's tensors as they are, no more than a decoder
+        layer is gathered at a time."""
+        empty = self._empty()
+        if self._student.adapters is None and set(as_in_files(self._student.model, empty)) == set(empty):
+            for group in by_layer(names).values():
+                tensors = self._backend.tensors(set(group).__contains__, on_cpu=False)
+                yield from ((name, tensors[name]) for name in group)
+            return
+        gathered = self._backend.tensors(on_cpu=False)
+        if self._first or all_ranks:
+            tensors = as_in_files(self._student.model, self._merged(gathered))
+            yield from ((name, tensors[name]) for name in names)
+
+    def _empty(self) -> dict[str, Tensor]:
+        """A tensor without data for each of the model, whole where it is partitioned; tied names share one."""
+        state = self._student.model.state_dict(keep_vars=True)
+        made = {
+            id(each): torch.empty(getattr(each, "ds_shape", each.shape), dtype=each.dtype, device="meta")
+            for each in state.values()
+        }
+        return {name: made[id(each)] for name, each in state.items()}
 
     @cached_property
     def _adaptation(self) -> Adaptation | None:

@@ -89,6 +89,7 @@ class Roles:
             deterministic=config.run.deterministic,
             on_gpu=config.cluster.gpus_of(role) > 0,
             split=role.model_dump(include={"tensor_parallel", "pipeline_parallel", "across_nodes"}),
+            transfer=config.channel if isinstance(config, DistillConfig) and name == "rollout" else None,
             ratio_max=config.ratio_max if isinstance(config, DistillConfig) else None,
             sleeps=config.cluster.takes_turns_on_devices,
         )

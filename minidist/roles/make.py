@@ -38,6 +38,7 @@ class RoleContext:
         deterministic: the same bits in every run.
         on_gpu: the role computes on a GPU.
         split: how vLLM splits the role's model: tensor_parallel, pipeline_parallel and across_nodes of VLLMSettings.
+        transfer: gloo, nccl or ipc where the role's weights come over a channel from the learner.
         ratio_max: loop.ratio_max where an earlier student may have written the main stream; None: the current one writes it.
         sleeps: the role holds its devices in turn with others.
     """
@@ -50,6 +51,7 @@ class RoleContext:
     deterministic: bool = False
     on_gpu: bool = False
     split: Mapping[str, Any] = field(default_factory=dict)
+    transfer: str | None = None
     ratio_max: float | None = None
     sleeps: bool = False
 
@@ -91,6 +93,7 @@ def make_engine(
         on_gpu=context.on_gpu,
         **context.split,
         sleeps=context.sleeps,
+        transfer=context.transfer,
     )
     return VLLMEngine(settings, context.renderer, vocabulary=context.vocabulary)
 

@@ -1,15 +1,21 @@
-"""Weights through Ray's object store: the learner stores them once, and all engines on a node read the same copy."""
+"""New weights from the learner to the engines, and the proof that they arrived: through Ray's object store, from which all
+engines on a node read the same copy, or over a channel, from process to process."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import ray
 
 from minidist.concurrency import both, together
-from minidist.errors import CanaryError, DivergedError
-from minidist.protocols import Learner, RolloutEngine
+from minidist.config import DistillConfig
+from minidist.errors import CanaryError, DivergedError, RoleError
+from minidist.protocols import Learner, RolloutEngine, WeightTransfer
+from minidist.types import Channel, Outline, Probe
 
 
-class ObjectStoreTransfer:
+class ProvedTransfer(WeightTransfer):
     """Publishes to all engines and proves it: each must give the learner's log-probabilities of fresh random tokens.
 
     An engine may report success and keep a stale head, so only a log-probability proves a sync: it depends on every layer
@@ -23,12 +29,8 @@ class ObjectStoreTransfer:
     async def publish(self, learner: Learner, engines: Sequence[RolloutEngine]) -> float:
         """Largest difference of any engine, nats. Raises CanaryError beyond the tolerance, and DivergedError where the
         learner's own log-probabilities are not finite."""
-        keep = getattr(learner, "keep", None)  # a learner in actors leaves its weights in the object store
-        weights = await (learner.weights(False) if keep is None else keep("weights", False))
-        assert weights is not None, "the first rank gives the weights"
         self.proved += 1
-        # Two roles that wait for nothing of each other.
-        probe, _ = await both(learner.probe(self.proved), together(engine.load(weights) for engine in engines))
+        probe = await self._send(learner, engines)
         scored = await together(engine.score(probe.tokens.tolist()) for engine in engines)
         worst = float(np.max([np.abs(probe.logprobs - rows).max() for rows in scored])) if scored else 0.0
         if not np.isfinite(probe.logprobs).all():
@@ -40,3 +42,98 @@ class ObjectStoreTransfer:
                 f"than {self._tolerance:g}; the engine did not take the new weights"
             )
         return worst
+
+    async def _send(self, learner: Learner, engines: Sequence[RolloutEngine]) -> Probe:
+        """Replace the weights of all engines; returns the probe of the learner whose weights they are."""
+        raise NotImplementedError
+
+
+class ObjectStoreTransfer(ProvedTransfer):
+    """The learner stores the weights once in Ray's object store, and every engine reads them there."""
+
+    async def _send(self, learner: Learner, engines: Sequence[RolloutEngine]) -> Probe:
+        keep = getattr(learner, "keep", None)  # a learner in actors leaves its weights in the object store
+        weights = await (learner.weights(False) if keep is None else keep("weights", False))
+        assert weights is not None, "the first rank gives the weights"
+        # Two roles that wait for nothing of each other.
+        probe, _ = await both(learner.probe(self.proved), together(engine.load(weights) for engine in engines))
+        return probe
+
+
+class Receives(Protocol):
+    """An engine that takes weights over a channel; see `VLLMEngine`."""
+
+    async def join(self, channel: Channel, first: int) -> bool: ...
+
+    async def receive(self, backend: str, outline: Outline, handles: list[dict[str, Any]] | None = None) -> None: ...
+
+    async def finish(self, version: int) -> None: ...
+
+
+class ChannelTransfer(ProvedTransfer):
+    """The learner's first rank sends the weights to every process of the engines at once (gloo, nccl), or opens its memory to
+    those on its GPU (ipc). They meet at the first publication.
+
+    Where a process dies or is late, RoleError is raised, at the latest after the timeout. An engine that was interrupted has
+    weights of two versions, and computes nothing until it has been given all.
+
+    Args:
+        tolerance_nats: as of `ProvedTransfer`.
+        backend: gloo, nccl or ipc.
+        processes: of each engine.
+        timeout_s: longest publication, seconds.
+    """
+
+    def __init__(self, tolerance_nats: float, backend: str, *, processes: int, timeout_s: float) -> None:
+        super().__init__(tolerance_nats)
+        self._backend = backend
+        self._processes = processes
+        self._timeout_s = timeout_s
+        self._outline: Outline | None = None
+
+    async def _send(self, learner: Learner, engines: Sequence[RolloutEngine]) -> Probe:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._over_channel(learner, engines)
+        except BaseException as error:
+            self._outline = None  # the next publication meets anew
+            if not isinstance(error, TimeoutError):
+                raise
+            where = f"weight sync {self.proved}: not all engines had the weights after {self._timeout_s:g} s"
+            remedy = "raise cluster.weight_transfer_timeout_s, or set cluster.weight_transfer=object_store"
+            raise RoleError(f"{where} ({self._backend}); {remedy}") from None
+
+    async def _over_channel(self, learner: Any, engines: Sequence[Any]) -> Probe:
+        outline = self._outline = self._outline or await self._join(learner, engines)
+        version = int((await learner.describe())["optimizer_steps"])
+        if self._backend == "ipc":
+            handles = await learner.channel("export", outline.names)
+            await together(engine.receive(self._backend, outline, handles) for engine in engines)
+            await learner.channel("release")
+        else:
+            receiving = together(engine.receive(self._backend, outline) for engine in engines)
+            await both(learner.channel("send", outline.names), receiving)
+        probe, _ = await both(learner.probe(self.proved), together(engine.finish(version) for engine in engines))
+        return probe
+
+    async def _join(self, learner: Any, engines: Sequence[Receives]) -> Outline:
+        """Let all processes meet; returns what the learner then sends."""
+        outline: Outline = await learner.channel("outline")
+        host = await learner.ask(ray.util.get_node_ip_address)
+        port = await learner.channel("open", self._backend, host)
+        channel = Channel(self._backend, host, port, 1 + self._processes * len(engines), self._timeout_s)
+        joining: Awaitable[list[bool]] = together(
+            engine.join(channel, 1 + self._processes * number) for number, engine in enumerate(engines)
+        )
+        _, heads = await both(learner.channel("join", channel), joining)
+        # vLLM's own backends know nothing of tied names.
+        return outline if self._backend == "gloo" else outline.untied(head=all(heads))
+
+
+def make_transfer(config: DistillConfig) -> ProvedTransfer:
+    """The transfer of `cluster.weight_transfer`, with the tolerance of `canaries`."""
+    tolerance, cluster = config.canaries.sync_tolerance(*config.dtypes.values()), config.cluster
+    if config.weight_transfer == "object_store":
+        return ObjectStoreTransfer(tolerance)
+    options = {"processes": cluster.rollout.tensor_parallel, "timeout_s": cluster.weight_transfer_timeout_s}
+    return ChannelTransfer(tolerance, config.weight_transfer, **options)

@@ -17,7 +17,7 @@ from minidist.methods import make_credit
 from minidist.preflight.plan import DistillPlan
 from minidist.protocols import Learner
 from minidist.roles.host import HostedRoles, Roles, host_roles
-from minidist.roles.transfer import ObjectStoreTransfer
+from minidist.roles.transfer import ProvedTransfer, make_transfer
 from minidist.run.alarms import Alarms
 from minidist.run.canaries import age_of, check_age, check_engine, check_floored, check_teacher
 from minidist.run.tracking import Clock, Recorder, log, step_metrics
@@ -44,7 +44,7 @@ async def _train(run: DistillRun, hosted: HostedRoles, clock: Clock, accounts: A
     """Run the loop in the roles; returns the summary."""
     config, checkpoint, final = run.config, run.checkpoint, run.directory.final
     engines, learner = hosted.engines, hosted.learner
-    transfer = ObjectStoreTransfer(config.canaries.sync_tolerance(*config.dtypes.values()))
+    transfer = make_transfer(config)
     collector = _source(run, hosted, clock)
     ahead = _ahead(run, collector, transfer)
     source = ahead or collector
@@ -67,7 +67,8 @@ async def _train(run: DistillRun, hosted: HostedRoles, clock: Clock, accounts: A
     summary: dict[str, Any] = {"steps": steps, "model": str(final)}
     for role, actors in (("engine", engines), ("learner", learner), ("teacher", hosted.teachers)):
         summary |= {role: await actors.describe()} if actors else {}
-    return summary | {"syncs_proved": transfer.proved} | watch.summary()
+    synced = {"syncs_proved": transfer.proved, "weight_transfer": config.weight_transfer}
+    return summary | synced | watch.summary()
 
 
 def _source(run: DistillRun, hosted: HostedRoles, clock: Clock) -> Collector:
@@ -79,7 +80,7 @@ def _source(run: DistillRun, hosted: HostedRoles, clock: Clock) -> Collector:
     return Collector(prompts, sources, teachers, credit, clock, Grouping.of(config), stale)
 
 
-def _ahead(run: DistillRun, collector: Collector, transfer: ObjectStoreTransfer) -> WriteAhead | None:
+def _ahead(run: DistillRun, collector: Collector, transfer: ProvedTransfer) -> WriteAhead | None:
     """Writes ahead of the learner, where loop.max_staleness asks for it."""
     most, settings = run.config.loop.max_staleness, run.config.run
     if not most:
@@ -102,7 +103,7 @@ class DistillWatch(CheckpointWatch[Learner]):
         run: DistillRun,
         hosted: HostedRoles,
         source: Collector | WriteAhead,
-        transfer: ObjectStoreTransfer,
+        transfer: ProvedTransfer,
         recorder: Recorder,
         accounts: Accounts,
     ) -> None:

@@ -11,7 +11,7 @@ from minidist.types.ranks import RankGroup
 from minidist.types.rollouts import Finish, Prompt, Reply, Rollout, Sampling, Writer
 from minidist.types.scores import KeptScores, Payload, TeacherScores
 from minidist.types.vocabulary import Vocabulary
-from minidist.types.weights import PROBE_TOKENS, Adaptation, Probe, Weights
+from minidist.types.weights import PROBE_TOKENS, Adaptation, Channel, Outline, Probe, Weights
 
 __all__ = [
     "MAIN",
@@ -19,6 +19,7 @@ __all__ = [
     "Adaptation",
     "Array",
     "Batch",
+    "Channel",
     "Credit",
     "Exercise",
     "Finish",
@@ -26,6 +27,7 @@ __all__ = [
     "KeptScores",
     "LabelledRow",
     "Measures",
+    "Outline",
     "Payload",
     "Probe",
     "Prompt",

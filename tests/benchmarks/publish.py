@@ -37,16 +37,16 @@ def _gpt2() -> PreTrainedModel:
     return GPT2LMHeadModel(GPT2Config(n_embd=256, n_layer=4, n_head=4, n_positions=512, bos_token_id=0, eos_token_id=0))
 
 
-def _llama(vocabulary: int, hidden: int, layers: int, heads: int) -> PreTrainedModel:
+def llama(vocabulary: int, hidden: int, layers: int, heads: int) -> PreTrainedModel:
     shape = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers, "num_attention_heads": heads}
     shape |= {"num_key_value_heads": heads, "max_position_embeddings": 512, "vocab_size": vocabulary}
     return LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False))
 
 
 CASES = {
-    "Llama, 4.5 M": lambda: _llama(4096, 192, 6, 3),
+    "Llama, 4.5 M": lambda: llama(4096, 192, 6, 3),
     "GPT-2, 16 M, tied": _gpt2,
-    "Llama, 250 M": lambda: _llama(16000, 1024, 15, 16),
+    "Llama, 250 M": lambda: llama(16000, 1024, 15, 16),
 }
 
 

@@ -39,7 +39,7 @@ def on_gpu(request: pytest.FixtureRequest) -> bool:
 def one_device(tmp_path_factory: pytest.TempPathFactory, on_gpu: bool) -> Iterator[Stack]:
     """An engine, a teacher that takes turns and a learner in bfloat16, which share one device, and start one by one."""
     rollout = RolloutConfig(gpu_memory_utilization=SHARE)
-    facts = {"dtype": "bfloat16", "on_gpu": on_gpu, "rollout": rollout}
+    facts = {"dtype": "bfloat16", "on_gpu": on_gpu, "rollout": rollout, "transfer": "ipc" if on_gpu else "gloo"}
     with standing(tmp_path_factory.mktemp("one"), ClusterConfig(gpus=int(on_gpu)), GPU_SHAPE, **facts) as stack:
         engine = stack.host_engine(stack.student)
         stack.engines, stack.teachers = Engines([engine]), Teachers([stack.host_teacher(gpu_memory_utilization=SHARE)])
@@ -75,4 +75,16 @@ def split_engine(tmp_path_factory: pytest.TempPathFactory, on_gpu: bool) -> Iter
         stack.on_gpu = False
         stack.learner = stack.host_learner(settings(backend="single"))
         stack.on_gpu = on_gpu
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory, on_gpu: bool) -> Iterator[Stack]:
+    """An engine and a learner, each on a device of its own; in float32."""
+    config, roles = ClusterConfig(gpus=2 * on_gpu), ("rollout", "learner")
+    config.host(roles)
+    facts = {"on_gpu": on_gpu, "rollout": RolloutConfig(gpu_memory_utilization=SHARE), "transfer": config.direct or "gloo"}
+    with standing(tmp_path_factory.mktemp("apart"), config, GPU_SHAPE, roles=roles, **facts) as stack:
+        stack.engines = Engines([stack.host_engine(stack.student)])
+        stack.learner = stack.host_learner(settings(backend="single"))
         yield stack

@@ -18,3 +18,7 @@ def test_rows_of_one_micro_batch_are_rows_alone(one_device: Stack) -> None:
 
 def test_mixed_sequences_are_whole(one_device: Stack) -> None:
     on_device.mixed_sequences_are_whole(one_device, one_device.teacher)
+
+
+def test_an_engine_reads_new_weights_in_the_learners_memory(one_device: Stack) -> None:
+    on_device.a_channel_brings_the_bits_of_the_object_store(one_device, [one_device.engine])

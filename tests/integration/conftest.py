@@ -80,12 +80,14 @@ class Stack:
     """Two actors of one process group: learner ranks, or shards of a teacher, as a test makes them."""
     dtype: DType = "float32"
     on_gpu: bool = False
+    transfer: str = "gloo"
+    """The channel over which weights may come to an engine, beside the object store."""
     # Requests may ask for blocked n-grams; the others are written as ever.
     rollout: RolloutConfig = field(default_factory=lambda: RolloutConfig(no_repeat_ngram_size=2))
 
     @property
     def context(self) -> RoleContext:
-        return RoleContext(self.renderer, max_tokens=MAX_TOKENS, steps=100, on_gpu=self.on_gpu)
+        return RoleContext(self.renderer, max_tokens=MAX_TOKENS, steps=100, on_gpu=self.on_gpu, transfer=self.transfer)
 
     @property
     def engine(self) -> Any:

@@ -14,7 +14,7 @@ from minidist.data.batching import collate
 from minidist.errors import DivergedError
 from minidist.learners.learner import LocalLearner
 from minidist.models.hub import load_model
-from minidist.roles.transfer import ObjectStoreTransfer
+from minidist.roles.transfer import ChannelTransfer, ObjectStoreTransfer
 from minidist.rollout.pool import Engines
 from minidist.types import Batch, Rollout, Sampling, TeacherScores, Weights
 from tests.integration.conftest import SHAPE, Stack, save_model, settings
@@ -202,13 +202,18 @@ def test_two_engines_and_two_teachers_give_what_one_gives(stack: Stack, expected
 
 
 def test_partitioned_weights_reach_every_engine(stack: Stack, batch: Batch) -> None:
+    """Through the object store, and over a channel, for which they are gathered layer by layer."""
     learner, transfer = stack.ranks(settings(zero_stage=3)), ObjectStoreTransfer(tolerance_nats=5e-3)
+    channel = ChannelTransfer(5e-3, "gloo", processes=1, timeout_s=60)
     stack.run(learner.update(batch))
     assert stack.run(transfer.publish(learner, stack.engines.members)) < EXACT
     sequences = [[2, 5, 9, 4, 11, 3], [7, 7, 20, 6, 2, 15, 8]]
     said = [stack.run(engine.score(sequences)) for engine in stack.engines.members]
     for left, right in zip(*said, strict=True):
         assert left == pytest.approx(right, abs=1e-6)
+    stack.run(stack.engines.load(stack.student))
+    assert stack.run(channel.publish(learner, stack.engines.members)) < EXACT
+    assert [stack.run(engine.score(sequences)) for engine in stack.engines.members] == said
     stack.run(transfer.publish(stack.learner, stack.engines.members))  # as the other tests expect them
 
 

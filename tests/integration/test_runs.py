@@ -385,16 +385,22 @@ def numbers(directory: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not k.startswith(PREFIXES)} for line in metrics(directory)]
 
 
-@pytest.mark.parametrize(
-    ("how", "roles", "ranks"), [(signal.SIGINT, "ray", 2), (signal.SIGTERM, "local", 1), (signal.SIGKILL, "ray", 1)]
-)
+WAYS: list[tuple[signal.Signals, dict[str, Any]]] = [
+    (signal.SIGINT, {"learner": {"ranks": 2}}),
+    (signal.SIGTERM, {"roles": "local"}),
+    (signal.SIGKILL, {"weight_transfer": "gloo"}),
+]
+
+
+@pytest.mark.parametrize(("how", "cluster"), WAYS, ids=["SIGINT, ranks", "SIGTERM, local", "SIGKILL, gloo"])
 def test_an_interrupted_run_leaves_nothing_behind_and_resumes_as_if_undisturbed(
-    models: Path, undisturbed: list[dict[str, float]], nothing_left: Started, how: signal.Signals, roles: str, ranks: int
+    models: Path, undisturbed: list[dict[str, float]], nothing_left: Started, how: signal.Signals, cluster: dict[str, Any]
 ) -> None:
-    """Interrupted at some step, in Ray actors or in one process, and resumed in one process."""
-    name = f"stopped-{how.name}-{roles}"
+    """Interrupted at some step, in Ray actors or in one process, with weights through the object store, in memory or over a
+    channel, and resumed in one process."""
+    name = f"stopped-{how.name}"
     directory = models / name
-    command = start("distill", deterministic(models, name, roles=roles, learner={"ranks": ranks}), fresh=roles == "ray")
+    command = start("distill", deterministic(models, name, **cluster), fresh="roles" not in cluster)
     try:
         wait_for_steps(directory, command, 7 + time.time_ns() % 20)  # past the first checkpoint
         command.process.send_signal(how)
@@ -409,7 +415,7 @@ def test_an_interrupted_run_leaves_nothing_behind_and_resumes_as_if_undisturbed(
     again = run("distill", deterministic(models, name, roles="local"))
     assert again.returncode == 0 and "resuming from" in again.stderr, again.stderr
     found = numbers(directory)
-    if ranks == 1:
+    if "learner" not in cluster:
         assert found == undisturbed
         weights = [(models / each / "final" / "model.safetensors").read_bytes() for each in (name, "undisturbed")]
         assert weights[0] == weights[1]

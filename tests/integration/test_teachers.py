@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -15,17 +16,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from minidist.config.learner import LearnerConfig
 from minidist.config.teacher import ServerConfig, TeacherConfig
-from minidist.errors import ConfigError, RoleError
+from minidist.data.sources import Example
+from minidist.errors import CanaryError, ConfigError, RoleError
+from minidist.learners.learner import LocalLearner
 from minidist.preflight.server import check_server
+from minidist.roles.transfer import ChannelTransfer
+from minidist.teachers import vllm
 from minidist.teachers.hf import HFTeacher
 from minidist.teachers.payload import classes_asked
 from minidist.teachers.server.teacher import ServerTeacher
 from minidist.teachers.vllm import VLLMTeacher
-from minidist.types import Rollout, Sampling, TeacherScores
+from minidist.types import Channel, Outline, Rollout, Sampling, TeacherScores
 from tests.integration.conftest import MAX_TOKENS, SHAPE, Stack, save_model
 from tests.integration.live_server import LOGPROBS, Live
 from tests.support.config import teacher_config
+from tests.support.learners import local_learner
 from tests.support.tiny import random_rollouts
 
 EXACT = 2e-4  # nats; float32, two implementations of the same arithmetic
@@ -36,14 +43,28 @@ T = TypeVar("T")
 
 
 class Adjustable(VLLMTeacher):
-    """A vLLM teacher whose payload and weights a test may change, since a start takes long."""
+    """A vLLM teacher whose payload and weights a test may change, since a start takes long. Weights may come over a channel."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        settings = vllm.teacher_settings
+        with patch.object(vllm, "teacher_settings", lambda *a, **o: replace(settings(*a, **o), transfer="gloo")):
+            super().__init__(*arguments, **options)
+
+    async def join(self, channel: Channel, first: int) -> bool:
+        return await self._core.updates.join(channel, first)
+
+    async def receive(self, backend: str, outline: Outline) -> None:
+        await self._core.updates.receive(backend, outline, None)
+
+    async def finish(self, version: int) -> None:
+        await self._core.updates.finish()
 
     async def adjust(self, config: TeacherConfig, vocabulary: int | None) -> None:
         self._config, self._vocabulary = config, vocabulary
         self._classes = classes_asked(config, VOCABULARY, vocabulary)
 
     async def swap(self, weights: dict[str, np.ndarray]) -> None:
-        await self._core.reload([(name, torch.tensor(array)) for name, array in weights.items()])
+        await self._core.updates.reload([(name, torch.tensor(array)) for name, array in weights.items()])
 
     async def processes(self) -> list[int]:
         return [os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))]
@@ -172,6 +193,69 @@ def test_new_weights_reach_every_part(stack: Stack, split: Any, reference: list[
     same(stack.run(split.score(ROLLOUTS)), local(stack, tmp_path / "other"), VOCABULARY)
     stack.run(split.swap(weights(save_model(tmp_path / "again", SHAPE, 1))))
     same(stack.run(split.score(ROLLOUTS)), reference, VOCABULARY)
+
+
+class Split:
+    """The split model as a rollout engine."""
+
+    def __init__(self, teacher: Any) -> None:
+        self._teacher = teacher
+
+    async def load(self, weights: Any) -> None:
+        await self._teacher.swap({name: np.array(array) for name, array in weights.arrays.items()})
+
+    async def score(self, sequences: list[list[int]]) -> list[list[float]]:
+        rows = [Example(np.array(sequence, dtype=np.int32), 1).as_rollout() for sequence in sequences]
+        return [scores.logprobs.tolist() for scores in await self._teacher.score(rows)]
+
+    def __getattr__(self, verb: str) -> Any:
+        return getattr(self._teacher, verb)
+
+
+class Rounding:
+    """The learner; one entry of one tensor that it sends is off by `error`."""
+
+    def __init__(self, learner: LocalLearner, error: float = 0.0) -> None:
+        self._learner, self._error = learner, error
+
+    async def ask(self, question: Callable[[], str]) -> str:
+        return "127.0.0.1"
+
+    async def channel(self, verb: str, *arguments: Any) -> Any:
+        weight = self._learner._pass.model.model.layers[1].self_attn.o_proj.weight
+        with torch.no_grad():
+            weight[3, 5] += self._error * (verb == "send")
+        try:
+            return await self._learner.channel(verb, *arguments)
+        finally:
+            with torch.no_grad():
+                weight[3, 5] -= self._error * (verb == "send")
+
+    def __getattr__(self, verb: str) -> Any:
+        return getattr(self._learner, verb)
+
+
+def test_weights_over_a_channel_reach_every_part_to_the_last_bit(
+    stack: Stack, split: Any, reference: list[TeacherScores], tmp_path: Path
+) -> None:
+    """Against the same weights given as a whole; and one number of one tensor that is wrong is found out."""
+    stack.run(split.adjust(config(stack.student, backend="vllm", payload="sampled"), None))
+    engine: Any = Split(split)
+    for number in (9, 1):  # the last one is the student again
+        path = tmp_path / str(number)
+        learner = local_learner(save_model(path, SHAPE, number).eval(), LearnerConfig(), {})
+        whole = asyncio.run(learner.weights())
+        transfer = ChannelTransfer(EXACT, "gloo", processes=2, timeout_s=60)
+        assert stack.run(transfer.publish(Rounding(learner), [engine])) < EXACT  # type: ignore[arg-type]
+        found = stack.run(split.score(ROLLOUTS))
+        stack.run(engine.load(whole))
+        for one, other in zip(found, stack.run(split.score(ROLLOUTS)), strict=True):
+            assert np.array_equal(one.logprobs, other.logprobs)
+        with pytest.raises(CanaryError, match="did not take the new weights"):
+            stack.run(transfer.publish(Rounding(learner, error=1.0), [engine]))  # type: ignore[arg-type]
+        assert stack.run(transfer.publish(Rounding(learner), [engine])) < EXACT  # type: ignore[arg-type]
+        asyncio.run(learner.close())
+    same(stack.run(split.score(ROLLOUTS)), reference, 0)
 
 
 def test_the_processes_of_a_killed_teacher_end_and_free_their_memory(stack: Stack, split: Any) -> None:

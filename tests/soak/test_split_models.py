@@ -48,7 +48,7 @@ def test_a_model_in_two_stages_scores_writes_and_takes_new_weights_like_the_whol
     written = asyncio.run(teacher.extend([each.prompt for each in ROLLOUTS[:3]], Sampling(samples=2, max_new_tokens=8, seed=3)))
     assert largest(asyncio.run(teacher.score(written)), written) < EXACT
     for _ in range(2):  # the second time in place
-        asyncio.run(teacher._core.reload(list(other.state_dict().items())))
+        asyncio.run(teacher._core.updates.reload(list(other.state_dict().items())))
         assert largest(asyncio.run(teacher.score(ROLLOUTS)), new) < EXACT
     assert asyncio.run(teacher.describe())["pipeline_parallel"] == 2
     asyncio.run(teacher.close())

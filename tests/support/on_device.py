@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minidist.data.batching import collate
-from minidist.roles.transfer import ObjectStoreTransfer
+from minidist.roles.transfer import ChannelTransfer, ObjectStoreTransfer
 from minidist.rollout.mixed.turns import TurnTakingEngine
 from minidist.types import Array, Finish, Rollout, Sampling
 from tests.integration.conftest import Stack
@@ -60,6 +60,23 @@ def engine_and_learner_agree_after_each_update(stack: Stack) -> None:
         sampled = np.concatenate([rollout.logprobs for rollout in rollouts])
         assert np.std(sampled) > 0.3  # not a uniform model, on which anything agrees
         assert_close(stack, sampled, measured(stack, rollouts))
+
+
+def a_channel_brings_the_bits_of_the_object_store(stack: Stack, engines: list[Any], *, processes: int = 1) -> None:
+    """Over `stack.transfer`, twice: the first publication joins the channel. `processes`: of each engine."""
+    channel = ChannelTransfer(room_of(stack).largest, stack.transfer, processes=processes, timeout_s=120)
+    for _ in range(2):
+        weights = stack.run(stack.learner.weights())
+        scaled = {name: (array * 0.5).astype(array.dtype) for name, array in weights.arrays.items()}
+        for engine in engines:
+            stack.run(engine.load(replace(weights, version=-1, arrays=scaled)))
+        others = [stack.run(engine.score([PROMPT])) for engine in engines]
+        stack.run(channel.publish(stack.learner, engines))
+        found = [stack.run(engine.score([PROMPT])) for engine in engines]
+        assert all(one != other for one, other in zip(found, others, strict=True))
+        assert {stack.run(engine.version()) for engine in engines} == {stack.run(stack.learner.describe())["optimizer_steps"]}
+        published(stack, *engines)
+        assert [stack.run(engine.score([PROMPT])) for engine in engines] == found
 
 
 def rows_of_one_micro_batch_are_rows_alone(stack: Stack) -> None:

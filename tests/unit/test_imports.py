@@ -17,7 +17,7 @@ FLOORS = [
     ("errors", "types", "concurrency"),
     ("config", "protocols"),
     ("losses", "data", "run"),
-    ("models", "cluster", "evaluation", "loop", "system2"),
+    ("models", "cluster", "channels", "evaluation", "loop", "system2"),
     ("rollout", "learners"),
     ("teachers", "methods"),
     ("experience", "pipelines"),
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "torch": (
         "losses",
         "models",
+        "channels",
         "learners",
         "methods",
         "rollout",
@@ -42,7 +43,7 @@ MAY_IMPORT = {
         "teaching",
         "run/tracking",
     ),
-    "vllm": ("rollout/vllm",),
+    "vllm": ("rollout/vllm", "channels/nccl"),
     "ray": ("cluster", "pipelines/ray_data", "roles/transfer"),
     "deepspeed": ("learners", "teachers/hf"),
 }

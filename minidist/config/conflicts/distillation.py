@@ -36,6 +36,7 @@ def distill(c: "DistillConfig") -> Iterator[str]:
     yield from replay(c)
     yield from overlap(c)
     yield from residency(c)
+    yield from weights(c)
     if c.learner.kernel == "liger" and not any(section.fused for section in c.objectives.values()):
         fused = "learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm)"
         yield f"{fused}, and objective.type is {c.objective.type}; set learner.kernel=torch"
@@ -68,3 +69,29 @@ def residency(c: "DistillConfig") -> Iterator[str]:
         yield "cluster.residency and learner.offload_parameters both move the weights; set one of them to false"
     if c.cluster.gpus and c.cluster.roles == "local":
         yield "cluster.residency moves the memory of processes, and cluster.roles local has one for all; set cluster.roles=ray"
+
+
+def weights(c: "DistillConfig") -> Iterator[str]:
+    """Of the way that new weights take to the engines."""
+    asked, cluster = c.cluster.weight_transfer, c.cluster
+    if asked in (None, "object_store") or "rollout" not in c.hosted:
+        return
+    key = f"cluster.weight_transfer {asked}"
+    if c.rollout.engine != "vllm":
+        yield f"{key} is a way of vLLM engines, and rollout.engine is {c.rollout.engine}; set rollout.engine=vllm"
+    if cluster.residency:
+        yield f"{key} needs learner and engines awake at once, and cluster.residency wakes one of them; leave one of them out"
+    if asked == "gloo":
+        return
+    cluster.host(c.hosted)
+    if not all(cluster.gpus_of(role) for role in (cluster.rollout, cluster.learner)):
+        without = "sends from GPU to GPU, and engines or learner have none"
+        yield f"{key} {without}; set cluster.gpus, or cluster.weight_transfer=gloo"
+    elif cluster.direct != asked:
+        needs = {
+            "nccl": "needs a GPU of its own for every engine and for the learner's first rank",
+            "ipc": "needs every engine on a GPU that it shares with a rank of the learner",
+        }
+        yield f"{key} {needs[asked]}, and this run's GPUs are dealt otherwise; leave cluster.weight_transfer out"
+    if asked == "ipc" and c.learner.partitions_weights:
+        yield f"{key} opens whole tensors, and learner.zero_stage 3 partitions them; set learner.zero_stage=2, or leave it out"

@@ -26,18 +26,18 @@ from minidist.models.files import resolve
 from minidist.models.imports import import_less, without
 from minidist.rollout.answers import answered, in_order
 from minidist.rollout.seeds import sample_seed
-from minidist.rollout.vllm import processors
+from minidist.rollout.vllm import processors, transfer
 from minidist.rollout.vllm.borrowed import classes_unchanged
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
-from minidist.rollout.vllm.reload import reload
 from minidist.rollout.vllm.requests import Answer, Call, Requests
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
 from minidist.rollout.vllm.stages import make_room
+from minidist.rollout.vllm.updates import WeightUpdates
 from minidist.run.flops import Work
 from minidist.run.garbage import nothing_old_collected
 from minidist.run.timeline import count as add
-from minidist.types import Array, Prompt, Rollout, Sampling, Weights
+from minidist.types import Array, Prompt, Rollout, Sampling
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -58,7 +58,8 @@ class VLLMSettings:
     the Ray placement group that this process's actor is in, on whatever nodes. batch_tokens: tokens of a forward pass at most.
     max_logprobs: classes a request may ask for at one position. prefix_caching: None leaves the choice to vLLM. ngrams:
     requests may block repeated n-grams. pooling: the engine gives hidden states of given sequences and nothing else; it holds
-    no output head. sleeps: the weights can leave a GPU for a while.
+    no output head. sleeps: the weights can leave a GPU for a while. transfer: gloo, nccl or ipc where weights come over a
+    channel.
     """
 
     model: Path
@@ -79,6 +80,7 @@ class VLLMSettings:
     ngrams: bool = False
     pooling: bool = False
     sleeps: bool = False
+    transfer: str | None = None
 
     @property
     def workers(self) -> int:
@@ -113,6 +115,7 @@ class VLLMCore:
         self._shared = hide_shared_memory() if settings.workers else []
         self.sessions = Sessions(self._engine, renderer.stops)
         self._requests = Requests(self._engine)
+        self.updates = WeightUpdates(self._engine, self._worker, settings.on_gpu)
 
     async def stream(
         self, prompts: Sequence[Prompt], sampling: Sampling, *, version: int
@@ -184,6 +187,7 @@ class VLLMCore:
 
     async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
         """See `sessions.TurnTaker`."""
+        self.updates.check()
         await self._worker.run(self.sessions.submit, request)
         await self._until(partial(self.sessions.enough, request.call, request.fraction))
         results = self.sessions.collect(request.call)
@@ -192,10 +196,6 @@ class VLLMCore:
 
     async def end_turns(self, call: str) -> None:
         await self._worker.run(self.sessions.end, call)
-
-    async def reload(self, weights: Weights | list[tuple[str, Any]]) -> None:
-        """Replace the weights in every process that holds a part of the model, and drop cached keys and values."""
-        await self._worker.run(self._reload, weights)
 
     async def sleep(self) -> None:
         """Move the weights from a GPU to host memory, and free its keys and values, until `wake`."""
@@ -227,6 +227,7 @@ class VLLMCore:
         self, prompts: Sequence[list[int]], parameters: Any, seeds: Sequence[int] | None = None
     ) -> AsyncGenerator[Answer, None]:
         """Submit a request for each prompt, in order, and step the engine; answers in the order in which they finish."""
+        self.updates.check()
         call = Call()
         self.running += len(prompts)
         try:
@@ -258,12 +259,6 @@ class VLLMCore:
     def _sleep(self) -> None:
         self._engine.reset_prefix_cache()
         self._engine.sleep(level=1)
-
-    def _reload(self, weights: Weights | list[tuple[str, Any]]) -> None:
-        # The caller proves the swap.
-        self._engine.collective_rpc(reload, args=(weights,), kwargs={"on_gpu": self._on_gpu})
-        if not self._engine.reset_prefix_cache():
-            raise RoleError("vLLM did not clear its prefix cache after new weights: requests on the old weights still run")
 
 
 def _count_read(sequences: Sequence[Sequence[int]], *, heads: bool) -> None:
@@ -336,6 +331,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "disable_log_stats": True,
         "enable_sleep_mode": settings.sleeps and settings.on_gpu,
     }
+    arguments |= transfer.arguments(settings.transfer)
     if settings.workers or settings.across_nodes:
         arguments["distributed_executor_backend"] = "ray" if settings.across_nodes else "mp"
     if settings.tensor_parallel > 1:

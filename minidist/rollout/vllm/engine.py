@@ -14,7 +14,7 @@ from minidist.data.rendering import Renderer
 from minidist.protocols import RolloutEngine
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
 from minidist.rollout.vllm.sessions import TurnTaker
-from minidist.types import Prompt, Rollout, Sampling, Weights
+from minidist.types import Channel, Outline, Prompt, Rollout, Sampling, Weights
 
 
 def student_settings(config: ModelConfig, rollout: RolloutConfig, *, deterministic: bool, **fields: Any) -> VLLMSettings:
@@ -52,11 +52,28 @@ class VLLMEngine(TurnTaker, RolloutEngine):
     async def load(self, weights: Weights | Path) -> None:
         """Replace the weights, and drop all cached keys and values."""
         if isinstance(weights, Path):
-            await self._core.reload(list(_read(weights).items()))
+            await self._core.updates.reload(list(_read(weights).items()))
             self._version += 1
         else:
-            await self._core.reload(weights)
+            await self._core.updates.reload(weights)
             self._version = weights.version
+
+    async def join(self, channel: Channel, first: int) -> bool:
+        """Meet the learner over a channel, of which the engine's processes are `first` and those after it. Returns whether the
+        model takes a tied output head by its own name."""
+        return await self._core.updates.join(channel, first)
+
+    async def receive(self, backend: str, outline: Outline, handles: list[dict[str, Any]] | None = None) -> None:
+        """Take the weights that the learner sends, as `outline` lists them, or opens to this engine by `handles`.
+
+        Until `finish`, the engine refuses to compute: its weights may be of two versions.
+        """
+        await self._core.updates.receive(backend, outline, handles)
+
+    async def finish(self, version: int) -> None:
+        """The weights that came are whole, and of this version."""
+        await self._core.updates.finish()
+        self._version = version
 
     async def version(self) -> int:
         return self._version

@@ -1,15 +1,15 @@
 """New weights in a process that holds a part of vLLM's model, where vLLM alone would refuse them, keep old ones, or be slow."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from minidist.models.adapted import adapted_names, to_tensors
+from minidist.models.by_layer import by_layer, layer_of
 from minidist.types import Adaptation, Weights
 
 _TIED_HEAD = "lm_head"
-_LAYER = re.compile(r"\.(\d+)\.")
 
 Named = Sequence[tuple[str, Any]]
 """Tensors with their names in a checkpoint."""
@@ -22,22 +22,55 @@ def reload(worker: Any, given: Weights | Named, *, on_gpu: bool) -> None:
     change, only the decoder layers that have some. Raises ValueError for names that the model does not have.
     """
     model = worker.get_model()
-    modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    # Some models (Gemma's) read a tied head through the embedding and refuse it; others (Llama's) keep the old one without it.
-    tensors = [
-        (n, each) for n, each in _chosen(model, given) if _TIED_HEAD in modules or not n.endswith(f"{_TIED_HEAD}.weight")
-    ]
-    groups = _by_layer(tensors)
-    names = {layer: {name for name, _ in group} for layer, group in groups.items()}
-    if names.items() <= _TAKEN.get(model, {}).items():
-        _in_place(model, groups)
-    else:
-        worker.model_runner.reload_weights(weights_iterator=iter(tensors))
-        if not on_gpu:
-            _pack_experts(model)
-            if _is_dense(model):
-                _TAKEN[model] = names
+    tensors = dict(_chosen(model, given))
+    layers = by_layer(wanted_names(model, tensors))
+    groups = ([(name, tensors[name]) for name in names] for names in layers.values())
+    replace_weights(
+        model, layers, groups, lambda named: worker.model_runner.reload_weights(weights_iterator=named), on_gpu=on_gpu
+    )
     _BASES[model] = _base_of(given)
+
+
+def replace_weights(
+    model: Any,
+    layers: dict[str, list[str]],
+    groups: Iterable[Named],
+    own_procedure: Callable[[Iterator[tuple[str, Any]]], None],
+    *,
+    on_gpu: bool,
+) -> None:
+    """Replace the weights of vLLM's model by tensors that come decoder layer by decoder layer, so that one layer's are enough.
+
+    Args:
+        model: takes the weights.
+        layers: names of the tensors, layer by layer (`by_layer`).
+        groups: the tensors of each layer with their names, in the order of `layers`.
+        own_procedure: replaces all weights as vLLM does, with the calls that need more than the model.
+        on_gpu: where the model computes; see `reload`.
+    """
+    _BASES[model] = None
+    names = {layer: set(names) for layer, names in layers.items()}
+    if names.items() <= _TAKEN.get(model, {}).items():
+        _in_place(model, zip(layers, groups, strict=True))
+        return
+    own_procedure(chain.from_iterable(groups))
+    if not on_gpu:
+        _pack_experts(model)
+        if _is_dense(model):
+            _TAKEN[model] = names
+
+
+def wanted_names(model: Any, names: Iterable[str]) -> list[str]:
+    """The names without a tied head that the model reads through its embedding.
+
+    Some models (Gemma's) do, and refuse the head; others (Llama's) keep the old one without it.
+    """
+    return list(names) if has_head(model) else [name for name in names if not name.endswith(f"{_TIED_HEAD}.weight")]
+
+
+def has_head(model: Any) -> bool:
+    """Whether the model has an output head of its own name."""
+    return any(name.rpartition(".")[2] == _TIED_HEAD for name, _ in model.named_modules())
 
 
 def _chosen(model: Any, given: Weights | Named) -> Named:
@@ -46,8 +79,8 @@ def _chosen(model: Any, given: Weights | Named) -> Named:
         return given
     if given.adaptation is None or _BASES.get(model) != _base_of(given) or model not in _TAKEN:
         return list(to_tensors(given))
-    adapted = {_layer_of(name) for name in adapted_names(given)}
-    return list(to_tensors(given, lambda name: _layer_of(name) in adapted))
+    adapted = {layer_of(name) for name in adapted_names(given)}
+    return list(to_tensors(given, lambda name: layer_of(name) in adapted))
 
 
 def _base_of(given: Weights | Named) -> tuple[Adaptation, list[str]] | None:
@@ -69,19 +102,6 @@ def _pack_experts(model: Any) -> None:
         kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
         if kernel is not None:
             kernel.fused_experts.process_weights_after_loading(layer)
-
-
-def _by_layer(tensors: Iterable[tuple[str, Any]]) -> dict[str, list[tuple[str, Any]]]:
-    """The tensors of each decoder layer by the layer's number; "" for those outside of the layers."""
-    groups: dict[str, list[tuple[str, Any]]] = {}
-    for name, tensor in tensors:
-        groups.setdefault(_layer_of(name), []).append((name, tensor))
-    return groups
-
-
-def _layer_of(name: str) -> str:
-    found = _LAYER.search(f".{name}.")
-    return found[1] if found else ""
 
 
 def _is_dense(model: Any) -> bool:
@@ -107,7 +127,7 @@ def _is_dense(model: Any) -> bool:
     return True
 
 
-def _in_place(model: Any, groups: dict[str, list[tuple[str, Any]]]) -> None:
+def _in_place(model: Any, groups: Iterable[tuple[str, Named]]) -> None:
     """What vLLM does with the weights of a dense model when it starts, decoder layer by decoder layer.
 
     On a CPU the kernel of a matrix product has a packed copy of the weight, and the weight itself is gone. `reload_weights`
@@ -120,8 +140,8 @@ def _in_place(model: Any, groups: dict[str, list[tuple[str, Any]]]) -> None:
     layers: dict[str, list[Any]] = {}
     for name, module in model.named_modules():
         if isinstance(module, LinearBase | VocabParallelEmbedding):
-            layers.setdefault(_layer_of(name), []).append(module)
-    for number, tensors in groups.items():
+            layers.setdefault(layer_of(name), []).append(module)
+    for number, tensors in groups:
         linear = [each for each in layers.get(number, ()) if isinstance(each, LinearBase)]
         embeddings = [each for each in layers.get(number, ()) if not isinstance(each, LinearBase)]
         for layer in linear:

@@ -52,6 +52,7 @@ REFUSED = [
         ["cluster.residency=true", "learner={zero_stage: 3, offload_parameters: true}"],
         ["cluster.residency", "learner.offload_parameters", "set one of them to false"],
     ),
+    ("distill", ["cluster={residency: true, weight_transfer: gloo}"], ["weight_transfer gloo", "cluster.residency"]),
     ("distill", ["cluster={residency: true, roles: local, gpus: 1}"], ["cluster.residency", "set cluster.roles=ray"]),
     ("sft", ["learner.parameter_group=1"], ["learner.parameter_group", "zero_stage=3, not 2"]),
     (

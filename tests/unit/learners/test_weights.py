@@ -3,6 +3,7 @@
 import asyncio
 import pickle
 from collections.abc import Callable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ import torch
 from transformers import PreTrainedModel
 
 from minidist.config.learner import LearnerConfig
-from minidist.config.models import ModelConfig
+from minidist.config.models import LoraConfig, ModelConfig
 from minidist.learners.learner import LocalLearner
 from minidist.learners.weights import as_weights
 from minidist.models.arrays import to_tensor
+from minidist.models.by_layer import layer_of
 from minidist.models.hub import load_model
+from minidist.models.lora import inject
+from tests.support.families import family_model
 from tests.support.learners import local_learner
 from tests.support.tiny import tiny_model
 
@@ -92,3 +96,29 @@ def test_tensors_in_one_memory_but_of_other_shapes_stay_apart() -> None:
     weights = as_weights(1, {"a": tensor.view(2, 3), "b": tensor.view(3, 2), "c": tensor[:0], "d": tensor.view(2, 3)})
     assert [weights.arrays[name].shape for name in "abcd"] == [(2, 3), (3, 2), (0,), (2, 3)]
     assert weights.arrays["a"] is weights.arrays["d"] is not weights.arrays["b"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "adapters"])
+def test_a_stream_holds_the_published_tensors_layer_by_layer(family: str) -> None:
+    """Mixtral's experts are stacked in memory and apart in files; adapters are merged."""
+    kind = "gpt2" if family == "gpt2" else "llama"
+    model = family_model(family, seed=0) if family == "mixtral" else tiny_model(kind, tie_word_embeddings=True)
+    adapters = inject(model, LoraConfig(rank=2, alpha=4), "base", seed=0) if family == "adapters" else None
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    learner = local_learner(model, LearnerConfig(), {}, adapters=adapters)
+    weights, published = learner._weights, asyncio.run(learner.weights())
+    outline = asyncio.run(learner.channel("outline"))
+    assert published is not None and sorted([*outline.names, *outline.tied]) == sorted(published.arrays)
+    layers = [layer for layer, _ in groupby(map(layer_of, outline.names))]
+    assert len(layers) == len(set(layers)) > 2
+    sent = zip(weights.stream(outline.names), outline.names, outline.dtypes, outline.shapes, strict=True)
+    for (found, tensor), name, dtype, shape in sent:
+        assert (found, dtype, shape) == (name, published.dtypes[name], tuple(tensor.shape))
+        assert np.array_equal(tensor.detach().numpy(), published.arrays[name])
+    for alias, name in outline.tied.items():
+        assert np.array_equal(published.arrays[alias], published.arrays[name])
+    assert sorted(outline.untied(head=True).names) == sorted(published.arrays)
+    assert outline.tied or family == "mixtral"
+    asyncio.run(learner.close())

@@ -2,12 +2,15 @@
 
 import asyncio
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
-from minidist.errors import CanaryError, DivergedError
-from minidist.roles.transfer import ObjectStoreTransfer
+from minidist.errors import CanaryError, DivergedError, RoleError
+from minidist.roles.transfer import ChannelTransfer, ObjectStoreTransfer
+from minidist.types import Channel, Outline
 from tests.support.fakes import StaleEngine, TableEngine, TableLearner
 
 OLD, NEW = np.random.default_rng(0).normal(size=(2, 5, 5))
@@ -73,3 +76,95 @@ def test_every_sync_has_its_own_number_and_probe() -> None:
         asyncio.run(transfer.publish(learner, [engine]))
     assert asked == [1, 2, 3]
     assert transfer.proved == 3
+
+
+class ChannelLearner(TableLearner):
+    """Sends its table over a channel that is a list."""
+
+    def __init__(self, wire: list[np.ndarray]) -> None:
+        super().__init__(NEW)
+        self.wire = wire
+
+    async def ask(self, question: Callable[[], str]) -> str:
+        return "10.0.0.1"
+
+    async def describe(self) -> dict[str, Any]:
+        return {"optimizer_steps": 7}
+
+    async def channel(self, verb: str, *arguments: Any) -> Any:
+        self.calls.append(verb)
+        if verb == "send":
+            self.wire.append(self.table)
+        answers = {"outline": Outline(("table",), ("float64",), ((5, 5),), {"lm_head.weight": "table"}), "open": 4711}
+        return {"export": [{"GPU-1": self.table}]}.get(verb, answers.get(verb))
+
+
+class ChannelEngine(TableEngine):
+    """Takes the table that it is sent, or that it is given a handle of."""
+
+    def __init__(self, wire: list[np.ndarray], calls: list[str]) -> None:
+        super().__init__(OLD, calls)
+        self.wire, self.joined, self.outlines = wire, [(Channel("", "", 0, 0, 0.0), 0)][:0], [Outline((), (), (), {})][:0]
+
+    async def join(self, channel: Channel, first: int) -> bool:
+        self.joined.append((channel, first))
+        return True
+
+    async def receive(self, backend: str, outline: Outline, handles: list[dict[str, Any]] | None = None) -> None:
+        self.outlines.append(outline)
+        while not (self.wire or handles):
+            await asyncio.sleep(0)
+        self.calls.append("receive")
+        self.table = (self.wire[-1] if handles is None else handles[0]["GPU-1"]).copy()
+
+    async def finish(self, version: int) -> None:
+        self.calls.append("finish")
+        self._version = version
+
+
+def over(backend: str, wire: list[np.ndarray], timeout_s: float = 5) -> tuple[ChannelTransfer, ChannelLearner, list[Any]]:
+    learner = ChannelLearner(wire)
+    return (
+        ChannelTransfer(1e-3, backend, processes=2, timeout_s=timeout_s),
+        learner,
+        [ChannelEngine(wire, learner.calls) for _ in range(2)],
+    )
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl", "ipc"])
+def test_engines_meet_the_learner_once_and_take_what_it_sends(backend: str) -> None:
+    transfer, learner, engines = over(backend, [])
+    for _ in range(2):
+        assert asyncio.run(transfer.publish(learner, engines)) < 1e-12  # type: ignore[arg-type]
+    assert learner.calls[:3] == ["outline", "open", "join"] and learner.calls.count("join") == 1
+    meeting = Channel(backend, "10.0.0.1", 4711, 5, 5)  # the learner, and two processes of each engine
+    assert [engine.joined for engine in engines] == [[(meeting, 1)], [(meeting, 3)]]
+    assert [asyncio.run(engine.version()) for engine in engines] == [7, 7]
+    # vLLM's own backends know nothing of names that share a tensor.
+    names = ("table",) if backend == "gloo" else ("table", "lm_head.weight")
+    assert all(outline.names == names for engine in engines for outline in engine.outlines)
+
+
+def test_shared_memory_is_released_only_when_every_engine_has_read_it() -> None:
+    transfer, learner, engines = over("ipc", [])
+    asyncio.run(transfer.publish(learner, engines))  # type: ignore[arg-type]
+    assert learner.calls[3:] == ["export", "receive", "receive", "release", "finish", "finish"]
+
+
+def test_a_publication_that_takes_too_long_ends_with_a_sentence() -> None:
+    transfer, learner, engines = over("gloo", [], timeout_s=0.05)
+
+    async def silent(verb: str, *arguments: Any) -> Any:
+        return None if verb == "send" else await ChannelLearner.channel(learner, verb, *arguments)
+
+    learner.channel = silent  # type: ignore[method-assign]
+    expected = r"weight sync 1: not all engines had the weights after 0.05 s \(gloo\); raise cluster.weight_transfer_timeout_s"
+    with pytest.raises(RoleError, match=expected):
+        asyncio.run(transfer.publish(learner, engines))  # type: ignore[arg-type]
+
+
+def test_a_stale_engine_is_refused_over_a_channel_too() -> None:
+    transfer, learner, engines = over("gloo", [OLD])
+    learner.wire = []
+    with pytest.raises(CanaryError, match="did not take the new weights"):
+        asyncio.run(transfer.publish(learner, engines))  # type: ignore[arg-type]

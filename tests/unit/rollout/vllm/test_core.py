@@ -1,5 +1,6 @@
 """The arguments that vLLM is started with."""
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,18 @@ def test_the_plan_of_a_pooling_engine_has_no_logits_and_whole_rows() -> None:
     scores, hidden = (engine_need(model, teacher, longest=20000, gpu=80 * GIB, gives=gives) for gives in ("scores", "hidden"))
     assert scores.parts["logits"] > 0 and hidden.parts["logits"] == 0
     assert hidden.parts["activations"] / scores.parts["activations"] == pytest.approx(20000 / 8192, rel=1e-3)
+
+
+def test_an_engine_that_receives_over_gloo_registers_the_backend_in_every_process() -> None:
+    plain = engine_arguments(SETTINGS)
+    for backend in ("nccl", "ipc"):
+        assert engine_arguments(replace(SETTINGS, transfer=backend)) == plain | {"weight_transfer_config": {"backend": backend}}
+    added = engine_arguments(replace(SETTINGS, transfer="gloo"))
+    module, _, name = added.pop("worker_extension_cls").rpartition(".")
+    assert added == plain | {"weight_transfer_config": {"backend": "gloo"}}
+    spec = importlib.util.find_spec(module)  # not imported: it imports vLLM
+    assert spec is not None and spec.origin is not None
+    assert f"class {name}:" in (text := Path(spec.origin).read_text()) and 'register_engine("gloo"' in text
 
 
 def test_vllm_gets_seeds_that_it_takes() -> None:
