@@ -58,6 +58,34 @@ def check(
     print(f"{config}: ready for minidist {stage.verb}")
 
 
+@app.command("plan")
+def plan_run(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration of `distill`.")] = None,
+    overrides: Overrides = None,
+    rates: Annotated[str | None, typer.Option(help="h100, a100, or a file of rates. Default: h100, or this machine's.")] = None,
+    answer_tokens: Annotated[float | None, typer.Option(help="Mean length of an answer. Default: the longest.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="First measure the rates of this machine, into a file.")] = False,
+) -> None:
+    """Forecast memory, bytes and seconds of a distillation from rates, and advise on its layout; load no weights."""
+    from minidist.config import DistillConfig, load
+
+    if config is None and not measure:
+        raise ConfigError("`minidist plan` needs a configuration of `minidist distill`, or --measure")
+    loaded = None if config is None else load(config, overrides or ())
+    if loaded is not None and not isinstance(loaded, DistillConfig):
+        raise ConfigError(f"{config} is a configuration for `minidist {STAGES[loaded.stage].verb}`; plan needs one of distill")
+    if loaded is not None:
+        _set_environment(loaded)
+    if loaded is not None:
+        from minidist.preflight.forecast.report import forecast
+        from minidist.run.garbage import no_collection
+
+        with no_collection():
+            found = forecast(loaded, rates, answer_tokens)
+        for line in found.lines:
+            print(line)
+
+
 @app.command()
 def doctor(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.")] = None,
