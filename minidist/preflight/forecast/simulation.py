@@ -171,8 +171,8 @@ class SimulatedRank:
         for streams in batch.steps:
             lengths = [(len(row.tokens) - len(row.labels), len(row.labels)) for stream in streams for row in stream.rows]
             work = scene.of_rows(lengths)
-            size = max(scenario.layout.micro_batch, max(map(sum, lengths)) * scene.grain)
-            count = max(1.0, work.tokens / size)
+            filled = (scene.grain * sum(length) / scenario.layout.micro_batch for length in lengths)
+            count = max(1.0, sum(min(1.0, share) for share in filled))  # a row longer than the budget is one of its own
             computing = learning(scenario, work) + math.ceil(count) * scenario.rates.overheads.micro_batch
             exchange = count * exchanging(scenario)
             await asyncio.sleep(max(0.0, exchange - computing) if scenario.paths.overlap else exchange)

@@ -10,7 +10,7 @@ import yaml
 from minidist import cli
 from minidist.preflight.forecast import report
 from minidist.preflight.forecast.rates import PUBLISHED, read_rates
-from tests.support.config import TREES
+from tests.support.config import TREES, load_stage
 from tests.support.tiny import save_pair
 
 
@@ -47,8 +47,26 @@ def test_a_plan_shows_phases_bytes_memory_and_advice(
     shown, errors = plan(monkeypatch, capsys, str(file), "cluster.gpus=8", "--answer-tokens", "9")
     assert errors == ""
     parts = ("rates: h100", "8 prompts x 1, 2 + 9 tokens", "1 rollout, 1 teacher, 1 learner", "generate", "update", "publish")
-    parts += ("scores", "memory, GiB a device", "79.6", "the same 8 devices", "stale", "advice: ", "cluster.learner.ranks=")
+    parts += (
+        "scores",
+        "memory, GiB a device",
+        "79.6",
+        "the same 8 devices",
+        "the loop in virtual time: ",
+        "stale",
+        "advice: ",
+        "cluster.learner.ranks=",
+    )
     assert [part for part in (*parts, "teacher.payload=hidden") if part not in shown] == []
+
+
+def test_a_plan_names_what_it_leaves_out(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown, _ = plan(monkeypatch, capsys, str(file), "cluster.gpus=8")
+    assert "not in these seconds" not in shown
+    shown, _ = plan(monkeypatch, capsys, str(file), "cluster.gpus=8", "rollout.teacher_mix=0.2")
+    assert "not in these seconds: the teacher's turns in mixed sampling" in shown
 
 
 def test_other_devices_take_other_times(
@@ -66,7 +84,12 @@ def test_a_machine_without_measured_rates_is_told_to_measure(
     assert "run `minidist plan --measure` once" in error
     PUBLISHED["h100"].write(tmp_path / "rates.json")
     shown, error = plan(monkeypatch, capsys, str(file))
-    assert error == "" and "colocated" in shown and "all roles and the object store" in shown
+    assert (
+        error == ""
+        and "colocated" in shown
+        and "memory of all processes: " in shown
+        and "all roles and the object store" in shown
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,6 +117,13 @@ def test_a_configuration_of_another_verb_is_refused(
         in plan(monkeypatch, capsys, str(tmp_path / "sft.yaml"))[1]
     )
     assert "needs a configuration of `minidist distill`, or --measure" in plan(monkeypatch, capsys)[1]
+
+
+def test_memory_is_that_of_the_micro_batches_that_a_step_fills(tmp_path: Path) -> None:
+    config = load_stage(tmp_path, "distill", "learner.micro_batch_tokens=4096", "teacher.batch_tokens=500")
+    used = report.with_used_budgets(config, 1920)
+    assert (used.learner.micro_batch_tokens, used.teacher.batch_tokens) == (1920, 500)  # type: ignore[union-attr]
+    assert report.with_used_budgets(config, 5000) == config
 
 
 def test_rates_are_read_back_as_they_were_written(tmp_path: Path) -> None:
