@@ -9,7 +9,7 @@
 #                   grows, sampler and layouts, publishing against a copy, writing ahead and what it does to a student, memory
 #                   against what minidist check says, mixed sampling by turns against in step, losses in chunks against the plain
 #                   ones and TRL's, rows of large files, influence of single rows against exact ways, pipelines against the bare
-#                   engine
+#                   engine, forecasts against runs
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -64,6 +64,7 @@ bench: $(READY_DEV)
 	$(VENV)/bin/python -m tests.benchmarks.rows
 	$(VENV)/bin/python -m tests.benchmarks.influence
 	$(VENV)/bin/python -m tests.benchmarks.pipelines
+	$(VENV)/bin/python -m tests.benchmarks.plan accuracy
 
 setup: $(READY_DEV)
 

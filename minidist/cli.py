@@ -58,6 +58,35 @@ def check(
     print(f"{config}: ready for minidist {stage.verb}")
 
 
+@app.command("plan")
+def plan_run(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration of `distill`.")] = None,
+    overrides: Overrides = None,
+    rates: Annotated[str | None, typer.Option(help="h100, a100, or a file of rates. Default: h100, or this machine's.")] = None,
+    answer_tokens: Annotated[float | None, typer.Option(help="Mean length of an answer. Default: the longest.")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="First measure the rates of this machine, into a file.")] = False,
+) -> None:
+    """Forecast memory, bytes and seconds of a distillation from rates, and advise on its layout; load no weights."""
+    from minidist.config import DistillConfig, load
+
+    if config is None and not measure:
+        raise ConfigError("`minidist plan` needs a configuration of `minidist distill`, or --measure")
+    loaded = None if config is None else load(config, overrides or ())
+    if loaded is not None and not isinstance(loaded, DistillConfig):
+        raise ConfigError(f"{config} is a configuration for `minidist {STAGES[loaded.stage].verb}`; plan needs one of distill")
+    if measure:
+        print(f"rates: {_measure_rates(loaded, rates)}")
+    if loaded is not None:
+        _set_environment(loaded)
+        from minidist.preflight.forecast.report import forecast
+        from minidist.run.garbage import no_collection
+
+        with no_collection():
+            found = forecast(loaded, rates, answer_tokens)
+        for line in found.lines:
+            print(line)
+
+
 @app.command()
 def doctor(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.")] = None,
@@ -105,6 +134,23 @@ def main() -> None:
             raise
         print(f"minidist: {error.filename} cannot be used: {error.strerror}; correct it, and try again", file=sys.stderr)
         sys.exit(1)
+
+
+def _measure_rates(config: Any, file: str | None) -> Path:
+    """Measure this machine's cores as a run of the configuration would use them; returns the file of rates."""
+    import asyncio
+
+    from minidist.cluster.machine import thread_environment
+
+    if config is not None and config.cluster.gpus:
+        raise ConfigError("--measure measures the cores of this machine; for cluster.gpus use --rates h100 or a100")
+    threads, dtype = (None, "float32") if config is None else (config.cluster.threads, config.student.dtype)
+    os.environ.update(thread_environment(threads))
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from minidist.preflight.forecast.report import write_measured
+    from minidist.stages.rates import measure_rates
+
+    return write_measured(asyncio.run(measure_rates(threads, dtype)), Path(file) if file else None)
 
 
 def _run(verb: str, path: Path, overrides: list[str] | None) -> None:

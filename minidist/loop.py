@@ -1,7 +1,6 @@
 """The loop: collect, update, publish, repeat. Algorithms live in sources, objectives and learners."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -65,7 +64,7 @@ async def train(run: Run[Any]) -> int:
     """
     try:
         while run.step < run.steps and not run.done:
-            began = time.perf_counter()
+            began = run.clock.now()
             batch = await run.source.next(run.step)
             with run.clock.span("check"):
                 await run.watch.before_update(batch)
@@ -87,7 +86,7 @@ async def _learn(run: Run[Any], batch: Batch | Exercise, began: float) -> None:
             await run.transfer.publish(cast(Learner, run.learner), run.engines) if run.transfer and run.engines else None
         )
     metrics = batch.metrics | update.metrics | run.clock.take()
-    metrics["speed/seconds_per_step"] = time.perf_counter() - began
+    metrics["speed/seconds_per_step"] = run.clock.now() - began
     if difference is not None:
         metrics["canary/sync_nats_max"] = difference
     run.step += 1

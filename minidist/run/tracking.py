@@ -28,21 +28,22 @@ Pieces = Callable[[Array], list[str]]
 
 
 class Clock:
-    """Seconds of each phase of the current step, as `time/<phase>_s`, and when the phases were."""
+    """Seconds of each phase of the current step, as `time/<phase>_s`, and when the phases were. `now`: the time, seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now = now
         self._spans: dict[str, float] = {}
         self._log = SpanLog()
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Add the time spent inside to phase `name`."""
-        start = time.perf_counter()
+        start = self.now()
         try:
             with self._log.call(name):
                 yield
         finally:
-            self._spans[name] = self._spans.get(name, 0.0) + time.perf_counter() - start
+            self._spans[name] = self._spans.get(name, 0.0) + self.now() - start
 
     def take(self) -> dict[str, float]:
         """The times of all phases since the last call."""

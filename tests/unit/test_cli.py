@@ -23,11 +23,13 @@ def test_version_and_help_list_every_verb(monkeypatch: pytest.MonkeyPatch, capsy
     assert left_with(monkeypatch, "--help") == 0
     shown = capsys.readouterr().out
     assert [
-        verb for verb in ("sft", "distill", "evaluate", "score", "compare", "check", "doctor", "sample") if verb not in shown
+        verb
+        for verb in ("sft", "distill", "evaluate", "score", "compare", "check", "doctor", "sample", "plan")
+        if verb not in shown
     ] == []
 
 
-@pytest.mark.parametrize("verb", ["sft", "distill", "evaluate", "score", "compare", "check"])
+@pytest.mark.parametrize("verb", ["sft", "distill", "evaluate", "score", "compare", "check", "plan"])
 def test_a_configuration_error_is_one_line_and_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, verb: str
 ) -> None:
