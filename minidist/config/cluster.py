@@ -54,7 +54,8 @@ class TeacherRoleConfig(RoleConfig):
     tensor_parallel: int = Field(default=1, ge=1)
     """teacher.backend vllm: devices (processes, on a CPU) over which vLLM splits each teacher."""
     shards: int = Field(default=1, ge=1)
-    """teacher.backend hf: processes, each on its own device, over which ZeRO-3 partitions the parameters of each teacher."""
+    """teacher.backend hf: processes, each on its own device, over which ZeRO-3 partitions the parameters of each teacher. Each
+    process reads its own part of the files alone."""
 
 
 class LearnerRoleConfig(RoleConfig):

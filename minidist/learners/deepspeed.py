@@ -91,9 +91,10 @@ class DeepSpeed(PlainTorch):
 
     def renew(self) -> None:
         for _, parameter in self._trained():
-            if hasattr(parameter, "ds_id"):
+            part: Tensor | None = getattr(parameter, "ds_tensor", None)
+            if part is not None:
                 start, stop = own_range(parameter)
-                _set_own_elements(parameter, "weight", parameter.ds_tensor[: stop - start].float())
+                _set_own_elements(parameter, "weight", part[: stop - start].float())
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self._model.named_parameters():

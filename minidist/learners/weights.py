@@ -80,8 +80,11 @@ class StudentWeights:
             if self._first:
                 save_adapters(path, adapters, tensors)
             return {}
-        if self._first:
-            save_configuration(path, model)
+        try:
+            if self._first:
+                save_configuration(path, model)
+        finally:
+            group.largest([0])  # transformers removes files of an earlier model: the ranks write theirs when that is done
         names = self._backend.state()
         groups = adapted_groups(names) if adapters else [[name] for name in names]
         return write_weights(path, model, self._backend, merge=self._merged, groups=groups, rank=(group.rank, group.size))

@@ -92,7 +92,7 @@ class _Sources:
                 yield target, value[0] if isinstance(value, list) else value
 
 
-def _sources(model: PreTrainedModel, files: Mapping[str, Slot], state: Mapping[str, Tensor]) -> _Sources:
+def _sources(model: Any, files: Mapping[str, Slot], state: Mapping[str, Tensor]) -> _Sources:
     """As transformers finds them when it loads a model; the model remembers the conversions for when it is written."""
     mapping = get_model_conversion_mapping(model)
     renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
@@ -112,7 +112,7 @@ def _sources(model: PreTrainedModel, files: Mapping[str, Slot], state: Mapping[s
     return found
 
 
-def _tie(model: PreTrainedModel, found: Mapping[str, Slot], missing: set[str]) -> None:
+def _tie(model: Any, found: Mapping[str, Slot], missing: set[str]) -> None:
     """Tie what the configuration ties, unless the files have both tensors and they differ."""
     for target, source in list(model.all_tied_weights_keys.items()):
         if target in found and source in found and not _equal(found[target], found[source]):

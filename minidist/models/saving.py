@@ -88,10 +88,17 @@ def write_weights(
     count = len(files)
     names = [WEIGHTS] if count == 1 else [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
     sums: dict[str, str] = {}
-    for first in range(0, len(files), rank[1]):
-        sums |= _write_files(path, dict(list(zip(names, files, strict=True))[first : first + rank[1]]), source, convert, rank)
+    failed: OSError | None = None
+    named = list(zip(names, files, strict=True))
+    for first in range(0, count, rank[1]):
+        try:
+            sums |= _write_files(path, dict(named[first : first + rank[1]]), source, convert, rank)
+        except OSError as error:
+            failed = failed or error  # the other ranks still need this one
+    if failed is not None:
+        raise failed
     if rank[0] == 0 and len(files) > 1:
-        places = {tensor: name for name, file in zip(names, files, strict=True) for unit in file for tensor in unit.layout}
+        places = {tensor: name for name, file in named for unit in file for tensor in unit.layout}
         index = {"metadata": {"total_size": sum(unit.nbytes for unit in units)}, "weight_map": dict(sorted(places.items()))}
         (path / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return sums
@@ -164,7 +171,7 @@ class _Writing:
             self._error = error
 
 
-def _kept(model: PreTrainedModel, state: Mapping[str, Tensor], groups: Sequence[Sequence[str]]) -> list[list[str]]:
+def _kept(model: Any, state: Mapping[str, Tensor], groups: Sequence[Sequence[str]]) -> list[list[str]]:
     """The groups without what the files do not hold: the second name of a tied tensor, and what the family leaves out."""
     left_out, names = set(model._keys_to_ignore_on_save or ()), dict[int, list[str]]()
     for name, tensor in state.items():
