@@ -67,11 +67,14 @@ class Teacher(Protocol):
 class Saves(Protocol):
     """What a run's checkpoints are written from and read into."""
 
-    async def save(self, path: Path) -> None:
-        """Write the models as transformers loads them."""
+    async def save(self, path: Path) -> dict[str, str]:
+        """Write the models as transformers loads them. Returns the sha256 sums, by name under `path`, of files that were summed
+        as they were written."""
+        ...
 
-    async def save_state(self, path: Path) -> None:
-        """Write what is trained and the optimizers' states, as safetensors."""
+    async def save_state(self, path: Path) -> dict[str, str]:
+        """Write what is trained and the optimizers' states, as safetensors; returns sums as `save` does."""
+        ...
 
     async def resume(self, path: Path) -> None:
         """Go on from a checkpoint."""
@@ -104,11 +107,15 @@ class Learner(Protocol):
         """Class, optimizer steps, ranks: for the run's summary."""
         ...
 
-    async def save(self, path: Path) -> None:
-        """Write safetensors, configuration and tokenizer: a directory that transformers and vLLM load unchanged."""
+    async def save(self, path: Path) -> dict[str, str]:
+        """Write safetensors, configuration and tokenizer: a directory that transformers and vLLM load unchanged. Returns the
+        sha256 sums, by name under `path`, of files that were summed as they were written."""
+        ...
 
-    async def save_state(self, path: Path) -> None:
-        """Write the trained weights and the optimizer's state into the checkpoint at `path`, as safetensors."""
+    async def save_state(self, path: Path) -> dict[str, str]:
+        """Write the trained weights and the optimizer's state into the checkpoint at `path`, as safetensors; returns sums as
+        `save` does."""
+        ...
 
     async def resume(self, path: Path) -> None:
         """Resume from a checkpoint of `save_state`, written by any number of ranks."""

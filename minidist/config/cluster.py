@@ -70,7 +70,8 @@ class TeacherRoleConfig(EngineRoleConfig):
     actors: int = Field(default=1, ge=1)
     """Teachers that score in parallel."""
     shards: int = Field(default=1, ge=1)
-    """teacher.backend hf: processes, each on its own device, over which ZeRO-3 partitions the parameters of each teacher."""
+    """teacher.backend hf: processes, each on its own device, over which ZeRO-3 partitions the parameters of each teacher. Each
+    process reads its own part of the files alone."""
 
 
 class LearnerRoleConfig(RoleConfig):

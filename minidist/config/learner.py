@@ -55,7 +55,8 @@ class LearnerConfig(MeasureConfig):
     backend: Annotated[Literal["deepspeed", "single"], FREE] = "deepspeed"
     """deepspeed: DeepSpeed ZeRO. single: plain torch in one process, the reference for deepspeed."""
     zero_stage: Annotated[Literal[0, 1, 2, 3], FREE] = 2
-    """What DeepSpeed partitions over the ranks: nothing (0), optimizer states (1), also gradients (2), also parameters (3)."""
+    """What DeepSpeed partitions over the ranks: nothing (0), optimizer states (1), also gradients (2), also parameters (3). In
+    stage 3 each rank reads and writes its own part of the model alone. Any number of ranks resumes a run."""
     offload_optimizer: Annotated[bool, FREE] = False
     """Keep optimizer states in host memory and update the weights on the CPU (ZeRO 1 to 3)."""
     offload_parameters: Annotated[bool, FREE] = False

@@ -1,6 +1,7 @@
 """How a learner's gradient is computed and applied, and where its tensors lie: on plain torch, the base of every backend."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from minidist.config.learner import LearnerConfig
 from minidist.learners.forward import ForwardPass
 from minidist.learners.group import Group
 from minidist.learners.schedule import make_optimizer, optimizer_step, read_parameter, write_parameter
+from minidist.learners.state import Piece, StateReader, whole_pieces
 from minidist.models.device import leave_device, to_device
 
 
@@ -65,6 +67,16 @@ class PlainTorch:
             # Counts of steps stay where the optimizer's kernel wants them.
             state.update({name: value.to(device) for name, value in state.items() if isinstance(value, Tensor) and value.dim()})
 
+    def state(self) -> dict[str, Tensor]:
+        """The tensors of the model by name, as they are here: whole, or in parts."""
+        return dict(self._model.state_dict(keep_vars=True))
+
+    @contextmanager
+    def whole(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Some tensors of the model, complete until the context ends; all ranks ask for the same."""
+        state = self._model.state_dict()
+        yield {name: state[name] for name in names}
+
     def tensors(self, wanted: Callable[[str], bool] = lambda name: True, *, on_cpu: bool = True) -> dict[str, Tensor]:
         """The tensors of the model by name, all or those `wanted`, complete on the first rank at least. `on_cpu`: those that
         are gathered for it go to the CPU's memory, else they stay on the device."""
@@ -74,20 +86,25 @@ class PlainTorch:
         """Replace every tensor of the model; the optimizer's moments stay."""
         self._model.load_state_dict(tensors)
 
-    def read_state(self, steps: int) -> Iterable[tuple[str, dict[str, Tensor]]]:
-        """Each trained parameter by name, with its `weight` and moments, complete, after `steps` optimizer steps."""
-        return ((name, self._read(parameter, steps)) for name, parameter in self._trained())
+    def renew(self) -> None:
+        """Take over what has replaced the tensors of a partitioned model; the optimizer's moments stay."""
 
-    def write_state(self, steps: int, tensors: Callable[[str], dict[str, Tensor]]) -> None:
-        """Restore what `read_state` gave; `tensors` maps a parameter's name to its `weight` and moments."""
+    def pieces(self, steps: int) -> Iterator[Piece]:
+        """This rank's elements of each trained parameter's `weight` and moments after `steps` optimizer steps; the ranks
+        together have all."""
         for name, parameter in self._trained():
-            self._write(parameter, tensors(name), steps)
+            yield from self._pieces(name, parameter, steps)
+
+    def restore(self, reader: StateReader) -> None:
+        """Restore what the pieces of any number of ranks hold."""
+        for name, parameter in self._trained():
+            self._restore(name, parameter, reader)
 
     def _trained(self) -> list[tuple[str, Parameter]]:
         return [(name, each) for name, each in self._model.named_parameters() if each.requires_grad]
 
-    def _read(self, parameter: Parameter, steps: int) -> dict[str, Tensor]:
-        return read_parameter(self.optimizer, parameter)
+    def _pieces(self, name: str, parameter: Parameter, steps: int) -> list[Piece]:
+        return whole_pieces([(name, read_parameter(self.optimizer, parameter))]) if self._group.rank == 0 else []
 
-    def _write(self, parameter: Parameter, tensors: dict[str, Tensor], steps: int) -> None:
-        write_parameter(self.optimizer, parameter, tensors, steps)
+    def _restore(self, name: str, parameter: Parameter, reader: StateReader) -> None:
+        write_parameter(self.optimizer, parameter, reader.tensors(name), reader.steps)

@@ -7,8 +7,9 @@ long as every rank runs equally many.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,10 @@ from minidist.config.learner import LearnerConfig
 from minidist.learners.backends import PlainTorch
 from minidist.learners.forward import ForwardPass
 from minidist.learners.group import Group
+from minidist.learners.partition import is_partitioned, partitioning
+from minidist.learners.schedule import check_shapes
+from minidist.learners.state import Piece, StateReader
+from minidist.models.filling import own_range, set_own_part, whole_shape
 
 
 class DeepSpeed(PlainTorch):
@@ -36,9 +41,15 @@ class DeepSpeed(PlainTorch):
         self._stage = config.zero_stage
         self._moments = ("exp_avg", "exp_avg_sq") if config.optimizer.type == "adamw" else ()
         self._zero: Any
+        if is_partitioned(self._model):  # of which DeepSpeed leaves the rest, such as adapters, in another precision
+            for parameter in self._model.parameters():
+                parameter.data = parameter.data.to(self._model.dtype)
         with _uncompiled():
             self._module, self._zero, _, _ = deepspeed.initialize(
-                model=student, optimizer=self.optimizer, config=_settings(config, self._model), dist_init_required=False
+                model=student,
+                optimizer=self.optimizer,
+                config=engine_settings(config, self._model.dtype, self._model.device),
+                dist_init_required=False,
             )
 
     def backward(self, loss: Tensor) -> None:
@@ -73,6 +84,15 @@ class DeepSpeed(PlainTorch):
         elif self._device.type == "cuda":
             self._module.reload_states()
 
+    @contextmanager
+    def whole(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        import deepspeed
+
+        state = self.state()
+        parts = [state[name] for name in names if hasattr(state[name], "ds_id")]
+        with deepspeed.zero.GatheredParameters(parts):
+            yield {name: state[name].data for name in names}
+
     def tensors(self, wanted: Callable[[str], bool] = lambda name: True, *, on_cpu: bool = True) -> dict[str, Tensor]:
         tensors = super().tensors(wanted)
         if self._stage < 3:
@@ -83,17 +103,24 @@ class DeepSpeed(PlainTorch):
         gathered = {key: self._gather(each, on_cpu=on_cpu) for key, each in single.items()}
         return tensors | {name: gathered[id(each)] for name, each in partitioned.items()}
 
+    def renew(self) -> None:
+        for _, parameter in self._trained():
+            part: Tensor | None = getattr(parameter, "ds_tensor", None)
+            if part is not None:
+                start, stop = own_range(parameter)
+                _set_own_elements(parameter, "weight", part[: stop - start].float())
+
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, parameter in self._model.named_parameters():
             self._set_weight(parameter, tensors[name])
 
-    def read_state(self, steps: int) -> Iterable[tuple[str, dict[str, Tensor]]]:
+    def pieces(self, steps: int) -> Iterator[Piece]:
         self._link(steps)
-        return super().read_state(steps)
+        return super().pieces(steps)
 
-    def write_state(self, steps: int, tensors: Callable[[str], dict[str, Tensor]]) -> None:
-        self._allocate_moments(steps)
-        super().write_state(steps, tensors)
+    def restore(self, reader: StateReader) -> None:
+        self._allocate_moments(reader.steps)
+        super().restore(reader)
 
     def _gather(self, parameter: Parameter, *, on_cpu: bool) -> Tensor:
         """A partitioned parameter, gathered from all ranks; only the first keeps it."""
@@ -116,25 +143,30 @@ class DeepSpeed(PlainTorch):
         if _has_copy(parameter):
             safe_set_full_fp32_param(parameter, value.float().to(self._model.device))
 
-    def _read(self, parameter: Parameter, steps: int) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
+    def _pieces(self, name: str, parameter: Parameter, steps: int) -> list[Piece]:
         if not _has_copy(parameter):
-            return super()._read(parameter, steps)
-        names = self._moments if steps else ()
-        state: dict[str, Any] = {name: safe_get_full_optimizer_state(parameter, name) for name in names}
-        state["weight"] = safe_get_full_fp32_param(parameter)
-        return state
+            return super()._pieces(name, parameter, steps)
+        start, stop = _own_range(parameter)
+        kinds = ["weight", *(self._moments if steps else ())]
+        reads = {kind: partial(_own_elements, parameter, kind, stop - start) for kind in kinds}
+        shape = whole_shape(parameter)
+        return [Piece(name, kind, torch.float32, shape, start, stop, read) for kind, read in reads.items()]
 
-    def _write(self, parameter: Parameter, tensors: dict[str, Tensor], steps: int) -> None:
-        from deepspeed.utils import safe_set_full_optimizer_state
-
+    def _restore(self, name: str, parameter: Parameter, reader: StateReader) -> None:
         if not _has_copy(parameter):
-            super()._write(parameter, tensors, steps)
+            super()._restore(name, parameter, reader)
             return
-        self._set_weight(parameter, tensors.pop("weight"))
-        for name, value in tensors.items():
-            safe_set_full_optimizer_state(parameter, value.float().to(self._model.device), name)
+        found, expected = reader.shapes(name), whole_shape(parameter)
+        check_shapes({kind: list(shape) for kind, shape in found.items()}, list(expected))
+        start, stop = _own_range(parameter)
+        for kind in found:
+            own = reader.elements(name, kind, start, stop)
+            if stop > start:
+                _set_own_elements(parameter, kind, own.float())
+            if kind == "weight" and hasattr(parameter, "ds_id"):
+                set_own_part(parameter, own)
+            elif kind == "weight":
+                parameter.data.copy_(reader.elements(name, kind, 0, expected.numel()).view(expected))
 
     def _allocate_moments(self, steps: int) -> None:
         """Give an optimizer that has not stepped the moments that DeepSpeed would allocate at its first step."""
@@ -169,12 +201,19 @@ def _uncompiled() -> Iterator[None]:
             os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
-def _settings(config: LearnerConfig, model: Any) -> dict[str, Any]:
-    """DeepSpeed's configuration."""
+def student_partitioning(config: LearnerConfig, dtype: str, device: torch.device) -> AbstractContextManager[None] | None:
+    """A context in which a student's parameters are partitioned as they are made; None where all ranks hold all of them."""
+    if config.backend != "deepspeed" or config.zero_stage < 3:
+        return None
+    return partitioning(engine_settings(config, getattr(torch, dtype), device))
+
+
+def engine_settings(config: LearnerConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's configuration for a student of this precision, that computes on this device."""
     offloaded = {"offload_optimizer": config.offload_optimizer, "offload_param": config.offload_parameters}
-    pinned = model.device.type == "cuda"
+    pinned = device.type == "cuda"
     zero: dict[str, Any] = {name: {"device": "cpu", "pin_memory": pinned} for name, wanted in offloaded.items() if wanted}
-    halved = str(model.dtype) == "torch.bfloat16"
+    halved = dtype == torch.bfloat16
     # Else gradients of micro-batches, and of ranks, are added in the model's precision: 256 equal ones are off by 6 %.
     sums = {"data_types": {"grad_accum_dtype": "fp32"}, "communication_data_type": "fp32"} if halved else {}
     zero |= {"overlap_comm": pinned and config.zero_stage >= 2}  # a CPU has one stream, and no time to win
@@ -197,3 +236,37 @@ def _settings(config: LearnerConfig, model: Any) -> dict[str, Any]:
 def _has_copy(parameter: Parameter) -> bool:
     """Whether DeepSpeed steps a float32 copy of the parameter: in all stages but 0."""
     return parameter.requires_grad and (hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping"))
+
+
+def _own_range(parameter: Any) -> tuple[int, int]:
+    """First and last element, flat, of a parameter that this rank steps."""
+    if hasattr(parameter, "ds_id"):
+        return own_range(parameter)
+    if parameter._hp_mapping is None:
+        return 0, 0
+    place = parameter._hp_mapping.lp_fragment_address
+    return place.start, place.start + place.numel
+
+
+def _own_elements(parameter: Any, kind: str, count: int) -> Tensor:
+    """The elements of the float32 copy of a parameter, or of a moment, that this rank steps."""
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+    if not hasattr(parameter, "ds_id"):
+        return parameter._hp_mapping.get_hp_fragment(None if kind == "weight" else kind)
+    flat: Any = safe_get_local_fp32_param(parameter) if kind == "weight" else safe_get_local_optimizer_state(parameter, kind)
+    return flat[:count]
+
+
+def _set_own_elements(parameter: Any, kind: str, own: Tensor) -> None:
+    """Replace what `_own_elements` gives."""
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    if not hasattr(parameter, "ds_id"):
+        parameter._hp_mapping.get_hp_fragment(None if kind == "weight" else kind).data.copy_(own)
+        return
+    padded = torch.nn.functional.pad(own, (0, parameter.ds_tensor.numel() - own.numel()))
+    if kind == "weight":
+        safe_set_local_fp32_param(parameter, padded)
+    else:
+        safe_set_local_optimizer_state(parameter, padded, kind)

@@ -49,29 +49,37 @@ class Student:
 
 
 class ForwardPass(nn.Module):
-    """The student's model and head, and the teacher's head, over one micro-batch at a time.
+    """The student's model and head, and the teacher's head, over one micro-batch at a time. `check` comes first.
 
     Args:
-        student: the model that learns. Raises ModelError unless its logits are those of its output head.
+        student: the model that learns.
         config: the `learner` section: the layout of a micro-batch, and the loss tokens whose logits exist at one time.
         teacher_head: makes logits of the teacher's hidden states, where a micro-batch brings any.
     """
 
     def __init__(self, student: Student, config: LearnerConfig, teacher_head: Head | None) -> None:
         super().__init__()
-        check_head(student.model)
         self.model = student.model
         self.head = OutputHead(student.model)
-        self.padded = padded_layout(config.layout, student.model)
+        self.padded = True
+        self._layout = config.layout
         self.chunk_tokens = config.chunk(student.vocabulary or student.model.config.get_text_config().vocab_size)
         self._mixed = config.compute_dtype is not None
         self._teacher_head = teacher_head if teacher_head is None or not self._mixed else _in_its_own_precision(teacher_head)
         self._vocabulary = student.vocabulary
 
     def forward(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """`loss`, `visit` or `measure`, by name: DeepSpeed prepares the parameters around `forward` alone."""
+        """`check`, `loss`, `visit` or `measure`, by name: DeepSpeed prepares the parameters around `forward` alone."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self._mixed):
             return getattr(self, method)(*arguments, **options)
+
+    @torch.no_grad()
+    def check(self) -> Tensor:
+        """Settles the layout of micro-batches, once the parameters are where they stay: `padded`. Raises ModelError for a model
+        whose logits are not those of its output head."""
+        check_head(self.model)
+        self.padded = padded_layout(self._layout, self.model)
+        return torch.tensor(self.padded)
 
     def loss(self, micro: MicroBatch, objective: Objective, *, teacher_hidden_LE: Tensor | None = None) -> LossTerms:
         """Sums over the micro-batch's loss tokens.

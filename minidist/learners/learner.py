@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from minidist.learners.guard import FiniteGuard
 from minidist.learners.micro import CollectionSteps, micro_batches
 from minidist.learners.schedule import learning_rate
 from minidist.learners.sending import WeightSender
-from minidist.learners.state import StateReader, save_state
+from minidist.learners.state import StateReader, save_state, whole_pieces
 from minidist.learners.sums import StreamSums, peaks
 from minidist.learners.teacher import FrozenTeacher, ResidentTeacher, StudentText, Visitor
 from minidist.learners.weights import StudentWeights
@@ -77,7 +76,8 @@ class LocalLearner:
         self._tokens = min(len(student.renderer.tokenizer), student.model.config.get_text_config().vocab_size)
         self._worker = Worker("learner")
         self._backend = self._worker.run_now(BACKENDS[config.backend], self._pass, config, self._group)
-        self._weights = StudentWeights(student, self._backend, first=self._group.rank == 0)
+        self._worker.run_now(self._backend.forward, "check")
+        self._weights = StudentWeights(student, self._backend, self._group)
         self._sender = WeightSender(self._weights, first=self._group.rank == 0)
 
     async def update(self, batch: Batch) -> Update:
@@ -87,8 +87,7 @@ class LocalLearner:
         return await self._worker.run(self._measure, stream, temperature=temperature, top_p=top_p)
 
     async def weights(self, whole: bool = True) -> Weights | None:
-        """Every tensor of the checkpoint, including a tied output head: an engine without it would keep its old head. Not
-        `whole`: adapters alone, where the student has some."""
+        """Every tensor of the checkpoint, a tied head too, which engines need. Not `whole`: adapters alone, if it has some."""
         published = await self._worker.run(self._weights.publish, self._step, whole=whole)
         count(publish_bytes=0 if published is None else published.nbytes)
         return published
@@ -104,14 +103,14 @@ class LocalLearner:
     async def load(self, path: Path) -> None:
         await self._worker.run(self._weights.load, path)
 
-    async def save_state(self, path: Path) -> None:
-        await self._worker.run(self._save_state, path)
+    async def save_state(self, path: Path) -> dict[str, str]:
+        return await self._worker.run(self._save_state, path)
 
     async def resume(self, path: Path) -> None:
         await self._worker.run(self._resume, path)
 
-    async def save(self, path: Path) -> None:
-        await self._worker.run(self._save, path)
+    async def save(self, path: Path) -> dict[str, str]:
+        return await self._worker.run(self._save, path)
 
     async def describe(self) -> dict[str, object]:
         return {"class": self._backend.name, "optimizer_steps": self._step, "ranks": self._group.size}
@@ -203,21 +202,21 @@ class LocalLearner:
         measures = self._measure(collate("probe", [Example(row, 1).as_rollout() for row in tokens]), whole=True)
         return Probe(tokens, measures.student_logprob.astype(np.float32).reshape(len(tokens), -1))
 
-    def _save(self, path: Path) -> None:
+    def _save(self, path: Path) -> dict[str, str]:
         with writing(path):
-            self._weights.save(path)
             if self._group.rank == 0:  # a directory for itself: vLLM takes every safetensors file for a part of the student
                 self._teacher.save(path / "teacher")
+            return self._weights.save(path)
 
-    def _save_state(self, path: Path) -> None:
-        state = chain(self._backend.read_state(self._step), self._teacher.state())
+    def _save_state(self, path: Path) -> dict[str, str]:
+        own = self._teacher.state() if self._group.rank == 0 else ()
         with writing(path):
-            save_state(path, self._step, state, write=self._group.rank == 0)
+            return save_state(path, self._step, [*self._backend.pieces(self._step), *whole_pieces(own)], rank=self._group.rank)
 
     def _resume(self, path: Path) -> None:
         reader = StateReader(path)
         self._step = reader.steps
-        self._backend.write_state(self._step, reader.tensors)
+        self._backend.restore(reader)
         self._teacher.restore(reader)
 
 

@@ -1,7 +1,8 @@
 """The ranks of a learner as one learner: they share the rows; results that all of them have are taken from the first."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,14 @@ class LearnerRanks:
         parts = await together(rank.measure(share, *distribution) for rank, share in zip(self.members, shares, strict=True))
         return _in_order(parts, self._dealt(stream))
 
+    async def save(self, path: Path) -> dict[str, str]:
+        """Write the student, each rank its share; the sums of all files."""
+        return _joined(await together(rank.save(path) for rank in self.members))
+
+    async def save_state(self, path: Path) -> dict[str, str]:
+        """Write the training state, each rank its share; the sums of all files."""
+        return _joined(await together(rank.save_state(path) for rank in self.members))
+
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         """Any other verb of a learner: all ranks take part, and the result is that of the first."""
 
@@ -49,6 +58,10 @@ class LearnerRanks:
         """Each rank's part of the stream. A rank without rows gets a row without labels: it must take part in every pass."""
         shares = [tuple(stream.rows[index] for index in rows) for rows in self._dealt(stream)]
         return [replace(stream, rows=rows or (unlabelled(stream.rows[0]),)) for rows in shares]
+
+
+def _joined(sums: Iterable[dict[str, str]]) -> dict[str, str]:
+    return {name: found for of_rank in sums for name, found in of_rank.items()}
 
 
 def _in_order(parts: Sequence[Measures], dealt: Sequence[Sequence[int]]) -> Measures:

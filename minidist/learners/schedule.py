@@ -9,6 +9,7 @@ from torch.nn import Parameter
 
 from minidist.config.learner import OptimizerConfig
 from minidist.errors import RunDirectoryError
+from minidist.models.filling import whole_shape
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -26,7 +27,9 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def make_optimizer(config: OptimizerConfig, named: Iterable[tuple[str, Parameter]]) -> torch.optim.Optimizer:
     """Two groups: matrices with weight decay; biases, norms and embeddings without."""
     parameters = [(name, parameter) for name, parameter in named if parameter.requires_grad]
-    undecayed = [p for name, p in parameters if p.ndim < 2 or "embed" in name or name.endswith(("wte.weight", "wpe.weight"))]
+    undecayed = [
+        p for name, p in parameters if len(whole_shape(p)) < 2 or "embed" in name or name.endswith(("wte.weight", "wpe.weight"))
+    ]
     exempt = {id(parameter) for parameter in undecayed}
     decayed = [parameter for _, parameter in parameters if id(parameter) not in exempt]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
@@ -60,13 +63,17 @@ def read_parameter(optimizer: torch.optim.Optimizer, parameter: Parameter) -> di
 
 def write_parameter(optimizer: torch.optim.Optimizer, parameter: Parameter, tensors: dict[str, Tensor], steps: int) -> None:
     """Restore what `read_parameter` gave after `steps` optimizer steps. Raises RunDirectoryError for other shapes."""
-    found, expected = {name: list(tensor.shape) for name, tensor in tensors.items()}, list(parameter.shape)
+    check_shapes({name: list(tensor.shape) for name, tensor in tensors.items()}, list(parameter.shape))
+    parameter.data.copy_(tensors.pop("weight"))
+    if tensors:
+        moments = {name: tensor.to(parameter) for name, tensor in tensors.items()}
+        optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **moments}
+
+
+def check_shapes(found: dict[str, list[int]], expected: list[int]) -> None:
+    """Raise RunDirectoryError unless a parameter's `weight` and moments are of its shape."""
     if "weight" not in found or any(shape != expected for shape in found.values()):
         raise RunDirectoryError(
             f"the checkpoint's training state of a parameter of shape {expected} has {found or 'no tensors'}: it is damaged "
             "or of another model; set run.overwrite=true to start again"
         )
-    parameter.data.copy_(tensors.pop("weight"))
-    if tensors:
-        moments = {name: tensor.to(parameter) for name, tensor in tensors.items()}
-        optimizer.state[parameter] = {"step": torch.tensor(float(steps)), **moments}

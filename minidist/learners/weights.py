@@ -11,31 +11,39 @@ from torch import Tensor
 from minidist.config.models import ModelConfig
 from minidist.learners.backends import PlainTorch
 from minidist.learners.forward import Student
+from minidist.learners.group import Group
+from minidist.learners.partition import is_partitioned
 from minidist.models.adapted import shapes_in_files
 from minidist.models.arrays import to_array
 from minidist.models.by_layer import by_layer, layer_of
 from minidist.models.files import is_adapter
+from minidist.models.filling import fill, own_range, set_own_part
 from minidist.models.hub import load_model
 from minidist.models.lora import (
+    adapted_groups,
     is_adapter_name,
     merged,
+    plain_name,
     plain_names,
     published_adapters,
     read_adapters,
     rebased,
     save_adapters,
+    starts_at_zero,
 )
 from minidist.models.names import as_in_files, found_in_files
+from minidist.models.saving import save_configuration, write_weights
 from minidist.types import Adaptation, Array, Outline, Weights
 
 
 class StudentWeights:
-    """Reads and replaces the tensors that a backend holds. All ranks make the same calls; `first` says which one writes."""
+    """Reads and replaces the tensors that a backend holds. All ranks of the group make the same calls."""
 
-    def __init__(self, student: Student, backend: PlainTorch, *, first: bool) -> None:
+    def __init__(self, student: Student, backend: PlainTorch, group: Group) -> None:
         self._student = student
         self._backend = backend
-        self._first = first
+        self._group = group
+        self._first = group.rank == 0
 
     def publish(self, version: int, *, whole: bool = True) -> Weights | None:
         """Every tensor of the plain checkpoint, adapters merged, under the names of its files; None from a rank that only took
@@ -95,18 +103,26 @@ class StudentWeights:
             return None
         return Adaptation(adapters.base, str(model.dtype).removeprefix("torch."), adapters.scale, files, adapters.transposed)
 
-    def save(self, path: Path) -> None:
-        """A directory that transformers and vLLM load as it is, or PEFT where adapters are saved alone."""
-        tensors = self._backend.tensors()
-        if not self._first:
-            return
+    def save(self, path: Path) -> dict[str, str]:
+        """Write a directory that transformers and vLLM load as it is, or PEFT where adapters are saved alone; returns the
+        sha256 sums of the large files that this rank wrote, by name."""
         path.mkdir(parents=True, exist_ok=True)
-        adapters = self._student.adapters
+        adapters, model, group = self._student.adapters, self._student.model, self._group
+        if self._first:
+            self._student.renderer.tokenizer.save_pretrained(path)
         if adapters is not None and adapters.config.save == "adapter":
-            save_adapters(path, adapters, tensors)
-        else:
-            self._student.model.save_pretrained(path, state_dict=self._merged(tensors))
-        self._student.renderer.tokenizer.save_pretrained(path)
+            tensors = self._backend.tensors(is_adapter_name)
+            if self._first:
+                save_adapters(path, adapters, tensors)
+            return {}
+        try:
+            if self._first:
+                save_configuration(path, model)
+        finally:
+            group.largest([0])  # transformers removes files of an earlier model: the ranks write theirs when that is done
+        names = self._backend.state()
+        groups = adapted_groups(names) if adapters else [[name] for name in names]
+        return write_weights(path, model, self._backend, merge=self._merged, groups=groups, rank=(group.rank, group.size))
 
     def load(self, path: Path) -> None:
         """The weights of a checkpoint of the same architecture, or of adapters on the same base."""
@@ -115,13 +131,37 @@ class StudentWeights:
             tensors = self._backend.tensors()
             self._backend.load(tensors | read_adapters(path, adapters, tensors))
             return
+        if is_partitioned(self._student.model):
+            self._load_parts(path)
+            return
         config = ModelConfig(model=str(path), dtype=str(self._student.model.dtype).removeprefix("torch."))  # type: ignore[arg-type]
         tensors = dict(load_model(config, "weights").state_dict())
         if adapters is not None:
             tensors = rebased(tensors, self._backend.tensors())
-            self._student = replace(self._student, adapters=replace(adapters, base=str(path.resolve())))
-            self.__dict__.pop("_adaptation", None)
+            self._rebase(path)
         self._backend.load(tensors)
+
+    def _load_parts(self, path: Path) -> None:
+        """`load` of a whole model's files, of which each rank reads its own parts."""
+        state, adapters = self._backend.state(), self._student.adapters
+        fill(
+            self._student.model,
+            path,
+            "weights",
+            {plain_name(name): each for name, each in state.items() if not is_adapter_name(name)},
+        )
+        if adapters is not None:
+            for name, each in state.items():
+                if starts_at_zero(name):
+                    set_own_part(each, torch.zeros(own_range(each)[1] - own_range(each)[0]))
+            self._rebase(path)
+        self._backend.renew()
+
+    def _rebase(self, path: Path) -> None:
+        """The student's adapters adapt the model at `path` from now on."""
+        assert self._student.adapters is not None
+        self._student = replace(self._student, adapters=replace(self._student.adapters, base=str(path.resolve())))
+        self.__dict__.pop("_adaptation", None)
 
     def _merged(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The plain checkpoint's tensors."""

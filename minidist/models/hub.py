@@ -1,5 +1,6 @@
 """Hugging Face models: configuration, tokenizer and weights."""
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,6 +22,7 @@ from minidist.models.activations import fuse_gelu
 from minidist.models.device import pick_device
 from minidist.models.families import attention_kernel, freeze_other_parts, shifted_positions
 from minidist.models.files import refused, resolve, whole_model
+from minidist.models.filling import fill
 from minidist.models.generation import left_out_line, read_generation, settled
 from minidist.models.sizes import check_sizes
 from minidist.run.tracking import log
@@ -75,20 +78,38 @@ def architecture(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> P
 
 
 def build_student(
-    config: StudentConfig, tokenizer: PreTrainedTokenizerBase, seed: int, on_gpu: bool = False
+    config: StudentConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    on_gpu: bool = False,
+    *,
+    partitioning: AbstractContextManager[None] | None = None,
 ) -> PreTrainedModel:
-    """The student: from its checkpoint, or with random weights in its architecture."""
+    """The student: from its checkpoint, as `load_model` loads it, or whole with random weights in its architecture."""
     if config.model is not None:
-        return load_model(config, "student.model", on_gpu)
+        return load_model(config, "student.model", on_gpu, partitioning)
     torch.manual_seed(seed)
     shape = architecture(config, tokenizer)
     options = {"dtype": getattr(torch, config.dtype), "attn_implementation": attention_kernel(shape)}
     return _ready(AutoModelForCausalLM.from_config(shape, **options), on_gpu)
 
 
-def load_model(config: ModelConfig, where: str, on_gpu: bool = False) -> PreTrainedModel:
-    """The model of a checkpoint in evaluation mode (no dropout), from safetensors only, on the role's device."""
-    return _ready(read_checkpoint(AutoModelForCausalLM, config, where, load_config(config, where))[0], on_gpu)
+def load_model(
+    config: ModelConfig, where: str, on_gpu: bool = False, partitioning: AbstractContextManager[None] | None = None
+) -> PreTrainedModel:
+    """The model of a checkpoint in evaluation mode (no dropout), from safetensors only, on the role's device. `partitioning`: a
+    context in which parameters are partitioned over ranks as they are made; each rank then reads its own parts alone."""
+    shape = load_config(config, where)
+    if partitioning is None:
+        return _ready(read_checkpoint(AutoModelForCausalLM, config, where, shape)[0], on_gpu)
+    path = whole_model(resolve(config.model or "", where), where)
+    found = read_generation(path, where)
+    options = {"dtype": getattr(torch, config.dtype), "attn_implementation": attention_kernel(shape)}
+    with refused(f"{where}: cannot load {path}"):
+        with partitioning:
+            model = AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code, **options)
+        fill(model, path, where)
+    return _ready(_with_generation(model, found, where), on_gpu)
 
 
 def read_checkpoint(maker: Any, config: ModelConfig, where: str, shape: PretrainedConfig) -> tuple[Any, set[str]]:
@@ -109,12 +130,17 @@ def read_checkpoint(maker: Any, config: ModelConfig, where: str, shape: Pretrain
         options["generation_config"] = found[0]
     with refused(f"{where}: cannot load {path}"):
         model, report = maker.from_pretrained(path, output_loading_info=True, **options)
+    return _with_generation(model, found, where), set(report["missing_keys"])
+
+
+def _with_generation(model: Any, found: tuple[GenerationConfig, list[str]] | None, where: str) -> Any:
+    """The model with generation settings that can be written: those `found` beside its weights."""
     if model.can_generate():
         # Without a file of their own the settings are those of config.json.
         model.generation_config, left_out = settled(model.generation_config.to_diff_dict()) if found is None else found
         if left_out:
             log.warning("%s", left_out_line(where, left_out))
-    return model, set(report["missing_keys"])
+    return model
 
 
 def _ready(model: Any, on_gpu: bool) -> PreTrainedModel:

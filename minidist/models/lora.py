@@ -23,6 +23,7 @@ from minidist.errors import ModelError
 from minidist.models.adapted import A, B, merge
 from minidist.models.families import is_wrapped, other_layers
 from minidist.models.files import ADAPTER_CONFIG, refused
+from minidist.models.filling import whole_shape
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 _OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
@@ -92,7 +93,7 @@ def inject(model: PreTrainedModel, config: LoraConfig, base: str, *, seed: int, 
 
 def _check_saved(model: PreTrainedModel, config: LoraConfig, layers: tuple[str, ...]) -> None:
     """Raise ModelError for saved adapters that PEFT would read as those of experts in one tensor."""
-    stacked = any(".experts." in name and parameter.ndim == 3 for name, parameter in model.named_parameters())
+    stacked = any(".experts." in name and len(whole_shape(parameter)) == 3 for name, parameter in model.named_parameters())
     if config.save == "adapter" and stacked and any(_named(layer, end) for layer in layers for end in _OF_EXPERTS):
         raise ModelError(
             f"student.lora.save is adapter, and PEFT reads adapters of {' and '.join(_OF_EXPERTS)} as those of the experts of "
@@ -166,7 +167,28 @@ def is_adapter_name(name: str) -> bool:
 
 def plain_names(names: Iterable[str]) -> list[str]:
     """Names of the plain checkpoint's tensors, from those of an adapted model's."""
-    return [name.replace(_BASE, ".") for name in names if not is_adapter_name(name)]
+    return [plain_name(name) for name in names if not is_adapter_name(name)]
+
+
+def plain_name(name: str) -> str:
+    """The plain checkpoint's name of a tensor of an adapted model, which is no adapter's."""
+    return name.replace(_BASE, ".")
+
+
+def starts_at_zero(name: str) -> bool:
+    """Whether a tensor of an adapted model is B of an adapter."""
+    return name.endswith(_B)
+
+
+def adapted_groups(names: Iterable[str]) -> list[list[str]]:
+    """The tensors of an adapted model that `merged` takes together: the weight of an adapted layer with its A and B, and each
+    other tensor for itself."""
+    groups = []
+    for name in names:
+        layer, is_base, rest = name.partition(_BASE)
+        if not is_adapter_name(name):
+            groups.append([name, layer + _A, layer + _B] if is_base and rest == "weight" else [name])
+    return groups
 
 
 def published_adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

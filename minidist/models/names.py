@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from minidist.models.filling import whole_shape
+
 
 def as_in_files(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names of the model's checkpoint, experts one by one, as vLLM reads them; a tied head stays."""
@@ -46,8 +48,7 @@ def found_in_files(model: PreTrainedModel, names: Iterable[str], shapes: Mapping
         assert parameter is not None, f"{name} is a name of the model"
         options = (name, name.removeprefix(f"{model.base_model_prefix}."), tied.get(id(parameter), ""))
         known = [each for each in options if each in shapes]
-        whole = getattr(parameter, "ds_shape", parameter.shape)  # DeepSpeed's partitioned parameters are empty
-        if not known or list(shapes[known[0]]) != list(whole):
+        if not known or list(shapes[known[0]]) != list(whole_shape(parameter)):
             return None
         found[name] = tied.setdefault(id(parameter), known[0])
     return found

@@ -166,13 +166,14 @@ def make_learner(
     """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states, or with
     the whole teacher when it learns too."""
     import_less()
+    from minidist.learners.deepspeed import student_partitioning
     from minidist.learners.forward import Student
     from minidist.learners.group import OneProcess, ProcessGroup
     from minidist.learners.learner import BACKENDS, LocalLearner
     from minidist.learners.teacher import FrozenTeacher, ResidentTeacher
     from minidist.losses.objectives import make_objective
     from minidist.losses.ratios import Corrected
-    from minidist.models.device import repeatable
+    from minidist.models.device import pick_device, repeatable
     from minidist.models.heads import load_teacher_head
     from minidist.models.hub import build_student
     from minidist.models.lora import inject
@@ -180,7 +181,8 @@ def make_learner(
     repeatable(context.deterministic)
     device, distributed = "cuda" if context.on_gpu else "cpu", BACKENDS[config.backend].distributed
     ranks = ProcessGroup(group or RankGroup(), device) if distributed else OneProcess()
-    model = build_student(student, context.renderer.tokenizer, context.seed, context.on_gpu)
+    parts = student_partitioning(config, student.dtype, pick_device(context.on_gpu))
+    model = build_student(student, context.renderer.tokenizer, context.seed, context.on_gpu, partitioning=parts)
     adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=context.seed)
     resident: ResidentTeacher = FrozenTeacher()
     if isinstance(teacher, PromptedTeacherConfig):

@@ -1,7 +1,7 @@
 """Checkpoints: written whole or not at all, verified by checksum before they are read, the newest few kept.
 
 checkpoints/step_000050/ holds the model as transformers and vLLM load it, `training/` (trained weights in the optimizer's
-precision and its moments, whole tensors by parameter name, so that any number of ranks can resume from them),
+precision and its moments: each rank's elements, by parameter name, so that any number of ranks can resume from them),
 `state.json` (steps, data source, evaluations, length of metrics.jsonl) and `sums.json`. Random numbers need no state: every
 one is a function of (run.seed, step, row, sample).
 """
@@ -9,6 +9,7 @@ one is a function of (run.seed, step, row, sample).
 import asyncio
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired
@@ -64,11 +65,11 @@ class Checkpoints:
 
     async def _write(self, path: Path, partial: Path, learner: Saves, state: dict[str, Any]) -> None:
         partial.mkdir(parents=True)
-        await learner.save(partial)
+        sums = await learner.save(partial)
         check_seen(partial)
-        await learner.save_state(partial)
+        sums |= await learner.save_state(partial)
         (partial / "state.json").write_text(json.dumps(state) + "\n")
-        await asyncio.to_thread(_seal, partial)
+        await asyncio.to_thread(_seal, partial, sums)
         if path.exists():  # renamed, since deleting takes time, in which a crash would leave no checkpoint of this step
             path.rename(partial.with_suffix(".old"))
         rename(partial, path)
@@ -113,10 +114,17 @@ def check_seen(path: Path) -> None:
         )
 
 
-def _seal(path: Path) -> None:
-    """Write the sums of all files, and force every file to the disk."""
+def _seal(path: Path, known: Mapping[str, str]) -> None:
+    """Write the sums of all files, those `known` as they are, and force every file to the disk. Raises RunDirectoryError where
+    a file that a rank has written is not here."""
     # A tokenizer with several chat templates keeps them in a subdirectory.
-    sums = {str(file.relative_to(path)): sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
+    if missing := sorted(set(known) - set(files)):
+        raise RunDirectoryError(
+            f"a rank has written {missing[0]} of {path.parent}, but the file is not on this machine; set run.directory to a "
+            "file system that all machines of the run share"
+        )
+    sums = {name: known.get(name) or sha256(file) for name, file in files.items()}
     (path / _SUMS).write_text(json.dumps(sums, indent=2) + "\n")
     for file in path.rglob("*"):
         sync(file)

@@ -1,7 +1,7 @@
 """A teacher in transformers: all payloads, from the same forward pass."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from minidist.config.teacher import LocalTeacherConfig
 from minidist.data.batching import MicroBatch, collate, pack
 from minidist.data.rendering import Renderer
 from minidist.learners.group import OneProcess, ProcessGroup
+from minidist.learners.partition import partitioning
 from minidist.losses.chunked import columns_of, ids_of
 from minidist.models.arrays import to_array
-from minidist.models.device import leave_device, to_device
+from minidist.models.device import leave_device, pick_device, to_device
 from minidist.models.forward import hidden_states, padded_layout
 from minidist.models.heads import check_head, head_of
 from minidist.models.hub import load_model
@@ -25,6 +26,9 @@ from minidist.rollout.vllm.sessions import TurnTaker
 from minidist.run.timeline import part
 from minidist.teachers.contexts import extended
 from minidist.types import Array, Payload, Prompt, RankGroup, Rollout, Row, Sampling, TeacherScores
+
+CHECK: Literal["check"] = "check"
+"""Asks a scorer to check its model."""
 
 
 class HFTeacher(TurnTaker):
@@ -50,21 +54,22 @@ class HFTeacher(TurnTaker):
         self._config = config
         self._renderer = renderer
         self._vocabulary = vocabulary
-        model = load_model(config, "teacher.model", on_gpu).requires_grad_(False)
+        self._worker = Worker("teacher")
+        device = pick_device(on_gpu).type
+        shards = None if group is None or group.size == 1 else ProcessGroup(group, device)
+        self._group = shards or OneProcess()
+        parts = None if shards is None else partitioning(_settings(config.dtype, device))
+        model = load_model(config, "teacher.model", on_gpu, parts).requires_grad_(False)
         for module in model.modules():
             # vLLM runs some families with transformers' own classes, whose calls it replaces by others that read this field.
             module.do_not_compile = True  # type: ignore[assignment]
         self._core = None if make_core is None else make_core()
-        check_head(model)
         self._architecture = type(model).__name__
-        self._padded = padded_layout("auto", model)
-        self._group = OneProcess()
+        self._scorer: Any = Scorer(model, vocabulary, hidden=config.payload == "hidden")
+        if shards is not None:
+            self._scorer = self._worker.run_now(_sharded, self._scorer, _settings(config.dtype, device))
+        self._padded = bool(self._worker.run_now(self._scorer, CHECK))
         self._device = model.device
-        self._scorer: Any = Scorer(model, vocabulary, hidden=config.payload == "hidden", padded=self._padded)
-        self._worker = Worker("teacher")
-        if group is not None and group.size > 1:
-            self._group = ProcessGroup(group, model.device.type)
-            self._scorer = self._worker.run_now(_partition, self._scorer, config.dtype, model.device.type)
 
     async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
         """Scores of the rollouts' tokens, in order."""
@@ -100,12 +105,13 @@ class HFTeacher(TurnTaker):
         rows = collate("score", [rollout.for_teacher for rollout in rollouts], None, objective="").rows
         scores: dict[int, TeacherScores] = {}
         micros = pack(rows, budget=self._config.batch_tokens, padded=self._padded)
+        count = self._group.largest([len(micros)])[0]  # asked before the first pass, which waits for the others' parameters
         for micro in micros:
             lengths = [len(rows[index].labels) for index in micro.rows]
             with part("forward"):
                 output = self._scorer(micro)
             scores |= zip(micro.rows, self._payloads(output, micro, lengths), strict=True)
-        for _ in range(self._group.largest([len(micros)])[0] - len(micros)):
+        for _ in range(count - len(micros)):
             self._scorer(pack([_IDLE], budget=1, padded=self._padded)[0])  # the other ranks need this rank's parameters
         return [scores[index] for index in range(len(rows))]
 
@@ -133,38 +139,52 @@ class Scorer(nn.Module):
     """The teacher's model as one module, which ZeRO-3 can partition.
 
     A micro-batch gives hidden states [N, D] or log-probabilities [N, V] at its N loss tokens; the arguments of the model itself
-    give the model's output.
+    give the model's output. CHECK comes first: it finds out, once the parameters are where they stay, whether rows are padded.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int | None, *, hidden: bool, padded: bool) -> None:
+    def __init__(self, model: PreTrainedModel, vocabulary: int | None, *, hidden: bool) -> None:
         super().__init__()
         self.model = model
         self._vocabulary = vocabulary
         self._hidden = hidden
-        self._padded = padded
+        self._padded = True
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
-    def forward(self, micro: MicroBatch | None = None, **inputs: Any) -> Any:
+    def forward(self, micro: MicroBatch | Literal["check"] | None = None, **inputs: Any) -> Any:
         if micro is None:
             return self.model(**inputs)
+        if micro == CHECK:
+            return self._check()
         hidden = hidden_states(self.model, micro, padded=self._padded)
         return hidden if self._hidden else torch.log_softmax(head_of(self.model, self._vocabulary)(hidden), -1)
+
+    @torch.no_grad()
+    def _check(self) -> Tensor:
+        """Whether rows are padded; a tensor, since DeepSpeed looks for some in what a module returns. Raises ModelError for a
+        model whose logits are not those of its output head."""
+        check_head(self.model)
+        self._padded = padded_layout("auto", self.model)
+        return torch.tensor(self._padded)
 
 
 _IDLE = Row(np.zeros(1, dtype=np.int32), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
 
-def _partition(scorer: Scorer, dtype: str, device: str) -> Any:
-    """The scorer under ZeRO-3 without an optimizer: each rank keeps a part of every tensor and fetches the rest when needed."""
-    import deepspeed
-
-    settings = {
+def _settings(dtype: str, device: str) -> dict[str, Any]:
+    """DeepSpeed's configuration: ZeRO-3 without an optimizer. Each rank keeps a part of every tensor and fetches the rest when
+    it is needed."""
+    return {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": 3, "overlap_comm": device == "cuda"},
         "bf16": {"enabled": dtype == "bfloat16"},
         "steps_per_print": 1 << 60,
     }
+
+
+def _sharded(scorer: Scorer, settings: dict[str, Any]) -> Any:
+    import deepspeed
+
     return deepspeed.initialize(model=scorer, config=settings, dist_init_required=False)[0]

@@ -11,7 +11,7 @@ import torch
 from minidist.concurrency import Worker
 from minidist.evaluation.layers import compare_layers
 from minidist.learners.group import Group
-from minidist.learners.state import StateReader, save_state
+from minidist.learners.state import StateReader, save_state, whole_pieces
 from minidist.losses.imitation import label_loss
 from minidist.models.internals import internals, joined
 from minidist.run.files import writing
@@ -54,13 +54,14 @@ class LessonLearner:
         """Student and teacher compared layer by layer on the same rows, as each reads them; see `evaluation.layers`."""
         return await self._worker.run(self._layers, student, teacher)
 
-    async def save(self, path: Path) -> None:
+    async def save(self, path: Path) -> dict[str, str]:
         """Write the student as transformers loads it and, where it learns, the teacher into the directory `teacher`."""
         await self._worker.run(self._save, path)
+        return {}
 
-    async def save_state(self, path: Path) -> None:
+    async def save_state(self, path: Path) -> dict[str, str]:
         """Write all trained weights and the optimizers' states into a checkpoint, as safetensors."""
-        await self._worker.run(self._save_state, path)
+        return await self._worker.run(self._save_state, path)
 
     async def resume(self, path: Path) -> None:
         """Go on from a checkpoint of `save_state`, written by any number of ranks."""
@@ -110,10 +111,12 @@ class LessonLearner:
             if teacher is not None and teacher.learns:
                 teacher.save(path / "teacher")
 
-    def _save_state(self, path: Path) -> None:
+    def _save_state(self, path: Path) -> dict[str, str]:
+        if self._group.rank > 0:
+            return {}
         state = chain.from_iterable(model.read_state() for model in self._lesson.models.values())
         with writing(path):
-            save_state(path, self._steps, state, write=self._group.rank == 0)
+            return save_state(path, self._steps, whole_pieces(state))
 
     def _resume(self, path: Path) -> None:
         reader = StateReader(path)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from minidist.config.models import StudentConfig
 from minidist.learners.ranks import LearnerRanks
+from minidist.learners.state import StateReader
 from minidist.types import Batch, Stream
 from tests.integration.conftest import Stack, settings
 from tests.integration.test_equalities import on_policy_batch, written
@@ -19,8 +19,9 @@ def masters(stack: Stack, learner: LearnerRanks, path: Path) -> dict[str, np.nda
     """The float32 weights that the optimizer steps."""
     path.mkdir()
     stack.run(learner.save_state(path))
-    tensors = {name: array for file in path.glob("**/*.safetensors") for name, array in load_file(file).items()}
-    return {name: array for name, array in tensors.items() if array.dtype == np.float32 and array.ndim >= 1}
+    reader = StateReader(path)
+    parameters = {key.rpartition("|")[0] for key in reader.keys}
+    return {f"{name}|{kind}": each.numpy() for name in parameters for kind, each in reader.tensors(name).items()}
 
 
 @pytest.mark.parametrize("stage", [2, 3])

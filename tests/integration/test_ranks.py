@@ -7,15 +7,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from minidist.concurrency import together
 from minidist.config.models import LoraConfig, ModelConfig, StudentConfig
 from minidist.data.batching import collate
 from minidist.errors import DivergedError
 from minidist.learners.learner import LocalLearner
+from minidist.learners.state import StateReader
 from minidist.models.hub import load_model
 from minidist.roles.transfer import ChannelTransfer, ObjectStoreTransfer
 from minidist.rollout.pool import Engines
+from minidist.run.files import sha256
 from minidist.types import Batch, Rollout, Sampling, TeacherScores, Weights
 from tests.integration.conftest import SHAPE, Stack, save_model, settings
 from tests.integration.test_equalities import EXACT, GREEDY, SAMPLING, on_policy_batch, plain_learner, texts, written
@@ -109,7 +112,7 @@ def watch_gathers() -> None:
 
     from minidist.learners import deepspeed
 
-    plain: Any = deepspeed._settings
+    plain: Any = deepspeed.engine_settings
     whole: Any = Coordinator._PartitionedParameterCoordinator__all_gather_params_  # type: ignore[attr-defined]
     forget: Any = Coordinator._invalidate_trace
 
@@ -127,11 +130,11 @@ def watch_gathers() -> None:
         Counted.forgotten += 1
         forget(self)
 
-    deepspeed._settings = settings_that_keep_none
+    deepspeed.engine_settings = settings_that_keep_none
     Coordinator._PartitionedParameterCoordinator__all_gather_params_ = gather  # type: ignore[attr-defined]
     Coordinator._invalidate_trace = invalidate
     Counted.undo = lambda: (
-        setattr(deepspeed, "_settings", plain),
+        setattr(deepspeed, "engine_settings", plain),
         setattr(Coordinator, "_PartitionedParameterCoordinator__all_gather_params_", whole),
         setattr(Coordinator, "_invalidate_trace", forget),
     )
@@ -268,7 +271,8 @@ ADAM = {"type": "adamw", "lr": 1e-2, "eps": 1e-3, "grad_clip": 0.5, "weight_deca
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_training_goes_on_with_another_number_of_ranks(stack: Stack, batch: Batch, tmp_path: Path, stage: int) -> None:
-    """Two steps with two ranks, one more with one, one more with two again; against four steps with one."""
+    """Two steps with two ranks, one more with one, one more with two again; against four steps with one. Each goes on with the
+    same bits."""
     config = adam(zero_stage=stage)
     undisturbed = adam_learner(stack)
     for _ in range(4):
@@ -276,18 +280,31 @@ def test_training_goes_on_with_another_number_of_ranks(stack: Stack, batch: Batc
     two = stack.ranks(config)
     for _ in range(2):
         stack.run(two.update(batch))
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    stack.run(two.save_state(tmp_path / "a"))
+    sums = stack.run(two.save_state(tmp_path / "a"))
+    assert {name: sha256(tmp_path / "a" / name) for name in sums} == sums
+    assert len(sums) == (2 if stage else 1)
     one = adam_learner(stack)
     asyncio.run(one.resume(tmp_path / "a"))
+    asyncio.run(one.save_state(tmp_path / "one"))
+    assert_same_state(tmp_path / "one", tmp_path / "a")
     asyncio.run(one.update(batch))
     asyncio.run(one.save_state(tmp_path / "b"))
     two = stack.ranks(config)
     stack.run(two.resume(tmp_path / "b"))
+    stack.run(two.save_state(tmp_path / "two"))
+    assert_same_state(tmp_path / "two", tmp_path / "b")
     update = stack.run(two.update(batch))
     assert update.version == 4
     assert_same(weights_of(two, stack), weights_of(undisturbed), atol=2e-5)
+
+
+def assert_same_state(found: Path, wanted: Path) -> None:
+    """Two checkpoints, of whatever numbers of ranks, hold the same bits."""
+    left, right = StateReader(found), StateReader(wanted)
+    assert left.keys == right.keys and left.steps == right.steps and len(left.keys) > 20
+    for parameter in {key.rpartition("|")[0] for key in left.keys}:
+        pairs = left.tensors(parameter), right.tensors(parameter)
+        assert all(torch.equal(tensor, pairs[1][kind]) for kind, tensor in pairs[0].items()), parameter
 
 
 def adam(**changes: Any) -> Any:

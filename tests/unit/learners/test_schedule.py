@@ -41,6 +41,6 @@ def test_decay_is_for_matrices_alone(kind: str) -> None:
 def test_adamw_is_one_kernel_on_a_gpu(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
     monkeypatch.setattr("torch.optim.AdamW", lambda groups, **options: made.append(options["fused"]))
-    parameter: Any = SimpleNamespace(requires_grad=True, ndim=2, is_cuda=on_gpu)
+    parameter: Any = SimpleNamespace(requires_grad=True, ndim=2, shape=(2, 2), is_cuda=on_gpu)
     make_optimizer(OptimizerConfig(), [("weight", parameter)])
     assert made == [True if on_gpu else None]

@@ -1,18 +1,16 @@
 """What DeepSpeed is asked for, on a GPU and on a CPU."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from minidist.config.learner import LearnerConfig
-from minidist.learners.deepspeed import _settings
+from minidist.learners.deepspeed import engine_settings
 
 
 def asked(device: str, **fields: Any) -> dict[str, Any]:
-    model = SimpleNamespace(device=torch.device(device), dtype=torch.bfloat16)
-    return _settings(LearnerConfig(**fields), model)["zero_optimization"]
+    return engine_settings(LearnerConfig(**fields), torch.bfloat16, torch.device(device))["zero_optimization"]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

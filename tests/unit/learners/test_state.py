@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import minidist.learners.state as state_module
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.models import LoraConfig
 from minidist.data.batching import collate
 from minidist.errors import RunDirectoryError
 from minidist.learners.learner import LocalLearner
 from minidist.learners.schedule import write_parameter
-from minidist.learners.state import StateReader, save_state
+from minidist.learners.state import Piece, StateReader, save_state, whole_pieces
 from minidist.losses.objectives import Supervised
 from minidist.models.lora import inject
+from minidist.run.files import sha256
 from minidist.types import Batch
 from tests.support.learners import local_learner
 from tests.support.tiny import random_rollouts, tiny_model
@@ -114,24 +115,12 @@ def test_a_learner_that_had_learned_something_else_forgets_it(make: Make, tmp_pa
     assert_same_bits(held(other), held(straight))
 
 
-def test_state_in_many_files(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "_FILE_BYTES", 20_000)
-    straight = make(OPTIMIZERS["adamw"])
-    update(straight, 0, 1)
-    asyncio.run(straight.save_state(tmp_path))
-    assert len(list(tmp_path.glob("training/*.safetensors"))) > 3
-    second = make(OPTIMIZERS["adamw"], seed=5)
-    asyncio.run(second.resume(tmp_path))
-    assert update(second, 2) == update(straight, 2)
-    assert_same_bits(held(second), held(straight))
-
-
 def test_adapters_alone_are_saved(make: Make, tmp_path: Path) -> None:
     learner = make(OPTIMIZERS["adamw"], lora=True)
     update(learner, 0)
     asyncio.run(learner.save_state(tmp_path))
     trained = [name for name, parameter in learner._pass.model.named_parameters() if parameter.requires_grad]
-    assert {key.rpartition("|")[0] for key in StateReader(tmp_path)._files} - {""} == set(trained)
+    assert {key.rpartition("|")[0] for key in StateReader(tmp_path).keys} == set(trained)
     assert trained and all("lora" in name for name in trained)
     with pytest.raises(RunDirectoryError, match=r"no training state of .*embed_tokens.*; set run.overwrite=true"):
         asyncio.run(make(OPTIMIZERS["adamw"]).resume(tmp_path))
@@ -146,33 +135,70 @@ def tensors(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     return {name: torch.randn(4, 3).to(dtype) for name in ("weight", "exp_avg", "exp_avg_sq")}
 
 
-@pytest.mark.parametrize(("limit", "files"), [(1 << 30, 1), (145, 2), (144, 4), (1, 4)])
-def test_state_in_files_of_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, files: int) -> None:
-    monkeypatch.setattr(state_module, "_FILE_BYTES", limit)
-    states = {"model.layers.0.weight": tensors(0), "lm_head": tensors(1), "odd|name": tensors(2), "norm": tensors(3)}
-    save_state(tmp_path, 7, states.items())
+STATES = {"model.layers.0.weight": tensors(0), "lm_head": tensors(1), "odd|name": tensors(2), "norm": tensors(3)}
+
+
+def test_state_in_one_file(tmp_path: Path) -> None:
+    sums = save_state(tmp_path, 7, whole_pieces(STATES.items()))
     assert file_names(tmp_path) == ["training"], "vLLM would take another safetensors file for a part of the model"
-    assert file_names(tmp_path / "training") == [f"{number:05d}.safetensors" for number in range(1, files + 1)]
-    reader = StateReader(tmp_path)
+    assert sums == {"training/00001.safetensors": sha256(tmp_path / "training" / "00001.safetensors")}
+    assert_holds(tmp_path, STATES)
+
+
+def assert_holds(path: Path, states: dict[str, dict[str, Tensor]]) -> None:
+    reader = StateReader(path)
     assert reader.steps == 7
     for name, parts in states.items():
         found = reader.tensors(name)
         assert found.keys() == parts.keys() and all(torch.equal(found[part], parts[part]) for part in parts)
 
 
-def test_state_keeps_precision_and_is_a_copy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("borders", [(0, 12), (0, 5, 12), (0, 4, 8, 12), (0, 12, 12), (0, 0, 12)])
+def test_ranks_write_their_elements_and_any_number_of_ranks_read_them(tmp_path: Path, borders: tuple[int, ...]) -> None:
+    sums: dict[str, str] = {}
+    for rank, (start, stop) in enumerate(pairwise(borders)):
+        sums |= save_state(tmp_path, 7, [part(name, start, stop) for name in STATES], rank=rank)
+    assert {name: sha256(tmp_path / name) for name in sums} == sums
+    assert "training/00001.safetensors" in sums and len(sums) <= len(borders) - 1
+    found, flat = StateReader(tmp_path), STATES["norm"]["weight"].flatten()
+    assert found.shapes("norm") == {"weight": torch.Size([4, 3])}
+    assert all(
+        torch.equal(found.elements("norm", "weight", start, stop), flat[start:stop])
+        for start in range(13)
+        for stop in range(start, 13)
+    )
+    assert_holds(tmp_path, {name: {"weight": each["weight"]} for name, each in STATES.items()})
+
+
+def part(name: str, start: int, stop: int) -> Piece:
+    whole = STATES[name]["weight"]
+    return Piece(name, "weight", whole.dtype, whole.shape, start, stop, lambda: whole.flatten()[start:stop])
+
+
+def test_a_missing_file_of_a_rank_is_a_sentence(tmp_path: Path) -> None:
+    save_state(tmp_path, 7, [part("norm", 0, 5)])
+    with pytest.raises(
+        RunDirectoryError, match=r"has norm up to element 5 of 12 alone: the file of a rank is missing; set run"
+    ):
+        StateReader(tmp_path).tensors("norm")
+
+
+def test_state_in_files_of_earlier_versions_is_read(tmp_path: Path) -> None:
+    """Whole tensors in as many files as they took, without metadata."""
+    (tmp_path / "training").mkdir()
+    for number, (name, kinds) in enumerate(STATES.items(), 1):
+        held = {f"{name}|{kind}": tensor for kind, tensor in kinds.items()}
+        held |= {"optimizer_steps": torch.tensor([7])} if number == 1 else {}
+        save_file(held, tmp_path / "training" / f"{number:05d}.safetensors")
+    assert_holds(tmp_path, STATES)
+
+
+def test_state_keeps_precision_and_layout(tmp_path: Path) -> None:
     state = tensors(0, torch.bfloat16)
-    held = {name: tensor.clone() for name, tensor in state.items()}
-
-    def disturbed() -> Iterator[tuple[str, dict[str, Tensor]]]:
-        yield "layer", state | {"weight": state["weight"].T}
-        for tensor in state.values():
-            tensor.zero_()
-
-    save_state(tmp_path, 0, disturbed())
+    save_state(tmp_path, 0, whole_pieces([("layer", state | {"weight": state["weight"].T})]))
     found = StateReader(tmp_path).tensors("layer")
-    assert found["weight"].dtype == torch.bfloat16 and torch.equal(found["weight"], held["weight"].T)
-    assert torch.equal(found["exp_avg"], held["exp_avg"])
+    assert found["weight"].dtype == torch.bfloat16 and torch.equal(found["weight"], state["weight"].T)
+    assert torch.equal(found["exp_avg"], state["exp_avg"])
 
 
 def test_a_checkpoint_without_training_state_is_refused(tmp_path: Path) -> None:
@@ -181,28 +207,14 @@ def test_a_checkpoint_without_training_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_parameter_that_was_not_trained_is_named(tmp_path: Path) -> None:
-    save_state(tmp_path, 0, [("layer.weight", tensors(0))])
+    save_state(tmp_path, 0, whole_pieces([("layer.weight", tensors(0))]))
     for name in ("layer", "weight", "layer.weight2"):
         with pytest.raises(RunDirectoryError, match=f"has no training state of {name}: it is of another model; set run"):
             StateReader(tmp_path).tensors(name)
 
 
-def test_a_rank_that_does_not_write_reads_the_whole_state(tmp_path: Path) -> None:
-    """Each rank may hold a part of every tensor, so all of them must read all tensors."""
-    read: list[str] = []
-
-    def state() -> Iterator[tuple[str, dict[str, Tensor]]]:
-        for name in ("first", "second"):
-            read.append(name)
-            yield name, tensors(0)
-
-    save_state(tmp_path, 0, state(), write=False)
-    assert read == ["first", "second"]
-    assert not (tmp_path / "training").exists()
-
-
 def test_a_cut_file_of_training_state_is_a_sentence(tmp_path: Path) -> None:
-    save_state(tmp_path, 3, [("a", {"weight": torch.ones(400)})])
+    save_state(tmp_path, 3, [Piece.whole("a", "weight", torch.ones(400))])
     file = next((tmp_path / "training").iterdir())
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(

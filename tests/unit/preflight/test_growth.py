@@ -17,10 +17,12 @@ def run_of(path: Path, steps: int, **sections: Any) -> DistillConfig:
 class Files:
     """A learner whose checkpoint is one file."""
 
-    async def save(self, path: Path) -> None:
-        (path / "model").write_text("weights")
+    async def save(self, path: Path) -> dict[str, str]:
+        (path / "model.safetensors").write_text("weights")
+        return {}
 
-    async def save_state(self, path: Path) -> None: ...
+    async def save_state(self, path: Path) -> dict[str, str]:
+        return {}
 
 
 def finished(config: DistillConfig) -> None:

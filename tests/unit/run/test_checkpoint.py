@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from minidist.errors import DiskFullError, RunDirectoryError
-from minidist.learners.state import StateReader, save_state
+from minidist.learners.state import Piece, StateReader, save_state
 from minidist.run.checkpoint import Checkpoint, Checkpoints
+from minidist.run.files import sha256
 
 
 @pytest.fixture(autouse=True)
@@ -35,15 +36,17 @@ class FileLearner:
     def __init__(self, fails_in: str = "", number: int = 0) -> None:
         self.step, self.fails_in, self.number = 0, fails_in, number
 
-    async def save(self, path: Path) -> None:
+    async def save(self, path: Path) -> dict[str, str]:
         (path / "model.safetensors").write_bytes(bytes(range(200)) + bytes([self.step % 256]))
         (path / "additional_chat_templates").mkdir()
         (path / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
         self._fail("save")
+        return {}
 
-    async def save_state(self, path: Path) -> None:
-        save_state(path, self.step, [("layer", {"weight": torch.full((3,), float(self.step))})])
+    async def save_state(self, path: Path) -> dict[str, str]:
+        sums = save_state(path, self.step, [Piece.whole("layer", "weight", torch.full((3,), float(self.step)))])
         self._fail("save_state")
+        return sums
 
     def _fail(self, verb: str) -> None:
         if self.fails_in == verb:
@@ -96,6 +99,33 @@ def test_a_crash_leaves_the_older_checkpoint_the_newest(tmp_path: Path, monkeypa
     assert names(tmp_path) == [".step_000002", "step_000001"]
     write(tmp_path, 3, kept=1)  # and the next one clears away what was left half written, whatever its step
     assert names(tmp_path) == ["step_000003"]
+
+
+def test_files_that_were_summed_while_they_were_written_are_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def record(file: Path) -> str:
+        read.append(file.name)
+        return sha256(file)
+
+    monkeypatch.setattr("minidist.run.checkpoint.sha256", record)
+    write(tmp_path, 1)
+    assert "00001.safetensors" not in read and "state.json" in read
+    sums = json.loads((tmp_path / "step_000001" / "sums.json").read_text())
+    assert sums["training/00001.safetensors"] == sha256(tmp_path / "step_000001" / "training" / "00001.safetensors")
+
+
+def test_a_file_that_a_rank_wrote_on_another_machine_is_a_sentence(tmp_path: Path) -> None:
+    class Elsewhere(FileLearner):
+        async def save(self, path: Path) -> dict[str, str]:
+            return await super().save(path) | {"model-00002-of-00002.safetensors": "0"}
+
+    with pytest.raises(
+        RunDirectoryError, match=r"has written model-00002-of-00002.safetensors .*; set run.directory to a file"
+    ):
+        asyncio.run(Checkpoints(tmp_path, 1).write(1, Elsewhere(), {}))  # type: ignore[arg-type]
 
 
 FILES = ["model.safetensors", "training/00001.safetensors", "state.json", "sums.json", "additional_chat_templates/tool.jinja"]
@@ -224,8 +254,8 @@ def test_links_and_files_in_place_of_checkpoints_are_skipped_and_removed(tmp_pat
 def test_weights_that_a_learner_has_written_elsewhere_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A learner on another node that shares no file system."""
 
-    async def save(self: FileLearner, path: Path) -> None:
-        pass
+    async def save(self: FileLearner, path: Path) -> dict[str, str]:
+        return {}
 
     monkeypatch.setattr(FileLearner, "save", save)
     with pytest.raises(RunDirectoryError, match=r"are not there on this machine; set run\.directory to .* all nodes share"):

@@ -205,10 +205,12 @@ def test_a_killed_process_unlocks_the_directory(tmp_path: Path) -> None:
 class Files:
     """A learner whose checkpoint is one file."""
 
-    async def save(self, path: Path) -> None:
-        (path / "model").write_text("weights")
+    async def save(self, path: Path) -> dict[str, str]:
+        (path / "model.safetensors").write_text("weights")
+        return {}
 
-    async def save_state(self, path: Path) -> None: ...
+    async def save_state(self, path: Path) -> dict[str, str]:
+        return {}
 
 
 def stopped_after(path: Path, step: int, metrics: str, later: str = "", config: Any = None) -> RunDirectory:

@@ -1,6 +1,7 @@
 """A transformers teacher: every payload is that of the model run on each row alone, in the rollouts' order."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from minidist.data.batching import collate
+from minidist.learners.group import OneProcess
 from minidist.models.arrays import to_tensor
 from minidist.models.heads import head_of
 from minidist.rollout.hf import sample
@@ -105,3 +107,24 @@ def test_padded_ids_are_never_sampled(saved: tuple[Path, PreTrainedModel]) -> No
         return await teacher.extend(prompts, Sampling(samples=8, max_new_tokens=8))
 
     assert max(int(rollout.tokens.max()) for rollout in asyncio.run(write())) < VOCABULARY
+
+
+def test_ranks_agree_on_the_number_of_passes_before_the_first(saved: tuple[Path, PreTrainedModel]) -> None:
+    """A pass waits for the parts of all ranks, so a rank that has none to make must know by then that the others have."""
+    calls: list[str] = []
+
+    class OtherRankHasTwoMore(OneProcess):
+        def largest(self, values: Sequence[int]) -> list[int]:
+            calls.append("largest")
+            return [value + 2 for value in values]
+
+    async def ask() -> list[TeacherScores]:
+        teacher = HFTeacher(teacher_config(model=str(saved[0]), batch_tokens=20), tiny_renderer(), vocabulary=VOCABULARY)
+        teacher._group = OtherRankHasTwoMore()
+        teacher._scorer.register_forward_hook(lambda *_: calls.append("pass"))
+        found = await teacher.score(ROLLOUTS[:1])
+        await teacher.close()
+        return found
+
+    assert len(asyncio.run(ask())) == 1
+    assert calls == ["largest", "pass", "pass", "pass"]
