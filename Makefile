@@ -42,6 +42,7 @@ check: $(READY_DEV)
 
 gpu:
 	$(PYTHON) -m pytest tests/gpu -m gpu
+	$(PYTHON) -m tests.benchmarks.device
 
 gpu2:
 	$(PYTHON) -m pytest tests/gpu -m gpu2

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from minidist.cluster.joined import SharedDirectory
 from minidist.cluster.machine import actor_cpus, cores, thread_environment
 from minidist.cluster.remote import Host, Remote
-from minidist.config.cluster import ClusterConfig, Role
+from minidist.config.cluster import ClusterConfig, Role, homes
 from minidist.errors import ConfigError
 from minidist.run.tracking import log
 
@@ -34,8 +35,10 @@ class Actors:
         self._at_once = at_once or {}
         self.bundles = config.bundles(roles)
         """The role of each actor."""
-        self.homes = config.homes(self.bundles)
-        self._group: Any = None
+        self.homes = homes(config, self.bundles)
+        self._groups: list[Any] = []
+        self._places: dict[int, tuple[Any, int]] = {}
+        """The placement group of each home, and the bundle in it where the home's actors are."""
         self._shared: SharedDirectory | None = None
         self._seated: dict[int, Remote] = {}
         """The actors that there are, by their index among `bundles`."""
@@ -64,16 +67,36 @@ class Actors:
         self._reserve()
 
     def _reserve(self) -> None:
+        """Set aside a bundle for each home, all in one placement group but for those of models that may span nodes: vLLM takes
+        every bundle of the group of its actor, and wants one of each device."""
         bundles: list[dict[str, float]] = [{"CPU": 0, "GPU": 0} for _ in range(len(set(self.homes)))]
+        spans: dict[int, int] = {}
         for home, role in zip(self.homes, map(self._config.role, self.bundles), strict=True):
             bundles[home]["CPU"] += actor_cpus(self._config, role)
             shared = self._config.shared_devices > 0 and role.gpus is None
-            bundles[home]["GPU"] = 1 if shared else self._config.gpus_of(role)
+            bundles[home]["GPU"] = 1 if shared or role.spans_nodes else self._config.gpus_of(role)
+            if role.spans_nodes:
+                spans[home] = role.devices
         bundles = [{name: amount for name, amount in bundle.items() if amount} for bundle in bundles]
-        if not bundles:
-            return
-        self._group = placement_group(bundles, strategy=self._config.placement.upper())
-        if not self._group.wait(self._config.start_timeout_s):
+        together = [home for home in range(len(bundles)) if home not in spans]
+        reserved = list(bundles)
+        for home, devices in spans.items():  # first: they want whole nodes
+            others: list[dict[str, float]] = [{"GPU": 1}] * (devices - 1)
+            reserved += others
+            self._group([home], [bundles[home], *others], "pack")
+        self._group(together, [bundles[home] for home in together], self._config.placement)
+        self._await(reserved)
+
+    def _group(self, homes: list[int], bundles: list[dict[str, float]], strategy: str) -> None:
+        """Ask Ray for a placement group whose first bundles are those of `homes`."""
+        if bundles:
+            self._groups.append(placement_group(bundles, strategy=strategy.upper()))
+            self._places |= {home: (self._groups[-1], index) for index, home in enumerate(homes)}
+
+    def _await(self, bundles: list[dict[str, float]]) -> None:
+        """Wait until Ray has set aside all groups, which have these bundles."""
+        until = time.monotonic() + self._config.start_timeout_s
+        if not all(group.wait(max(1.0, until - time.monotonic())) for group in self._groups):
             wanted = ", ".join(f"{sum(bundle.get(name, 0) for bundle in bundles):g} {name}" for name in ("CPU", "GPU"))
             found = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in ("CPU", "GPU"))
             raise ConfigError(
@@ -85,12 +108,12 @@ class Actors:
         """An empty actor in the next free bundle of its role."""
         bundle = next(i for i, name in enumerate(self.bundles) if name == role and i not in self._seated)
         config = self._config.role(role)
+        group, index = self._places[self.homes[bundle]]
         options = {
             "num_cpus": actor_cpus(self._config, config),
-            "num_gpus": self._config.gpus_of(config),
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                self._group, placement_group_bundle_index=self.homes[bundle]
-            ),
+            # The devices of a model that spans nodes are for the processes that vLLM starts on them.
+            "num_gpus": 0 if config.spans_nodes else self._config.gpus_of(config),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         }
         actor = ray.remote(Host).options(**options).remote(self._environment(role), self._shared)
         number = sum(name == role for name in self.bundles[:bundle])
@@ -123,8 +146,8 @@ class Actors:
             return
         for seated in self._seated.values():
             ray.kill(seated.actor)
-        if self._group is not None:
-            remove_placement_group(self._group)
+        for group in self._groups:
+            remove_placement_group(group)
         ray.shutdown()
 
     def keep_logs(self, folder: Path) -> None:

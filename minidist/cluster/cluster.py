@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 from minidist.cluster.local import Local
 from minidist.cluster.machine import cores
+from minidist.cluster.residency import Residency, ResidentRole
 from minidist.cluster.scratch import Scratch
 from minidist.cluster.starts import Starts
 from minidist.concurrency import SharedThread, together
@@ -41,6 +42,7 @@ class Cluster:
 
             self.actors = Actors(config, roles, at_once)
         self._local: list[Local] = []
+        self._residency = Residency() if config.takes_turns_on_devices else None
         self._loading = asyncio.Lock()
         self._turns = SharedThread() if config.roles == "local" and not at_once else None
         """The thread of roles in this process, where none works beside another."""
@@ -83,13 +85,14 @@ class Cluster:
         """The object that `make(**arguments)` builds, in an actor or in this process. Its verbs are awaited either way."""
         with self._starts.of(role):
             if self.actors is None:
-                made = Local(role)
+                local = Local(role)
+                made = self._resident(local, role)
                 async with self._loading:  # one after another: loading a model changes torch for every thread
                     with nullcontext() if self._turns is None else self._turns.for_workers():
                         await made.start(make, **arguments)
-                self._local.append(made)
+                self._local.append(local)
                 return cast(T, made)
-            remote = self.actors.seat(role)
+            remote = self._resident(self.actors.seat(role), role)
             self._scratch.guard()
             async with self._starting:
                 await remote.start(make, **arguments)
@@ -100,7 +103,7 @@ class Cluster:
         if count == 1 or self.actors is None:
             return [await self.host(role, make, **arguments)]
         with self._starts.of(role):
-            seated = [self.actors.seat(role) for _ in range(count)]
+            seated = [self._resident(self.actors.seat(role), role) for _ in range(count)]
             self._scratch.guard()
             async with self._starting:
                 await _start_ranks(seated, await self.actors.meeting(seated), make, arguments)
@@ -128,8 +131,14 @@ class Cluster:
         roles = self._local if self.actors is None else self.actors.seated
         return next((each for each in roles if each.name.split(" ")[0] == role), None)
 
+    def _resident(self, role: Any, kind: Role) -> Any:
+        """The role, which holds the shared devices only while it computes, where that is asked for."""
+        return role if self._residency is None else ResidentRole(role, kind, self._residency)
+
     async def dismiss(self, role: Any) -> None:
         """End one role before the others."""
+        if isinstance(role, ResidentRole):
+            role = role.leave()
         if self.actors is not None:
             self.actors.dismiss(role)
         if any(role is each for each in self._local):

@@ -5,6 +5,7 @@ from functools import wraps
 from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
+from minidist.cluster.residency import Sleeper
 from minidist.concurrency import briefly
 from minidist.run.timeline import Calls, SpanLog
 
@@ -16,6 +17,7 @@ class Local:
         self.name = name
         self._log = SpanLog()
         self._role: Any = None
+        self._sleeper = Sleeper()
 
     async def start(self, make: Callable[..., Any], **arguments: Any) -> None:
         with self._log.call("start"):
@@ -24,6 +26,12 @@ class Local:
     async def ask(self, question: Callable[..., Any], **arguments: Any) -> Any:
         """The answer of a function that runs beside the role."""
         return await briefly(question, **arguments)
+
+    async def sleep(self) -> None:
+        await self._sleeper.turn(self._role, "sleep")
+
+    async def wake(self) -> None:
+        await self._sleeper.turn(self._role, "wake")
 
     def calls(self) -> Calls:
         """When the role worked, since this was last asked."""
@@ -35,6 +43,7 @@ class Local:
 
             @wraps(found)
             async def each(*arguments: Any, **options: Any) -> Any:
+                self._sleeper.check(verb)
                 with self._log.call(verb):
                     async for result in found(*arguments, **options):
                         yield result
@@ -45,6 +54,7 @@ class Local:
 
         @wraps(found)
         async def call(*arguments: Any, **options: Any) -> Any:
+            self._sleeper.check(verb)
             with self._log.call(verb):
                 return await found(*arguments, **options)
 

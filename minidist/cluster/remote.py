@@ -15,6 +15,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from minidist.cluster.joined import SharedDirectory, name_interfaces
 from minidist.cluster.kept import keep
+from minidist.cluster.residency import Sleeper
 from minidist.concurrency import briefly
 from minidist.errors import MinidistError, RoleError
 from minidist.run.garbage import no_collection
@@ -103,6 +104,7 @@ class Host:
     def __init__(self, environment: Mapping[str, str] | None = None, shared: SharedDirectory | None = None) -> None:
         os.environ.update(environment or {})
         self._shared = shared
+        self._sleeper = Sleeper()
         tempfile.tempdir = None  # Ray has looked for it already
         self._role: Any = None
         self._log = SpanLog()
@@ -131,6 +133,7 @@ class Host:
 
     async def stream(self, number: str, *arguments: Any) -> AsyncGenerator[Any, None]:
         """What the role's `stream` yields."""
+        self._sleeper.check("stream")
         with self._numbered(number), self._log.call("stream"):
             async with aclosing(self._role.stream(*arguments)) as items:
                 async for item in items:
@@ -174,10 +177,14 @@ class Host:
             return None
         if verb == "ask":
             return await briefly(arguments[0], **options)
+        if verb in ("sleep", "wake"):
+            return await self._sleeper.turn(self._role, verb)
+        self._sleeper.check(verb)
         return await getattr(self._role, verb)(*arguments, **options)
 
     async def _clear(self) -> None:
         """Close the last role and free its memory before the next role is made."""
+        self._sleeper = Sleeper()
         if self._role is not None:
             await self._role.close()
             self._role = None

@@ -29,8 +29,13 @@ class RoleConfig(Section):
 
     @property
     def devices(self) -> int:
-        """Whole devices that one actor needs, if it has GPUs."""
-        return getattr(self, "tensor_parallel", 1)
+        """Whole devices that one actor needs, if it has GPUs; processes of its model, on a CPU."""
+        return math.prod(getattr(self, field, 1) for field in ("tensor_parallel", "pipeline_parallel"))
+
+    @property
+    def spans_nodes(self) -> bool:
+        """Whether the devices of one actor may be on several nodes."""
+        return getattr(self, "across_nodes", False)
 
     @property
     def group(self) -> int:
@@ -38,22 +43,32 @@ class RoleConfig(Section):
         return math.prod(getattr(self, field, 1) for field in ("shards", "ranks"))
 
 
-class RolloutRoleConfig(RoleConfig):
+class EngineRoleConfig(RoleConfig):
+    """Resources of actors whose models vLLM splits over tensor_parallel x pipeline_parallel devices."""
+
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Devices (processes, on a CPU) over which vLLM splits every layer of a model. They talk in every layer: keep them on one
+    node."""
+    pipeline_parallel: int = Field(default=1, ge=1)
+    """Groups of tensor_parallel devices (processes, on a CPU) over which vLLM deals the layers of a model. Only neighbours
+    talk, so this is how a model is divided that one node cannot hold."""
+    across_nodes: bool = False
+    """Whether the devices of one model may be on several nodes of the cluster at cluster.address: Ray places each by itself,
+    and vLLM starts a process of its own on it. False: one node holds them all."""
+
+
+class RolloutRoleConfig(EngineRoleConfig):
     """Rollout engines."""
 
     actors: int = Field(default=1, ge=1)
     """Engines that write in parallel; prompt i of a step always goes to engine i modulo their number."""
-    tensor_parallel: int = Field(default=1, ge=1)
-    """Devices (processes, on a CPU) over which vLLM splits each engine's model."""
 
 
-class TeacherRoleConfig(RoleConfig):
-    """Frozen teachers."""
+class TeacherRoleConfig(EngineRoleConfig):
+    """Frozen teachers. tensor_parallel and pipeline_parallel divide those of backend vllm, shards those of backend hf."""
 
     actors: int = Field(default=1, ge=1)
     """Teachers that score in parallel."""
-    tensor_parallel: int = Field(default=1, ge=1)
-    """teacher.backend vllm: devices (processes, on a CPU) over which vLLM splits each teacher."""
     shards: int = Field(default=1, ge=1)
     """teacher.backend hf: processes, each on its own device, over which ZeRO-3 partitions the parameters of each teacher."""
 
@@ -77,6 +92,10 @@ class ClusterConfig(Section):
     else an equal fraction of one: actors are then dealt to the devices in turn, engines first, then teachers, then learners."""
     gpu_gib: float | None = Field(default=None, gt=0)
     """Memory of one GPU, GiB, to plan a run for GPUs that this machine does not have. None: memory of this machine's GPUs."""
+    residency: bool = False
+    """Where roles share GPUs: hold them in turn. One kind of role (engines, teachers, learner) has its weights on the devices
+    at a time, and may fill them; the others keep theirs in host memory. Each change moves weights both ways, once a phase of a
+    step. false: all hold their memory side by side. Without GPUs roles change all the same, and no memory moves."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of an actor while it works. None: cores / actors of the role, since actors of one role work at the same time
     and roles take turns; divided by the roles that work at the same time where loop makes them overlap."""
@@ -110,6 +129,8 @@ class ClusterConfig(Section):
                 f"{alone} cluster.roles local has one; set cluster.roles=ray, or leave cluster.weight_transfer out"
             )
         for name, role in self._by_name.items():
+            if role.spans_nodes:
+                self._check_spans(name, role)
             if role.gpus is None:
                 continue
             if role.gpus > 1 and role.gpus != int(role.gpus):
@@ -120,6 +141,21 @@ class ClusterConfig(Section):
                 text = f"cluster.{name}.gpus is {role.gpus}, and its {role.group} processes may not share a device"
                 raise ValueError(f"{text}; set cluster.{name}.gpus=1, or leave it out")
         return self
+
+    def _check_spans(self, name: Role, role: RoleConfig) -> None:
+        """Raises ValueError where no nodes could hold the devices of one model."""
+        span = f"cluster.{name}.across_nodes lets the devices of one model be on several nodes"
+        if self.address is None:
+            raise ValueError(
+                f"{span}, and cluster.address is null, which is this machine; set cluster.address, or leave it out"
+            )
+        if not self.gpus or role.gpus == 0:
+            raise ValueError(f"{span}, and the role has no GPUs: on CPUs vLLM keeps them on one node; leave it out")
+        if self.residency:
+            raise ValueError(f"{span}, which are no other role's in turn; set cluster.residency=false")
+        if role.devices == 1:
+            cure = f"set cluster.{name}.pipeline_parallel or tensor_parallel above 1, or leave it out"
+            raise ValueError(f"{span}, and each model of cluster.{name} has one device; {cure}")
 
     def host(self, roles: Sequence[Role]) -> None:
         """Share the GPUs among these roles, those of the run. Raises ValueError where there are too few for them."""
@@ -180,23 +216,14 @@ class ClusterConfig(Section):
         return bool(self.gpus) and sum(each.processes * each.devices for each in self._dealt) > self.gpus - self._claimed
 
     @property
+    def takes_turns_on_devices(self) -> bool:
+        """Whether roles hold their devices in turn."""
+        return self.residency and (self.shares_devices or not self.gpus)
+
+    @property
     def shared_devices(self) -> int:
         """Whole devices that actors share. 0: none do, or those that do share what is left of one."""
         return math.floor(self.gpus - self._claimed) if self.shares_devices else 0
-
-    def homes(self, bundles: Sequence[Role]) -> list[int]:
-        """The bundle of each actor: its own, or, where actors share devices, one for each device, to which they are dealt in
-        turn. Processes of one model or gradient follow one another, so that no two of them meet on a device."""
-        homes: list[int] = []
-        dealt, shared = 0, self.shared_devices
-        for name in bundles:
-            if shared and self.role(name).gpus is None:
-                homes.append(dealt % shared)
-                dealt += 1
-            else:
-                homes.append(shared + len(homes) - dealt)
-        used = sorted(set(homes))
-        return [used.index(home) for home in homes]
 
     def bundles(self, roles: Sequence[Role]) -> list[Role]:
         """The role of each actor."""
@@ -205,16 +232,16 @@ class ClusterConfig(Section):
     @property
     def direct(self) -> WeightTransfer | None:
         """The backend that the GPUs of engines and learner allow: nccl where all have devices of their own, ipc where every
-        engine shares the device of a learner's rank, None elsewhere."""
+        engine shares the device of a learner's rank, None elsewhere, and where they hold their devices in turn."""
         roles = (self.rollout, self.learner)
-        if not all(self.gpus_of(role) for role in roles):
+        if self.takes_turns_on_devices or not all(self.gpus_of(role) for role in roles):
             return None
         if all(self.gpus_of(role) >= 1 for role in roles):
             return "nccl"
         if not self.shared_devices or any(role.gpus is not None for role in roles):
             return None  # Ray seats them, and where is not known before
         bundles = self.bundles(self._hosted)
-        places = list(zip(bundles, self.homes(bundles), strict=True))
+        places = list(zip(bundles, homes(self, bundles), strict=True))
         devices = {name: {home for each, home in places if each == name} for name in ("rollout", "learner")}
         return "ipc" if devices["rollout"] <= devices["learner"] else None
 
@@ -227,3 +254,18 @@ class ClusterConfig(Section):
     def _claimed(self) -> float:
         """GPUs of the roles with `gpus` of their own."""
         return sum(self.role(name).processes * (self.role(name).gpus or 0.0) for name in self._hosted)
+
+
+def homes(config: ClusterConfig, bundles: Sequence[Role]) -> list[int]:
+    """The bundle of each actor: its own, or, where actors share devices, one for each device, to which they are dealt in turn.
+    Processes of one model or gradient follow one another, so that no two of them meet on a device."""
+    found: list[int] = []
+    dealt, shared = 0, config.shared_devices
+    for name in bundles:
+        if shared and config.role(name).gpus is None:
+            found.append(dealt % shared)
+            dealt += 1
+        else:
+            found.append(shared + len(found) - dealt)
+    used = sorted(set(found))
+    return [used.index(home) for home in found]

@@ -16,7 +16,7 @@ from minidist.config.sentence import sentence
 
 _WHOLE = ("method", "objective", "prefix", "streams")
 _STUDENT = ("model", "dtype", "tokenizer", "trust_remote_code")
-_ENGINE = ("engine", "kv_cache_gib", "gpu_memory_utilization", "max_sequences")
+_ENGINE = ("engine", "kv_cache_gib", "gpu_memory_utilization", "max_sequences", "batch_tokens")
 # Settings of the engines, the teacher and the rendering of text, which all cells share.
 _SHARED = [*(f"student.{key}" for key in _STUDENT), "teacher"]
 _SHARED += [f"data.{key}" for key in DistillDataConfig.model_fields if key != "prompts"]
@@ -72,8 +72,8 @@ class CompareConfig(Section):
                 raise ValueError(
                     f"cells.{name}: student.init cuts a model; cut it once with minidist sft, and set student.model"
                 )
-            if not config.teacher.live or config.teacher.payload != "hidden":
-                exact = f"cells.{name}: the students are evaluated by exact divergences"
+            if not (config.teacher.live and config.teacher.writes and config.teacher.payload == "hidden"):
+                exact = f"cells.{name}: the students are evaluated by exact divergences, on answers of the teacher too"
                 raise ValueError(f"{exact}; set base.teacher.backend=hf and base.teacher.payload=hidden")
             for key in _SHARED:
                 value, shared = (reduce(getitem, key.split("."), tree) for tree in (trees[name], trees[first]))

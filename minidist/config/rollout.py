@@ -1,10 +1,10 @@
 """`rollout`: how the student writes its answers."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from minidist.config.base import Section
+from minidist.config.base import FREE, Section
 from minidist.config.models import DType
 
 
@@ -38,8 +38,11 @@ class RolloutConfig(Section):
     """Key-value cache of vLLM on a CPU, GiB."""
     gpu_memory_utilization: float = Field(default=0.4, gt=0, le=1)
     """Share of a GPU's memory that vLLM may use."""
-    max_sequences: int = Field(default=256, ge=1)
-    """Most sequences decoded at one time."""
+    max_sequences: Annotated[int | None, FREE] = Field(default=None, ge=1)
+    """Most sequences decoded at one time. None: 512 on a GPU, 256 on a CPU."""
+    batch_tokens: Annotated[int | None, FREE] = Field(default=None, ge=1)
+    """Tokens of one forward pass of vLLM, of all sequences together; bounds its memory. On a GPU longer prompts are read in
+    parts; on a CPU a pass holds the longest sequence whatever this is. None: 8192 on a GPU, 4096 on a CPU."""
 
     @property
     def truncated(self) -> bool:

@@ -88,10 +88,12 @@ class TeacherConfig(ModelConfig):
     """Payloads that the backend can give."""
     live: ClassVar[bool] = True
     """Whether the teacher runs beside the training: it scores any text, and writes. False: it knows given text only."""
+    writes: ClassVar[bool] = True
+    """Whether a live teacher writes text, beside the scores that it gives."""
     takes_turns: ClassVar[bool] = False
     """Whether the teacher can sample single tokens of a text that the student continues, as rollout.teacher_mix needs."""
     splits_by: ClassVar[Literal["shards", "tensor_parallel"] | None] = None
-    """The field of cluster.teacher that splits one teacher over several devices."""
+    """The field of cluster.teacher that splits one teacher over several devices; tensor_parallel: pipeline_parallel, too."""
     in_vllm: ClassVar[bool] = False
     """Whether vLLM runs the scorer in this program's actors: its attention kernels and splits limit the model."""
     learns: ClassVar[bool] = False
@@ -106,9 +108,9 @@ class TeacherConfig(ModelConfig):
     model: str
     """A directory, or a name on the Hugging Face hub. Every backend reads the tokenizer and the shape from here."""
     backend: str
-    """Engine of the teacher. hf: transformers, every payload. vllm: vLLM, payloads sampled and top_k. server: a vLLM or SGLang
-    server over HTTP, payload sampled, and top_k up to the server's limit. vllm and server include padded ids in the softmax.
-    cache: no engine; scores of given text are read from the directory that minidist score wrote."""
+    """Engine of the teacher. hf: transformers, every payload. vllm: vLLM, every payload; with payload hidden it does not write.
+    server: a vLLM or SGLang server over HTTP, payload sampled, and top_k up to the server's limit. The softmax of vllm and
+    server includes padded ids. cache: no engine; scores of given text are read from the directory that minidist score wrote."""
     payload: Payload = Payload.HIDDEN
     """What the teacher returns for each token: `sampled` (the token's log-probability), `top_k` (also the K likeliest classes;
     the other classes are the tail), `hidden` (the hidden state, from which the learner forms the full vocabulary exactly)."""
@@ -121,7 +123,7 @@ class TeacherConfig(ModelConfig):
     @model_validator(mode="after")
     def _gives_payload(self) -> "TeacherConfig":
         if self.payload not in self.payloads:
-            given = f"{' or '.join(self.payloads)} (a frozen teacher of backend=hf gives all three)"
+            given = f"{' or '.join(self.payloads)} (a frozen teacher of backend=hf or vllm gives all three)"
             raise ValueError(f"teacher.{_kind(self)} does not give payload {self.payload}; set teacher.payload to {given}")
         return self
 
@@ -154,13 +156,26 @@ class HFTeacherConfig(LocalTeacherConfig):
 
 
 class VLLMTeacherConfig(LocalTeacherConfig):
-    """A frozen teacher in vLLM, in actors of its own."""
+    """A frozen teacher in vLLM, in actors of its own. Hidden states come from an engine without an output head, which does not
+    write: mixed sampling, answers of the teacher and evaluations on them need another payload, or backend hf."""
 
-    payloads: ClassVar = (Payload.SAMPLED, Payload.TOP_K)
+    payloads: ClassVar = tuple(Payload)
     splits_by: ClassVar = "tensor_parallel"
     in_vllm: ClassVar[bool] = True
-    cuts_padding: ClassVar[bool] = False
     backend: Literal["vllm"] = "vllm"
+
+    @property
+    def writes(self) -> bool:
+        return self.payload != Payload.HIDDEN
+
+    @property
+    def takes_turns(self) -> bool:
+        return self.writes
+
+    @property
+    def cuts_padding(self) -> bool:
+        """The learner cuts the rows of the head that it applies to hidden states; vLLM's own softmax runs over all of them."""
+        return self.payload == Payload.HIDDEN
 
 
 class ServerTeacherConfig(TeacherConfig):

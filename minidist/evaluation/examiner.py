@@ -40,16 +40,25 @@ class Examiner:
             `no_repeat_ngram_size`, figures of the text are of such answers; divergences are of other answers, drawn without it.
         seeds: sampling seeds; figures are means over them.
         tolerance_nats: engine and learner must agree this closely on the log-probabilities of the student's samples.
+        writes: whether the teacher writes; without its samples, forward divergences and exposure bias are left out.
     """
 
     def __init__(
-        self, held_out: HeldOut, teacher: Teacher, sampling: Sampling, *, seeds: Sequence[int], tolerance_nats: float
+        self,
+        held_out: HeldOut,
+        teacher: Teacher,
+        sampling: Sampling,
+        *,
+        seeds: Sequence[int],
+        tolerance_nats: float,
+        writes: bool = True,
     ) -> None:
         self._held_out = held_out
         self._teacher = teacher
         self._sampling = sampling
         self._seeds = seeds
         self._tolerance = tolerance_nats
+        self._writes = writes
         self._teacher_samples: dict[Sampling, list[Rollout]] = {}
 
     async def examine(self, engine: RolloutEngine, learner: Learner) -> Figures:
@@ -77,7 +86,7 @@ class Examiner:
             measures = await learner.measure(collate("student", rollouts), *sampling.processed)
         check_engine(measures, rollouts, self._tolerance)  # both must hold the same weights
         figures = divergence.reverse(measures)
-        if figures:  # without full distributions the teacher's samples would measure nothing
+        if figures and self._writes:  # without full distributions the teacher's samples would measure nothing
             of_teacher = await learner.measure(await self._scored("teacher", await self._sampled_by_teacher(plain)))
             figures |= divergence.forward(of_teacher) | divergence.exposure_bias(measures, of_teacher, sampling.max_new_tokens)
         if sampling != plain:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -10,6 +11,7 @@ from minidist.config.learner import LearnerConfig
 from minidist.learners.forward import ForwardPass
 from minidist.learners.group import Group
 from minidist.learners.schedule import make_optimizer, optimizer_step, read_parameter, write_parameter
+from minidist.models.device import leave_device, to_device
 
 
 class PlainTorch:
@@ -29,6 +31,7 @@ class PlainTorch:
         self._group = group
         self._grad_clip = config.optimizer.grad_clip
         self.optimizer = make_optimizer(config.optimizer, student.model.named_parameters())
+        self._device = student.model.device
         self._module: Any = student
         """What is called for a forward pass."""
 
@@ -47,6 +50,20 @@ class PlainTorch:
     def discard(self) -> None:
         """Clear the gradient of a step that is not taken."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def sleep(self) -> None:
+        """Move weights and optimizer to host memory, and give the device's to other processes, until `wake`."""
+        self._move_optimizer(torch.device("cpu"))
+        leave_device(self._model)
+
+    def wake(self) -> None:
+        to_device(self._device, self._model)
+        self._move_optimizer(self._device)
+
+    def _move_optimizer(self, device: torch.device) -> None:
+        for state in self.optimizer.state.values():
+            # Counts of steps stay where the optimizer's kernel wants them.
+            state.update({name: value.to(device) for name, value in state.items() if isinstance(value, Tensor) and value.dim()})
 
     def tensors(self, wanted: Callable[[str], bool] = lambda name: True, *, on_cpu: bool = True) -> dict[str, Tensor]:
         """The tensors of the model by name, all or those `wanted`, complete on the first rank at least. `on_cpu`: those that

@@ -60,6 +60,19 @@ class DeepSpeed(PlainTorch):
                 gradients.update(dict.fromkeys(gradients))
             self._zero.micro_step_id = -1
 
+    def sleep(self) -> None:
+        if self._stage == 0:
+            super().sleep()
+        elif self._device.type == "cuda":
+            self._module.offload_states()
+            torch.cuda.empty_cache()
+
+    def wake(self) -> None:
+        if self._stage == 0:
+            super().wake()
+        elif self._device.type == "cuda":
+            self._module.reload_states()
+
     def tensors(self, wanted: Callable[[str], bool] = lambda name: True, *, on_cpu: bool = True) -> dict[str, Tensor]:
         tensors = super().tensors(wanted)
         if self._stage < 3:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minidist.concurrency import Worker
 from minidist.config.learner import LearnerConfig
-from minidist.data.batching import MicroBatch, collate, grouped, unlabelled
+from minidist.data.batching import MicroBatch, collate
 from minidist.data.sources import Example
 from minidist.errors import CanaryError, ScoresLostError
 from minidist.learners.backends import PlainTorch
@@ -20,7 +20,7 @@ from minidist.learners.deepspeed import DeepSpeed
 from minidist.learners.forward import ForwardPass, Student, measures_of
 from minidist.learners.group import Group, OneProcess
 from minidist.learners.guard import FiniteGuard
-from minidist.learners.micro import CollectionSteps, laid_out
+from minidist.learners.micro import CollectionSteps, micro_batches
 from minidist.learners.schedule import learning_rate
 from minidist.learners.sending import WeightSender
 from minidist.learners.state import StateReader, save_state
@@ -116,6 +116,13 @@ class LocalLearner:
     async def describe(self) -> dict[str, object]:
         return {"class": self._backend.name, "optimizer_steps": self._step, "ranks": self._group.size}
 
+    async def sleep(self) -> None:
+        """Move weights and optimizer to host memory, until `wake`. A teacher's head stays on the device."""
+        await self._worker.run(self._backend.sleep)
+
+    async def wake(self) -> None:
+        await self._worker.run(self._backend.wake)
+
     async def close(self) -> None:
         self._worker.close()
 
@@ -178,12 +185,7 @@ class LocalLearner:
         return sums
 
     def _micro_batches(self, stream: Stream) -> Iterator[MicroBatch]:
-        """The stream's micro-batches, as many as on any other rank. Ranks that share parameters or gradients must run every
-        layer equally often, so a rank with less work fills up with micro-batches that have no labels."""
-        groups = grouped(stream.rows, budget=self._config.micro_batch_tokens, padded=self._pass.padded)
-        parts = [([stream.rows[index] for index in group], group) for group in groups]
-        parts += [([unlabelled(stream.rows[0])], [0])] * (self._group.largest([len(parts)])[0] - len(parts))
-        yield from laid_out(parts, self._group)
+        return micro_batches(stream, self._group, budget=self._config.micro_batch_tokens, padded=self._pass.padded)
 
     @torch.no_grad()
     def _measure(self, stream: Stream, **options: Any) -> Measures:

@@ -4,13 +4,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from minidist.cluster.kept import fetched
-from minidist.data.batching import MicroBatch, micro_batch
+from minidist.data.batching import MicroBatch, grouped, micro_batch, unlabelled
 from minidist.errors import ScoresLostError
 from minidist.learners.group import Group
 from minidist.types import Batch, KeptScores, Row, Stream
 
 Part = tuple[Sequence[Row], Sequence[int]]
 """The rows of a micro-batch, and their indices in the stream."""
+
+
+def micro_batches(stream: Stream, group: Group, *, budget: int, padded: bool) -> Iterator[MicroBatch]:
+    """The stream's micro-batches of at most `budget` tokens, as many as on any other rank of the group.
+
+    Ranks that share parameters or gradients must run every layer equally often, so a rank with less work fills up with
+    micro-batches that have no labels.
+    """
+    groups = grouped(stream.rows, budget=budget, padded=padded)
+    parts: list[Part] = [([stream.rows[index] for index in members], members) for members in groups]
+    parts += [([unlabelled(stream.rows[0])], [0])] * (group.largest([len(parts)])[0] - len(parts))
+    yield from laid_out(parts, group)
 
 
 def laid_out(parts: Sequence[Part], group: Group) -> Iterator[MicroBatch]:

@@ -3,11 +3,26 @@
 import os
 
 import torch
+from torch import nn
 
 
 def pick_device(on_gpu: bool) -> torch.device:
     """The device of a role: its GPU when the run has any, else the CPU."""
     return torch.device("cuda", 0) if on_gpu and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else torch.device("cpu")
+
+
+def leave_device(*modules: nn.Module) -> None:
+    """Move the modules to host memory, and give the device's memory back to other processes."""
+    for module in modules:
+        module.to("cpu")
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def to_device(device: torch.device, *modules: nn.Module) -> None:
+    """Move the modules to a device."""
+    for module in modules:
+        module.to(device)
 
 
 def repeatable(deterministic: bool) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 
 from minidist.cluster.machine import cores, cpu_share
 from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, ScoreTableConfig, TeachConfig
-from minidist.config.cluster import ClusterConfig
+from minidist.config.cluster import ClusterConfig, EngineRoleConfig
 from minidist.config.data import SourceConfig
 from minidist.config.teacher import SoftPromptConfig, TeacherConfig
 from minidist.data.contexts import context_templates
@@ -106,7 +107,7 @@ def check_distillation(config: DistillConfig, models: PairFacts) -> None:
     rollout_gpus, teacher_gpus = map(config.cluster.gpus_of, (config.cluster.rollout, config.cluster.teacher))
     if config.rollout.engine == "vllm":
         check_engine(models.student, rollout_gpus, "rollout.engine=hf")
-    check_split(models.student, config.cluster.rollout.tensor_parallel, "cluster.rollout.tensor_parallel")
+    check_split(models.student, config.cluster.rollout, "cluster.rollout")
     tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     check_context(models.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
     for name, stream in config.streams.items():
@@ -120,9 +121,19 @@ def check_distillation(config: DistillConfig, models: PairFacts) -> None:
 def check_teacher_engine(config: DistillConfig | EvaluateConfig | ScoreConfig | ScoreTableConfig, teacher: ModelFacts) -> None:
     """The engine of the teacher can compute its scores."""
     check_teacher(config, teacher)
+    if not config.teacher.writes:
+        check_plain(teacher)
     if config.teacher.in_vllm:
         check_engine(teacher, config.cluster.gpus_of(config.cluster.teacher), "teacher.backend=hf")
-        check_split(teacher, config.cluster.teacher.tensor_parallel, "cluster.teacher.tensor_parallel")
+        check_split(teacher, config.cluster.teacher, "cluster.teacher")
+
+
+def check_plain(model: ModelFacts) -> None:
+    """No layers follow the model's own: vLLM applies those of sentence-transformers to the hidden states that it gives."""
+    path = model.config.name_or_path
+    if path and (Path(path) / "modules.json").is_file():
+        layers = f"{path}/modules.json lists layers of sentence-transformers, which vLLM would apply to the hidden states"
+        raise ModelError(f"{model.where}: {layers}; remove the file, or set teacher.backend=hf")
 
 
 def check_engine(model: ModelFacts, gpus: float, cure: str) -> None:
@@ -158,12 +169,16 @@ def _vllm_build() -> str | None:
     return None
 
 
-def check_split(model: ModelFacts, parts: int, key: str) -> None:
-    """Tensor parallelism gives every device whole attention heads."""
+def check_split(model: ModelFacts, role: EngineRoleConfig, key: str) -> None:
+    """Tensor parallelism gives every device whole attention heads, and pipeline parallelism whole layers."""
+    parts, stages, layers = role.tensor_parallel, role.pipeline_parallel, model.shape.layers
+    if stages > layers:
+        found = f"{key}.pipeline_parallel is {stages}, and {model.where} has {layers} layers to deal to them"
+        raise ConfigError(f"{found}; set it to {layers} or less")
     heads, kv_heads = model.shape.heads, model.shape.kv_heads
     if heads % parts or (kv_heads % parts and parts % kv_heads):
         found = f"{model.where} has {heads} attention heads ({kv_heads} for keys and values), which cannot be divided evenly"
-        raise ConfigError(f"{key} is {parts}, and {found}; set it to a number that divides them")
+        raise ConfigError(f"{key}.tensor_parallel is {parts}, and {found}; set it to a number that divides them")
 
 
 def check_context(context: int, tokens: int, name: str) -> None:

@@ -73,9 +73,7 @@ def _trained(config: SftConfig | DistillConfig, student: "Shape", longest: int, 
 def _rollout_need(config: DistillConfig, student: "Shape", teacher: "Shape", tokens: tuple[int, int], gpu: int | None) -> Need:
     """`tokens`: of the longest sequence of the student, and of the teacher."""
     longest, of_teacher = tokens
-    split = config.cluster.rollout.tensor_parallel
-    devices = config.cluster.rollout.actors * split
-    engine = ServedModel("rollout", student, config.rollout.dtype or config.student.dtype, devices, split)
+    engine = _engine(config, student)
     if config.rollout.engine == "vllm":
         return memory.engine_need(engine, config.rollout, longest=longest, gpu=gpu)
     if not config.teacher_mix:
@@ -84,9 +82,17 @@ def _rollout_need(config: DistillConfig, student: "Shape", teacher: "Shape", tok
         return memory.hf_need(engine, tokens=ROWS * longest, logits=False)
     from minidist.rollout.mixed.lockstep import ROWS as PAIRS
 
-    copy = ServedModel("rollout", teacher, config.teacher.dtype, devices, split)
+    copy = replace(engine, shape=teacher, dtype=config.teacher.dtype)
     both = (engine, longest), (copy, of_teacher)
     return memory.in_one_process(*(memory.hf_need(model, tokens=PAIRS * each, logits=False) for model, each in both))
+
+
+def _engine(config: DistillConfig, student: "Shape") -> ServedModel:
+    """The student in the rollout engines."""
+    role, dtype = config.cluster.rollout, config.rollout.dtype or config.student.dtype
+    return ServedModel(
+        "rollout", student, dtype, role.actors * role.devices, split=role.tensor_parallel, stages=role.pipeline_parallel
+    )
 
 
 def _teacher_needs(config: DistillConfig, shape: "Shape", longest: int, gpu: int | None) -> list[Need]:
@@ -95,9 +101,10 @@ def _teacher_needs(config: DistillConfig, shape: "Shape", longest: int, gpu: int
     if not (config.asks_actors and isinstance(teacher, LocalTeacherConfig)):
         return []
     split = role.shards * role.tensor_parallel
-    model = ServedModel("teacher", shape, teacher.dtype, role.actors * split, split)
+    devices = role.actors * split * role.pipeline_parallel
+    model = ServedModel("teacher", shape, teacher.dtype, devices, split, role.pipeline_parallel)
     if teacher.in_vllm:
-        return [memory.engine_need(model, teacher, longest=longest, gpu=gpu, scores=True)]
+        return [memory.engine_need(model, teacher, longest=longest, gpu=gpu, gives="scores" if teacher.writes else "hidden")]
     tokens = max(teacher.batch_tokens, longest)
     scorer = memory.hf_need(model, tokens=tokens, logits=teacher.payload != "hidden")
     engine = memory.engine_need(model, teacher, longest=longest, gpu=gpu)
@@ -127,8 +134,7 @@ def _traffic(
     """Room in the engines' caches, and the bytes that a step moves between the roles."""
     lines = []
     if config.rollout.engine == "vllm" and config.asks_engines:
-        dtype = config.rollout.dtype or config.student.dtype
-        each = memory.kv_bytes_per_token(student, dtype, config.cluster.rollout.tensor_parallel)
+        each = _engine(config, student).kv_bytes_per_token
         room = next(need.parts["cache"] for need in needs if need.role == "rollout") // each
         if gpu != 0:
             text = f"each engine's cache: {each / 1024:,.1f} KiB a token, room for {room:,} tokens"
@@ -171,9 +177,15 @@ def _warnings(config: SftConfig | DistillConfig | TeachConfig, needs: list[Need]
 
 
 def _shared(cluster: ClusterConfig, needs: list[Need]) -> int:
-    """Bytes on the fullest GPU where roles share GPUs; 0 where each has its own."""
-    totals = sorted((need.total for need in needs for _ in range(need.devices)), reverse=True)
-    return sum(totals[: -(-len(totals) // cluster.gpus)]) if len(totals) > cluster.gpus else 0
+    """Bytes on the fullest GPU where roles share GPUs, side by side or in turn; 0 where each has its own."""
+    if sum(need.devices for need in needs) <= cluster.gpus:
+        return 0
+    kinds = [[need] for need in needs] if cluster.residency else [needs]
+    fullest = []
+    for kind in kinds:
+        totals = sorted((need.total for need in kind for _ in range(need.devices)), reverse=True)
+        fullest.append(sum(totals[: -(-len(totals) // cluster.gpus)]))
+    return max(fullest)
 
 
 def _host_warnings(config: SftConfig | DistillConfig | TeachConfig, needs: list[Need]) -> list[str]:

@@ -259,12 +259,12 @@ def _rollout(config: Any) -> str:
         found = [(each.rollout or config.rollout, each.model) for each in config.systems.values() if each.model is not None]
         rollouts, models = map(list, zip(*found, strict=True))
     engines, dtypes = (dict.fromkeys(names) for names in ([each.engine for each in rollouts], [each.dtype for each in models]))
-    return f"{role.actors} × {' or '.join(engines)}, {' or '.join(dtypes)}{_over(role.tensor_parallel)}"
+    return f"{role.actors} × {' or '.join(engines)}, {' or '.join(dtypes)}{_over(role.devices)}"
 
 
 def _teacher(config: Any) -> str:
     teacher, role = config.teacher, config.cluster.teacher
-    over = _over(role.shards * role.tensor_parallel)
+    over = _over(role.shards * role.devices)
     return f"{role.actors} × {teacher.backend}, {teacher.payload}, {teacher.dtype}{over}"
 
 

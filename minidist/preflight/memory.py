@@ -7,8 +7,9 @@ tests/benchmarks/memory.py compares the learner's estimate with the memory that 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from minidist.config.engines import engine_limits
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.config.lessons import LessonConfig
 from minidist.config.rollout import RolloutConfig
@@ -29,8 +30,6 @@ _TABLES_WITH_TEACHER, _TABLES = 6, 4
 # Share of the activations that glibc's allocator keeps from one micro-batch to the next on a CPU: measured 0.5 to 1. With
 # MALLOC_MMAP_THRESHOLD_=1048576 the allocator keeps nothing, and the update of a small model takes a quarter longer.
 ALLOCATOR_SHARE = 0.8
-# Tokens of one forward pass of vLLM.
-_ENGINE_TOKENS = 8192
 # Libraries, allocator and, on a GPU, the CUDA context of each process.
 PROCESS_BYTES = GIB // 2
 
@@ -105,18 +104,33 @@ class TrainedModel:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A frozen model of a role: every `split` of its `devices` hold one copy together."""
+    """A frozen model of a role: every `split` x `stages` of its `devices` hold one copy together. `split`: parts of each layer;
+    `stages`: groups of devices to which the layers are dealt."""
 
     role: str
     shape: "Shape"
     dtype: str
     devices: int
     split: int
+    stages: int = 1
+
+    @property
+    def layers(self) -> int:
+        """Most layers that a device holds a part of."""
+        return -(-self.shape.layers // self.stages)
 
     @property
     def weights(self) -> int:
-        """Bytes of the weights on each device."""
-        return self.shape.parameters * BYTES[self.dtype] // self.split
+        """Bytes of the weights on the device that holds most: its layers, and the embedding or the output head."""
+        end = self.shape.vocabulary * self.shape.hidden if self.stages > 1 else 0
+        most = (self.shape.parameters - end) * self.layers // self.shape.layers + end
+        return most * BYTES[self.dtype] // self.split
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Keys and values of one token on each device: a head is never split, only repeated."""
+        heads = -(-self.shape.kv_heads // self.split)
+        return 2 * self.layers * heads * self.shape.head_size * BYTES[self.dtype]
 
 
 def learner_need(model: TrainedModel, *, teacher_head: int | None = None) -> Need:
@@ -290,13 +304,13 @@ def masks(shape: "Shape", tokens: int, size: int, *, checkpointing: bool) -> int
     return size * (tokens**2 + repeated) * (1 if checkpointing else shape.layers)
 
 
-def kv_bytes_per_token(shape: "Shape", dtype: str, split: int = 1) -> int:
-    """Keys and values of one token in all layers, on each of `split` devices: a head is never split, only repeated."""
-    return 2 * shape.layers * -(-shape.kv_heads // split) * shape.head_size * BYTES[dtype]
-
-
 def engine_need(
-    model: ServedModel, config: RolloutConfig | LocalTeacherConfig, *, longest: int, gpu: int | None, scores: bool = False
+    model: ServedModel,
+    config: RolloutConfig | LocalTeacherConfig,
+    *,
+    longest: int,
+    gpu: int | None,
+    gives: Literal["text", "scores", "hidden"] = "text",
 ) -> Need:
     """A vLLM engine. The key-value cache takes what weights and one forward pass leave of gpu_memory_utilization; on a CPU
     it is kv_cache_gib.
@@ -306,19 +320,19 @@ def engine_need(
         config: the engine's settings.
         longest: tokens of the longest sequence.
         gpu: bytes of a GPU; None on a CPU.
-        scores: whether the engine gives log-probabilities of prompts, and so logits at all of their tokens.
+        gives: scores are log-probabilities of prompts, and need logits at all of their tokens; hidden states need no logits.
     """
     shape, size = model.shape, BYTES[model.dtype]
-    tokens = _ENGINE_TOKENS if gpu is not None else max(longest, 4096)
+    limits = engine_limits(config, longest=longest, on_gpu=gpu is not None, pooling=gives == "hidden")
     width = 4 * shape.hidden + (2 * shape.intermediate + 2 * shape.heads * shape.head_size) // model.split
-    rows = min(longest, tokens) if scores else config.max_sequences
-    parts = {"weights": model.weights, "activations": tokens * width * size}
+    rows = {"text": limits.sequences, "scores": min(longest, limits.tokens), "hidden": 0}[gives]
+    parts = {"weights": model.weights, "activations": limits.tokens * width * size}
     parts |= {"logits": rows * shape.vocabulary * (size + 8), "buffers": PROCESS_BYTES}
     cache, allowance = int(config.kv_cache_gib * GIB), 1.0
     if gpu is not None:
         allowance = config.gpu_memory_utilization
         cache = max(0, int(gpu * allowance) - sum(parts.values()))
-    least_cache = longest * kv_bytes_per_token(shape, model.dtype, model.split)
+    least_cache = longest * model.kv_bytes_per_token
     return Need(model.role, model.devices, parts | {"cache": cache}, 0, allowance, least_cache)
 
 

@@ -88,9 +88,10 @@ class Roles:
             steps=config.run.steps * (config.objective.updates if isinstance(config, DistillConfig) else 1),
             deterministic=config.run.deterministic,
             on_gpu=config.cluster.gpus_of(role) > 0,
-            tensor_parallel=role.devices,
+            split=role.model_dump(include={"tensor_parallel", "pipeline_parallel", "across_nodes"}),
             transfer=config.channel if isinstance(config, DistillConfig) and name == "rollout" else None,
             ratio_max=config.ratio_max if isinstance(config, DistillConfig) else None,
+            sleeps=config.cluster.takes_turns_on_devices,
         )
 
 

@@ -1,7 +1,7 @@
 """Configuration to roles. These constructors run inside the roles' actors, and the objects they make stay there."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from minidist.config.learner import LearnerConfig
@@ -37,9 +37,10 @@ class RoleContext:
         steps: optimizer steps of the run.
         deterministic: the same bits in every run.
         on_gpu: the role computes on a GPU.
-        tensor_parallel: devices over which vLLM splits the role's model.
+        split: how vLLM splits the role's model: tensor_parallel, pipeline_parallel and across_nodes of VLLMSettings.
         transfer: gloo, nccl or ipc where the role's weights come over a channel from the learner.
         ratio_max: loop.ratio_max where an earlier student may have written the main stream; None: the current one writes it.
+        sleeps: the role holds its devices in turn with others.
     """
 
     renderer: Renderer
@@ -49,9 +50,10 @@ class RoleContext:
     steps: int = 1
     deterministic: bool = False
     on_gpu: bool = False
-    tensor_parallel: int = 1
+    split: Mapping[str, Any] = field(default_factory=dict)
     transfer: str | None = None
     ratio_max: float | None = None
+    sleeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def make_engine(
         max_tokens=context.max_tokens,
         seed=context.seed,
         on_gpu=context.on_gpu,
-        tensor_parallel=context.tensor_parallel,
+        **context.split,
+        sleeps=context.sleeps,
         transfer=context.transfer,
     )
     return VLLMEngine(settings, context.renderer, vocabulary=context.vocabulary)
@@ -122,15 +125,17 @@ def _hf_teacher(context: RoleContext, config: LocalTeacherConfig, mixing: bool, 
 
 
 def _vllm_teacher(context: RoleContext, config: VLLMTeacherConfig, mixing: bool, group: RankGroup | None) -> Teacher:
-    from minidist.teachers.vllm import VLLMTeacher
+    from minidist.teachers.vllm import VLLMHiddenTeacher, VLLMTeacher
 
-    return VLLMTeacher(
+    teacher = VLLMTeacher if config.writes else VLLMHiddenTeacher
+    return teacher(
         config,
         context.renderer,
         vocabulary=context.vocabulary,
         on_gpu=context.on_gpu,
-        tensor_parallel=context.tensor_parallel,
+        **context.split,
         max_tokens=context.max_tokens,
+        sleeps=context.sleeps,
     )
 
 

@@ -16,6 +16,7 @@ from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
 from minidist.losses.costs import running_sum
 from minidist.models.adapted import to_tensors
+from minidist.models.device import leave_device, pick_device, to_device
 from minidist.models.hub import load_model
 from minidist.models.names import load_as_in_files
 from minidist.protocols import RolloutEngine
@@ -72,6 +73,13 @@ class HFEngine(RolloutEngine):
 
     async def describe(self) -> dict[str, object]:
         return {"class": type(self._model).__name__, "version": self._version, "tokens_written": self._tokens}
+
+    async def sleep(self) -> None:
+        """Move the weights to host memory, until `wake`."""
+        await self._worker.run(leave_device, self._model)
+
+    async def wake(self) -> None:
+        await self._worker.run(to_device, pick_device(self._on_gpu), self._model)
 
     async def close(self) -> None:
         self._worker.close()

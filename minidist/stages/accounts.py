@@ -45,7 +45,8 @@ async def measure_rates(config: DistillConfig, cluster: Cluster) -> dict[str, fl
     rates: dict[str, float] = {}
     for role in roles_of(config):
         kind = _kind(config.cluster, role, dtypes[role])
-        if kind not in known and (member := cluster.first(role)) is not None:
+        spans = config.cluster.role(role).spans_nodes  # such an actor has no device itself
+        if kind not in known and not spans and (member := cluster.first(role)) is not None:
             known[kind] = await member.ask(matrix_product_rate, dtype=dtypes[role], on_gpu=bool(kind[-1]))
         if kind in known:
             rates[role] = known[kind] * config.cluster.role(role).devices

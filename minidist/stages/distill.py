@@ -212,4 +212,5 @@ def _examiner(config: DistillConfig, plan: DistillPlan, teachers: Teachers | Non
     validation, temperature = config.data.validation, config.evaluation.temperature
     sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens, temperature=temperature)
     held_out = HeldOut(plan.validation_prompts, validation is not None and validation.task is not None)
-    return Examiner(held_out, teachers, sampling, seeds=[config.run.seed], tolerance_nats=tolerance_nats)
+    options = {"tolerance_nats": tolerance_nats, "writes": config.teacher.writes}
+    return Examiner(held_out, teachers, sampling, seeds=[config.run.seed], **options)

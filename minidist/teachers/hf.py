@@ -15,6 +15,7 @@ from minidist.data.rendering import Renderer
 from minidist.learners.group import OneProcess, ProcessGroup
 from minidist.losses.chunked import columns_of, ids_of
 from minidist.models.arrays import to_array
+from minidist.models.device import leave_device, to_device
 from minidist.models.forward import hidden_states, padded_layout
 from minidist.models.heads import check_head, head_of
 from minidist.models.hub import load_model
@@ -58,6 +59,7 @@ class HFTeacher(TurnTaker):
         self._architecture = type(model).__name__
         self._padded = padded_layout("auto", model)
         self._group = OneProcess()
+        self._device = model.device
         self._scorer: Any = Scorer(model, vocabulary, hidden=config.payload == "hidden", padded=self._padded)
         self._worker = Worker("teacher")
         if group is not None and group.size > 1:
@@ -80,6 +82,13 @@ class HFTeacher(TurnTaker):
         """Class, architecture and payload: for the run's summary."""
         turns = {} if self._core is None else {"takes_turns": self._core.facts()}
         return {"class": type(self).__name__, "architecture": self._architecture, "payload": self._config.payload, **turns}
+
+    async def sleep(self) -> None:
+        """Move the weights to host memory, until `wake`."""
+        await self._worker.run(leave_device, self._scorer)
+
+    async def wake(self) -> None:
+        await self._worker.run(to_device, self._device, self._scorer)
 
     async def close(self) -> None:
         if self._core is not None:

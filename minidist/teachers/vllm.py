@@ -1,4 +1,5 @@
-"""A teacher in vLLM: log-probabilities of given tokens, alone or with the K likeliest classes."""
+"""Teachers in vLLM: one gives log-probabilities of given tokens, alone or with the K likeliest classes, and writes; the other
+gives hidden states."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,26 +8,65 @@ from typing import Any
 
 from minidist.config.teacher import LocalTeacherConfig, VLLMTeacherConfig
 from minidist.data.rendering import Renderer
+from minidist.models.arrays import to_array
 from minidist.models.heads import vocabulary_size
 from minidist.models.hub import context_length, load_config
 from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
 from minidist.rollout.vllm.sessions import TurnTaker
 from minidist.teachers.contexts import extended
 from minidist.teachers.payload import classes_asked, to_scores
-from minidist.types import Prompt, Rollout, Sampling, TeacherScores
+from minidist.types import Payload, Prompt, Rollout, Sampling, TeacherScores
 
 
-def teacher_settings(
-    config: LocalTeacherConfig, *, max_tokens: int | None = None, on_gpu: bool = False, tensor_parallel: int = 1
-) -> VLLMSettings:
-    """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context.
+def teacher_settings(config: LocalTeacherConfig, *, max_tokens: int | None = None, **place: Any) -> VLLMSettings:
+    """A teacher's vLLM engine. `max_tokens`: its longest sequence, None the model's context; `place`: other fields of
+    VLLMSettings, by name.
 
     vLLM needs room for one more token to score a sequence.
     """
     longest = max_tokens or context_length(load_config(config, "teacher.model"))
-    limits = {"max_tokens": longest + 1, "batch_tokens": max(config.batch_tokens, config.max_sequences)}
-    place = {"on_gpu": on_gpu, "tensor_parallel": tensor_parallel}
-    return VLLMSettings.of(config, "teacher.model", config, prefix_caching=False, **limits, **place)
+    return VLLMSettings.of(config, "teacher.model", config, max_tokens=longest + 1, prefix_caching=False, **place)
+
+
+class VLLMHiddenTeacher:
+    """Hidden states from vLLM's pooling runner: the exact full vocabulary of a teacher that vLLM splits over devices.
+
+    The engine holds no output head, so the teacher does not write; the learner applies the head to the states. Arguments are
+    those of `VLLMTeacher`; padded ids are cut off with the rows of the head.
+    """
+
+    def __init__(self, config: VLLMTeacherConfig, renderer: Renderer, *, vocabulary: int | None, **resources: Any) -> None:
+        longest = resources.pop("max_tokens", None) or context_length(load_config(config, "teacher.model"))
+        settings = VLLMSettings.of(config, "teacher.model", config, max_tokens=longest, pooling=True, **resources)
+        self._core = VLLMCore(settings, renderer, name="teacher", vocabulary=None)
+
+    async def score(self, rollouts: Sequence[Rollout]) -> list[TeacherScores]:
+        """Hidden states of the rollouts' tokens, in order. Cancelling the call aborts its requests."""
+        read = [rollout.for_teacher for rollout in rollouts]
+        # The state at a token predicts the next one: the last token is not read.
+        sequences = [[*rollout.prompt.tokens.tolist(), *rollout.tokens.tolist()][:-1] for rollout in read]
+        states = await self._core.hidden_states(sequences, [len(rollout.tokens) for rollout in read])
+        arrays = [to_array(each) for each in states]
+        return [TeacherScores(Payload.HIDDEN, hidden=array, hidden_dtype=dtype) for array, dtype in arrays]
+
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """Never called: `VLLMTeacherConfig.writes` is false."""
+        raise AssertionError("an engine without an output head does not write")
+
+    async def describe(self) -> dict[str, object]:
+        """Class and payload: for the run's summary."""
+        facts = self._core.facts()
+        return {**facts, "class": f"{type(self).__name__}, {facts['class']}", "payload": Payload.HIDDEN.value}
+
+    async def sleep(self) -> None:
+        """Move the weights to host memory, until `wake`."""
+        await self._core.sleep()
+
+    async def wake(self) -> None:
+        await self._core.wake()
+
+    async def close(self) -> None:
+        await self._core.close()
 
 
 class VLLMTeacher(TurnTaker):
@@ -37,8 +77,9 @@ class VLLMTeacher(TurnTaker):
 
     Args:
         vocabulary: ids from this one on are padding and are never sampled; None: no id is padding.
-        resources: of `teacher_settings`: on_gpu, whether the model runs on a GPU; tensor_parallel, devices (processes, on a
-            CPU) over which the model is split; max_tokens, longest sequence, None: the model's context.
+        resources: of `teacher_settings`: on_gpu, whether the model runs on a GPU; tensor_parallel, pipeline_parallel and
+            across_nodes, how it is split; max_tokens, longest sequence, None: the model's context; sleeps,
+            whether the model can leave its device.
     """
 
     def __init__(self, config: VLLMTeacherConfig, renderer: Renderer, *, vocabulary: int | None, **resources: Any) -> None:
@@ -65,6 +106,13 @@ class VLLMTeacher(TurnTaker):
         """Class and payload: for the run's summary."""
         facts = self._core.facts()
         return {**facts, "class": f"{type(self).__name__}, {facts['class']}", "payload": self._config.payload}
+
+    async def sleep(self) -> None:
+        """Move the weights to host memory, until `wake`."""
+        await self._core.sleep()
+
+    async def wake(self) -> None:
+        await self._core.wake()
 
     async def close(self) -> None:
         await self._core.close()

@@ -128,7 +128,7 @@ class Stack:
     def host_engine(self, model: Path, *, parts: int = 1) -> Any:
         """Another vLLM engine, in an actor of its own, its model split over `parts` devices, or processes on a CPU."""
         arguments = engine_arguments(self, model)
-        arguments["context"] = replace(self.context, tensor_parallel=parts)
+        arguments["context"] = replace(self.context, split={"tensor_parallel": parts})
         return self.run(self.cluster.host("rollout", make_engine, **arguments))
 
     def host_teacher(self, **fields: Any) -> Any:

@@ -6,7 +6,9 @@ from tests.support.family_table import cell_in_process
 
 
 @pytest.mark.parametrize(
-    ("family", "column"), [("qwen3_moe", "vLLM"), ("gemma2", "vLLM"), ("olmo2", "mixed by turns")], ids=str
+    ("family", "column"),
+    [("qwen3_moe", "vLLM"), ("gemma2", "vLLM"), ("olmo2", "mixed by turns")],
+    ids=str,
 )
 def test_a_family_in_vllm(family: str, column: str) -> None:
     assert cell_in_process(family, column) == "yes"

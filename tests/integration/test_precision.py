@@ -47,3 +47,24 @@ def test_many_equal_micro_batches_have_the_gradient_of_one(stack: Stack, stage: 
         size = float(np.linalg.norm(array))
         if size > 0:
             assert float(np.linalg.norm(many[name] - array)) < 2e-3 * size, name
+
+
+def test_its_gradient_is_that_of_a_float32_learner(stack: Stack, tmp_path: Path) -> None:
+    """On the same weights, rounded to bfloat16; what is left are products and activations of 8 bits."""
+    batch = Batch(0, ((on_policy_batch(stack, written(stack, count=25)).steps[0][0],),))
+    start, steps = tmp_path / "rounded", list[dict[str, np.ndarray]]()
+    for dtype in ("bfloat16", "float32"):
+        model = str(stack.student if dtype == "bfloat16" else start)
+        student = StudentConfig(model=model, dtype=dtype)  # type: ignore[arg-type]
+        learner = stack.ranks(settings(micro_batch_tokens=1, zero_stage=2), student=student)
+        if dtype == "bfloat16":
+            stack.run(learner.load(stack.student))
+            stack.run(learner.save(start))
+        before = masters(stack, learner, tmp_path / f"{dtype}-before")
+        update = stack.run(learner.update(batch))
+        assert update.metrics["learner/micro_batches"] >= 25
+        after = masters(stack, learner, tmp_path / f"{dtype}-after")
+        steps.append({name: before[name] - after[name] for name in before})
+    half, whole = (np.concatenate([step[name].ravel() for name in sorted(step)]) for step in steps)
+    difference = float(np.linalg.norm(half - whole) / np.linalg.norm(whole))
+    assert 1e-5 < difference < 0.02

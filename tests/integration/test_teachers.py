@@ -51,13 +51,13 @@ class Adjustable(VLLMTeacher):
             super().__init__(*arguments, **options)
 
     async def join(self, channel: Channel, first: int) -> bool:
-        return await self._core.join(channel, first)
+        return await self._core.arrival.join(channel, first)
 
     async def receive(self, backend: str, outline: Outline) -> None:
-        await self._core.receive(backend, outline, None)
+        await self._core.arrival.receive(backend, outline, None)
 
     async def finish(self, version: int) -> None:
-        await self._core.finish()
+        await self._core.arrival.finish()
 
     async def adjust(self, config: TeacherConfig, vocabulary: int | None) -> None:
         self._config, self._vocabulary = config, vocabulary

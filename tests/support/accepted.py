@@ -16,8 +16,10 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 """The objective that is trained with each payload."""
 
 
-def configuration(folder: Path, family: str, *, backend: str, engine: str, payload: str) -> Path:
-    """A distillation of two random models of a family, in one process."""
+def configuration(
+    folder: Path, family: str, *, backend: str, engine: str, payload: str, teacher: str = "hf", residency: bool = False
+) -> Path:
+    """A distillation of two random models of a family, in one process; `teacher`: its backend."""
     for seed, name in enumerate(("student", "teacher")):
         saved_family(family, folder / name, seed=seed)
     rows = [{"prompt": f"{left}{right}="} for left in range(4) for right in range(4)]
@@ -26,19 +28,19 @@ def configuration(folder: Path, family: str, *, backend: str, engine: str, paylo
         "stage": "distill",
         "run": {"directory": str(folder / "run"), "steps": 2, "seed": 0},
         "student": {"model": str(folder / "student")},
-        "teacher": {"model": str(folder / "teacher"), "payload": payload, "top_k": 4},
+        "teacher": {"model": str(folder / "teacher"), "backend": teacher, "payload": payload, "top_k": 4},
         "data": {"prompts": {"path": str(folder / "rows.jsonl")}, "max_prompt_tokens": 8},
         "objective": OBJECTIVES[payload],
         "rollout": {"engine": engine, "prompts_per_step": 8, "max_new_tokens": 8, "kv_cache_gib": 0.25},
         "learner": {"backend": backend},
         "canaries": {"uniform_margin": 0},  # random teachers, some of which are close to uniform
-        "cluster": {"roles": "local", "threads": 1},
+        "cluster": {"roles": "local", "threads": 1, "residency": residency},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(tree))
     return folder / "run.yaml"
 
 
-def refusal_or_run(folder: Path, family: str, **settings: str) -> str | None:
+def refusal_or_run(folder: Path, family: str, **settings: Any) -> str | None:
     """The sentence with which `check` refuses the distillation; None where it accepts the distillation and two steps ran."""
     config = configuration(folder, family, **settings)
     checked = run("check", config)

@@ -31,6 +31,7 @@ from minidist.roles.transfer import ObjectStoreTransfer
 from minidist.rollout.mixed.lockstep import HFPairEngine
 from minidist.rollout.mixed.turns import TurnTakingEngine
 from minidist.rollout.vllm.sessions import TurnRequest, TurnResult
+from minidist.teachers.hf import HFTeacher
 from minidist.types import Batch, Prompt, Rollout, Sampling, Weights
 from tests.support.config import make_objective, teacher_config
 from tests.support.families import CONTEXT, VOCABULARY, family_config, saved_family
@@ -147,6 +148,20 @@ def published(name: str, path: Path) -> None:
         assert asyncio.run(ObjectStoreTransfer(1e-3).publish(each, [engine])) < EXACT  # type: ignore[arg-type]
 
 
+def pooled(name: str, path: Path) -> None:
+    """Hidden states of a teacher in vLLM's pooling runner are those of transformers."""
+    saved_family(name, path)
+    config, rollouts = teacher_config(model=str(path), backend="vllm"), random_rollouts([(5, 9), (1, 40), (30, 1)])
+    check_engine(replace(_facts(name), where="teacher.model"), 0, "teacher.backend=hf")
+    reference = HFTeacher(config, tiny_renderer(), vocabulary=None)
+    expected = asyncio.run(reference.score(rollouts))  # before vLLM starts: it replaces classes of transformers
+    asyncio.run(reference.close())
+    found = asyncio.run(make_teacher(_context(), config).score(rollouts))
+    for scores, wanted in zip(found, expected, strict=True):
+        assert scores.hidden is not None and wanted.hidden is not None and scores.hidden.shape == wanted.hidden.shape
+        assert np.abs(scores.hidden - wanted.hidden).max() < EXACT * max(1.0, np.abs(wanted.hidden).max())
+
+
 def turns(name: str, path: Path) -> None:
     """Mixed sampling in vLLM: log-probabilities after many turns are those of one forward pass; the teacher also scores."""
     saved_family(name, path)
@@ -169,7 +184,7 @@ FAST: dict[str, Callable[[str, Path], None]] = {
     "LoRA": adapters,
     "files": files,
 }
-SLOW: dict[str, Callable[[str, Path], None]] = {"vLLM": published, "mixed by turns": turns}
+SLOW: dict[str, Callable[[str, Path], None]] = {"vLLM": published, "mixed by turns": turns, "states from vLLM": pooled}
 
 
 def _facts(name: str) -> ModelFacts:

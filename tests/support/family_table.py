@@ -85,7 +85,7 @@ _FOOT = """`gemma3` is the model that also reads images, of which the language m
 model alone. `falcon_h1`, `lfm2` and `qwen3_next` mix attention with state spaces, convolutions and linear attention.
 
 All of it ran on a CPU, with plain torch as the learner, transformers 5.19 and vLLM 0.32; nothing ran on a GPU. `make check`
-tries all columns but the two with vLLM, which `make soak` tries, and `make test` for a few families. A family that is not in
+tries all columns but the three with vLLM, which `make soak` tries, and `make test` for a few families. A family that is not in
 the table may work: `minidist check` compares its logits with its head's, the learner pads its rows in place of packing them,
 and each publication is proved by log-probabilities."""
 

@@ -40,12 +40,13 @@ class FakeEngine:
         return SimpleNamespace(request_id=name, sampling_params=parameters, resumable=resumable, **prompt)
 
 
-def output_of(name: str, tokens: list[int], finish: str | None = None, table: Any = None) -> Any:
+def output_of(name: str, tokens: list[int], finish: str | None = None, table: Any = None, hidden: Any = None) -> Any:
     """An output whose tokens have their negative ids as log-probabilities."""
     logprobs = SimpleNamespace(logprobs=np.array([[-float(token)] for token in tokens]))
     fields: dict[str, Any] = {
         "prefill_stats": None,
         "new_logprobs": logprobs if tokens else None,
         "new_prompt_logprobs_tensors": table,
+        "pooling_output": hidden,
     }
     return SimpleNamespace(request_id=name, new_token_ids=tokens, finish_reason=finish, **fields)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from minidist.config.conflicts.learner import learner
 from minidist.config.conflicts.objective import objective
-from minidist.config.conflicts.teacher import context, score_cache, teacher_role
+from minidist.config.conflicts.teacher import context, score_cache, teacher_role, teacher_text
 from minidist.config.conflicts.text import overlap, replay, text
 from minidist.types import MAIN
 
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
 
 def distill(c: "DistillConfig") -> Iterator[str]:
     """All conflicts of a distillation."""
-    if c.rollout.engine == "hf" and c.cluster.rollout.tensor_parallel > 1:
-        yield "cluster.rollout.tensor_parallel splits vLLM engines; set rollout.engine=vllm"
+    for field in ("tensor_parallel", "pipeline_parallel") if c.rollout.engine == "hf" else ():
+        if getattr(c.cluster.rollout, field) > 1:
+            yield f"cluster.rollout.{field} splits vLLM engines; set rollout.engine=vllm"
     yield from teacher_role(c)
     yield from learner(c)
     if not c.teacher.live:
         yield from score_cache(c)
+    if not c.teacher.writes:
+        yield from teacher_text(c)
     if c.teacher.context is not None:
         yield from context(c)
     if c.student.architecture is not None:
@@ -33,6 +36,7 @@ def distill(c: "DistillConfig") -> Iterator[str]:
     yield from replay(c)
     yield from overlap(c)
     yield from weights(c)
+    yield from residency(c)
     if c.learner.kernel == "liger" and not any(section.fused for section in c.objectives.values()):
         fused = "learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm)"
         yield f"{fused}, and objective.type is {c.objective.type}; set learner.kernel=torch"
@@ -55,6 +59,9 @@ def weights(c: "DistillConfig") -> Iterator[str]:
     key = f"cluster.weight_transfer {asked}"
     if c.rollout.engine != "vllm":
         yield f"{key} is a way of vLLM engines, and rollout.engine is {c.rollout.engine}; set rollout.engine=vllm"
+    if cluster.residency:
+        asleep = "needs learner and engines awake at once, and cluster.residency lets one of them be"
+        yield f"{key} {asleep}; leave cluster.weight_transfer out, or set cluster.residency=false"
     if asked == "gloo":
         return
     cluster.host(c.hosted)
@@ -69,3 +76,23 @@ def weights(c: "DistillConfig") -> Iterator[str]:
         yield f"{key} {needs[asked]}, and this run's GPUs are dealt otherwise; leave cluster.weight_transfer out"
     if asked == "ipc" and c.learner.partitions_weights:
         yield f"{key} opens whole tensors, and learner.zero_stage 3 partitions them; set learner.zero_stage=2, or leave it out"
+
+
+def residency(c: "DistillConfig") -> Iterator[str]:
+    """Of roles that hold their devices in turn."""
+    if not c.cluster.residency:
+        return
+    turns = "cluster.residency lets one kind of role work at a time"
+    if c.roles_at_once:
+        at_once = "loop.max_staleness and loop.stream have several work at once"
+        yield f"{turns}, and {at_once}; set loop.max_staleness=0 and loop.stream=false"
+    if c.takes_turns:
+        yield f"{turns}, and rollout.teacher_mix passes each text between engine and teacher; set rollout.engine=hf"
+    if c.cluster.teacher.shards > 1:
+        yield "cluster.residency moves whole teachers; set cluster.teacher.shards=1, or teacher.backend=vllm"
+    if c.teacher.learns:
+        yield "cluster.residency does not move a teacher that learns, which is in the learner; set cluster.residency=false"
+    if c.learner.offload_parameters:
+        yield "cluster.residency and learner.offload_parameters both move the weights; set one of them to false"
+    if c.cluster.gpus and c.cluster.roles == "local":
+        yield "cluster.residency moves the memory of processes, and cluster.roles local has one for all; set cluster.roles=ray"

@@ -16,6 +16,9 @@ def evaluate(c: "EvaluateConfig") -> Iterator[str]:
         yield "evaluate trains nothing: set teacher.placement=actor, and leave teacher.prompt out"
     if not c.teacher.live:
         yield "evaluate needs a live teacher to score new text; set teacher.backend=hf"
+    if not c.teacher.writes:
+        writes = f"teacher.backend {c.teacher.backend} does not write with teacher.payload hidden"
+        yield f"evaluate also measures on answers of the teacher, and {writes}; set teacher.backend=hf"
     if c.rollout.temperature == 0 and len(c.seeds or []) > 1:
         yield f"rollout.temperature 0 gives the same answers with every seed, and seeds are {c.seeds}; give one"
     if len(set(c.seeds or [])) < len(c.seeds or []):

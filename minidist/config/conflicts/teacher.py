@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 def teacher_role(c: "DistillConfig | ScoreConfig") -> Iterator[str]:
     """Between `teacher` and `cluster.teacher`."""
-    for field, backend in (("tensor_parallel", "vllm"), ("shards", "hf")):
-        if getattr(c.cluster.teacher, field) > 1 and c.teacher.splits_by != field:
+    for field in ("tensor_parallel", "pipeline_parallel", "shards"):
+        by, backend = ("shards", "hf") if field == "shards" else ("tensor_parallel", "vllm")
+        if getattr(c.cluster.teacher, field) > 1 and c.teacher.splits_by != by:
             yield f"cluster.teacher.{field} splits a teacher of backend {backend}, not of {c.teacher.backend}; set it to 1"
     if not c.teacher.live and c.cluster.teacher.actors > 1:
         yield f"cluster.teacher.actors is {c.cluster.teacher.actors}, and teacher.backend cache starts no actors; leave it out"
@@ -34,10 +35,19 @@ def teacher_mix(c: "DistillConfig") -> Iterator[str]:
     if not c.prefix.student_writes:
         yield "rollout.teacher_mix mixes into the student's share of the text, and prefix.student is 0; set it above 0"
     if not c.teacher.takes_turns:
-        yield "rollout.teacher_mix needs the teacher token by token; set teacher.backend=hf or vllm, or rollout.teacher_mix=0"
+        cure = "set teacher.backend=hf or vllm (with teacher.payload=top_k), or rollout.teacher_mix=0"
+        yield f"rollout.teacher_mix needs the teacher token by token; {cure}"
     if c.rollout.engine == "vllm" and c.cluster.teacher.shards > 1:
         split = "rollout.teacher_mix takes turns with a teacher in vLLM, and cluster.teacher.shards splits one in transformers"
         yield f"{split}; set teacher.backend=vllm with cluster.teacher.tensor_parallel, or rollout.teacher_mix=0"
+
+
+def teacher_text(c: "DistillConfig") -> Iterator[str]:
+    """Of text that a teacher shall write that gives scores alone."""
+    keys = [f"streams.{name}.writer teacher" for name, stream in c.streams.items() if stream.writer == "teacher"]
+    for key in [*(["prefix.teacher"] if c.prefix.teacher > 0 else []), *keys]:
+        writes = f"teacher.backend {c.teacher.backend} does not write with teacher.payload {c.teacher.payload}"
+        yield f"{key} is text that the teacher writes, and {writes}; set teacher.backend=hf, or teacher.payload=top_k"
 
 
 def score_cache(c: "DistillConfig") -> Iterator[str]:

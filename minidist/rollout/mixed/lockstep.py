@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from minidist.config.models import ModelConfig
 from minidist.data.rendering import Renderer
 from minidist.losses.costs import running_sum
+from minidist.models.device import leave_device, pick_device, to_device
 from minidist.models.hub import load_model
 from minidist.rollout.answers import Job, answered
 from minidist.rollout.hf import Decoding, HFEngine, by_length, warp
@@ -31,6 +32,12 @@ class HFPairEngine(HFEngine):
     def __init__(self, config: ModelConfig, teacher: ModelConfig, renderer: Renderer, **options: Any) -> None:
         super().__init__(config, renderer, **options)
         self._teacher = load_model(teacher, "teacher.model", self._on_gpu)
+
+    async def sleep(self) -> None:
+        await self._worker.run(leave_device, self._model, self._teacher)
+
+    async def wake(self) -> None:
+        await self._worker.run(to_device, pick_device(self._on_gpu), self._model, self._teacher)
 
     async def mix(self, prompts: Sequence[Prompt], alpha: float, sampling: Sampling) -> list[Rollout]:
         """As `generate`, from alpha * teacher + (1 - alpha) * student."""

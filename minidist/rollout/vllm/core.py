@@ -1,7 +1,7 @@
 """vLLM inside the process of its actor, to write and to score: when the actor dies, nothing of the engine remains.
 
 The engine core is stepped by hand, so that a call can be aborted between two tokens, and weights can be swapped without a
-second process. With tensor parallelism the model alone lives in worker processes, which end with this process.
+second process. The parts of a split model alone live in worker processes, which end with this process.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from minidist.concurrency import Worker
+from minidist.config.engines import engine_limits
 from minidist.config.models import DType, ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import LocalTeacherConfig
@@ -26,16 +27,18 @@ from minidist.models.imports import import_less, without
 from minidist.rollout.answers import answered, in_order
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm import processors, transfer
+from minidist.rollout.vllm.arrival import WeightArrival
 from minidist.rollout.vllm.borrowed import classes_unchanged
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
-from minidist.rollout.vllm.reload import has_head, reload
+from minidist.rollout.vllm.reload import reload
 from minidist.rollout.vllm.requests import Answer, Call, Requests
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
+from minidist.rollout.vllm.stages import make_room
 from minidist.run.flops import Work
 from minidist.run.garbage import nothing_old_collected
 from minidist.run.timeline import count as add
-from minidist.types import Array, Channel, Outline, Prompt, Rollout, Sampling, Weights
+from minidist.types import Array, Prompt, Rollout, Sampling, Weights
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -49,11 +52,15 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class VLLMSettings:
-    """The model of one engine, and the resources the engine may use. None leaves the choice to vLLM.
+    """The model of one engine, and the resources the engine may use.
 
-    max_tokens: longest sequence, prompt and answer together. tensor_parallel: devices (processes, on a CPU) over which the
-    model is split. batch_tokens: tokens of a forward pass at most. max_logprobs: classes a request may ask for at one position.
-    ngrams: requests may block repeated n-grams. transfer: gloo, nccl or ipc where weights come over a channel.
+    max_tokens: longest sequence, prompt and answer together. tensor_parallel, pipeline_parallel: devices (processes, on a CPU)
+    over which each layer is split, and groups of them over which the layers are dealt. across_nodes: the devices are those of
+    the Ray placement group that this process's actor is in, on whatever nodes. batch_tokens: tokens of a forward pass at most.
+    max_logprobs: classes a request may ask for at one position. prefix_caching: None leaves the choice to vLLM. ngrams:
+    requests may block repeated n-grams. pooling: the engine gives hidden states of given sequences and nothing else; it holds
+    no output head. sleeps: the weights can leave a GPU for a while. transfer: gloo, nccl or ipc where weights
+    come over a channel.
     """
 
     model: Path
@@ -61,27 +68,40 @@ class VLLMSettings:
     trust_remote_code: bool
     max_tokens: int
     max_sequences: int
+    batch_tokens: int
     kv_cache_gib: float
     gpu_memory_utilization: float
     seed: int = 0
     on_gpu: bool = False
     tensor_parallel: int = 1
-    batch_tokens: int | None = None
+    pipeline_parallel: int = 1
+    across_nodes: bool = False
     max_logprobs: int = 1
     prefix_caching: bool | None = None
     ngrams: bool = False
+    pooling: bool = False
+    sleeps: bool = False
     transfer: str | None = None
 
+    @property
+    def workers(self) -> int:
+        """Processes of this machine that hold parts of the model; 0 where this one holds all, or other nodes hold parts."""
+        devices = self.tensor_parallel * self.pipeline_parallel
+        return 0 if devices == 1 or self.across_nodes else devices
+
     @classmethod
-    def of(cls, config: ModelConfig, where: str, limits: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
-        """Settings from a model's section `where` and the limits of its role; `fields`: other fields, by name."""
+    def of(cls, config: ModelConfig, where: str, role: RolloutConfig | LocalTeacherConfig, **fields: Any) -> "VLLMSettings":
+        """Settings from a model's section `where` and the section of its role; `fields`: max_tokens, and others by name."""
+        place = {"longest": fields["max_tokens"], "on_gpu": fields.get("on_gpu", False)}
+        limits = engine_limits(role, **place, pooling=fields.get("pooling", False))
         shared = config.model_dump(include={"dtype", "trust_remote_code"})
-        shared |= limits.model_dump(include={"max_sequences", "kv_cache_gib", "gpu_memory_utilization"})
+        shared |= role.model_dump(include={"kv_cache_gib", "gpu_memory_utilization"})
+        shared |= {"max_sequences": limits.sequences, "batch_tokens": limits.tokens}
         return cls(model=resolve(config.model or "", where), **shared, **fields)
 
 
 class VLLMCore:
-    """A vLLM engine and its one thread: writes, and returns log-probabilities of given sequences."""
+    """A vLLM engine and its one thread: writes, and returns log-probabilities or hidden states of given sequences."""
 
     def __init__(self, settings: VLLMSettings, renderer: Renderer, *, name: str, vocabulary: int | None) -> None:
         self.tokens_written = 0
@@ -91,12 +111,10 @@ class VLLMCore:
         self._worker = Worker(name)
         self._blocks_ngrams = settings.ngrams
         self._on_gpu = settings.on_gpu
-        self._whole = True
-        """Whether the weights are of one version: not while an update is under way, nor after one that failed."""
-        self._wait_s: float | None = None
         # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
         self._engine = self._worker.run_now(_make_engine, settings, vocabulary)
-        self._shared = hide_shared_memory() if settings.tensor_parallel > 1 else []
+        self._shared = hide_shared_memory() if settings.workers else []
+        self.arrival = WeightArrival(self._engine, self._worker)
         self.sessions = Sessions(self._engine, renderer.stops)
         self._requests = Requests(self._engine)
 
@@ -145,13 +163,32 @@ class VLLMCore:
         async with aclosing(self._answers([list(sequence) for sequence in sequences], parameters)) as answers:
             async for answer in answers:
                 tables[answer.number] = _table(sequences[answer.number], answer.table)
-        for work in (Work.row(len(sequence), len(sequence)) for sequence in sequences):
-            add(computed=work.tokens, forward_tokens=work.tokens, forward_pairs=work.pairs, forward_heads=work.heads)
+        _count_read(sequences, heads=True)
         return [tables[number] for number in range(len(sequences))]
+
+    async def hidden_states(self, sequences: Sequence[Sequence[int]], counts: Sequence[int]) -> list[Any]:
+        """The hidden states of the last `count` tokens of each sequence, [count, D] tensors, after the final norm and before
+        the output head, in the precision of the model. Only an engine of `VLLMSettings.pooling` gives them.
+
+        Raises RoleError where vLLM gives another number of states than of tokens.
+        """
+        from vllm import PoolingParams
+
+        parameters = PoolingParams(task="token_embed", use_activation=False)
+        states: dict[int, Any] = {}
+        async with aclosing(self._answers([list(sequence) for sequence in sequences], parameters)) as answers:
+            async for answer in answers:
+                number, read = answer.number, len(sequences[answer.number])
+                if len(answer.hidden) != read:
+                    raise RoleError(f"vLLM gave the hidden states of {len(answer.hidden)} of a sequence's {read} tokens")
+                last = answer.hidden[read - counts[number] :]
+                states[number] = last.clone()  # a view would keep the states of the whole pass
+        _count_read(sequences, heads=False)
+        return [states[number] for number in range(len(sequences))]
 
     async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
         """See `sessions.TurnTaker`."""
-        self._check_whole()
+        self.arrival.check_whole()
         await self._worker.run(self.sessions.submit, request)
         await self._until(partial(self.sessions.enough, request.call, request.fraction))
         results = self.sessions.collect(request.call)
@@ -165,33 +202,26 @@ class VLLMCore:
         """Replace the weights in every process that holds a part of the model, and drop cached keys and values."""
         await self._worker.run(self._reload, weights)
 
-    async def join(self, channel: Channel, first: int) -> bool:
-        """Meet the learner; see `VLLMEngine.join`."""
-        self._wait_s = channel.timeout_s
-        await self._rpc("init_weight_transfer_engine", transfer.join_info(channel, first))
-        return all(await self._rpc(_has_head))
+    async def sleep(self) -> None:
+        """Move the weights from a GPU to host memory, and free its keys and values, until `wake`."""
+        if self._on_gpu:
+            await self._worker.run(self._sleep)
 
-    async def receive(self, backend: str, outline: Outline, handles: list[dict[str, Any]] | None) -> None:
-        """Take weights that come over the channel; until `finish`, the engine refuses to compute."""
-        self._whole = False
-        await self._worker.run(self._receive, transfer.update_info(backend, outline, handles))
-
-    async def finish(self) -> None:
-        """All weights have come: drop cached keys and values."""
-        await self._rpc("finish_weight_update")
-        await self._worker.run(self._drop_cached)
-        self._whole = True
-
-    async def _rpc(self, method: Any, *arguments: Any) -> list[Any]:
-        """The results of a call in every process that holds a part of the model."""
-        return await self._worker.run(self._engine.collective_rpc, method, self._wait_s, arguments)
+    async def wake(self) -> None:
+        if self._on_gpu:
+            await self._worker.run(self._engine.wake_up)
 
     def facts(self) -> dict[str, object]:
         """Engine class, architecture, processes: for the run's summary."""
         config = self._engine.vllm_config
-        split, held = config.parallel_config.tensor_parallel_size, len(self.sessions)
-        facts = {"class": f"vllm {type(self._engine).__name__}", "architecture": config.model_config.architectures[0]}
-        return facts | {"tensor_parallel": split, "sequences_held": held}
+        split = config.parallel_config
+        return {
+            "class": f"vllm {type(self._engine).__name__}",
+            "architecture": config.model_config.architectures[0],
+            "tensor_parallel": split.tensor_parallel_size,
+            "pipeline_parallel": split.pipeline_parallel_size,
+            "sequences_held": len(self.sessions),
+        }
 
     async def close(self) -> None:
         show_shared_memory(self._shared)
@@ -202,7 +232,7 @@ class VLLMCore:
         self, prompts: Sequence[list[int]], parameters: Any, seeds: Sequence[int] | None = None
     ) -> AsyncGenerator[Answer, None]:
         """Submit a request for each prompt, in order, and step the engine; answers in the order in which they finish."""
-        self._check_whole()
+        self.arrival.check_whole()
         call = Call()
         self.running += len(prompts)
         try:
@@ -231,37 +261,20 @@ class VLLMCore:
         """One pass of the model."""
         self._requests.take(self.sessions.take(self._engine.engine_core.get_output().outputs))
 
+    def _sleep(self) -> None:
+        self._engine.reset_prefix_cache()
+        self._engine.sleep(level=1)
+
     def _reload(self, weights: Weights | list[tuple[str, Any]]) -> None:
         # The caller proves the swap.
-        self._whole = False
-        self._engine.collective_rpc(reload, args=(weights,), kwargs={"on_gpu": self._on_gpu})
-        self._drop_cached()
-        self._whole = True
-
-    def _receive(self, update: dict[str, Any]) -> None:
-        self._engine.collective_rpc(_end_update, self._wait_s)
-        self._engine.collective_rpc("start_weight_update", self._wait_s)
-        self._engine.collective_rpc("update_weights", self._wait_s, (update,))
-
-    def _drop_cached(self) -> None:
-        if not self._engine.reset_prefix_cache():
-            raise RoleError("vLLM did not clear its prefix cache after new weights: requests on the old weights still run")
-
-    def _check_whole(self) -> None:
-        """Raises RoleError where the weights are of no version."""
-        if not self._whole:
-            cause = "an update under way has not ended, or one has failed"
-            raise RoleError(f"the engine holds weights of two versions ({cause}); publish all weights again")
+        with self.arrival.whole_after():
+            self._engine.collective_rpc(reload, args=(weights,), kwargs={"on_gpu": self._on_gpu})
 
 
-def _end_update(worker: Any) -> None:
-    """End an update that was given up, since another process failed; vLLM would refuse to start the next one."""
-    if worker._weight_update_active:
-        worker.finish_weight_update()
-
-
-def _has_head(worker: Any) -> bool:
-    return has_head(worker.get_model())
+def _count_read(sequences: Sequence[Sequence[int]], *, heads: bool) -> None:
+    """Account for sequences that were read once; `heads`: all their tokens passed through the output head."""
+    for work in (Work.row(len(sequence), len(sequence) if heads else 0) for sequence in sequences):
+        add(computed=work.tokens, forward_tokens=work.tokens, forward_pairs=work.pairs, forward_heads=work.heads)
 
 
 def _table(sequence: Sequence[int], tensors: Any) -> tuple[Array, Array]:
@@ -278,8 +291,8 @@ def _make_engine(settings: VLLMSettings, vocabulary: int | None) -> Any:
     if not settings.on_gpu:
         # vLLM takes 20 s to compile the sampler's few operations at the first request, without a gain on a CPU.
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    if settings.tensor_parallel > 1:
-        prepare(settings.tensor_parallel)
+    if settings.workers:
+        prepare(settings.workers)
     import_less()
     # vLLM resamples sound with the one and changes a list in the other, for what is compiled: a second and a half, and on a CPU
     # nothing is compiled. On a GPU, it also imports packages that may need them.
@@ -301,7 +314,10 @@ def _make_engine(settings: VLLMSettings, vocabulary: int | None) -> Any:
 
         with classes_unchanged(settings.model, trust_remote_code=settings.trust_remote_code):
             engine = started()
-        engine.collective_rpc(install)
+        if not settings.pooling:
+            engine.collective_rpc(install)
+        if settings.pipeline_parallel > 1:
+            engine.collective_rpc(make_room)
         return engine
 
 
@@ -314,6 +330,7 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "seed": settings.seed % 2**31,  # vLLM seeds NumPy too, which takes 32 bits
         "max_model_len": settings.max_tokens,
         "max_num_seqs": settings.max_sequences,
+        "max_num_batched_tokens": settings.batch_tokens,
         "max_logprobs": settings.max_logprobs,
         "enable_prefix_caching": settings.prefix_caching,
         "enforce_eager": not settings.on_gpu,
@@ -322,17 +339,30 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "disable_log_stats": True,
+        "enable_sleep_mode": settings.sleeps and settings.on_gpu,
     }
     arguments |= transfer.arguments(settings.transfer)
+    if settings.workers or settings.across_nodes:
+        arguments["distributed_executor_backend"] = "ray" if settings.across_nodes else "mp"
     if settings.tensor_parallel > 1:
-        arguments |= {"tensor_parallel_size": settings.tensor_parallel, "distributed_executor_backend": "mp"}
+        arguments["tensor_parallel_size"] = settings.tensor_parallel
+    if settings.pipeline_parallel > 1:
+        arguments["pipeline_parallel_size"] = settings.pipeline_parallel
+    if settings.pooling:
+        arguments |= _POOLING
     if settings.on_gpu:
-        memory = settings.gpu_memory_utilization
-        return arguments | {"gpu_memory_utilization": memory, "max_num_batched_tokens": settings.batch_tokens}
-    return arguments | {
-        "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
-        # A prompt that is prefilled in two parts draws one token too many. vLLM undoes the draw by rewinding the request's
-        # generator, which a CPU generator cannot do, so prompts are never split.
-        "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(settings.max_tokens, settings.batch_tokens or 4096),
-    }
+        return arguments | {"gpu_memory_utilization": settings.gpu_memory_utilization}
+    # Prompts are never split (see config.engines).
+    return arguments | {"kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30), "enable_chunked_prefill": False}
+
+
+_POOLING: dict[str, Any] = {
+    "runner": "pooling",
+    "convert": "embed",
+    # Of all tokens, without the normalisation to length 1 that vLLM's embeddings have by default.
+    "pooler_config": {"task": "token_embed", "tok_pooling_type": "ALL", "use_activation": False},
+    "hf_overrides": {"head_dtype": "model"},  # vLLM would widen the states to float32
+    "enable_prefix_caching": False,  # tokens whose keys and values are cached are not computed, and have no states
+    "enable_chunked_prefill": False,
+}
+"""The arguments of an engine that gives hidden states."""

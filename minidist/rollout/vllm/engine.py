@@ -61,18 +61,18 @@ class VLLMEngine(TurnTaker, RolloutEngine):
     async def join(self, channel: Channel, first: int) -> bool:
         """Meet the learner over a channel, of which the engine's processes are `first` and those after it. Returns whether the
         model takes a tied output head by its own name."""
-        return await self._core.join(channel, first)
+        return await self._core.arrival.join(channel, first)
 
     async def receive(self, backend: str, outline: Outline, handles: list[dict[str, Any]] | None = None) -> None:
         """Take the weights that the learner sends, as `outline` lists them, or opens to this engine by `handles`.
 
         Until `finish`, the engine refuses to compute: its weights may be of two versions.
         """
-        await self._core.receive(backend, outline, handles)
+        await self._core.arrival.receive(backend, outline, handles)
 
     async def finish(self, version: int) -> None:
         """The weights that came are whole, and of this version."""
-        await self._core.finish()
+        await self._core.arrival.finish()
         self._version = version
 
     async def version(self) -> int:
@@ -85,6 +85,13 @@ class VLLMEngine(TurnTaker, RolloutEngine):
         core = self._core
         counts = {"tokens_written": core.tokens_written, "requests_running": core.running, "requests_aborted": core.aborted}
         return {**core.facts(), "version": self._version, **counts}
+
+    async def sleep(self) -> None:
+        """Move the weights to host memory, until `wake`."""
+        await self._core.sleep()
+
+    async def wake(self) -> None:
+        await self._core.wake()
 
     async def close(self) -> None:
         await self._core.close()

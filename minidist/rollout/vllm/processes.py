@@ -1,4 +1,4 @@
-"""The processes over which vLLM's tensor parallelism splits a model: their environment, and the removal of shared memory."""
+"""The processes over which vLLM splits a model: their environment, and the removal of shared memory."""
 
 import os
 from pathlib import Path

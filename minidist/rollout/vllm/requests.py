@@ -29,7 +29,8 @@ class Answer:
 
     number: of the request within its call. tokens, logprobs: written, nats under the sampled distribution (none if not asked
     for). cached: tokens of the prompt that the engine did not compute again. table: ids and log-probabilities of the prompt's
-    tokens after the first, vLLM's tensors; None if not asked for.
+    tokens after the first, vLLM's tensors; None if not asked for. hidden: states [S, D] of the prompt's S tokens, vLLM's
+    tensor, from a pooling engine.
     """
 
     number: int
@@ -37,6 +38,7 @@ class Answer:
     logprobs: list[float] = field(default_factory=list)
     cached: int = 0
     table: Any = None
+    hidden: Any = None
 
 
 @dataclass
@@ -87,6 +89,8 @@ class Requests:
                 answer.logprobs += output.new_logprobs.logprobs[:, 0].tolist()
             if output.new_prompt_logprobs_tensors is not None:
                 answer.table = output.new_prompt_logprobs_tensors
+            if output.pooling_output is not None:
+                answer.hidden = output.pooling_output
             if output.prefill_stats is not None:
                 answer.cached = output.prefill_stats.num_cached_tokens
             if output.finish_reason is not None:

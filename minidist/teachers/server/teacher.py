@@ -58,6 +58,12 @@ class ServerTeacher:
         served = {"class": type(self).__name__, "server": self._connection.address, "api": server.api, "model": self._model}
         return served | {"payload": self._config.payload} | vars(self._connection.counts)
 
+    async def sleep(self) -> None:
+        """A server is on devices of its own."""
+
+    async def wake(self) -> None:
+        """As `sleep`."""
+
     async def close(self) -> None:
         await self._connection.close()
 

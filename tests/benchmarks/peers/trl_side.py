@@ -31,6 +31,7 @@ class PeerTask:
     output: str
     steps: int = 0
     answers: str | None = None
+    use_cpu: bool = True
 
     def write(self, path: Path) -> Path:
         path.write_text(json.dumps(asdict(self)))
@@ -72,7 +73,7 @@ def make_trainer(task: PeerTask, lines: StepLines) -> Any:
     student, teacher = (_load(path, task.settings.weights) for path in (task.student, task.teacher))
     common = {
         "output_dir": str(Path(task.output).with_suffix(".trl")),
-        "use_cpu": True,
+        "use_cpu": task.use_cpu,
         "bf16": task.settings.autocast,
         "per_device_train_batch_size": task.settings.rows,
         "gradient_accumulation_steps": task.settings.accumulation,

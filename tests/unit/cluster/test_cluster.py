@@ -135,6 +135,57 @@ def test_a_run_reserves_no_more_gpus_than_it_has(
     assert sum(bundle.get("GPU", 0) for bundle in reserved) <= gpus + 1e-9
 
 
+def test_a_model_over_several_nodes_has_a_placement_group_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one bundle a device, the first of them with room for the actor, which takes no device itself."""
+    asked: list[tuple[list[dict[str, float]], str]] = []
+    monkeypatch.setattr(actors, "placement_group", lambda bundles, strategy: _Group(asked, bundles, strategy))
+    seats: list[dict[str, Any]] = []
+    monkeypatch.setattr(actors, "ray", SimpleNamespace(remote=lambda kind: _Seat(seats)))
+    monkeypatch.setattr(
+        actors,
+        "PlacementGroupSchedulingStrategy",
+        lambda group, placement_group_bundle_index: (group.number, placement_group_bundle_index),
+    )
+    fields = {"pipeline_parallel": 2, "tensor_parallel": 2, "across_nodes": True}
+    config = ClusterConfig.model_validate(
+        {"address": "auto", "gpus": 12, "placement": "spread", "teacher": fields | {"actors": 2}, "learner": {"ranks": 2}}
+    )
+    config.host(ROLES)
+    made = Actors(config, ROLES)
+    made._reserve()
+    one, engine = {"CPU": 1.0, "GPU": 1.0}, ([{"CPU": 1.0, "GPU": 1}, {"GPU": 1}, {"GPU": 1}, {"GPU": 1}], "PACK")
+    assert asked == [engine, engine, ([one, one, one], "SPREAD")]
+    for role in made.bundles:
+        made.seat(role)
+    found = [(seat["num_gpus"], *seat["scheduling_strategy"]) for seat in seats]
+    assert found == [(1.0, 2, 0), (0, 0, 0), (0, 1, 0), (1.0, 2, 1), (1.0, 2, 2)]
+
+
+class _Group:
+    """A placement group that is ready, with its number among those asked for."""
+
+    def __init__(self, asked: list[Any], bundles: list[dict[str, float]], strategy: str) -> None:
+        self.number = len(asked)
+        asked.append((bundles, strategy))
+
+    def wait(self, seconds: float) -> bool:
+        return True
+
+
+class _Seat:
+    """What ray.remote gives; records the options of an actor."""
+
+    def __init__(self, seats: list[dict[str, Any]]) -> None:
+        self._seats = seats
+
+    def options(self, **options: Any) -> "_Seat":
+        self._seats.append(options)
+        return self
+
+    def remote(self, *arguments: Any) -> "_Seat":
+        return self
+
+
 @pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("actors", [1, 2, 5])

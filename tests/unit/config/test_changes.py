@@ -99,8 +99,9 @@ def test_free_settings_are_those_that_change_no_number() -> None:
     names = ("length", "truncated", "repetition", "distinct", "clip", "weight_max", "weight_min", "disliked", "floored", "age")
     alarms = {f"canaries.alarm_{name}" for name in names} | {"canaries.stop_on"}
     assert free_settings(SftConfig) == {"cluster"} | run | trained | alarms
-    assert free_settings(DistillConfig) == free_settings(SftConfig) | {"loop.stream"}
-    assert free_settings(EvaluateConfig) == {"cluster"} | run | machine | alarms
+    engines = {"rollout.max_sequences", "rollout.batch_tokens"}
+    assert free_settings(DistillConfig) == free_settings(SftConfig) | engines | {"loop.stream"}
+    assert free_settings(EvaluateConfig) == {"cluster"} | run | machine | engines | alarms
     chosen = {f"choose.{name}" for name in ("values", "by", "seeds")}
     assert free_settings(CONFIGS["compare"]) == {"base", "cells", "seeds"} | chosen | kept
     assert free_settings(CONFIGS["toy"]) == kept

@@ -31,6 +31,41 @@ REFUSED = [
         ["cluster.gpus is 2", "claim 2", "none for the others (teacher, learner)", "raise cluster.gpus"],
     ),
     (
+        "distill",
+        ["cluster.rollout={tensor_parallel: 2, pipeline_parallel: 2, gpus: 2}", "cluster.gpus=8"],
+        ["cluster.rollout.gpus is 2.0", "needs 4 whole devices"],
+    ),
+    (
+        "distill",
+        ["cluster.rollout.pipeline_parallel=4", "cluster.gpus=5"],
+        ["cluster.gpus is 5", "each actor of cluster.rollout needs 4", "set cluster.rollout.gpus=4"],
+    ),
+    (
+        "distill",
+        ["cluster.rollout={pipeline_parallel: 2, across_nodes: true}", "cluster.gpus=4"],
+        ["cluster.rollout.across_nodes", "cluster.address is null", "set cluster.address"],
+    ),
+    (
+        "distill",
+        ["cluster.rollout={pipeline_parallel: 2, across_nodes: true}", "cluster.address=auto"],
+        ["cluster.rollout.across_nodes", "the role has no GPUs", "leave it out"],
+    ),
+    (
+        "distill",
+        [
+            "cluster.teacher={pipeline_parallel: 2, across_nodes: true}",
+            "cluster.address=auto",
+            "cluster.gpus=4",
+            "cluster.residency=true",
+        ],
+        ["cluster.teacher.across_nodes", "no other role's in turn", "set cluster.residency=false"],
+    ),
+    (
+        "distill",
+        ["cluster.teacher={across_nodes: true}", "cluster.address=auto", "cluster.gpus=4"],
+        ["each model of cluster.teacher has one device", "set cluster.teacher.pipeline_parallel or tensor_parallel above 1"],
+    ),
+    (
         "sft",
         ["cluster.learner.ranks=3", "cluster.gpus=2"],
         ["cluster.gpus is 2", "3 processes of cluster.learner may not share a device", "raise cluster.gpus to 3"],
@@ -59,6 +94,11 @@ REFUSED = [
         "distill",
         ["cluster={weight_transfer: ipc, gpus: 2, rollout: {gpus: 0}}"],
         ["cluster.weight_transfer ipc sends from GPU to GPU", "set cluster.gpus, or cluster.weight_transfer=gloo"],
+    ),
+    (
+        "distill",
+        ["cluster={weight_transfer: ipc, gpus: 1, residency: true}"],
+        ["cluster.weight_transfer ipc needs learner and engines awake", "set cluster.residency=false"],
     ),
     (
         "distill",
@@ -95,6 +135,7 @@ WAYS = {
     "engines without a GPU": (["cluster={gpus: 2, rollout: {gpus: 0}}"], "object_store", None),
     "partitioned weights, one GPU": (["cluster.gpus=1", "learner.zero_stage=3"], "object_store", "ipc"),
     "partitioned weights, GPUs apart": (["cluster.gpus=3", "learner.zero_stage=3"], "nccl", "nccl"),
+    "one GPU, held in turn": (["cluster={gpus: 1, residency: true}"], "object_store", None),
     "adapters": (["cluster.gpus=3", "student.lora={rank: 2}"], "object_store", "nccl"),
     "transformers": (["cluster.gpus=3", "rollout.engine=hf"], "object_store", None),
     "one process": (["cluster={roles: local, gpus: 1}"], "object_store", None),

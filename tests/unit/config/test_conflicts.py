@@ -28,6 +28,7 @@ REFUSED = [
     ("distill", ["rollout.temperature=0", "rollout.samples_per_prompt=2"], ["rollout.temperature 0", "samples_per_prompt=1"]),
     ("distill", ["rollout.top_p=0"], ["rollout.top_p is 0"]),
     ("evaluate", ["teacher.payload=top_k"], ["set teacher.payload=hidden"]),
+    ("evaluate", ["teacher.backend=vllm"], ["answers of the teacher", "does not write", "set teacher.backend=hf"]),
     ("evaluate", ["rollout.temperature=0", "seeds=[1,2]"], ["rollout.temperature 0 gives the same answers", "give one"]),
     ("evaluate", ["seeds=[1, 2, 1]"], ["seeds are [1, 2, 1]", "give different ones"]),
     ("distill", ["rollout.no_repeat_ngram_size=6"], ["rollout.no_repeat_ngram_size belongs to evaluate", "leave it out"]),
@@ -43,6 +44,15 @@ REFUSED = [
         ["learner.kernel=liger", "cluster.gpus=1", "objective.type=akl", "streams.s={writer: teacher}"],
         ["learner.kernel liger", "objective.type is akl", "set learner.kernel=torch"],
     ),
+    ("distill", ["cluster.residency=true", "loop.max_staleness=1"], ["cluster.residency", "set loop.max_staleness=0"]),
+    ("distill", ["cluster.residency=true", "rollout.teacher_mix=0.2"], ["cluster.residency", "set rollout.engine=hf"]),
+    ("distill", ["cluster={residency: true, teacher: {shards: 2}}"], ["cluster.residency", "set cluster.teacher.shards=1"]),
+    (
+        "distill",
+        ["cluster.residency=true", "learner={zero_stage: 3, offload_parameters: true}"],
+        ["cluster.residency", "learner.offload_parameters", "set one of them to false"],
+    ),
+    ("distill", ["cluster={residency: true, roles: local, gpus: 1}"], ["cluster.residency", "set cluster.roles=ray"]),
     ("sft", ["learner.parameter_group=1"], ["learner.parameter_group", "zero_stage=3, not 2"]),
     (
         "sft",
@@ -80,6 +90,16 @@ REFUSED = [
         "distill",
         ["rollout.engine=hf", "cluster.rollout.tensor_parallel=2"],
         ["cluster.rollout.tensor_parallel", "set rollout.engine=vllm"],
+    ),
+    (
+        "distill",
+        ["rollout.engine=hf", "cluster.rollout.pipeline_parallel=2"],
+        ["cluster.rollout.pipeline_parallel splits vLLM engines", "set rollout.engine=vllm"],
+    ),
+    (
+        "distill",
+        ["cluster.teacher.pipeline_parallel=2"],
+        ["cluster.teacher.pipeline_parallel splits a teacher of backend vllm, not of hf", "set it to 1"],
     ),
     ("distill", ["objective.type=k2", "prefix={student: 0.5, dataset: 0.5}"], ["objective.type k2", "set prefix.student=1"]),
     ("distill", ["objective.type=supervised"], ["objective.type supervised", "its own samples", "set prefix.student=0"]),
@@ -127,6 +147,16 @@ REFUSED = [
         ["loop.stream=true", "rollout.teacher_mix=0.2"],
         ["loop.stream", "rollout.teacher_mix", "leave loop.stream out"],
     ),
+    (
+        "distill",
+        ["teacher.backend=vllm", "prefix={student: 0.5, teacher: 0.5}"],
+        ["prefix.teacher is text that the teacher writes", "backend vllm does not write", "set teacher.backend=hf"],
+    ),
+    (
+        "distill",
+        ["teacher.backend=vllm", "streams.seqkd={writer: teacher, objective: {type: supervised}}"],
+        ["streams.seqkd.writer teacher", "does not write with teacher.payload hidden", "or teacher.payload=top_k"],
+    ),
     ("distill", ["streams.main.data.path=task:sort"], ["streams.main", "main is the name", "another name"]),
     (
         "distill",
@@ -166,6 +196,10 @@ REFUSED = [
             (
                 ["teacher={model: t, backend: server, payload: top_k, server: {url: http://a}}"],
                 ["set teacher.backend=hf or vllm"],
+            ),
+            (
+                ["teacher.backend=vllm"],
+                ["rollout.teacher_mix", "or vllm (with teacher.payload=top_k), or rollout.teacher_mix=0"],
             ),
             (["cluster.teacher.shards=2"], ["cluster.teacher.shards", "set teacher.backend=vllm"]),
             (["streams.lm.weight=0.5"], ["no data to train on", "leave the stream out"]),

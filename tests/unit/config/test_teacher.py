@@ -31,6 +31,7 @@ def test_backends_declare_what_they_can_do() -> None:
     made = {kind: teacher_config(model="t", **fields) for kind, fields in KINDS.items()}
     assert [kind for kind, config in made.items() if Payload.HIDDEN in config.payloads] == [
         "HFTeacherConfig",
+        "VLLMTeacherConfig",
         "CacheTeacherConfig",
         "PromptedTeacherConfig",
     ]
@@ -38,7 +39,14 @@ def test_backends_declare_what_they_can_do() -> None:
     assert [kind for kind, config in made.items() if config.learns] == ["PromptedTeacherConfig"]
     assert [kind for kind, config in made.items() if not config.takes_turns] == ["ServerTeacherConfig", "CacheTeacherConfig"]
     assert [kind for kind, config in made.items() if not config.cuts_padding] == ["VLLMTeacherConfig", "ServerTeacherConfig"]
+    assert all(config.writes for config in made.values())
     assert [config.splits_by for config in made.values()] == ["shards", "tensor_parallel", None, None, "shards"]
+
+
+def test_a_vllm_teacher_of_hidden_states_does_not_write_and_cuts_padding() -> None:
+    hidden = teacher_config(model="t", backend="vllm")
+    assert hidden.payload == Payload.HIDDEN and hidden.cuts_padding and hidden.splits_by == "tensor_parallel"
+    assert not hidden.writes and not hidden.takes_turns
 
 
 def test_null_and_default_fields_of_another_backend_are_ignored() -> None:
@@ -50,7 +58,10 @@ REFUSED = [
     (["=null"], ["teacher is None; expected a section with model"]),
     (["model=null"], ["teacher.model is missing", "teacher.backend=hf needs it"]),
     (["backend=vlm"], ["teacher.backend is 'vlm'", "expected one of hf, vllm, server, cache"]),
-    (["backend=vllm"], ["teacher.backend=vllm does not give payload hidden", "sampled or top_k", "backend=hf gives all three"]),
+    (
+        ["backend=server", "server={url: http://a}"],
+        ["teacher.backend=server does not give payload hidden", "sampled or top_k", "backend=hf or vllm gives all three"],
+    ),
     (["backend=server", "payload=top_k"], ["teacher.server is missing", "teacher.backend=server needs it", "with its url"]),
     (["server={url: http://a}"], ["teacher.server belongs to teacher.backend=server", "is of backend=hf"]),
     (["backend=cache"], ["teacher.cache is missing", "Directory that minidist score wrote"]),

@@ -57,6 +57,15 @@ def test_divergences_are_left_out_where_the_payload_does_not_hold_them(exact: bo
     assert teacher.written == (2 if exact else 0), "samples of the teacher that would measure nothing"
 
 
+def test_a_teacher_that_does_not_write_leaves_out_what_its_answers_measure() -> None:
+    teacher, student = Measuring(True), Measuring(True)
+    options = {"seeds": (0,), "tolerance_nats": 1.0, "writes": False}
+    examiner = Examiner(HeldOut(PROMPTS, graded=False), teacher, PLAIN, **options)  # type: ignore[arg-type]
+    figures = to_record(asyncio.run(examiner.examine(student, student)))
+    assert figures["reverse_kl"] == 2.0 and "forward_kl" not in figures and "exposure_bias" not in figures
+    assert teacher.written == 0
+
+
 @pytest.mark.parametrize("sampling", [replace(PLAIN, temperature=0.0), replace(PLAIN, temperature=0.7, top_p=0.9)])
 def test_divergences_are_left_out_of_answers_that_are_no_samples_of_the_model(sampling: Sampling) -> None:
     """Text is measured, and engine and learner are compared on the distribution that the answers were drawn from."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import minidist.learners.learner as module
 from minidist.config.learner import LearnerConfig, OptimizerConfig
 from minidist.data.batching import collate
 from minidist.errors import CanaryError, DivergedError
+from minidist.learners import micro
 from minidist.learners.learner import LocalLearner
 from minidist.losses import forward_kl, reverse_kl
 from minidist.losses.chunked import LinearHead
@@ -255,8 +255,8 @@ def test_a_stopped_step_leaves_no_gradient(make: MakeLearner) -> None:
 
 @pytest.mark.parametrize("layout", ["packed", "buckets"])
 def test_a_lost_row_stops_the_step(make: MakeLearner, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
-    whole = module.grouped
-    monkeypatch.setattr(module, "grouped", lambda rows, **options: whole(rows, **options)[:-1])
+    whole = micro.grouped
+    monkeypatch.setattr(micro, "grouped", lambda rows, **options: whole(rows, **options)[:-1])
     model = tiny_model()
     before = copy_of(model)
     with pytest.raises(CanaryError, match=r"labels were counted but .* trained"):
@@ -329,3 +329,19 @@ def test_figures_keep_their_names_on_the_main_stream_and_bear_the_streams_name_o
         "two/count/odd_frac": pytest.approx(odd_share(second)),
     }
     assert len({odd_share(stream) for stream in (main, first, second)}) == 3
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_learner_that_slept_between_two_steps_goes_on_as_if_it_had_not(make: MakeLearner, kind: str) -> None:
+    teacher, optimizer = tiny_model(seed=1), OptimizerConfig(type=kind, lr=0.1)  # type: ignore[arg-type]
+    found = []
+    for sleeps in (False, True):
+        model = tiny_model()
+        learner = make(model, teacher, optimizer=optimizer)
+        step(learner, own_text(teacher, "reverse"))
+        if sleeps:
+            asyncio.run(learner.sleep())
+            asyncio.run(learner.wake())
+        step(learner, own_text(teacher, "reverse", seed=3))
+        found.append(copy_of(model))
+    assert all(torch.equal(each, found[1][name]) for name, each in found[0].items())

@@ -15,7 +15,7 @@ import yaml
 
 from minidist.cluster import machine
 from minidist.config import DistillConfig, load
-from minidist.config.cluster import ClusterConfig
+from minidist.config.cluster import ClusterConfig, RolloutRoleConfig, TeacherRoleConfig
 from minidist.config.teacher import SoftPromptConfig
 from minidist.data.rendering import character_tokenizer
 from minidist.errors import ConfigError, MinidistError
@@ -184,9 +184,19 @@ def test_text_may_fill_the_context_and_not_more() -> None:
 )
 def test_tensor_parallelism_gives_each_device_whole_heads(heads: int, kv_heads: int, parts: int, fits: bool) -> None:
     """Heads for keys and values are divided among the devices, or each is on several of them."""
-    model: Any = SimpleNamespace(shape=SimpleNamespace(heads=heads, kv_heads=kv_heads), where="student.model")
+    model: Any = SimpleNamespace(shape=SimpleNamespace(heads=heads, kv_heads=kv_heads, layers=2), where="student.model")
+    role = RolloutRoleConfig(tensor_parallel=parts)
     if fits:
-        check_split(model, parts, "cluster.rollout.tensor_parallel")
+        check_split(model, role, "cluster.rollout")
         return
     with pytest.raises(ConfigError, match=f"tensor_parallel is {parts}, and student.model has {heads} attention heads"):
-        check_split(model, parts, "cluster.rollout.tensor_parallel")
+        check_split(model, role, "cluster.rollout")
+
+
+def test_pipeline_parallelism_has_a_layer_for_each_stage() -> None:
+    model: Any = SimpleNamespace(shape=SimpleNamespace(heads=2, kv_heads=1, layers=3), where="teacher.model")
+    check_split(model, TeacherRoleConfig(pipeline_parallel=3), "cluster.teacher")
+    with pytest.raises(
+        ConfigError, match=r"cluster\.teacher\.pipeline_parallel is 4, and teacher\.model has 3 layers .* 3 or less"
+    ):
+        check_split(model, TeacherRoleConfig(pipeline_parallel=4), "cluster.teacher")

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from minidist import cli
 from minidist.cluster import machine
 from minidist.config import Config, DistillConfig, SftConfig, load
+from minidist.config.cluster import ClusterConfig
 from minidist.models.shape import read_shape
 from minidist.preflight import cost
 from minidist.preflight.memory import GIB, Need
@@ -94,6 +95,16 @@ def test_the_recipes_memory_equals_sums_by_hand(recipe: Any) -> None:
     assert rollout.parts["cache"] / GIB == pytest.approx(0.85 * 79 - 7.48 - 0.5 - 0.8, rel=0.02)
 
 
+def test_a_teacher_over_two_nodes_gives_hidden_states_without_a_head(recipe: Any) -> None:
+    """Half of its 80 layers on each node, and the embedding on one of them; each rank of the learner holds the head."""
+    split = "cluster.teacher={tensor_parallel: 8, pipeline_parallel: 2, across_nodes: true}"
+    found = needs(recipe("teacher.payload=hidden", "cluster.gpus=24", split))
+    assert found["teacher"].devices == 16 and found["teacher"].parts["logits"] == 0
+    assert found["teacher"].parts["weights"] / 1e9 == pytest.approx(((70.55 - 1.05) / 2 + 1.05) * 2 / 8, rel=0.01)
+    more = found["learner"].parts["buffers"] - needs(recipe())["learner"].parts["buffers"]
+    assert more == 128256 * 8192 * 2
+
+
 def test_recipe_is_checked_offline_without_weights(
     pair: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,6 +167,14 @@ MISFITS = {
 def test_a_role_that_does_not_fit_names_the_setting_to_change(recipe: Any, expected: str) -> None:
     lines = cost.memory_lines(recipe(*MISFITS[expected]), *PAIR, longest=2048)
     assert [line for line in lines if re.search(expected, line)], lines
+
+
+@pytest.mark.parametrize(("residency", "fullest"), [(False, 7 + 5 + 5), (True, 5 + 5)])
+def test_roles_that_hold_their_devices_in_turn_need_room_for_one(residency: bool, fullest: int) -> None:
+    """On one device, two engines of 5 beside a learner of 7, or in turn with it."""
+    needs = [Need("learner", 1, {"weights": 7}), Need("rollout", 2, {"weights": 5})]
+    assert cost._shared(ClusterConfig(gpus=1, residency=residency), needs) == fullest
+    assert cost._shared(ClusterConfig(gpus=3, residency=residency), needs) == 0
 
 
 def test_the_machines_smallest_gpu_counts_before_cluster_gpu_gib(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

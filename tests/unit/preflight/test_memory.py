@@ -25,9 +25,9 @@ from minidist.preflight.memory import (
     GIB,
     PROCESS_BYTES,
     LessonModel,
+    ServedModel,
     TrainedModel,
     activations,
-    kv_bytes_per_token,
     learner_need,
     lesson_need,
 )
@@ -218,5 +218,16 @@ def test_packed_rows_without_a_kernel_for_them_keep_a_mask_in_every_layer(checkp
 
 def test_keys_and_values_are_divided_by_whole_heads() -> None:
     shape = read_shape(MIDDLE)
-    assert [kv_bytes_per_token(shape, "bfloat16", split) for split in (1, 2, 8, 16)] == [131072, 65536, 16384, 16384]
-    assert kv_bytes_per_token(shape, "float32") == 262144
+    splits = [(1, 1), (2, 1), (8, 1), (16, 1), (2, 4), (1, 5)]  # 5 stages: at most 7 of the 32 layers
+    found = [ServedModel("teacher", shape, "bfloat16", 1, *each).kv_bytes_per_token for each in splits]
+    assert found == [131072, 65536, 16384, 16384, 16384, 131072 * 7 // 32]
+    assert ServedModel("teacher", shape, "float32", 1, 1).kv_bytes_per_token == 262144
+
+
+def test_layers_are_dealt_to_stages_and_the_ends_of_the_model_are_whole() -> None:
+    shape = read_shape(LlamaConfig(**SMALL))
+    whole, end = shape.parameters, shape.vocabulary * shape.hidden
+    for split, stages in ((1, 2), (2, 2)):
+        most = (whole - end) * -(-shape.layers // stages) // shape.layers + end
+        assert ServedModel("teacher", shape, "bfloat16", 4, split, stages).weights == most * 2 // split
+    assert ServedModel("teacher", shape, "bfloat16", 4, 4).weights == whole * 2 // 4

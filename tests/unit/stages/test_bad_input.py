@@ -58,7 +58,7 @@ CASES = {
     "student.model={home}/short": "is 32, more than the model's context of 16 tokens",
     "student.model={home}/narrow": "attention heads of size 8; vLLM on a CPU has 32,",
     "cluster.rollout.tensor_parallel=2": "cluster.rollout.tensor_parallel is 2, and student.model has 1 attention heads",
-    "teacher.backend=vllm": "teacher.backend=vllm does not give payload hidden; set teacher.payload to sampled or top_k",
+    "teacher={{model: t, backend: server, server: {{url: http://a}}}}": "does not give payload hidden; set teacher.payload to",
     "rollout.prompts_per_step=2": "rollout.prompts_per_step is 2, and {home}/good.jsonl has 1 prompts; lower it",
     "run.directory={home}": "holds files but no run",
     "student.lora.targets=[c_attn]": "student.lora.targets: c_attn names no linear layer of LlamaForCausalLM that can be",
@@ -80,6 +80,14 @@ TEACHERS = {
     "run.seed=1": (SERVER, "teacher.server.url: no server answers at http://127.0.0.1:1 (ConnectError"),
     "cluster.teacher.shards=3": (SERVER, "cluster.teacher.shards splits a teacher of backend hf, not of server"),
 }
+
+
+def test_layers_of_sentence_transformers_behind_a_pooled_teacher_are_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "teacher" / "modules.json").write_text("[]")
+    sentence = refused(home, monkeypatch, capsys, "teacher.backend=vllm", "rollout.engine=hf")
+    assert f"teacher.model: {home}/teacher/modules.json lists layers" in sentence and "set teacher.backend=hf" in sentence
 
 
 @pytest.mark.parametrize("override", TEACHERS)

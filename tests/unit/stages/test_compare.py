@@ -101,6 +101,7 @@ OWN: dict[str, Any] = {"objective": {"type": "reverse_kl"}, "prefix": {}}
         ),
         ({"a": {}, "b": {"rollout.engine": "hf"}}, {}, r"cells\.b: rollout.engine is 'hf'"),
         ({"a": {"teacher.payload": "top_k"}}, {}, r"set base.teacher.backend=hf and base.teacher.payload=hidden"),
+        ({"a": {"teacher.backend": "vllm"}}, {}, r"on answers of the teacher too; set base.teacher.backend=hf"),
         ({"a": {"run.seed": 1}}, {}, r"cells\.a: run.seed is set by seeds"),
         ({"a": {"stage": "sft"}}, {}, r"cells\.a: every cell is a distillation"),
         ({"a/b": {}}, {}, r"cells\.a/b: a cell's name is part of a path"),

@@ -35,6 +35,12 @@ def test_answers_are_collected_in_the_order_in_which_they_finish() -> None:
     assert not call.unfinished and not len(requests)
 
 
+def test_hidden_states_are_kept_as_vllm_gives_them() -> None:
+    engine, requests, call = submitted()
+    requests.take([output_of(engine.requests[1].request_id, [], "stop", hidden="states")])
+    assert call.finished == [Answer(1, hidden="states")]
+
+
 def test_prompt_tokens_that_were_cached_are_known() -> None:
     engine, requests, call = submitted()
     output = output_of(engine.requests[0].request_id, [7], "stop")
