@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from minidist.cluster.joined import SharedDirectory
 from minidist.cluster.machine import actor_cpus, cores, thread_environment
 from minidist.cluster.remote import Host, Remote
-from minidist.config.cluster import ClusterConfig, Role
+from minidist.config.cluster import ClusterConfig, Role, homes
 from minidist.errors import ConfigError
 from minidist.run.tracking import log
 

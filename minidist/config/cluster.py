@@ -211,20 +211,6 @@ class ClusterConfig(Section):
         """Whole devices that actors share. 0: none do, or those that do share what is left of one."""
         return math.floor(self.gpus - self._claimed) if self.shares_devices else 0
 
-    def homes(self, bundles: Sequence[Role]) -> list[int]:
-        """The bundle of each actor: its own, or, where actors share devices, one for each device, to which they are dealt in
-        turn. Processes of one model or gradient follow one another, so that no two of them meet on a device."""
-        homes: list[int] = []
-        dealt, shared = 0, self.shared_devices
-        for name in bundles:
-            if shared and self.role(name).gpus is None:
-                homes.append(dealt % shared)
-                dealt += 1
-            else:
-                homes.append(shared + len(homes) - dealt)
-        used = sorted(set(homes))
-        return [used.index(home) for home in homes]
-
     def bundles(self, roles: Sequence[Role]) -> list[Role]:
         """The role of each actor."""
         return [name for name in roles for _ in range(self.role(name).processes)]
@@ -232,16 +218,16 @@ class ClusterConfig(Section):
     @property
     def direct(self) -> WeightTransfer | None:
         """The backend that the GPUs of engines and learner allow: nccl where all have devices of their own, ipc where every
-        engine shares the device of a learner's rank, None elsewhere."""
+        engine shares the device of a learner's rank, None elsewhere, and where they hold their devices in turn."""
         roles = (self.rollout, self.learner)
-        if not all(self.gpus_of(role) for role in roles):
+        if self.takes_turns_on_devices or not all(self.gpus_of(role) for role in roles):
             return None
         if all(self.gpus_of(role) >= 1 for role in roles):
             return "nccl"
         if not self.shared_devices or any(role.gpus is not None for role in roles):
             return None  # Ray seats them, and where is not known before
         bundles = self.bundles(self._hosted)
-        places = list(zip(bundles, self.homes(bundles), strict=True))
+        places = list(zip(bundles, homes(self, bundles), strict=True))
         devices = {name: {home for each, home in places if each == name} for name in ("rollout", "learner")}
         return "ipc" if devices["rollout"] <= devices["learner"] else None
 

@@ -135,5 +135,5 @@ def make_transfer(config: DistillConfig) -> ProvedTransfer:
     tolerance, cluster = config.canaries.sync_tolerance(*config.dtypes.values()), config.cluster
     if config.weight_transfer == "object_store":
         return ObjectStoreTransfer(tolerance)
-    options = {"processes": cluster.rollout.tensor_parallel, "timeout_s": cluster.weight_transfer_timeout_s}
+    options = {"processes": cluster.rollout.devices, "timeout_s": cluster.weight_transfer_timeout_s}
     return ChannelTransfer(tolerance, config.weight_transfer, **options)

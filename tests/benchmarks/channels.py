@@ -58,7 +58,7 @@ def _save(folder: Path, model: PreTrainedModel) -> None:
 
 async def _measure(folder: Path, processes: int) -> list[dict[str, Any]]:
     renderer, model = Renderer(character_tokenizer("0123456789"), RenderConfig()), str(folder)
-    context = RoleContext(renderer, max_tokens=256, transfer="gloo", tensor_parallel=processes)
+    context = RoleContext(renderer, max_tokens=256, transfer="gloo", split={"tensor_parallel": processes})
     config = ClusterConfig.model_validate({"object_store_gib": 4.0, "rollout": {"tensor_parallel": processes}})
     async with Cluster(config, folder / "logs", ["rollout", "learner"]) as cluster:
         learner: Any = await cluster.host(

@@ -97,6 +97,11 @@ REFUSED = [
     ),
     (
         "distill",
+        ["cluster={weight_transfer: ipc, gpus: 1, residency: true}"],
+        ["cluster.weight_transfer ipc needs learner and engines awake", "set cluster.residency=false"],
+    ),
+    (
+        "distill",
         ["cluster={weight_transfer: nccl, gpus: 2}"],
         ["cluster.weight_transfer nccl needs a GPU of its own", "leave cluster.weight_transfer out"],
     ),
@@ -130,6 +135,7 @@ WAYS = {
     "engines without a GPU": (["cluster={gpus: 2, rollout: {gpus: 0}}"], "object_store", None),
     "partitioned weights, one GPU": (["cluster.gpus=1", "learner.zero_stage=3"], "object_store", "ipc"),
     "partitioned weights, GPUs apart": (["cluster.gpus=3", "learner.zero_stage=3"], "nccl", "nccl"),
+    "one GPU, held in turn": (["cluster={gpus: 1, residency: true}"], "object_store", None),
     "adapters": (["cluster.gpus=3", "student.lora={rank: 2}"], "object_store", "nccl"),
     "transformers": (["cluster.gpus=3", "rollout.engine=hf"], "object_store", None),
     "one process": (["cluster={roles: local, gpus: 1}"], "object_store", None),
