@@ -35,7 +35,7 @@ class Actors:
         self._at_once = at_once or {}
         self.bundles = config.bundles(roles)
         """The role of each actor."""
-        self.homes = config.homes(self.bundles)
+        self.homes = homes(config, self.bundles)
         self._groups: list[Any] = []
         self._places: dict[int, tuple[Any, int]] = {}
         """The placement group of each home, and the bundle in it where the home's actors are."""

@@ -254,3 +254,18 @@ def _check_spans(cluster: ClusterConfig, name: Role, role: RoleConfig) -> None:
     if role.devices == 1:
         cure = f"set cluster.{name}.pipeline_parallel or tensor_parallel above 1, or leave it out"
         raise ValueError(f"{span}, and each model of cluster.{name} has one device; {cure}")
+
+
+def homes(config: ClusterConfig, bundles: Sequence[Role]) -> list[int]:
+    """The bundle of each actor: its own, or, where actors share devices, one for each device, to which they are dealt in turn.
+    Processes of one model or gradient follow one another, so that no two of them meet on a device."""
+    found: list[int] = []
+    dealt, shared = 0, config.shared_devices
+    for name in bundles:
+        if shared and config.role(name).gpus is None:
+            found.append(dealt % shared)
+            dealt += 1
+        else:
+            found.append(shared + len(found) - dealt)
+    used = sorted(set(found))
+    return [used.index(home) for home in found]

@@ -80,7 +80,8 @@ def weights(c: "DistillConfig") -> Iterator[str]:
     if c.rollout.engine != "vllm":
         yield f"{key} is a way of vLLM engines, and rollout.engine is {c.rollout.engine}; set rollout.engine=vllm"
     if cluster.residency:
-        yield f"{key} needs learner and engines awake at once, and cluster.residency wakes one of them; leave one of them out"
+        asleep = "needs learner and engines awake at once, and cluster.residency lets one of them be"
+        yield f"{key} {asleep}; leave cluster.weight_transfer out, or set cluster.residency=false"
     if asked == "gloo":
         return
     cluster.host(c.hosted)

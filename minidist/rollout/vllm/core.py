@@ -27,7 +27,6 @@ from minidist.models.imports import import_less, without
 from minidist.rollout.answers import answered, in_order
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm import processors, transfer
-from minidist.rollout.vllm.arrival import WeightArrival
 from minidist.rollout.vllm.borrowed import classes_unchanged
 from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
 from minidist.rollout.vllm.requests import Answer, Call, Requests
@@ -114,7 +113,6 @@ class VLLMCore:
         # Built in the worker's thread, since vLLM and OpenMP keep state per thread.
         self._engine = self._worker.run_now(_make_engine, settings, vocabulary)
         self._shared = hide_shared_memory() if settings.workers else []
-        self.arrival = WeightArrival(self._engine, self._worker)
         self.sessions = Sessions(self._engine, renderer.stops)
         self._requests = Requests(self._engine)
         self.updates = WeightUpdates(self._engine, self._worker, settings.on_gpu)

@@ -252,7 +252,7 @@ def test_overwrite_does_not_resume(tmp_path: Path) -> None:
 
 def test_a_run_of_damaged_checkpoints_is_not_deleted(tmp_path: Path) -> None:
     stopped_after(tmp_path, 3, "0123456789")
-    (tmp_path / "checkpoints" / "step_000003" / "model").write_text("Weights")
+    (tmp_path / "checkpoints" / "step_000003" / "model.safetensors").write_text("Weights")
     with pytest.raises(RunDirectoryError, match="every checkpoint"):
         run_in(tmp_path).start()
     assert (tmp_path / "metrics.jsonl").read_text() == "0123456789"
