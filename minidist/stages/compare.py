@@ -74,6 +74,7 @@ class Cells:
         dtypes = self._first.dtypes.values()
         self._tolerance = self._first.canaries.logprob_tolerance(*dtypes)
         self._transfer_tolerance = self._first.canaries.sync_tolerance(*dtypes)
+        self._coarse = self._first.canaries.coarse(*dtypes)
         self._examiners: dict[str, Examiner] = {}
         self._done: set[Path] = set()  # trained by this object: not again, even where run.overwrite is set
 
@@ -142,7 +143,7 @@ class Cells:
 
     async def _examine(self, learner: Learner, engines: Engines, examiner: Examiner) -> Figures:
         """Figures of the student that the learner holds."""
-        await ObjectStoreTransfer(self._transfer_tolerance).publish(learner, engines.members)
+        await ObjectStoreTransfer(self._transfer_tolerance, coarse=self._coarse).publish(learner, engines.members)
         return await examiner.examine(engines, learner)
 
 

@@ -62,6 +62,41 @@ def test_a_student_that_has_grown_without_bound_has_diverged_and_its_engine_is_n
         asyncio.run(ObjectStoreTransfer(1e-3).publish(TableLearner(table), [TableEngine(OLD)]))
 
 
+class RoundedEngine(TableEngine):
+    """Loads the weights, and gives log-probabilities of which some, or all, differ."""
+
+    def __init__(self, some: float, all_: float) -> None:
+        super().__init__(OLD)
+        self.some, self.all = some, all_
+
+    async def score(self, sequences: list[list[int]]) -> list[list[float]]:
+        rows = [[value + self.all for value in row] for row in await super().score(sequences)]
+        rows[-1][-1] += self.some
+        return rows
+
+
+@pytest.mark.parametrize(
+    ("some", "all_", "refused"), [(0.0, 0.0, False), (0.9, 0.0, False), (0.0, 0.03, False), (0.0, 0.06, True), (9.0, 0.0, True)]
+)
+def test_in_16_bits_one_token_may_round_but_not_all(some: float, all_: float, refused: bool) -> None:
+    """A tenth of the tolerance on average, and the tolerance for 95 tokens in 100."""
+    transfer = ObjectStoreTransfer(0.5, coarse=True)
+    learner = TableLearner(NEW)
+    count = asyncio.run(learner.probe(1)).logprobs.size
+    assert count > 20 and 0.9 / count < 0.05 < 9.0 / count
+    if not refused:
+        assert asyncio.run(transfer.publish(learner, [RoundedEngine(some, all_)])) == pytest.approx(some + all_, abs=1e-9)
+        return
+    with pytest.raises(CanaryError, match="the engine did not take the new weights"):
+        asyncio.run(transfer.publish(learner, [RoundedEngine(some, all_)]))
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_stale_engine_is_refused_in_any_precision(coarse: bool) -> None:
+    with pytest.raises(CanaryError):
+        asyncio.run(ObjectStoreTransfer(0.5, coarse=coarse).publish(TableLearner(NEW), [StaleEngine(OLD)]))
+
+
 def test_every_sync_has_its_own_number_and_probe() -> None:
     transfer, learner, engine = ObjectStoreTransfer(1e-3), TableLearner(NEW), TableEngine(OLD)
     asked: list[int] = []
