@@ -61,7 +61,8 @@ class RolloutRoleConfig(EngineRoleConfig):
     """Rollout engines."""
 
     actors: int = Field(default=1, ge=1)
-    """Engines that write in parallel; prompt i of a step always goes to engine i modulo their number."""
+    """Engines that write in parallel. Prompt i of a step goes to engine i modulo their number; where a step has more sequences
+    than vLLM engines write at one time, and not under run.deterministic, they take prompts from one queue."""
 
 
 class TeacherRoleConfig(EngineRoleConfig):

@@ -7,6 +7,7 @@ from minidist.cluster.cluster import Cluster
 from minidist.concurrency import both, nothing, one_by_one, together
 from minidist.config import Config, DistillConfig
 from minidist.config.cluster import Role
+from minidist.config.engines import engine_limits
 from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
@@ -42,7 +43,9 @@ class Roles:
         """cluster.rollout.actors engines that hold `model`; engines in transformers also hold `teacher`, to write with."""
         arguments = self.engine_arguments(model, rollout, teacher)
         hosting = [self.cluster.host("rollout", make_engine, **arguments) for _ in range(self.config.cluster.rollout.actors)]
-        return Engines(await together(hosting))
+        queue = rollout.engine == "vllm" and not self.config.run.deterministic
+        limits = engine_limits(rollout, longest=self.plan.max_tokens, on_gpu=arguments["context"].on_gpu)
+        return Engines(await together(hosting), limits.sequences if queue else None)
 
     def engine_arguments(self, model: ModelConfig, rollout: RolloutConfig, teacher: TeacherConfig | None) -> dict[str, Any]:
         """The arguments of make_engine."""

@@ -62,3 +62,62 @@ def test_a_stream_has_the_rollouts_of_generate_whatever_their_order() -> None:
         assert await in_order(pool.stream(prompts, sampling), 8) == expected
 
     asyncio.run(run())
+
+
+class Timed(NumberedRole):
+    """Writes one prompt after another; a prompt takes as many ticks as its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.turn = asyncio.Lock()
+        self.answered: list[int] = []
+        self.most = 0
+        self.open = 0
+
+    async def stream(self, prompts: Any, sampling: Sampling) -> AsyncGenerator[tuple[int, list[Any]], None]:
+        self.open += len(prompts) * sampling.samples
+        self.most = max(self.most, self.open)
+        for index, prompt in enumerate(prompts):
+            async with self.turn:
+                for _ in range(prompt):
+                    await asyncio.sleep(0)
+            self.answered.append(prompt)
+            self.open -= sampling.samples
+            yield index, await self.generate([prompt], sampling)
+
+
+def test_engines_with_more_work_than_they_hold_take_it_from_one_queue() -> None:
+    """Dealt in turn, the first engine would get all long answers."""
+    prompts: list[Any] = [400, 1] * 40
+    sampling = Sampling(samples=2, max_new_tokens=1)
+
+    async def answers(held: int | None) -> tuple[list[Any], list[Timed]]:
+        engines = [Timed(0), Timed(1)]
+        pool = Engines(engines, held)  # type: ignore[arg-type]
+        return [each async for each in pool.stream(prompts, sampling)], engines
+
+    found, (first, second) = asyncio.run(answers(held=16))
+    assert sorted(index for index, _ in found) == list(range(80)), "every prompt once"
+    assert all(rollouts[0][0] == prompts[index] and len(rollouts) == 2 for index, rollouts in found)
+    work = sum(first.answered), sum(second.answered)
+    assert 0.6 < work[0] / work[1] < 1.6, "about as much work each"
+    assert max(first.most, second.most) <= 16 * 5 // 4
+    _, (first, second) = asyncio.run(answers(held=None))
+    assert (sum(first.answered), sum(second.answered)) == (400 * 40, 40)
+    rollouts = asyncio.run(Engines([Timed(0), Timed(1)], 16).generate(prompts, sampling))  # type: ignore[arg-type]
+    assert [rollout[0] for rollout in rollouts] == [prompt for prompt in prompts for _ in range(2)]  # type: ignore[index]
+
+
+def test_a_queue_that_is_given_up_ends_the_work_of_all_engines() -> None:
+    async def run() -> None:
+        engines = [Timed(0), Timed(1)]
+        pool = Engines(engines, 4)  # type: ignore[arg-type]
+        prompts: list[Any] = [3] * 60
+        async for _ in pool.stream(prompts, Sampling(samples=1, max_new_tokens=1)):
+            break
+        done = [len(engine.answered) for engine in engines]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert [len(engine.answered) for engine in engines] == done
+
+    asyncio.run(run())
