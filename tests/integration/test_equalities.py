@@ -310,11 +310,11 @@ def test_a_cancelled_generation_is_aborted(stack: Stack) -> None:
 def test_no_cancelled_call_goes_on(stack: Stack) -> None:
     """Calls that are cancelled before, while and after they begin in the actor."""
 
-    class Sleeper:
+    class Waiter:
         def __init__(self) -> None:
             self.ended = 0
 
-        async def sleep(self, seconds: float) -> None:
+        async def wait(self, seconds: float) -> None:
             try:
                 await asyncio.sleep(seconds)
             finally:
@@ -326,15 +326,15 @@ def test_no_cancelled_call_goes_on(stack: Stack) -> None:
         async def close(self) -> None: ...
 
     async def cancelled(role: Any, delay: float) -> None:
-        task = asyncio.ensure_future(role.sleep(600))
+        task = asyncio.ensure_future(role.wait(600))
         await asyncio.sleep(delay)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     async def all_cancelled() -> None:
-        role = await stack.cluster.host("learner", Sleeper)
-        begun = asyncio.ensure_future(role.sleep(0))
+        role = await stack.cluster.host("learner", Waiter)
+        begun = asyncio.ensure_future(role.wait(0))
         delays = np.random.default_rng(0).choice([0.0, 0.001, 0.01, 0.05], 400)
         await asyncio.gather(*(cancelled(role, delay) for delay in delays), begun)
         remote: Any = role
