@@ -72,6 +72,8 @@ def overrides(scenario: Scenario) -> dict[str, object]:
         "learner.activation_checkpointing": str(layout.checkpointing).lower(),
         "loop.max_staleness": int(scenario.design is Design.STALE),
     }
+    if scenario.design is Design.COLOCATED:
+        found["cluster.residency"] = "true"
     return found if scenario.teacher else {name: value for name, value in found.items() if ".teacher." not in name}
 
 

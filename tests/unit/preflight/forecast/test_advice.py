@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from minidist.preflight.forecast.advice import choose, choose_payload, designs, payloads
+from minidist.preflight.forecast.advice import choose, choose_payload, designs, overrides, payloads
 from minidist.preflight.forecast.layouts import deal, device_bytes, fits
 from minidist.preflight.forecast.scenario import Design, Paths
 from minidist.preflight.forecast.seconds import step_seconds
@@ -63,3 +63,9 @@ def test_hidden_states_are_advised_where_they_cost_little() -> None:
     by_reference, by_driver = (scenario("8B", (20, 24, 20), Paths(scores)) for scores in ("reference", "driver"))  # type: ignore[arg-type]
     assert choose_payload(payloads(by_reference, sizes)).name == "hidden"
     assert choose_payload(payloads(by_driver, sizes)).name == "top_k"
+
+
+def test_the_settings_of_a_colocated_layout_let_roles_hold_their_devices_in_turn() -> None:
+    made = replace(scenario("0.5B", (8, 8, 8)), design=Design.COLOCATED)
+    assert overrides(made)["cluster.residency"] == "true"
+    assert "cluster.residency" not in overrides(replace(made, design=Design.STREAMED))
