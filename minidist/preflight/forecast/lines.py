@@ -66,7 +66,7 @@ def _reason(best: Option, options: Sequence[Option]) -> str:
         strict = min(each.seconds for each in options if each.name != Design.STALE)
         return f"stale, {figure(best.seconds)} s a step; the fastest strictly on-policy design takes {figure(strict)} s"
     if best.name == Design.COLOCATED:
-        return f"colocated, {figure(best.seconds)} s a step, where roles give their memory up while others work (cluster.residency)"
+        return f"colocated, {figure(best.seconds)} s a step, where roles hold their devices in turn (cluster.residency)"
     stale = next(each.seconds for each in options if each.name == Design.STALE)
     return f"{best.name}, {figure(best.seconds)} s a step and strictly on-policy; text of an earlier student: {figure(stale)} s"
 
