@@ -43,10 +43,12 @@ class ProvedTransfer(WeightTransfer):
             cause = "its weights have grown beyond their precision; lower learner.optimizer.lr"
             raise DivergedError(f"weight sync {self.proved}: the student's log-probabilities are not finite: {cause}")
         if not all(self._close(each) for each in differences):
-            raise CanaryError(
-                f"weight sync {self.proved}: an engine's log-probabilities differ from the learner's by {worst:.3g} nats, more "
-                f"than {self._tolerance:g}; the engine did not take the new weights"
+            mean = max(float(each.mean()) for each in differences)
+            found = f"an engine's log-probabilities differ from the learner's by {worst:.3g} nats, {mean:.3g} on average"
+            most = f"{self._tolerance:g}" + (
+                f" for 95 tokens in 100, or {self._tolerance / 10:g} on average" if self._coarse else ""
             )
+            raise CanaryError(f"weight sync {self.proved}: {found}, more than {most}; the engine did not take the new weights")
         return worst
 
     def _close(self, differences: Array) -> bool:

@@ -11,7 +11,7 @@ from minidist.data.rendering import Renderer
 from minidist.models.arrays import to_array
 from minidist.models.heads import vocabulary_size
 from minidist.models.hub import context_length, load_config
-from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
+from minidist.rollout.vllm.core import CoreRole, VLLMCore, VLLMSettings
 from minidist.rollout.vllm.sessions import TurnTaker
 from minidist.teachers.contexts import extended
 from minidist.teachers.payload import classes_asked, to_scores
@@ -28,7 +28,7 @@ def teacher_settings(config: LocalTeacherConfig, *, max_tokens: int | None = Non
     return VLLMSettings.of(config, "teacher.model", config, max_tokens=longest + 1, prefix_caching=False, **place)
 
 
-class VLLMHiddenTeacher:
+class VLLMHiddenTeacher(CoreRole):
     """Hidden states from vLLM's pooling runner: the exact full vocabulary of a teacher that vLLM splits over devices.
 
     The engine holds no output head, so the teacher does not write; the learner applies the head to the states. Arguments are
@@ -58,18 +58,8 @@ class VLLMHiddenTeacher:
         facts = self._core.facts()
         return {**facts, "class": f"{type(self).__name__}, {facts['class']}", "payload": Payload.HIDDEN.value}
 
-    async def sleep(self) -> None:
-        """Move the weights to host memory, until `wake`."""
-        await self._core.sleep()
 
-    async def wake(self) -> None:
-        await self._core.wake()
-
-    async def close(self) -> None:
-        await self._core.close()
-
-
-class VLLMTeacher(TurnTaker):
+class VLLMTeacher(CoreRole, TurnTaker):
     """Scores with vLLM and writes with the same weights.
 
     vLLM's softmax runs over every row of the head. If padding has widened the head beyond `vocabulary`, log-probabilities are
@@ -106,13 +96,3 @@ class VLLMTeacher(TurnTaker):
         """Class and payload: for the run's summary."""
         facts = self._core.facts()
         return {**facts, "class": f"{type(self).__name__}, {facts['class']}", "payload": self._config.payload}
-
-    async def sleep(self) -> None:
-        """Move the weights to host memory, until `wake`."""
-        await self._core.sleep()
-
-    async def wake(self) -> None:
-        await self._core.wake()
-
-    async def close(self) -> None:
-        await self._core.close()

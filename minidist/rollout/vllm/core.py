@@ -261,6 +261,22 @@ class VLLMCore:
         self._engine.sleep(level=1)
 
 
+class CoreRole:
+    """A role whose model is in a vLLM engine alone."""
+
+    _core: VLLMCore
+
+    async def sleep(self) -> None:
+        """Move the weights to host memory, until `wake`."""
+        await self._core.sleep()
+
+    async def wake(self) -> None:
+        await self._core.wake()
+
+    async def close(self) -> None:
+        await self._core.close()
+
+
 def _count_read(sequences: Sequence[Sequence[int]], *, heads: bool) -> None:
     """Account for sequences that were read once; `heads`: all their tokens passed through the output head."""
     for work in (Work.row(len(sequence), len(sequence) if heads else 0) for sequence in sequences):

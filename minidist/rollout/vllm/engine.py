@@ -12,7 +12,7 @@ from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.data.rendering import Renderer
 from minidist.protocols import RolloutEngine
-from minidist.rollout.vllm.core import VLLMCore, VLLMSettings
+from minidist.rollout.vllm.core import CoreRole, VLLMCore, VLLMSettings
 from minidist.rollout.vllm.sessions import TurnTaker
 from minidist.types import Channel, Outline, Prompt, Rollout, Sampling, Weights
 
@@ -25,7 +25,7 @@ def student_settings(config: ModelConfig, rollout: RolloutConfig, *, determinist
     return VLLMSettings.of(config, "student.model", rollout, prefix_caching=caching, ngrams=ngrams, **fields)
 
 
-class VLLMEngine(TurnTaker, RolloutEngine):
+class VLLMEngine(CoreRole, TurnTaker, RolloutEngine):
     """Samples with vLLM. Ids from `vocabulary` on are padding and are never sampled."""
 
     def __init__(self, settings: VLLMSettings, renderer: Renderer, *, vocabulary: int | None = None) -> None:
@@ -85,16 +85,6 @@ class VLLMEngine(TurnTaker, RolloutEngine):
         core = self._core
         counts = {"tokens_written": core.tokens_written, "requests_running": core.running, "requests_aborted": core.aborted}
         return {**core.facts(), "version": self._version, **counts}
-
-    async def sleep(self) -> None:
-        """Move the weights to host memory, until `wake`."""
-        await self._core.sleep()
-
-    async def wake(self) -> None:
-        await self._core.wake()
-
-    async def close(self) -> None:
-        await self._core.close()
 
 
 def _read(path: Path) -> dict[str, Tensor]:
