@@ -19,7 +19,7 @@ from minidist.report.curves import Curve
 from minidist.report.figures import curve_data, figure
 from minidist.report.groups import COLOURS
 from minidist.report.runs import RunFiles
-from minidist.report.text import facts, from_markdown, shown
+from minidist.report.text import facts, from_markdown, number, shown
 from minidist.run.files import shaped
 
 PICTURES = {
@@ -78,7 +78,8 @@ def _generated(run: RunFiles) -> str:
     if run.stage != "generate" or run.summary is None:
         return ""
     summary = shaped(dict(run.summary), Generated, f"{run.path}/summary.json", "the page is made without it", DataError)
-    return facts((name.replace("_", " "), f"{summary[name]:,}") for name in Generated.__annotations__ if summary.get(name) is not None)
+    known = [(name, summary[name]) for name in Generated.__annotations__ if summary.get(name) is not None]
+    return facts((name.replace("_", " "), number(value)) for name, value in known)
 
 
 def _pictures(run: RunFiles) -> Iterator[str]:
@@ -122,9 +123,9 @@ def influence_html(run: RunFiles) -> str:
         low, high = (np.array([np.quantile(each, part) for each in values]) for part in (0.25, 0.75))
         mean = Curve(steps, np.array([each.mean() for each in values]), low, high)
         series.append(curve_data(f"mean of {len(values[0])} rows, middle half", "--ink", mean))
-    for number, (row, points) in enumerate(list(followed.items())[:_FOLLOWED]):
+    for index, (row, points) in enumerate(list(followed.items())[:_FOLLOWED]):
         steps, values = (np.array(part, float) for part in zip(*sorted(points.items()), strict=True))
-        series.append(curve_data(f"row {row}", f"--series-{number % COLOURS}", Curve(steps, values)))
+        series.append(curve_data(f"row {row}", f"--series-{index % COLOURS}", Curve(steps, values)))
     if not series:
         return ""
     data = {"kind": "curves", "series": series, "legend": True, "smooth": False}

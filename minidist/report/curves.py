@@ -2,10 +2,10 @@
 
 import json
 import math
-import os
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ class MetricsFile:
         self._bad = 0
         self._first_bad = 0
         self._line = 0
-        self._left_out: set[str] = set()
+        self._too_many = False
         self._inode = 0
 
     def read(self) -> None:
@@ -85,7 +85,7 @@ class MetricsFile:
         for name, value in row.items():
             if (column := columns.get(name)) is None:
                 if len(columns) >= _NAMES:
-                    self._left_out.add(name) if len(self._left_out) < _NAMES else None
+                    self._too_many = True
                     continue
                 column = columns[name] = Column()
             column.steps.append(step)
@@ -95,8 +95,9 @@ class MetricsFile:
     def problems(self) -> list[str]:
         found = []
         if self._bad:
-            found.append(f"{self.path}: {self._bad} lines are no metrics of a step (the first is line {self._first_bad}); left out")
-        if self._left_out:
+            first = f"the first is line {self._first_bad}"
+            found.append(f"{self.path}: {self._bad} lines are no metrics of a step ({first}); they are left out")
+        if self._too_many:
             found.append(f"{self.path}: more than {_NAMES} metrics; the others are left out")
         return found
 
@@ -170,7 +171,7 @@ def _mean(values: Array) -> float:
 
 def _stretches(length: int, count: int) -> list[tuple[int, int]]:
     borders = np.linspace(0, length, count + 1).astype(int).tolist()
-    return list(zip(borders, borders[1:], strict=False))
+    return list(pairwise(borders))
 
 
 def ends(columns: Mapping[str, Column], prefixes: Sequence[str]) -> dict[str, tuple[float, float, float]]:
@@ -186,7 +187,7 @@ def ends(columns: Mapping[str, Column], prefixes: Sequence[str]) -> dict[str, tu
 def size(path: Path) -> tuple[int, int]:
     """What changes when a file does: its size and the time of its last change, ns; zeros without the file."""
     try:
-        state = os.stat(path)
+        state = path.stat()
     except OSError:
         return 0, 0
     return state.st_size, state.st_mtime_ns

@@ -53,6 +53,12 @@ _LAST = {
     "loss_nats_per_token": "Loss",
     "loss": "Loss",
     "f1": "F1",
+    "reverse_kl_per_sequence": "Reverse KL of a sequence",
+    "forward_kl_per_sequence": "Forward KL of a sequence",
+    "length_mean_tokens": "Length of answers",
+    "truncated_frac": "Truncated answers",
+    "repetition_frac": "Repeated 4-grams",
+    "distinct_4": "Distinct 4-grams",
 }
 _UNITS = {
     "_nats_per_token": "nats a token",
@@ -63,7 +69,7 @@ _UNITS = {
     "_nats_mean": "nats",
     "_nats_max": "nats",
     "_kl": "nats a token",
-    "_kl_per_sequence": "nats a sequence",
+    "_kl_per_sequence": "nats",
     "_tokens": "tokens",
     "_gib": "GiB",
     "_mib": "MiB",
@@ -119,6 +125,16 @@ def metric_figure(name: str, groups: Sequence[Group]) -> str:
     return figure(title(name), data, name=name, note="" if is_share(name) else unit(name))
 
 
+def panels(lead: Sequence[str], others: Sequence[str], groups: Sequence[Group]) -> str:
+    """Figures of metrics; the others lie folded up below."""
+    found = "".join(metric_figure(name, groups) for name in lead)
+    made = f'<div class="panels">{found}</div>' if found else ""
+    if not others:
+        return made
+    more = "".join(metric_figure(name, groups) for name in others)
+    return f'{made}<details class="more"><summary>{len(others)} more</summary><div class="panels">{more}</div></details>'
+
+
 def _with_error(group: Group, name: str, curve: Curve) -> Curve:
     """The curve of a single run with its standard error as a band, where that is a metric too."""
     error = group.curve(f"{name}_se", len(curve.steps)) if curve.runs == 1 else None
@@ -145,9 +161,7 @@ def phase_bars(rows: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Seconds of each phase, one stacked bar a row."""
     names = [name for name in PHASE_COLOURS if any(name in row for row in rows.values())]
     labels = [shown(label) for label in rows]
-    data = [
-        _bars(name, labels, rounded(row.get(name, 0.0) for row in rows.values()), template="%{x:.3f} s") for name in names
-    ]
+    data = [_bars(name, labels, rounded(row.get(name, 0.0) for row in rows.values()), template="%{x:.3f} s") for name in names]
     layout = {"barmode": "stack", "xaxis": {"title": {"text": "seconds a step"}}, "yaxis": {"autorange": "reversed"}}
     return {"kind": "plotly", "data": data, "layout": layout, "rows": len(rows)}
 
@@ -159,9 +173,10 @@ def step_bars(step: Step) -> dict[str, Any]:
     for name in PHASE_COLOURS:
         bars = [bar for bar in step.bars if (bar.phase if bar.phase in PHASE_COLOURS else "other") == name]
         if bars:
-            found = _bars(name, [shown(bar.actor) for bar in bars], rounded(bar.end - bar.start for bar in bars), "")
-            texts = [f"{shown(bar.name)}, {bar.end - bar.start:.4f} s" for bar in bars]
-            data.append(found | {"base": rounded(bar.start for bar in bars), "customdata": texts, "hovertemplate": "%{customdata}<extra></extra>"})
+            lengths = [bar.end - bar.start for bar in bars]
+            found = _bars(name, [shown(bar.actor) for bar in bars], rounded(lengths), "%{customdata}")
+            texts = [f"{shown(bar.name)}, {length:.4f} s" for bar, length in zip(bars, lengths, strict=True)]
+            data.append(found | {"base": rounded(bar.start for bar in bars), "customdata": texts})
     order = {"categoryorder": "array", "categoryarray": [shown(actor) for actor in reversed(actors)]}
     axis = {"title": {"text": "seconds since the step began"}, "range": [0, step.seconds]}
     layout = {"barmode": "overlay", "xaxis": axis, "yaxis": order}
@@ -179,10 +194,11 @@ def figure(heading: str, data: Mapping[str, Any], *, name: str = "", note: str =
     code = f"<code>{shown(name)}</code>" if name else ""
     small = f"<small>{shown(note)}</small>" if note else ""
     rows = f' style="--rows: {data["rows"]}"' if "rows" in data else ""
+    kind, key, words = "panel span" if wide else "panel", shown(name or heading), shown(heading)
     # In a script element only "<" can end the data; JSON may hold it as an escape.
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return (
-        f'<figure class="panel{" span" if wide else ""}" data-name="{shown(name or heading)}"><figcaption><b>{shown(heading)}</b>'
-        f'{small}{code}</figcaption><div class="plot" role="img" aria-label="{shown(heading)}"{rows}></div>'
+        f'<figure class="{kind}" data-name="{key}"><figcaption><b>{words}</b>{small}{code}</figcaption>'
+        f'<div class="plot" role="img" aria-label="{words}"{rows}></div>'
         f'<script type="application/json">{text}</script></figure>'
     )

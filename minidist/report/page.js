@@ -63,7 +63,8 @@
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: property("--soft") },
       margin: { l: 44, r: 12, t: 6, b: 30 }, hovermode: drawn ? "x unified" : "closest",
       hoverlabel: { bgcolor: property("--card"), bordercolor: property("--line"), font: { color: property("--ink") } },
-      showlegend: !drawn || Boolean(figure.legend), legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: narrow ? 10 : 12 } },
+      showlegend: !drawn || Boolean(figure.legend), legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal", font: { size: narrow ? 10 : 12 } },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: property("--soft"), activecolor: property("--ink") },
       xaxis: axis({ nticks: 6, ...extra.xaxis }), yaxis: axis({ nticks: 5, ...(drawn ? { ...percent, ...type } : {}), ...extra.yaxis }),
     };
   };
@@ -71,7 +72,8 @@
   const draw = async (plot) => {
     const figure = JSON.parse(plot.parentElement.querySelector("script").textContent);
     const data = figure.kind === "curves" ? curves(figure) : coloured(figure.data);
-    const settings = { displaylogo: false, responsive: true, displayModeBar: "hover", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+    const buttons = [["zoom2d", "pan2d", "resetScale2d", "toImage"]], bar = matchMedia("(hover: hover)").matches ? "hover" : false;
+    const settings = { displaylogo: false, responsive: true, displayModeBar: bar, modeBarButtons: buttons };
     await Plotly.react(plot, data, layout(figure, plot.clientWidth < 500), settings);
     plot.dataset.drawn = "";
   };

@@ -59,7 +59,7 @@ class Report:
         date = time.strftime("%Y-%m-%d %H:%M:%S")
         return (
             f'<div id="links">{links}</div><div id="chips">{legend}</div>{sections.problems(runs, failed)}{parts}'
-            f'<footer>minidist {shown(__version__)}, read {date}</footer>'
+            f"<footer>minidist {shown(__version__)}, read {date}</footer>"
         )
 
     def page(self, *, live: bool = False) -> str:
@@ -69,13 +69,13 @@ class Report:
         allowed = " ".join(f"'sha256-{_sum(script)}'" for script in scripts)
         policy = f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:"
         policy += "; connect-src 'self'" if live else ""
-        first, second = (f"<script>{script}</script>" for script in scripts)
+        blocks = "".join(f"<script>{script}</script>" for script in scripts)
         return (
             f'<!doctype html>\n<html lang="en" data-live="{self.signature() if live else ""}"><head><meta charset="utf-8">'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-            f'<link rel="icon" href="data:,"><title>{title} · minidist</title><style>{_file("page.css")}</style></head>'
-            f'<body><header><h1>{title}</h1>{_file("controls.html")}</header><main>{body}</main>{first}{second}</body></html>\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="color-scheme" content="light dark">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+            f"<title>{title} · minidist</title><style>{_file('page.css')}</style></head>"
+            f"<body><header><h1>{title}</h1>{_file('controls.html')}</header><main>{body}</main>{blocks}</body></html>\n"
         )
 
 
@@ -87,7 +87,8 @@ def _sections(runs: Sequence[RunFiles]) -> tuple[list[tuple[str, str, str]], lis
             html = make(groups)
         except (MinidistError, *_MISSHAPED) as error:
             found = f"{type(error).__name__}: {error}"
-            failed.append(f"The section “{heading}” could not be made of files that another version wrote, or that are broken ({found})")
+            cause = "another version wrote its files, or they are broken"
+            failed.append(f"The section “{heading}” could not be made: {cause} ({found})")
             continue
         if html:
             made.append((anchor, heading, html))

@@ -1,7 +1,7 @@
 """A run's directory as the report reads it: what is missing or broken there becomes a sentence, and the rest is shown."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import with_config
 from typing_extensions import TypedDict
 
-from minidist.config.sentence import without_password
+from minidist.config.secrets import without_secrets
 from minidist.errors import DataError, RunDirectoryError
 from minidist.report.curves import MetricsFile, size
 from minidist.report.timeline import Step, read_step
@@ -88,8 +88,14 @@ class RunFiles:
         """Whether it has finished; of a run that has not, when it last wrote."""
         if self.summary is not None:
             return "finished"
-        ago = time.time() - self.written
-        return "running" if ago < 120 else f"not finished, last written {time.strftime('%Y-%m-%d %H:%M', time.localtime(self.written))}"
+        if time.time() - self.written < 120:
+            return "running"
+        return f"not finished, last written {time.strftime('%Y-%m-%d %H:%M', time.localtime(self.written))}"
+
+    @property
+    def seconds(self) -> float | None:
+        """That the run took; None of one that has not finished."""
+        return (self.summary or {}).get("seconds")
 
     def record(self, name: str, shape: Any) -> Any:
         """The values of one more JSON file of the directory; None without it, and where it cannot be used."""
@@ -197,14 +203,14 @@ def _read_step(found: RunFiles) -> None:
         found.problems.append(f"{file} cannot be read ({error.strerror}); {_LEFT_OUT}")
 
 
-def flat(config: Any, key: str = "") -> dict[str, Any]:
-    """The settings of a configuration by their dotted names; no password and no key among them."""
-    if isinstance(config, dict) and config:
-        return {name: value for part, child in config.items() for name, value in flat(child, f"{key}.{part}".lstrip(".")).items()}
-    last = key.rpartition(".")[2].lower()
-    if config is not None and (last in _SECRET or last.endswith(("_secret", "_password", "_key"))):
-        return {key: "(not shown)"}
-    return {key: without_password(config) if isinstance(config, str) else config}
+def flat(config: Any) -> dict[str, Any]:
+    """The settings of a configuration by their dotted names, secrets not shown."""
+    return dict(_flat(without_secrets(config), ""))
 
 
-_SECRET = {"key", "token", "secret", "password", "authorization"}
+def _flat(settings: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(settings, dict) and settings:
+        for name, value in settings.items():
+            yield from _flat(value, f"{key}.{name}".lstrip("."))
+    else:
+        yield key, settings

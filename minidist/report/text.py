@@ -114,5 +114,7 @@ def _line(line: str) -> str:
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> str:
     """Names with their values, those that are not known left out."""
-    known = "".join(f"<div><dt>{shown(name)}</dt><dd>{shown(value)}</dd></div>" for name, value in pairs if value not in (None, ""))
+    known = "".join(
+        f"<div><dt>{shown(name)}</dt><dd>{shown(value)}</dd></div>" for name, value in pairs if value not in (None, "")
+    )
     return f'<dl class="facts">{known}</dl>' if known else ""

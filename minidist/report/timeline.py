@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +47,7 @@ def read_step(file: Path) -> Step | None:
     spans = [event for event in events if _whole(event) and event["pid"] in actors]
     driver = [event for event in spans if actors[event["pid"]] == DRIVER]
     ends = sorted({_end(event) for event in driver if event["name"] == "publish"})
-    steps = sorted((end - start, start, end) for start, end in zip(ends, ends[1:], strict=False))
+    steps = sorted((end - start, start, end) for start, end in pairwise(ends))
     if not steps:
         return None
     _, start, end = steps[len(steps) // 2]
@@ -54,8 +55,19 @@ def read_step(file: Path) -> Step | None:
     start = min((event["ts"] for event in driver if start <= event["ts"] < end), default=start)
     within = [event for event in spans if event["ts"] < end and _end(event) > start]
     names = list(dict.fromkeys(actors[event["pid"]] for event in sorted(within, key=lambda event: event["pid"])))
-    bars = [_bar(event, actors[event["pid"]], start, end) for event in within if actors[event["pid"]] in names[:_ROWS]]
+    shown = [event for event in _outer(within) if actors[event["pid"]] in names[:_ROWS]]
+    bars = [_bar(event, actors[event["pid"]], start, end) for event in shown]
     return Step((end - start) / 1e6, len(steps), sorted(bars, key=lambda bar: bar.start), max(0, len(names) - _ROWS))
+
+
+def _outer(events: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Whole calls, without their parts, which lie within them on the same line of their actor."""
+    reached: dict[tuple[object, object], float] = {}
+    for event in sorted(events, key=lambda event: (event["ts"], -event["dur"])):
+        line = event["pid"], event.get("tid")
+        if _end(event) > reached.get(line, float("-inf")):
+            reached[line] = _end(event)
+            yield event
 
 
 def _bar(event: dict[str, Any], actor: str, start: float, end: float) -> Bar:
@@ -87,7 +99,8 @@ def _names(event: dict[str, Any]) -> bool:
 
 def _whole(event: dict[str, Any]) -> bool:
     times = (event.get("ts"), event.get("dur"))
-    return event.get("ph") == "X" and "name" in event and all(type(value) in (int, float) and abs(value) < 1e18 for value in times)
+    finite = all(isinstance(value, int | float) and abs(value) < 1e18 for value in times)
+    return finite and event.get("ph") == "X" and "name" in event
 
 
 def _end(event: dict[str, Any]) -> float:

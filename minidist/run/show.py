@@ -36,7 +36,7 @@ class Row(TypedDict):
 
 Colour = tuple[int, int, int]
 
-_GREY, _RED, _GREEN, _VIOLET = (225, 225, 225), (240, 90, 80), (60, 180, 90), (150, 110, 230)
+_GREY, _ORANGE, _BLUE, _VIOLET = (225, 225, 225), (240, 125, 40), (70, 155, 225), (150, 110, 230)
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ DIFFERENCE = Scale(
     low=-3.0,
     full=3.0,
     mark=1.0,
-    above=_RED,
-    below=_GREEN,
+    above=_ORANGE,
+    below=_BLUE,
 )
 SURPRISE = Scale(
     "-log q of each token, the student's surprise, nats (no log-probabilities of the teacher were recorded)",

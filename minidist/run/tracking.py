@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +25,14 @@ log = logging.getLogger("minidist")
 console = Console(stderr=True)
 Pieces = Callable[[Array], list[str]]
 """Gives the text of each token."""
+
+
+class Board(Protocol):
+    """A place beside the run's directory that shows its metrics."""
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Clock:
@@ -64,14 +72,23 @@ class Recorder:
         tensorboard: write metrics as TensorBoard events too.
         shown: labels of the metrics beside the progress bar.
         pieces: gives the text of each token of an answer; None leaves these texts out of the rollouts files.
+        boards: other places that show the metrics; closed with the recorder.
     """
 
     def __init__(
-        self, directory: Path, steps: range, *, tensorboard: bool, shown: Mapping[str, str], pieces: Pieces | None = None
+        self,
+        directory: Path,
+        steps: range,
+        *,
+        tensorboard: bool,
+        shown: Mapping[str, str],
+        pieces: Pieces | None = None,
+        boards: Sequence[Board] = (),
     ) -> None:
         self._directory = directory
         self._shown = shown
         self._pieces = pieces
+        self._boards = boards
         self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
         self._board: Any = None
         if tensorboard:
@@ -102,6 +119,8 @@ class Recorder:
         if self._board is not None:
             with writing(self._directory / "tensorboard"):
                 self._board.file_writer.add_summary(_summary(metrics), step)
+        for board in self._boards:
+            board.add(step, metrics)
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout], measures: Measures | None = None) -> None:
         """Write prompts and answers to rollouts/step_000020.jsonl, with the `measures` of all their tokens in order."""
@@ -142,6 +161,8 @@ class Recorder:
             with writing(self._directory / "metrics.jsonl"):
                 self._metrics.close()
         finally:
+            for board in self._boards:
+                board.close()
             if self._board is not None:
                 with writing(self._directory / "tensorboard"):
                     self._board.close()

@@ -142,7 +142,7 @@ def test_the_page_shows_the_same_and_escapes_answers(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     shown(written(tmp_path, ROW | {"answer": "<script>", "prompt": "<script>"}), html=page)
     html = page.read_text()
-    assert "background-color: #3cb45a" in html and "<script>" not in html and "largest gaps" in html
+    assert "background-color: #469be1" in html and "<script>" not in html and "largest gaps" in html
 
 
 def test_missing_and_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
