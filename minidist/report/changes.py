@@ -12,8 +12,9 @@ from minidist.report.text import facts, number, seconds, shown, table_of_html
 
 EVALUATED = ("evaluation/", "validation/")
 
-_LESS = ("reverse_kl", "forward_kl", "exposure_bias", "loss", "loss_nats_per_token", "truncated_frac", "repetition_frac")
-_MORE = ("accuracy", "rouge_l", "f1", "macro_f1", "matthews", "pearson", "spearman")
+_LESS: tuple[str, ...] = ("reverse_kl", "forward_kl", "exposure_bias", "loss", "loss_nats_per_token")
+_LESS += ("truncated_frac", "repetition_frac")
+_MORE: tuple[str, ...] = ("accuracy", "rouge_l", "f1", "macro_f1", "matthews", "pearson", "spearman")
 _BETTER: dict[str, int] = dict.fromkeys(_LESS, -1) | dict.fromkeys(_MORE, 1)
 """Figures that are better where they are less (-1) or greater (1)."""
 
@@ -127,6 +128,6 @@ def _change(name: str, values: Change | None) -> tuple[str, str]:
         return "–", "–"
     before, after = values
     rise = (float(np.mean(after)) - float(np.mean(before))) * _BETTER.get(name.rpartition("/")[2], 0)
-    mark = ' <span class="good" title="better">▲</span>' if rise > 0 else ""
-    mark = ' <span class="worse" title="worse">▼</span>' if rise < 0 else mark
+    mark = ' <span class="good">better</span>' if rise > 0 else ""
+    mark = ' <span class="worse">worse</span>' if rise < 0 else mark
     return shown(_value(name, before)), shown(_value(name, after)) + mark

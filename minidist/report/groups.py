@@ -57,7 +57,7 @@ def group(runs: Sequence[RunFiles]) -> list[Group]:
     for found, own in zip(members.values(), stems, strict=True):
         stem = next(iter(own))
         alone = len(own) == 1 and sum(stem in other for other in stems) == 1
-        labels.append(stem if alone and (len(found) > 1 or len(members) > 1) else _names(found))
+        labels.append(stem if alone and len(found) > 1 else _names(found))
     return [Group(label, found, number) for number, (label, found) in enumerate(zip(labels, members.values(), strict=True))]
 
 

@@ -56,16 +56,16 @@
 
   const layout = (figure, narrow) => {
     const drawn = figure.kind === "curves", extra = coloured(figure.layout || {});
-    const percent = figure.percent ? { tickformat: ".0~%", hoverformat: ".1%" } : { exponentformat: "power" };
+    const percent = figure.percent ? { tickformat: ".2~%", hoverformat: ".2~%" } : { exponentformat: "power" };
     const type = drawn && logarithmic.checked ? { type: "log", dtick: "D1", nticks: 5 } : {};
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", uirevision: "kept", autosize: true, bargap: 0.35, ...extra,
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: property("--soft") },
-      margin: { l: 44, r: 12, t: 6, b: 30 }, hovermode: drawn ? "x unified" : "closest",
+      margin: { l: 44, r: 12, t: 6, b: 24 }, hovermode: drawn ? "x unified" : "closest",
       hoverlabel: { bgcolor: property("--card"), bordercolor: property("--line"), font: { color: property("--ink") } },
       showlegend: !drawn || Boolean(figure.legend), legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, traceorder: "normal", font: { size: narrow ? 10 : 12 } },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: property("--soft"), activecolor: property("--ink") },
-      xaxis: axis({ nticks: 6, ...extra.xaxis }), yaxis: axis({ nticks: 5, ...(drawn ? { ...percent, ...type } : {}), ...extra.yaxis }),
+      xaxis: axis({ nticks: 6, ...(drawn ? { title: { text: "step", standoff: 4, font: { size: 11 } } } : {}), ...extra.xaxis }), yaxis: axis({ nticks: 5, ...(drawn ? { ...percent, ...type } : {}), ...extra.yaxis }),
     };
   };
 

@@ -14,14 +14,15 @@ _LEVELS = 5
 
 
 def samples_html(steps: Mapping[int, Sequence[Sample]]) -> str:
-    """The answers of each recorded step, the last one open."""
+    """The answers of each recorded step, the first and the last one open."""
     scales = dict.fromkeys(each.scale for samples in steps.values() for each in samples if each.scale is not None)
-    last = max(steps)
+    ends = (min(steps), max(steps))
     parts = [_legend(scale) for scale in scales]
     for step in sorted(steps, reverse=True):
-        opened = " open" if step == last else ""
+        opened = " open" if step in ends else ""
         answers = "".join(_sample(sample) for sample in steps[step])
-        parts.append(f'<details class="step"{opened}><summary>after step {step:,}</summary>{answers}</details>')
+        heading = f"<summary>after step {step:,}</summary>"
+        parts.append(f'<details class="step"{opened}>{heading}<div class="samples">{answers}</div></details>')
     return "".join(parts)
 
 

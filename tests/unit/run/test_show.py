@@ -104,9 +104,9 @@ def test_values_in_a_pipe_are_numbers_after_their_tokens(tmp_path: Path) -> None
 
 
 def test_values_on_a_terminal_are_colours(tmp_path: Path) -> None:
-    """Red where the student finds the token likelier, green where the teacher does, grey where they agree."""
+    """Orange where the student finds the token likelier, blue where the teacher does, grey where they agree."""
     text = shown(written(tmp_path, ROW), colours=True)
-    assert "48;2;60;180;90mb" in text
+    assert "48;2;70;155;225mb" in text
     assert "48;2;225;225;225m↵" in text
     red, green, blue = bytes.fromhex(DIFFERENCE.colour(2.5)[1:])
     assert red > green and red > blue and f"48;2;{red};{green};{blue}ma" in text
