@@ -45,6 +45,7 @@ def _card(group: Group) -> str:
         ("objective", next((settings[name] for name in _METHODS if settings.get(name)), None)),
         ("steps", f"{taken}{asked}" if run.metrics.columns else None),
         ("time", seconds(float(np.mean(spent))) + (" a run" if len(spent) > 1 else "") if spent else None),
+        ("alarms", "none" if group.stage == "distill" and not any(each.alarms for each in group.runs) else None),
         ("state", "; ".join(dict.fromkeys(each.state for each in group.runs))),
     ]
     swatch = f'<i class="swatch {group.dash}" style="--colour: var({group.colour})"></i>'
@@ -57,21 +58,19 @@ def _tiles(group: Group) -> str:
     found = []
     for name, (before, after) in before_after(group).items():
         if name.partition("/")[2] in _TILES:
-            found.append(_tile(title(name), _value(name, after), f"from {_value(name, before)}", unit(name)))
+            found.append(_tile(title(name), _value(name, after), f"from {_value(name, [float(np.mean(before))])} {unit(name)}"))
     speed = [value for each in group.runs if (value := _median(each, "speed/loss_tokens_per_s")) is not None]
-    found += [_tile("Speed", number(float(np.mean(speed)), 3), "median step", "loss tokens/s")] if speed else []
+    found += [_tile("Speed", number(float(np.mean(speed)), 3), "loss tokens/s, median step")] if speed else []
     raised = sum(len(each.alarms) for each in group.runs)
-    if group.stage == "distill":
-        found.append(_tile("Alarms", str(raised), "see Health" if raised else "none raised", "", bad=raised > 0))
+    found += [_tile("Alarms", str(raised), "see Health", bad=True)] if raised else []
     return f'<div class="tiles">{"".join(found)}</div>' if found else ""
 
 
-def _tile(name: str, value: str, note: str, of: str, *, bad: bool = False) -> str:
+def _tile(name: str, value: str, note: str, *, bad: bool = False) -> str:
     mean, plus, spread = value.partition(" ± ")
     small = f" <small>± {shown(spread)}</small>" if plus else ""
-    heading = shown(f"{name}, {of}" if of else name)
     kind = "tile bad" if bad else "tile"
-    return f'<div class="{kind}"><span>{heading}</span><b>{shown(mean)}{small}</b><small>{shown(note)}</small></div>'
+    return f'<div class="{kind}"><span>{shown(name)}</span><b>{shown(mean)}{small}</b><small>{shown(note)}</small></div>'
 
 
 def _median(run: RunFiles, name: str) -> float | None:

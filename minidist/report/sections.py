@@ -131,10 +131,10 @@ def sections() -> Iterator[tuple[str, str, Callable[[Sequence[Group]], str]]]:
     """Each section's anchor, heading and maker, in the order of the page."""
     yield "overview", "Overview", overview
     yield "comparison", "Results of the stage", comparisons
-    yield "health", "Health", health
     yield "evaluation", "Evaluation, before and after", evaluation
     for key in ("training", "text"):
         yield key, _AREAS[key].heading, curves(key)
+    yield "health", "Health", health
     yield "lessons", "Influence of rows", lessons
     yield "time", "Where the time went", time
     yield "speed", _AREAS["speed"].heading, curves("speed")

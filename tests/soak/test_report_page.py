@@ -1,4 +1,4 @@
-"""The page of runs in a headless Chromium: every figure drawn, no error, no network, at several widths, in light and in dark."""
+"""The page of runs in a headless Chromium: every figure drawn, no error, no network, at several widths, light and dark."""
 
 import json
 import threading
