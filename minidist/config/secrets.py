@@ -10,16 +10,16 @@ _NAMES = {"key", "token", "secret", "password", "authorization"}
 _ENDS = ("_secret", "_password", "_key")
 
 
-def without_secrets(settings: Any, name: str = "") -> Any:
+def without_secret_settings(settings: Any, name: str = "") -> Any:
     """The settings with each secret replaced, by the name of its field, and without passwords in addresses.
 
-    >>> without_secrets({"api_key": "k-1", "url": "http://me:pw@host/", "max_tokens": 8, "key": None})
+    >>> without_secret_settings({"api_key": "k-1", "url": "http://me:pw@host/", "max_tokens": 8, "key": None})
     {'api_key': '(not shown)', 'url': 'http://...@host/', 'max_tokens': 8, 'key': None}
     """
     if settings is not None and (name.lower() in _NAMES or name.lower().endswith(_ENDS)):
         return HIDDEN
     if isinstance(settings, dict):
-        return {key: without_secrets(value, str(key)) for key, value in settings.items()}
+        return {key: without_secret_settings(value, str(key)) for key, value in settings.items()}
     if isinstance(settings, list):
-        return [without_secrets(value) for value in settings]
+        return [without_secret_settings(value) for value in settings]
     return without_password(settings) if isinstance(settings, str) else settings

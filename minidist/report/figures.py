@@ -79,6 +79,9 @@ _UNITS = {
     "seconds_per_step": "seconds",
     "_s": "seconds",
 }
+_EVENTS = ("cluster/restarts",)
+"""Metrics of steps in which something happened: points, which no line joins."""
+
 _SHARES = ("_frac", "accuracy", "_f1", "/f1")
 
 
@@ -122,6 +125,7 @@ def metric_figure(name: str, groups: Sequence[Group]) -> str:
     series = [curve_data(group.label, group.colour, curve, dash=group.dash, group=group.number) for group, curve in found]
     data: dict[str, Any] = {"kind": "curves", "series": series, "smooth": not evaluated}
     data |= {"percent": True} if is_share(name) else {}
+    data |= {"points": True} if name in _EVENTS else {}
     return figure(title(name), data, name=name, note="" if is_share(name) else unit(name))
 
 

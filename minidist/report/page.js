@@ -44,8 +44,9 @@
       } else if (weight) {
         traces.push(line(series, series.y, { opacity: 0.25, hoverinfo: "skip", hovertemplate: null, line: { color: coloured(series.colour), width: 1 } }));
       }
-      const points = series.x.length < 25 ? { mode: "lines+markers", marker: { size: 6, color: coloured(series.colour) } } : {};
-      traces.push(line(series, through(series.y), { ...points, showlegend: Boolean(figure.legend) }));
+      const mode = figure.points ? "markers" : series.x.length < 25 ? "lines+markers" : "lines";
+      const marker = { size: 6, color: coloured(series.colour) };
+      traces.push(line(series, through(series.y), { mode, marker, showlegend: Boolean(figure.legend) }));
     }
     return traces;
   };

@@ -27,31 +27,37 @@ class Report:
     Args:
         paths: directories of runs. The cells of a comparison count as runs of their own.
 
-    Raises DataError where a path is no directory or holds no run.
+    Raises DataError where a path is no directory or holds no run, ConfigError where Plotly is not installed.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        found: dict[Path, None] = {}
         for path in paths:
             _check(path)
-            found |= dict.fromkeys([path, *cells(path)])
-        names = _names(list(found))
-        self._readers = [Reader(path, name) for path, name in zip(found, names, strict=True)]
+        _plotly()
+        self._paths = paths
+        self._known: dict[Path, Reader] = {}
 
     @property
     def title(self) -> str:
         """Names of the runs."""
-        names = [reader.name for reader in self._readers]
+        names = [reader.name for reader in self._readers()]
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
     def signature(self) -> str:
         """Changes when a run has written anything that the page shows."""
-        state = repr([reader.signature() for reader in self._readers])
+        state = repr([reader.signature() for reader in self._readers()])
         return hashlib.sha256(state.encode()).hexdigest()[:16]
+
+    def _readers(self) -> list[Reader]:
+        """Of the runs that there are now: a comparison adds cells as it goes."""
+        paths = list(dict.fromkeys(each for path in self._paths for each in (path, *cells(path))))
+        for path, name in zip(paths, _names(paths), strict=True):
+            self._known.setdefault(path, Reader(path, name)).name = name
+        return [self._known[path] for path in paths]
 
     def body(self) -> str:
         """What the page shows, as HTML."""
-        runs = [reader.read() for reader in self._readers]
+        runs = [reader.read() for reader in self._readers()]
         made, failed = _sections(runs)
         links = "".join(f'<a href="#{anchor}">{shown(heading)}</a>' for anchor, heading, _ in made)
         parts = "".join(f'<section id="{anchor}"><h2>{shown(heading)}</h2>{html}</section>' for anchor, heading, html in made)

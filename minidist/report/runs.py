@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import with_config
 from typing_extensions import TypedDict
 
-from minidist.config.secrets import without_secrets
+from minidist.config.secrets import without_secret_settings
 from minidist.errors import DataError, RunDirectoryError
 from minidist.report.curves import MetricsFile, size
 from minidist.report.timeline import Step, read_step
@@ -205,7 +205,7 @@ def _read_step(found: RunFiles) -> None:
 
 def flat(config: Any) -> dict[str, Any]:
     """The settings of a configuration by their dotted names, secrets not shown."""
-    return dict(_flat(without_secrets(config), ""))
+    return dict(_flat(without_secret_settings(config), ""))
 
 
 def _flat(settings: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """The parts of the page, each made of the same runs."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from minidist.report.changes import EVALUATED, evaluation, overview
@@ -83,11 +83,10 @@ def _canaries(run: RunFiles) -> list[str]:
     summary = run.summary or {}
     canaries, supervision = summary.get("canaries") or {}, summary.get("supervision") or {}
     worst, syncs = canaries.get("engine_learner_nats_mean_worst"), summary.get("syncs_proved")
-    restarts = supervision.get("restarts")
-    if isinstance(restarts, Mapping):
-        restarts = ", ".join(f"{name} {count}" for name, count in restarts.items()) or 0
-    proved = f"{syncs:,}" if isinstance(syncs, int) else "–"
-    return [run.name, number(worst, 3) if isinstance(worst, float) else "–", proved, "–" if restarts is None else str(restarts)]
+    restarts = [f"{name} {count}" for name, count in (supervision.get("restarts") or {}).items()]
+    restarts += [f"{name} given up" for name in supervision.get("given_up") or ()]
+    checked = number(worst, 3) if isinstance(worst, float) else "–"
+    return [run.name, checked, f"{syncs:,}" if isinstance(syncs, int) else "–", ", ".join(restarts) or "none"]
 
 
 def samples(groups: Sequence[Group]) -> str:

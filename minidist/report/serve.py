@@ -78,13 +78,20 @@ class _Handler(BaseHTTPRequestHandler):
             known = False
         if not known or not self._allowed(query.get("token", [""])[0]):
             self._send(HTTPStatus.FORBIDDEN, "The address of this page, as minidist report printed it, has a token.", {})
-        elif address.path == "/":
-            token = self.server.token
+        else:
+            try:
+                self._answer(address.path, query.get("seen", [""])[0])
+            except OSError as error:
+                self._send(HTTPStatus.INTERNAL_SERVER_ERROR, f"{error.filename} cannot be read: {error.strerror}", {})
+
+    def _answer(self, path: str, seen: str) -> None:
+        token = self.server.token
+        if path == "/":
             cookie = {} if token is None else {"Set-Cookie": f"{_COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"}
             self._send(HTTPStatus.OK, self.server.page(), cookie)
-        elif address.path == "/body":
+        elif path == "/body":
             signature, body = self.server.body()
-            if query.get("seen") == [signature]:
+            if seen == signature:
                 self._send(HTTPStatus.NOT_MODIFIED, "", {})
             else:
                 self._send(HTTPStatus.OK, body, {"X-Signature": signature})

@@ -12,7 +12,7 @@ from pydantic import with_config
 from typing_extensions import TypedDict
 
 from minidist.config.run import WandbConfig
-from minidist.config.secrets import HIDDEN, without_secrets
+from minidist.config.secrets import HIDDEN, without_secret_settings
 from minidist.errors import ConfigError
 from minidist.run.files import read_record, write_json
 
@@ -42,7 +42,7 @@ class WandbBoard:
         self._wandb: Any = import_module("wandb")
         options = config.model_dump(exclude={"name"})
         options |= {"name": config.name or directory.name, "id": _id(directory), "resume": "allow", "dir": str(directory)}
-        options |= {"config": without_secrets(dict(settings)), "settings": self._wandb.Settings(console="off")}
+        options |= {"config": without_secret_settings(dict(settings)), "settings": self._wandb.Settings(console="off")}
         try:
             self._run: Any = self._wandb.init(**options)
             # Steps may be taken again after a stop, and an evaluation has the step it follows: their own axis allows both.

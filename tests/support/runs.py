@@ -47,7 +47,8 @@ def step_metrics(step: int, steps: int, rng: np.random.Generator) -> dict[str, f
     loss, noise = 0.1 + 0.9 * np.exp(-3 * step / steps), 0.05 * rng.standard_normal()
     found = {"loss/nats_per_token": loss + noise, "kl/reverse_nats": loss + noise, "rollout/length_mean_tokens": 40 + noise}
     found |= {f"time/{name}_s": 0.2 for name in PHASES} | {"speed/seconds_per_step": 1.1, "speed/loss_tokens_per_s": 900.0}
-    return {**found, "memory/peak_gib": 2.5, "cluster/restarts": float(step > 9), "policy/reward_mean_nats": -loss}
+    found |= {"cluster/restarts": 1.0} if step in (2, 9) else {}
+    return {**found, "memory/peak_gib": 2.5, "policy/reward_mean_nats": -loss}
 
 
 def answers(rng: np.random.Generator) -> tuple[Sequence[Rollout], Measures]:
@@ -80,7 +81,7 @@ def summary(steps: int) -> dict[str, Any]:
     time = {"account": account.to_record(), "matrix_products_flop_per_s": {}, "memory_peak_gib": 2.5, "this_node_alone": False}
     canaries = {"engine_learner_nats_mean_worst": 3e-7, "alarms": ["truncated answers at step 3: 0.6 is above 0.5"]}
     found = {"stage": "distill", "seconds": 64.8, "steps": steps, "syncs_proved": steps + 1, "canaries": canaries, "time": time}
-    return found | {"supervision": {"restarts": {"teacher": 2, "rollout": 0}}}
+    return found | {"supervision": {"restarts": {"teacher 1": 2}, "given_up": ["rollout 3"]}}
 
 
 class Parsed(HTMLParser):

@@ -68,7 +68,7 @@ def test_before_and_after(parsed: Parsed) -> None:
 
 def test_health_names_alarms_and_restarts(parsed: Parsed) -> None:
     assert "truncated answers at step 3: 0.6 is above 0.5" in parsed.text
-    assert "teacher 2, rollout 0" in parsed.text and "3.00e-07" in parsed.text
+    assert "teacher 1 2, rollout 3 given up" in parsed.text and "3.00e-07" in parsed.text
 
 
 def test_alarms_of_a_run_that_goes_on_are_those_of_its_log(tmp_path: Path) -> None:
@@ -231,8 +231,11 @@ def test_cells_of_a_comparison_are_its_runs(tmp_path: Path) -> None:
     (root / "config.json").write_text('{"stage": "compare"}')
     records = [{"objective": name, "seed": seed, "accuracy": 0.5 + seed / 10} for name in ("akl", "gkd") for seed in (0, 1)]
     (root / "compare.json").write_text(json.dumps(records))
-    page, parsed = page_of(root)
-    assert [series["name"] for series in parsed.figures["loss/nats_per_token"]["series"]] == ["akl", "gkd"]
+    report = Report([root])
+    page = report.page()
+    assert [series["name"] for series in Parsed(page).figures["loss/nats_per_token"]["series"]] == ["akl", "gkd"]
+    write_run(root / "cells" / "jsd-seed0", steps=4, objective={"type": "jsd"})
+    assert len(Parsed(report.body()).figures["loss/nats_per_token"]["series"]) == 3, "a cell that the comparison adds"
     assert "data:image/png;base64,iVBOR" in page, "the picture is drawn from the records where it is missing"
 
 
