@@ -157,7 +157,7 @@ class Recorder:
 
 
 class _TensorBoard:
-    """TensorBoard events in a directory. `purge_step`: first step of a resumed run; events that were written from it on are void."""
+    """TensorBoard events in a directory. `purge_step`: first step of a resumed run; its earlier events are void."""
 
     def __init__(self, directory: Path, purge_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
