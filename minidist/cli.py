@@ -115,6 +115,23 @@ def sample(
     show(directory, step=step, rows=rows, html=html)
 
 
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="Directory of a finished run.")],
+    repository: Annotated[str | None, typer.Argument(metavar="[OWNER/NAME]", help="Default: run.push_to_hub of the run.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="A repository that is created is public.")] = False,
+) -> None:
+    """Upload final/ of a finished run to the Hugging Face hub, with the token in HF_TOKEN."""
+    from minidist.config.run import repository as checked
+    from minidist.publishing.ending import push_run
+
+    try:
+        named = None if repository is None else checked(repository)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(push_run(directory, named, private=not public))
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -162,6 +179,10 @@ def _run(verb: str, path: Path, overrides: list[str] | None) -> None:
         raise ConfigError(f"{path} is a configuration for `minidist {stage.verb}`, not for `minidist {verb}`")
     _set_environment(config)
     _until_done(config)
+    if getattr(config.run, "push_to_hub", None) is not None:
+        from minidist.publishing.ending import deliver
+
+        deliver(config)
 
 
 def _set_environment(config: Any) -> None:

@@ -20,7 +20,7 @@ FLOORS = [
     ("models", "cluster", "channels", "evaluation", "loop", "system2"),
     ("rollout", "learners"),
     ("teachers", "methods"),
-    ("experience", "pipelines"),
+    ("experience", "pipelines", "publishing"),
     ("preflight", "teaching"),
     ("roles",),
     ("stages",),
