@@ -13,11 +13,14 @@ _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 
 def repository(name: str) -> str:
     """A name of a model on the Hugging Face hub, OWNER/NAME. Raises ValueError with one sentence."""
-    fits = re.fullmatch(f"{_PART}/{_PART}", name) and len(name) <= 96 and not re.search(r"--|\.\.|\.git$", name)
+    fits = len(name) <= 96 and re.fullmatch(f"{_PART}/{_PART}", name) and not re.search(r"--|\.\.|\.git$", name)
     if not fits:
         expected = "expected OWNER/NAME of at most 96 letters, digits, -, _ and ., such as my-team/small-model"
         raise ValueError(f"the name {name!r} is not one that the Hugging Face hub takes; {expected}")
     return name
+
+
+RepositoryName = Annotated[str, AfterValidator(repository)]
 
 
 class PlaceConfig(Section):
@@ -53,7 +56,7 @@ class RunConfig(PlaceConfig):
     KB a step. None: all of them."""
     tensorboard: Annotated[bool, FREE] = True
     """Also write the metrics as TensorBoard events."""
-    push_to_hub: Annotated[str | None, AfterValidator(repository), FREE] = None
+    push_to_hub: Annotated[RepositoryName | None, FREE] = None
     """Repository of the Hugging Face hub, OWNER/NAME, to which final/ is uploaded when the run has finished; it is created if
     need be. The token is read from the environment variable HF_TOKEN. None: no upload; `minidist push` makes one later."""
     push_private: Annotated[bool, FREE] = True

@@ -41,7 +41,6 @@ def check_hub(asked: str, otherwise: str) -> None:
 
 
 def _check_token(token: str, asked: str, otherwise: str) -> None:
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -51,7 +50,7 @@ def _check_token(token: str, asked: str, otherwise: str) -> None:
             refused = "and the hub refuses the token in HF_TOKEN"
             raise ConfigError(f"{asked}, {refused}; export one that may write, {otherwise}") from None
         raise ConfigError(f"{asked}, and the hub answers {_reason(error)}; try again later, {otherwise}") from None
-    except (httpx.HTTPError, OSError, ValueError) as error:
+    except (_http_error(), OSError, ValueError) as error:
         raise ConfigError(f"{asked}, and the hub cannot be reached ({_reason(error)}); check the network, {otherwise}") from None
 
 
@@ -63,9 +62,6 @@ def push(directory: Path, repository: str, *, private: bool) -> str:
         repository: OWNER/NAME, created where it does not exist.
         private: a repository that is created is private; one that exists stays as it is.
     """
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
     final = directory / "final"
     if not final.is_dir():
         raise RunDirectoryError(f"{directory} holds no final/; give the directory of a finished run of sft, distill or teach")
@@ -73,7 +69,7 @@ def push(directory: Path, repository: str, *, private: bool) -> str:
     try:
         client.create_repo(repository, private=private, exist_ok=True)
         done = client.upload_folder(repo_id=repository, folder_path=final, commit_message="Upload of a minidist run")
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, httpx.HTTPError, OSError, ValueError, KeyboardInterrupt) as error:
+    except (_http_error(), OSError, ValueError, KeyboardInterrupt) as error:  # the hub's own errors are of these kinds
         later = f"minidist push {shlex.quote(str(directory))} {repository}" + " --public" * (not private)
         found = f"{final} is whole, and was not uploaded to {repository} ({_reason(error)})"
         raise HubError(f"{found}; to upload it later: {later}") from None
@@ -87,6 +83,13 @@ def _client(token: str | None) -> "HfApi":
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token or False)
+
+
+def _http_error() -> type[Exception]:
+    """The base of the errors of the HTTP library that this version of the hub's package uses: requests, httpx or httpx2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__mro__[1]
 
 
 def _token() -> str | None:

@@ -14,13 +14,13 @@ from typing import Any
 class Hub:
     """What the hub knows and was asked.
 
-    `tokens`: those that it accepts. `fails`: parts of paths that it answers with 500. `created`: repositories, with whether they
+    `tokens`: those that it accepts. `fails`: parts of paths that it answers with a status of their own. `created`: repositories, with whether they
     are private. `files`: the content of files by repository and path. `requests`: method, path and token of each request.
     """
 
     address: str
     tokens: set[str] = field(default_factory=lambda: {"hf_secret"})
-    fails: set[str] = field(default_factory=set)
+    fails: dict[str, int] = field(default_factory=dict)
     created: dict[str, bool] = field(default_factory=dict)
     files: dict[str, dict[str, bytes]] = field(default_factory=dict)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
@@ -43,8 +43,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append((self.command, path, token))
         if token not in hub.tokens and path != "/api/validate-yaml":
             return self._send(401, {"error": "Invalid user token."})
-        if any(part in path for part in hub.fails):
-            return self._send(500, {"error": "broken"})
+        for part, status in hub.fails.items():
+            if part in path:
+                return self._send(status, {"error": "refused"})
         if path == "/api/whoami-v2":
             return self._send(200, {"name": "me", "type": "user"})
         if path == "/api/validate-yaml":
@@ -67,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.address}/{name}"
         if name in self.hub.created:
             return self._send(409, {"error": "You already created this model repo", "url": url})
-        self.hub.created[name] = asked.get("private", False)
+        self.hub.created[name] = asked.get("visibility") == "private"
         return self._send(200, {"url": url, "name": name})
 
     def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
@@ -93,7 +94,7 @@ def serve_hub() -> Iterator[Hub]:
     handler = type("Handler", (_Handler,), {})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     handler.hub = Hub(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield handler.hub
