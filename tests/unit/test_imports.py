@@ -25,6 +25,7 @@ FLOORS = [
     ("roles",),
     ("stages",),
     ("cli",),
+    ("notebook",),
 ]
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 MAY_IMPORT = {
