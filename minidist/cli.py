@@ -14,13 +14,32 @@ from minidist.stages import STAGES, code, roles_of, run_stage, verbs
 app = typer.Typer(
     help="On-policy distillation of language models: the student writes, the teacher scores, the learner updates.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file; see configs/.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Replace single values.")]
+
+def _files(incomplete: str) -> list[tuple[str, str]]:
+    """Configuration files, for a shell that completes a word."""
+    from minidist.stages import completion
+
+    return completion.files(incomplete)
+
+
+def _assignments(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Overrides of the verb's configurations, for a shell that completes a word."""
+    from minidist.stages import completion
+
+    config, before = context.params.get("config"), list(context.params.get("overrides") or ())
+    return completion.overrides(context.info_name or "", Path(config) if config else None, before, incomplete)
+
+
+_FILES: dict[str, Any] = {"autocompletion": _files}
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file; see configs/.", **_FILES)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value ...]", help="Replace single values.", autocompletion=_assignments),
+]
 
 
 def _add(verb: str, help: str) -> None:
@@ -60,7 +79,7 @@ def check(
 
 @app.command("plan")
 def plan_run(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration of `distill`.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration of `distill`.", **_FILES)] = None,
     overrides: Overrides = None,
     rates: Annotated[str | None, typer.Option(help="h100, a100, or a file of rates. Default: h100, or this machine's.")] = None,
     answer_tokens: Annotated[float | None, typer.Option(help="Mean length of an answer. Default: the longest.")] = None,
@@ -89,7 +108,7 @@ def plan_run(
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.", **_FILES)] = None,
     overrides: Overrides = None,
 ) -> None:
     """Check the installation and the machine; print each fault with its remedy. Exit code 1 when something is missing."""
