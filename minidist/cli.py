@@ -79,7 +79,9 @@ def check(
 
 @app.command("plan")
 def plan_run(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration of `distill`.", **_FILES)] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration of `distill`.", **_FILES)
+    ] = None,
     overrides: Overrides = None,
     rates: Annotated[str | None, typer.Option(help="h100, a100, or a file of rates. Default: h100, or this machine's.")] = None,
     answer_tokens: Annotated[float | None, typer.Option(help="Mean length of an answer. Default: the longest.")] = None,
@@ -108,7 +110,9 @@ def plan_run(
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.", **_FILES)] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.", **_FILES)
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Check the installation and the machine; print each fault with its remedy. Exit code 1 when something is missing."""
@@ -137,7 +141,9 @@ def sample(
 @app.command()
 def push(
     directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="Directory of a finished run.")],
-    repository: Annotated[str | None, typer.Argument(metavar="[OWNER/NAME]", help="Default: run.push_to_hub of the run.")] = None,
+    repository: Annotated[
+        str | None, typer.Argument(metavar="[OWNER/NAME]", help="Default: run.push_to_hub of the run.")
+    ] = None,
     public: Annotated[bool, typer.Option("--public", help="A repository that is created is public.")] = False,
 ) -> None:
     """Upload final/ of a finished run to the Hugging Face hub, with the token in HF_TOKEN."""

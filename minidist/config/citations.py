@@ -1,7 +1,7 @@
 """Where the losses and methods of a run come from.
 
-A source is cited once, where its loss, lesson or method is declared: as `Authors, arXiv:NUMBER` (or a web address) in the docstring
-of the configuration's class, or in the comment at the head of a method's file. What is cited there is read from there.
+A source is cited once, where its loss, lesson or method is declared: as `Authors, arXiv:NUMBER` (or a web address) in the
+docstring of the configuration's class, or in the comment at the head of a method's file. What is cited is read from there.
 """
 
 import inspect

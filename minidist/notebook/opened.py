@@ -139,5 +139,7 @@ class OpenedRun:
         return f"<minidist run {rows['directory']}: {rows['stage']}, {rows['state']}>"
 
     def _repr_html_(self) -> str:
-        cells = "".join(f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in self._rows().items())
+        cells = "".join(
+            f"<tr><th>{html.escape(key)}</th><td>{html.escape(value)}</td></tr>" for key, value in self._rows().items()
+        )
         return f"<table>{cells}</table>"

@@ -53,7 +53,9 @@ def metadata(final: Path, config: Trained) -> ModelCardData:
     known = _metadata_of(base) if base is not None else {}
     if base is not None and not is_hub_name(base):  # a model that was trained here: the model that it was trained from
         base = known.get("base_model")
-    datasets = sorted({source.path for _, source in sources(config) if is_hub_name(source.path)} | _names(known.get("datasets")))
+    datasets = sorted(
+        {source.path for _, source in sources(config) if is_hub_name(source.path)} | _names(known.get("datasets"))
+    )
     tags = ["minidist", "generated_from_trainer"] if isinstance(config, SftConfig) else ["minidist", "knowledge-distillation"]
     if isinstance(config, DistillConfig):
         tags += ["on-policy-distillation", config.objective.type.replace("_", "-")]
@@ -209,6 +211,8 @@ def _limits(config: Trained) -> str:
     elif isinstance(config, SftConfig | TeachConfig):
         lines.append(f"- It was trained on sequences of at most {config.data.max_tokens} tokens.")
     if getattr(config, "teacher", None) is not None:
-        lines.append("- A student takes over errors and biases of its teacher. The licence of the teacher may bind its outputs.")
+        lines.append(
+            "- A student takes over errors and biases of its teacher. The licence of the teacher may bind its outputs."
+        )
     lines.append("- Safety was not examined. Licences of the student's origin and of the data hold for this model, too.")
     return "\n".join(lines) + "\n"

@@ -40,7 +40,9 @@ def push_run(directory: Path, repository: str | None, *, private: bool) -> str:
     Raises ConfigError, HubError and RunDirectoryError."""
     config = _complete(directory)
     if repository is None and (repository := config.run.push_to_hub) is None:
-        raise RunDirectoryError(f"{directory} has no run.push_to_hub; give OWNER/NAME after it: minidist push {directory} OWNER/NAME")
+        raise RunDirectoryError(
+            f"{directory} has no run.push_to_hub; give OWNER/NAME after it: minidist push {directory} OWNER/NAME"
+        )
     check_hub(f"{directory} is to be uploaded", "and try again")
     return push(directory, repository, private=private)
 

@@ -21,7 +21,7 @@ _MEANING = {
 
 
 def figure_lines(config: SftConfig | DistillConfig | TeachConfig, summary: Mapping[str, Any]) -> str:
-    """A table of the first and the last evaluation, or of the evaluation of the weights that were kept; and of the test rows."""
+    """A table of the first and the last evaluation, or that of the weights that were kept; and of the test rows."""
     evaluations = summary.get("evaluations") or summary.get("validation") or []
     tested = summary.get("result", {}).get("test", {})
     if not evaluations and not tested:

@@ -30,7 +30,9 @@ def check_push(run: object) -> None:
 def check_hub(asked: str, otherwise: str) -> None:
     """The hub can be reached with a token that it knows. Raises ConfigError: what asked for it, the reason and a remedy."""
     if find_spec("huggingface_hub") is None:
-        raise ConfigError(f"{asked}, and the package huggingface_hub is not installed; pip install huggingface_hub, {otherwise}")
+        raise ConfigError(
+            f"{asked}, and the package huggingface_hub is not installed; pip install huggingface_hub, {otherwise}"
+        )
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -51,7 +53,9 @@ def _check_token(token: str, asked: str, otherwise: str) -> None:
             raise ConfigError(f"{asked}, {refused}; export one that may write, {otherwise}") from None
         raise ConfigError(f"{asked}, and the hub answers {_reason(error)}; try again later, {otherwise}") from None
     except (_http_error(), OSError, ValueError) as error:
-        raise ConfigError(f"{asked}, and the hub cannot be reached ({_reason(error)}); check the network, {otherwise}") from None
+        raise ConfigError(
+            f"{asked}, and the hub cannot be reached ({_reason(error)}); check the network, {otherwise}"
+        ) from None
 
 
 def push(directory: Path, repository: str, *, private: bool) -> str:

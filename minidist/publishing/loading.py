@@ -59,7 +59,9 @@ model = {name}.from_pretrained("{path}"{trust})
 
 def _base_of(final: Path) -> str:
     """The model that an adapter adapts, where its name can stand in a command; else a placeholder."""
-    found = read_record(final / ADAPTER_CONFIG, dict[str, Any], "train the model again", ModelError) if is_adapter(final) else {}
+    found = (
+        read_record(final / ADAPTER_CONFIG, dict[str, Any], "train the model again", ModelError) if is_adapter(final) else {}
+    )
     name = found.get("base_model_name_or_path")
     fits = isinstance(name, str) and name.replace("/", "").replace("-", "").replace("_", "").replace(".", "").isalnum()
     return name if isinstance(name, str) and fits and not name.startswith("/") else "BASE_MODEL"

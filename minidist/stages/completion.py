@@ -1,7 +1,7 @@
 """What a shell offers after a verb: configuration files, and the keys and values of their sections.
 
-A shell waits for every answer, so the sections are read from the source text of minidist/config: importing them takes three times
-as long as reading them.
+A shell waits for every answer, so the sections are read from the source text of minidist/config: importing them takes several
+times as long as reading them.
 """
 
 import ast
@@ -65,8 +65,8 @@ def _roots(verb: str, config: Path | None) -> list[str]:
 
 
 def _keys(roots: list[str], incomplete: str) -> list[Candidate]:
-    """Dotted keys. A section that is the only one is followed by its keys, a single key by its values: a shell that is left with
-    one candidate would end the word there."""
+    """Dotted keys. A section that is the only one is followed by its keys, a single key by its values: a shell that is left
+    with one candidate would end the word there."""
     *path, name = incomplete.split(".")
     owners = _descend(roots, path)
     found: dict[str, str] = {}

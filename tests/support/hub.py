@@ -14,8 +14,8 @@ from typing import Any
 class Hub:
     """What the hub knows and was asked.
 
-    `tokens`: those that it accepts. `fails`: parts of paths that it answers with a status of their own. `created`: repositories, with whether they
-    are private. `files`: the content of files by repository and path. `requests`: method, path and token of each request.
+    `tokens`: those that it accepts. `fails`: parts of paths, each with the status of its answer. `created`: repositories, with
+    whether they are private. `files`: the content of files by repository and path. `requests`: method, path and token of each.
     """
 
     address: str

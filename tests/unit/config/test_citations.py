@@ -32,7 +32,11 @@ def test_a_method_cites_what_its_page_cites(name: str) -> None:
 def test_authors_and_addresses_are_read_from_a_text() -> None:
     text = "Two ways (First & Second,\n    arXiv:1706.00384; Third et al., arXiv:2009.12683), and (Lab, https://a.org/b/c-d)."
     first = [Citation("First & Second", "https://arxiv.org/abs/1706.00384")]
-    assert cited(text) == [*first, Citation("Third et al.", "https://arxiv.org/abs/2009.12683"), Citation("Lab", "https://a.org/b/c-d")]
+    assert cited(text) == [
+        *first,
+        Citation("Third et al.", "https://arxiv.org/abs/2009.12683"),
+        Citation("Lab", "https://a.org/b/c-d"),
+    ]
     assert cited("as its code does (arXiv:2402.17110)") == [Citation("", "https://arxiv.org/abs/2402.17110")]
 
 

@@ -33,7 +33,14 @@ def distilled(tmp_path: Path) -> Path:
     (tmp_path / "run/config.json").write_text(json.dumps(dump(DistillConfig.model_validate(tree))))
     lines = "".join(json.dumps(line) + "\n" for line in STEPS)
     (tmp_path / "run/metrics.jsonl").write_text(lines + '{"step": 2, "loss/na')
-    row = {"prompt": "2+2=", "answer": "4", "finish": "stop", "tokens": [1], "student_logprobs": [-0.5], "teacher_logprobs": None}
+    row = {
+        "prompt": "2+2=",
+        "answer": "4",
+        "finish": "stop",
+        "tokens": [1],
+        "student_logprobs": [-0.5],
+        "teacher_logprobs": None,
+    }
     (tmp_path / "run/rollouts/step_000002.jsonl").write_text(json.dumps(row) + "\n")
     return tmp_path / "run"
 
@@ -47,7 +54,9 @@ def test_importing_and_naming_is_light() -> None:
 
 
 def test_the_package_and_the_function_share_a_name() -> None:
-    code = "import minidist; import minidist.run.files as files; from minidist.run import directory; print(callable(minidist.run))"
+    code = (
+        "import minidist; import minidist.run.files as files; from minidist.run import directory; print(callable(minidist.run))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
     with pytest.raises(AttributeError, match="no attribute 'runn'"):
@@ -111,18 +120,18 @@ def test_a_comparison_has_its_records(tmp_path: Path) -> None:
 def test_what_is_no_run_is_refused_with_a_sentence(tmp_path: Path, trained: Path) -> None:
     with pytest.raises(RunDirectoryError, match="no run directory at"):
         minidist.open_run(tmp_path / "nothing")
-    with pytest.raises(RunDirectoryError, match="config.json is missing"):
+    with pytest.raises(RunDirectoryError, match=r"config.json is missing"):
         minidist.open_run(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"stage": "dance", "run": {}}))
     with pytest.raises(RunDirectoryError, match="stage 'dance'"):
         minidist.open_run(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"stage": "sft", "run": {}}))
-    with pytest.raises(RunDirectoryError, match="is not one of this version's"):
+    with pytest.raises(RunDirectoryError, match=r"is not one of this version's"):
         minidist.open_run(tmp_path)
     broken = shutil.copytree(trained, tmp_path / "broken")
     for text in ("{\n", "[]\n", '{"a": 1}\n'):
         (broken / "metrics.jsonl").write_text(text)
-        with pytest.raises(RunDirectoryError, match="metrics.jsonl"):
+        with pytest.raises(RunDirectoryError, match=r"metrics.jsonl"):
             _ = minidist.open_run(broken).metrics
 
 

@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 import minidist
-from minidist.config import SftConfig
 from minidist.errors import ConfigError, DataError, MinidistError, UserError
 from minidist.notebook.start import _assignments, _error
 from tests.support.trained import trained_tree
@@ -87,32 +86,24 @@ def start(tmp_path: Path) -> Iterator[Callable[[dict[str, Any]], "subprocess.Pop
         process.communicate()
 
 
-def test_a_cell_runs_a_configuration_and_its_stop_button_stops_it(tmp_path: Path, start: Any) -> None:
-    """The kernel has a running loop, and hands SIGINT on; the same call then goes on from the checkpoint."""
-    tree = trained_tree(tmp_path, steps=100_000, checkpoint_every=None)
+def test_a_notebook_is_stopped_and_goes_on_and_its_end_ends_the_run(tmp_path: Path, start: Any) -> None:
+    """The kernel has a running loop. Its stop button is SIGINT; the next one is killed, and its run stops by itself."""
+    tree, metrics, log = (
+        trained_tree(tmp_path, steps=100_000, checkpoint_every=None),
+        "run/metrics.jsonl",
+        tmp_path / "run/log.txt",
+    )
     kernel = start(tree)
-    wait_for(tmp_path / "run/metrics.jsonl", kernel)
+    wait_for(lambda: size(tmp_path / metrics) > 1000, kernel)
     kernel.send_signal(signal.SIGINT)
     printed, _ = kernel.communicate(timeout=60)
     assert kernel.returncode == 0 and "KeyboardInterrupt was raised" in printed and "Traceback" not in printed
     assert "the same command resumes from it" in printed
-    [checkpoint] = (tmp_path / "run/checkpoints").iterdir()
-    taken = int(checkpoint.name.removeprefix("step_"))
-    opened = minidist.run(SftConfig.model_validate(tree), run={"steps": taken + 2})
-    assert len(opened.metrics) == taken + 2 and opened.summary is not None
-    assert minidist.run(tree, **{"run.steps": taken + 2}).directory == opened.directory
-
-
-def test_a_kernel_that_is_killed_leaves_no_run_behind(tmp_path: Path, start: Any) -> None:
-    kernel = start(trained_tree(tmp_path, steps=100_000))
-    wait_for(tmp_path / "run/metrics.jsonl", kernel)
+    taken = size(tmp_path / metrics)
+    kernel = start(tree)
+    wait_for(lambda: "resuming from" in log.read_text() and size(tmp_path / metrics) > taken + 1000, kernel)
     kernel.kill()
-    kernel.wait()
-    log = tmp_path / "run/log.txt"
-    deadline = time.monotonic() + 60
-    while "the same command resumes from it" not in log.read_text():
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+    wait_for(lambda: log.read_text().count("the same command resumes from it") == 2)
 
 
 def test_an_error_of_the_run_is_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,9 +114,13 @@ def test_an_error_of_the_run_is_raised(tmp_path: Path, capsys: pytest.CaptureFix
     assert not isinstance(found.value, DataError) and not re.search("Traceback|/minidist-", capsys.readouterr().out)
 
 
-def wait_for(file: Path, kernel: "subprocess.Popen[str]") -> None:
-    """Until a run has taken its first steps."""
+def size(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
+
+
+def wait_for(holds: Callable[[], bool], kernel: "subprocess.Popen[str] | None" = None) -> None:
+    """Until something holds; the kernel lives as long."""
     deadline = time.monotonic() + 120
-    while not file.is_file() or file.stat().st_size < 1000:
-        assert kernel.poll() is None and time.monotonic() < deadline, kernel.stdout and kernel.stdout.read()
+    while not holds():
+        assert (kernel is None or kernel.poll() is None) and time.monotonic() < deadline
         time.sleep(0.05)

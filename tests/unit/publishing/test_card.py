@@ -136,7 +136,9 @@ def test_settings_are_yaml_without_places(final: Path) -> None:
     assert not {"run", "data", "cluster", "teacher"} & found.keys()
 
 
-@pytest.mark.parametrize("name", ["task:sort", "./owner/name", "/a/b", "~/a/b", "rows/a.jsonl", "rows/a.csv.gz", "a/b/c", "a b"])
+@pytest.mark.parametrize(
+    "name", ["task:sort", "./owner/name", "/a/b", "~/a/b", "rows/a.jsonl", "rows/a.csv.gz", "a/b/c", "a b"]
+)
 def test_paths_and_tasks_are_no_names_of_the_hub(name: str) -> None:
     assert not is_hub_name(name)
 

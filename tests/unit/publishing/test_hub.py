@@ -99,7 +99,7 @@ def test_a_run_that_can_upload_is_planned(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_missing_token_is_found_before_the_run(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(ConfigError, match=f"run.push_to_hub is {NAME}, and the environment holds no token; export HF_TOKEN"):
+    with pytest.raises(ConfigError, match=rf"run.push_to_hub is {NAME}, and the environment holds no token; export HF_TOKEN"):
         plan_sft(asking(tmp_path))
 
 
@@ -118,7 +118,7 @@ def test_a_hub_that_cannot_be_reached_is_found_before_the_run(
         plan_sft(asking(tmp_path))
     hub.fails = {"whoami": 500}
     monkeypatch.setenv("HF_ENDPOINT", hub.address)
-    with pytest.raises(ConfigError, match="the hub answers .*500"):
+    with pytest.raises(ConfigError, match=r"the hub answers .*500"):
         plan_sft(asking(tmp_path))
 
 
@@ -129,14 +129,16 @@ def test_offline_mode_is_found_before_the_run(hub: Hub, tmp_path: Path, monkeypa
     assert not hub.requests
 
 
-@pytest.mark.parametrize("name", ["small", "a/b/c", "a/b c", "-a/b", "a/b--c", "a/b..c", "a/b.git", "a/../b", "a/" + "b" * 99, ""])
+@pytest.mark.parametrize(
+    "name", ["small", "a/b/c", "a/b c", "-a/b", "a/b--c", "a/b..c", "a/b.git", "a/../b", "a/" + "b" * 99, ""]
+)
 def test_a_name_that_the_hub_does_not_take_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="expected OWNER/NAME"):
         SftConfig.model_validate(trained_tree(tmp_path, push_to_hub=name))
 
 
 def test_push_needs_a_finished_run_and_a_name(hub: Hub, finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunDirectoryError, match="has no run.push_to_hub; give OWNER/NAME"):
+    with pytest.raises(RunDirectoryError, match=r"has no run.push_to_hub; give OWNER/NAME"):
         push_run(finished, None, private=True)
     with pytest.raises(RunDirectoryError, match="no run directory at"):
         push_run(tmp_path / "nowhere", NAME, private=True)

@@ -1,4 +1,4 @@
-"""What a shell offers, by the protocol with which it asks: verbs, files, keys and values that a configuration takes, at once."""
+"""What a shell offers, by the protocol with which it asks: verbs, files, keys and values, at once."""
 
 import os
 import resource
@@ -127,7 +127,9 @@ def test_every_key_of_the_classes_is_offered_and_their_literals_too(stage: str, 
         assert f"{key}=" in found, key
         values: Any = field_of(CONFIGS[stage], key).annotation
         if get_origin(values) is Literal:
-            assert {f"{key}={value}" for value in get_args(values)} <= {name for name, _ in overrides(verb, file, [], f"{key}=")}
+            assert {f"{key}={value}" for value in get_args(values)} <= {
+                name for name, _ in overrides(verb, file, [], f"{key}=")
+            }
 
 
 def field_of(config: type[BaseModel], key: str) -> Any:
