@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from minidist.config import DistillConfig, SftConfig, TeachConfig
 from minidist.config.citations import citations
 from minidist.config.data import SourceConfig
+from minidist.config.origin import with_origin
 from minidist.config.sentence import without_password
 from minidist.models.files import is_adapter
 from minidist.publishing.figures import figure_lines
@@ -49,7 +50,7 @@ def card(final: Path, config: Trained, summary: Mapping[str, Any]) -> str:
 
 def metadata(final: Path, config: Trained) -> ModelCardData:
     """What the hub shows and searches. Only names that the hub takes stand in it."""
-    base = config.student.model
+    base = config.student.model or (with_origin(config).student.model if config.student.init else None)
     known = _metadata_of(base) if base is not None else {}
     if base is not None and not is_hub_name(base):  # a model that was trained here: the model that it was trained from
         base = known.get("base_model")

@@ -119,6 +119,11 @@ def test_a_broken_card_of_the_start_is_passed_over(final: Path, tmp_path: Path, 
     assert "license" not in data(card(final, config(student={"model": str(start)}), SUMMARY))
 
 
+def test_a_student_cut_from_its_teacher_is_based_on_it(final: Path) -> None:
+    text = card(final, config(student={"init": {"layers": [0, 2]}}), SUMMARY)
+    assert data(text)["base_model"] == "owner/large" and "layers of the teacher, cut to the layers 0, 2" in text
+
+
 def test_adapters_are_loaded_with_their_base(final: Path) -> None:
     (final / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "owner/small"}))
     adapted = config(student={"model": "owner/small", "lora": {"save": "adapter"}})
