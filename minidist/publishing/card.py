@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from minidist.config import DistillConfig, SftConfig, TeachConfig
 from minidist.config.citations import citations
 from minidist.config.data import SourceConfig
+from minidist.config.models import ModelConfig
 from minidist.config.origin import with_origin
 from minidist.config.sentence import without_password
 from minidist.models.files import is_adapter
@@ -143,9 +144,16 @@ def _models(config: Trained) -> str:
         lines[0] += f", cut to the layers {', '.join(map(str, student.init.layers))}"
     if student.tokenizer is not None:
         lines.append(f"- Tokenizer: {_place(student.tokenizer)}")
-    if (teacher := getattr(config, "teacher", None)) is not None:
-        lines.append(f"- Teacher: {_place(teacher.model)}")
+    lines += [
+        f"- {code(key) if key != 'teacher' else 'Teacher'}: {_place(each.model)}" for key, each in _teachers(config).items()
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _teachers(config: Trained) -> dict[str, ModelConfig]:
+    """The teachers by their keys: one, several, or none."""
+    one = getattr(config, "teacher", None)
+    return dict(getattr(config, "named_teachers", {})) or ({} if one is None else {"teacher": one})
 
 
 def _place(name: str) -> str:
@@ -211,7 +219,7 @@ def _limits(config: Trained) -> str:
         lines.append(f"- It was trained on sequences of at most {longest} tokens.")
     elif isinstance(config, SftConfig | TeachConfig):
         lines.append(f"- It was trained on sequences of at most {config.data.max_tokens} tokens.")
-    if getattr(config, "teacher", None) is not None:
+    if _teachers(config):
         lines.append(
             "- A student takes over errors and biases of its teacher. The licence of the teacher may bind its outputs."
         )
