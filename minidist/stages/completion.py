@@ -57,7 +57,7 @@ def _roots(verb: str, config: Path | None) -> list[str]:
         found = _STAGE.search(config.read_text(encoding="utf-8")) if config is not None and config.is_file() else None
     except (OSError, ValueError):
         found = None
-    stages = [name for name, stage in STAGES.items() if verb in (stage.verb, "check", "doctor")]
+    stages = [name for name, stage in STAGES.items() if verb == stage.verb] or list(STAGES)
     stages = ["distill"] if verb == "plan" else stages
     if found is not None and found[1] in stages:
         stages = [found[1]]
