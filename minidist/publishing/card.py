@@ -66,8 +66,8 @@ def metadata(final: Path, config: Trained) -> ModelCardData:
     relation = "adapter" if adapter else "finetune"
     based = {"base_model": base, "base_model_relation": relation} if isinstance(base, str) and is_hub_name(base) else {}
     library = "peft" if adapter else "transformers"
-    named = {"datasets": datasets or None, **_license(known)}
-    return ModelCardData(library_name=library, pipeline_tag=pipeline_tag(final, config), tags=tags, **named, **based)
+    named: dict[str, Any] = {"datasets": datasets or None, **_license(known), **based}
+    return ModelCardData(library_name=library, pipeline_tag=pipeline_tag(final, config), tags=tags, **named)
 
 
 def is_hub_name(name: str) -> bool:
@@ -128,8 +128,8 @@ def _title(final: Path, config: Trained) -> str:
 
 
 def _introduction(config: Trained) -> str:
-    how = _TITLES[config.stage] + (f", method {code(config.method)}" if getattr(config, "method", None) else "")
-    return f"Trained with minidist by {how}.\n"
+    method = getattr(config, "method", None)
+    return f"Trained with minidist by {_TITLES[config.stage]}{f', method {code(method)}' if method else ''}.\n"
 
 
 def _models(config: Trained) -> str:
