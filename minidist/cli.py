@@ -30,7 +30,8 @@ def _assignments(context: typer.Context, incomplete: str) -> list[tuple[str, str
     """Overrides of the verb's configurations, for a shell that completes a word."""
     from minidist.stages import completion
 
-    config, before = context.params.get("config"), list(context.params.get("overrides") or ())
+    config: Path | None = context.params.get("config")
+    before: list[str] = list(context.params.get("overrides") or [])
     return completion.overrides(context.info_name or "", Path(config) if config else None, before, incomplete)
 
 
