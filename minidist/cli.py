@@ -31,7 +31,8 @@ def _assignments(context: typer.Context, incomplete: str) -> list[tuple[str, str
     """Overrides of the verb's configurations, for a shell that completes a word."""
     from minidist.stages import completion
 
-    config, before = context.params.get("config"), list(context.params.get("overrides") or ())
+    config: Path | None = context.params.get("config")
+    before: list[str] = list(context.params.get("overrides") or [])
     return completion.overrides(context.info_name or "", Path(config) if config else None, before, incomplete)
 
 
@@ -140,6 +141,25 @@ def sample(
 
 
 @app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="Directory of a finished run.")],
+    repository: Annotated[
+        str | None, typer.Argument(metavar="[OWNER/NAME]", help="Default: run.push_to_hub of the run.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A repository that is created is public.")] = False,
+) -> None:
+    """Upload final/ of a finished run to the Hugging Face hub, with the token in HF_TOKEN."""
+    from minidist.config.run import repository as checked
+    from minidist.publishing.ending import push_run
+
+    try:
+        named = None if repository is None else checked(repository)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(push_run(directory, named, private=not public))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIRECTORY…", help="Directories of runs or of comparisons.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="Where the page is written.")] = Path("report.html"),
@@ -160,25 +180,6 @@ def report(
         raise DataError(f"no directory {output.absolute().parent} for the page {output.name}")
     write_text(output, page.page())
     print(f"report: {output}")
-
-
-@app.command()
-def push(
-    directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="Directory of a finished run.")],
-    repository: Annotated[
-        str | None, typer.Argument(metavar="[OWNER/NAME]", help="Default: run.push_to_hub of the run.")
-    ] = None,
-    public: Annotated[bool, typer.Option("--public", help="A repository that is created is public.")] = False,
-) -> None:
-    """Upload final/ of a finished run to the Hugging Face hub, with the token in HF_TOKEN."""
-    from minidist.config.run import repository as checked
-    from minidist.publishing.ending import push_run
-
-    try:
-        named = None if repository is None else checked(repository)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    print(push_run(directory, named, private=not public))
 
 
 @app.callback(invoke_without_command=True)

@@ -38,9 +38,9 @@ def check_files(config: Config | TeachConfig, models: Mapping[str, str | None], 
     `models`: directory or hub name by the key of the configuration; None is passed over, as in `sources`.
     """
     RunDirectory(config).check()
+    check_push(config.run)
     if isinstance(config.run, RunConfig):
         check_wandb(config.run.wandb)
-    check_push(config.run)
     check_cores(config.cluster)
     for where, name in models.items():
         check_model_directory(name, where, weights=where not in config.shapes_only)
