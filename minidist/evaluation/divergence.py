@@ -1,25 +1,45 @@
 """Divergence between student and teacher, from per-token figures to means with standard errors."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from minidist.evaluation.figures import Figure, Figures
-from minidist.types import Array, Measures
+from minidist.types import Array, Measures, Rollout
 
 
 def reverse(measures: Measures) -> Figures:
     """Reverse KL: mean of the exact KL(student || teacher) per token and per sequence, on the student's own samples.
 
-    Empty where the teacher's payload does not hold the full vocabulary.
+    Empty where the payload of the teacher, or of any of several, does not hold the full vocabulary.
     """
-    return {} if measures.reverse_kl is None else _means("reverse_kl", measures.row, measures.reverse_kl)
+    return _means("reverse_kl", measures.row, measures.reverse_kl) if exact(measures) else {}
 
 
 def forward(measures: Measures) -> Figures:
     """Forward KL: mean of the exact KL(teacher || student) per token and per sequence, on the teacher's samples.
 
-    Empty where the teacher's payload does not hold the full vocabulary.
+    Empty where the payload of the teacher, or of any of several, does not hold the full vocabulary.
     """
-    return {} if measures.forward_kl is None else _means("forward_kl", measures.row, measures.forward_kl)
+    return _means("forward_kl", measures.row, measures.forward_kl) if exact(measures) else {}
+
+
+def exact(measures: Measures) -> bool:
+    """Whether the divergences of all tokens are known."""
+    return measures.reverse_kl is not None and not np.isnan(measures.reverse_kl).any()
+
+
+def by_teacher(measures: Measures, rollouts: Sequence[Rollout]) -> dict[str, Measures]:
+    """The figures of the rows of each of several teachers, rows counted anew; none with one teacher."""
+    names = np.array([rollout.prompt.teacher for rollout in rollouts])
+    return {str(name): _of_rows(measures, np.flatnonzero(names == name)) for name in np.unique(names) if name}
+
+
+def _of_rows(measures: Measures, rows: Array) -> Measures:
+    chosen = np.isin(measures.row, rows)
+    columns = {name: values for name, values in vars(measures).items() if values is not None and name != "row"}
+    row = np.searchsorted(rows, measures.row[chosen]).astype(measures.row.dtype)
+    return Measures(row, **{name: values[chosen] for name, values in columns.items()})
 
 
 def exposure_bias(student: Measures, teacher: Measures, limit: int) -> Figures:
@@ -33,8 +53,9 @@ def exposure_bias(student: Measures, teacher: Measures, limit: int) -> Figures:
 
     Source: Arora et al., arXiv:2204.01171; Gu et al., arXiv:2306.08543, appendix B.5.
     """
-    if student.forward_kl is None or teacher.forward_kl is None:
+    if not (exact(student) and exact(teacher)):
         return {}
+    assert student.forward_kl is not None and teacher.forward_kl is not None
     student_error = _accumulated(student.row, student.forward_kl, limit)
     teacher_error = _accumulated(teacher.row, teacher.forward_kl, limit)
     lengths = [*range(_STRIDE, limit, _STRIDE), limit]
@@ -60,8 +81,9 @@ def _excess(student_error: float, teacher_error: float, length: int) -> float:
     return float(100 * (student_error - teacher_error) / max(teacher_error, floor))
 
 
-def _means(name: str, rows: Array, values: Array) -> Figures:
+def _means(name: str, rows: Array, values: Array | None) -> Figures:
     """Token mean (a ratio of sums, its error and its parts by linearisation over sequences) and sequence mean, nats."""
+    assert values is not None
     sums, tokens = np.bincount(rows, weights=values), np.bincount(rows).astype(float)
     sequences = len(sums)
     mean = float(sums.sum() / tokens.sum())

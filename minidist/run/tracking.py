@@ -118,11 +118,14 @@ class Recorder:
         """`logprobs` are of the sampled distribution, the others of the untruncated ones at temperature 1, nats.
 
         `coins`, in teacher-mixed sampling: 1 where the teacher chose the token; `logprobs` are then the student's.
-        `teacher_prompt`: what the teacher read in place of the prompt, special tokens included.
+        `teacher_prompt`: what the teacher read in place of the prompt, special tokens included. `teacher`: name of the row's
+        teacher, of several.
         """
         row: dict[str, object] = {"prompt": rollout.prompt.text, "answer": rollout.text, "finish": rollout.finish.value}
         if rollout.prompt.teacher_text is not None:
             row["teacher_prompt"] = rollout.prompt.teacher_text
+        if rollout.prompt.teacher:
+            row["teacher"] = rollout.prompt.teacher
         row |= {"tokens": rollout.tokens.tolist(), "logprobs": _rounded(rollout.logprobs)}
         row |= {"student_logprobs": _rounded(student_logprobs), "teacher_logprobs": _rounded(teacher_logprobs)}
         version = int(rollout.versions[0]) if len(rollout.versions) else None

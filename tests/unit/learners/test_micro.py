@@ -104,9 +104,9 @@ def test_no_more_than_the_next_micro_batch_is_fetched(store: Store) -> None:
     store.fetched = 0
     for number, found in enumerate(micro.laid_out([([row], [index]) for index, row in enumerate(rows)], OneProcess()), 1):
         assert number <= store.fetched <= number + 1
-        assert found.scores is not None and found.scores.hidden is not None
-        assert wanted[number - 1].scores is not None
-        assert (found.scores.hidden == wanted[number - 1].scores.hidden).all()
+        (fetched,), (expected,) = found.scores, wanted[number - 1].scores
+        assert isinstance(fetched, TeacherScores) and isinstance(expected, TeacherScores)
+        assert fetched.hidden is not None and (fetched.hidden == expected.hidden).all()
     assert number == len(rows)
 
 
