@@ -13,7 +13,7 @@ def reverse(measures: Measures) -> Figures:
 
     Empty where the payload of the teacher, or of any of several, does not hold the full vocabulary.
     """
-    return _means("reverse_kl", measures.row, measures.reverse_kl) if exact(measures) else {}
+    return {} if (values := _known(measures.reverse_kl)) is None else _means("reverse_kl", measures.row, values)
 
 
 def forward(measures: Measures) -> Figures:
@@ -21,12 +21,12 @@ def forward(measures: Measures) -> Figures:
 
     Empty where the payload of the teacher, or of any of several, does not hold the full vocabulary.
     """
-    return _means("forward_kl", measures.row, measures.forward_kl) if exact(measures) else {}
+    return {} if (values := _known(measures.forward_kl)) is None else _means("forward_kl", measures.row, values)
 
 
-def exact(measures: Measures) -> bool:
-    """Whether the divergences of all tokens are known."""
-    return measures.reverse_kl is not None and not np.isnan(measures.reverse_kl).any()
+def _known(values: Array | None) -> Array | None:
+    """The divergences of all tokens; None where the payload of any of their teachers does not give them."""
+    return None if values is None or np.isnan(values).any() else values
 
 
 def by_teacher(measures: Measures, rollouts: Sequence[Rollout]) -> dict[str, Measures]:
@@ -53,11 +53,10 @@ def exposure_bias(student: Measures, teacher: Measures, limit: int) -> Figures:
 
     Source: Arora et al., arXiv:2204.01171; Gu et al., arXiv:2306.08543, appendix B.5.
     """
-    if not (exact(student) and exact(teacher)):
+    if (of_student := _known(student.forward_kl)) is None or (of_teacher := _known(teacher.forward_kl)) is None:
         return {}
-    assert student.forward_kl is not None and teacher.forward_kl is not None
-    student_error = _accumulated(student.row, student.forward_kl, limit)
-    teacher_error = _accumulated(teacher.row, teacher.forward_kl, limit)
+    student_error = _accumulated(student.row, of_student, limit)
+    teacher_error = _accumulated(teacher.row, of_teacher, limit)
     lengths = [*range(_STRIDE, limit, _STRIDE), limit]
     curve = {length: _excess(student_error[length - 1], teacher_error[length - 1], length) for length in lengths}
     return {"exposure_bias": Figure(curve[limit], curve=curve)}
@@ -81,9 +80,8 @@ def _excess(student_error: float, teacher_error: float, length: int) -> float:
     return float(100 * (student_error - teacher_error) / max(teacher_error, floor))
 
 
-def _means(name: str, rows: Array, values: Array | None) -> Figures:
+def _means(name: str, rows: Array, values: Array) -> Figures:
     """Token mean (a ratio of sums, its error and its parts by linearisation over sequences) and sequence mean, nats."""
-    assert values is not None
     sums, tokens = np.bincount(rows, weights=values), np.bincount(rows).astype(float)
     sequences = len(sums)
     mean = float(sums.sum() / tokens.sum())

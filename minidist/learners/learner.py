@@ -23,7 +23,7 @@ from minidist.learners.micro import CollectionSteps, micro_batches
 from minidist.learners.schedule import learning_rate
 from minidist.learners.sending import WeightSender
 from minidist.learners.state import StateReader, save_state, whole_pieces
-from minidist.learners.sums import StreamSums, peaks
+from minidist.learners.sums import StreamSums, of_steps, peaks
 from minidist.learners.teacher import FrozenTeacher, ResidentTeacher, StudentText, Visitor
 from minidist.learners.weights import StudentWeights
 from minidist.losses.kernels import in_one_pass
@@ -127,10 +127,7 @@ class LocalLearner:
 
     def _update(self, batch: Batch) -> Update:
         taken = self._collection.take(batch, self._take_step)
-        counts = ("learner/loss_tokens", "learner/micro_batches")
-        found = {name: [step[name] for step in taken if name in step] for step in taken for name in step}
-        metrics = {name: sum(values) / (1 if name in counts else len(values)) for name, values in found.items()}
-        return Update(self._step, metrics | {"learner/lr": taken[-1]["learner/lr"]})
+        return Update(self._step, of_steps(taken))
 
     def _take_step(self, collection: int, streams: Sequence[Stream]) -> dict[str, float]:
         """One optimizer step on all of `streams`; returns its metrics."""

@@ -81,6 +81,16 @@ class StreamSums:
         }
 
 
+def of_steps(taken: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The metrics of several optimizer steps as those of one: sums of counts, the last rate, and means of all else, over the
+    steps that have it: a minibatch may have no row of a teacher."""
+    found = {name: [step[name] for step in taken if name in step] for step in taken for name in step}
+    sums = {name: sum(values) for name, values in found.items()}
+    counts = ("learner/loss_tokens", "learner/micro_batches")
+    means = {name: value if name in counts else value / len(found[name]) for name, value in sums.items()}
+    return means | {"learner/lr": taken[-1]["learner/lr"]}
+
+
 def peaks(objective: Objective, group: Group) -> dict[str, float]:
     """The objective's largest values on any rank since the last call, by metric name."""
     own = objective.peaks()

@@ -75,10 +75,22 @@ class FrozenTeacher(ResidentTeacher):
     head: Head | None = None
 
 
-@dataclass(frozen=True)
 class SeveralTeachers(ResidentTeacher):
-    """Several teachers that do not learn. heads: those of teachers that give hidden states. names: those of all of them, where
-    each row of the text has its own; none where they score all text together."""
+    """Several teachers that do not learn.
 
-    heads: Mapping[str, Head]  # pyright: ignore[reportIncompatibleVariableOverride]
-    names: Sequence[str] = ()  # pyright: ignore[reportIncompatibleVariableOverride]
+    Args:
+        heads: those of teachers that give hidden states, by name.
+        names: those of all teachers, where each row of the text has its own; none where they score all text together.
+    """
+
+    def __init__(self, heads: Mapping[str, Head], names: Sequence[str] = ()) -> None:
+        self._heads = heads
+        self._names = names
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        return self._heads
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self._names

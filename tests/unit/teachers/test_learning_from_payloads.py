@@ -211,10 +211,8 @@ def test_an_array_of_another_length_is_refused(pair: Pair, name: str) -> None:
         collate("x", ROLLOUTS, scores, objective="")
 
 
-def test_a_stream_has_one_payload(pair: Pair) -> None:
+def test_rows_of_a_stream_have_scores_or_none_has(pair: Pair) -> None:
     few, sampled = pair.stream("few").rows[:1], pair.stream("sampled").rows[1:2]
-    with pytest.raises(AssertionError, match="the same payload"):
-        pack(few + sampled, budget=1000, padded=False)
     with pytest.raises(AssertionError, match="all rows of a stream have scores"):
         pack((*few, replace(sampled[0], scores=None)), budget=1000, padded=False)
 
