@@ -17,6 +17,8 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join([*keys, *last]) or "configuration"
     if first["type"] == "extra_forbidden":
         text = f"unknown key {where}{did_you_mean(last[0], section.model_fields)}"
+        if where in ("teachers", "routing") and "teacher" in section.model_fields:
+            text = f"{where} belongs to distill, and this stage takes one teacher; set teacher, and run it once for each"
     elif first["type"] == "union_tag_invalid":
         context = first.get("ctx", {})
         expected = str(context["expected_tags"]).replace("'", "")

@@ -10,11 +10,11 @@ from minidist.config.sentence import of_teacher
 from minidist.data.examples import Example
 from minidist.data.routes import TeacherColumn
 from minidist.data.sources import check_source
-from minidist.errors import UserError
+from minidist.errors import ModelError, UserError
 from minidist.preflight.checks import check_context
 from minidist.preflight.facts import ModelFacts, PairFacts, read_model
 from minidist.preflight.vocabulary import common
-from minidist.types import Prompt
+from minidist.types import Prompt, Vocabulary
 
 
 @contextmanager
@@ -23,8 +23,7 @@ def about(key: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        text = of_teacher(str(error), key)
-        raise type(error)(text if key in text else f"{key}: {text}") from error.__cause__
+        raise type(error)(of_teacher(str(error), key)) from error.__cause__
 
 
 def teacher_column(config: DistillConfig) -> TeacherColumn | None:
@@ -47,11 +46,16 @@ def read_pairs(config: DistillConfig, student: ModelFacts) -> dict[str, PairFact
     found = {key: PairFacts(student, read_model(each, f"{key}.model")) for key, each in config.named_teachers.items()}
     if not config.teachers:
         return found
-    vocabularies = []
-    for key, pair in found.items():
-        with about(key):
-            vocabularies.append(pair.vocabulary)
-    return {key: replace(pair, shared=common(vocabularies)) for key, pair in found.items()}
+    shared = common(_vocabulary(key, pair) for key, pair in found.items())
+    return {key: replace(pair, shared=shared) for key, pair in found.items()}
+
+
+def _vocabulary(key: str, pair: PairFacts) -> Vocabulary:
+    """The ids that the student and one of several teachers share."""
+    try:
+        return pair.vocabulary
+    except ModelError as error:
+        raise ModelError(f"{key}: {error}") from None
 
 
 def rows_by_teacher(config: DistillConfig, rows: Iterable[Prompt | Example]) -> dict[str, list[Prompt | Example]]:

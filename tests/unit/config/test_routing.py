@@ -128,6 +128,14 @@ def test_a_refused_teacher_is_named(tmp_path: Path, code: dict[str, Any], parts:
         assert "more)" not in sentence, "the first teacher is one problem, not two"
 
 
+@pytest.mark.parametrize("stage", ["evaluate", "score"])
+@pytest.mark.parametrize("key", ["teachers", "routing"])
+def test_other_stages_take_one_teacher(tmp_path: Path, stage: str, key: str) -> None:
+    file = tmp_path / f"{stage}.yaml"
+    file.write_text(yaml.safe_dump(TREES[stage] | {key: tree()[key]}))
+    assert f"{key} belongs to distill, and this stage takes one teacher; set teacher, and run it once for each" in refusal(file)
+
+
 def test_a_comparison_keeps_one_teacher(tmp_path: Path) -> None:
     base = {key: value for key, value in tree(teachers=HIDDEN).items() if key not in ("stage", "run")}
     cells = {"forward": {"objective": {"type": "forward_kl"}}, "reverse": {"objective": {"type": "reverse_kl"}}}
