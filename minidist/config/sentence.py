@@ -44,7 +44,7 @@ def of_teacher(text: str, key: str) -> str:
     >>> of_teacher("teacher.dtype splits cluster.teacher.shards", "teachers.maths")
     'teachers.maths.dtype splits cluster.teacher.shards'
     """
-    return re.sub(r"(?<![\w.])teacher(?=\.[a-z])", key, text)
+    return re.sub(r"(?<![\w.])teacher(?=\.[a-z])|^teacher(?= is )", key, text)
 
 
 def _without_copies(problems: list[Any]) -> list[Any]:

@@ -229,7 +229,8 @@ def _shared(cluster: ClusterConfig, needs: list[Need]) -> int:
     """Bytes on the fullest GPU where roles share GPUs, side by side or in turn; 0 where each has its own."""
     if sum(need.devices for need in needs) <= cluster.gpus:
         return 0
-    kinds = [[need] for need in needs] if cluster.residency else [needs]
+    roles = dict.fromkeys(need.role for need in needs)
+    kinds = [[need for need in needs if need.role == role] for role in roles] if cluster.residency else [needs]
     fullest = []
     for kind in kinds:
         totals = sorted((need.total for need in kind for _ in range(need.devices)), reverse=True)

@@ -155,9 +155,9 @@ def step_metrics(objective: str, metrics: dict[str, float], batch: Batch, update
     figures = {"speed/loss_tokens_per_s": metrics["learner/loss_tokens"] / metrics["speed/seconds_per_step"]}
     if objective in ("forward_kl", "reverse_kl"):  # the loss is the divergence
         figures[f"kl/{objective.removesuffix('_kl')}_nats"] = metrics[f"{MAIN}/loss_nats_per_token"]
-    elif batch.measures is not None and batch.measures.reverse_kl is not None:
+    elif batch.measures is not None and (values := batch.measures.reverse_kl) is not None and not np.isnan(values).any():
         # Of the student that wrote the text, over every loss token: exact, at no extra cost.
-        figures["kl/reverse_nats"] = float(batch.measures.reverse_kl.mean())
+        figures["kl/reverse_nats"] = float(values.mean())
     versions = [int(rollout.versions.min()) for rollout in batch.rollouts if rollout.writer is Writer.STUDENT]
     if versions:
         # Optimizer steps between the weights that wrote a token and those it is used on; 0 is strictly on-policy.

@@ -119,6 +119,7 @@ def test_what_cannot_be_combined_is_refused(tmp_path: Path, sections: dict[str, 
         ({"model": "m", "backend": "tgi"}, ["teachers.code.backend is 'tgi'"]),
         ({"model": "m", "topk": 4}, ["unknown key teachers.code.topk"]),
         ({"backend": "vllm"}, ["teachers.code.model is missing"]),
+        (None, ["teachers.code is None; expected a section with model"]),
     ],
 )
 def test_a_refused_teacher_is_named(tmp_path: Path, code: dict[str, Any], parts: list[str]) -> None:
