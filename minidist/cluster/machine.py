@@ -71,8 +71,7 @@ def actor_cpus(config: ClusterConfig, role: RoleConfig) -> float:
 
 def cpu_share(config: ClusterConfig) -> float:
     """CPUs of an actor without `cpus` on one machine: the cores that the others leave, in equal parts, rounded down."""
-    names: tuple[Role, ...] = ("rollout", "teacher", "learner")
-    roles = {name: config.role(name) for name in names}
+    roles: dict[Role, RoleConfig] = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
     left = cores() - sum((role.cpus or 0) * config.processes_of(name) for name, role in roles.items())
     waiting = sum(config.processes_of(name) for name, role in roles.items() if role.cpus is None)
     return int(100 * left / waiting) / 100 if waiting else 1.0

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -59,8 +58,6 @@ class PromptedTeacher:
         group: the ranks over which the prompt's gradient is summed. None: this process alone.
     """
 
-    names: ClassVar[Sequence[str]] = ()
-
     def __init__(
         self,
         model: PreTrainedModel,
@@ -93,6 +90,11 @@ class PromptedTeacher:
     def heads(self) -> Mapping[str, Head]:
         """The teacher's own output head."""
         return {"": self.head}
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One teacher has no name."""
+        return ()
 
     def learn(self, texts: Iterable[StudentText], *, tokens: int, step: int, steps: int) -> dict[str, float]:
         """One step of the prompt."""
