@@ -12,7 +12,7 @@ from minidist.data.rendering import Renderer
 from minidist.preflight.compare import ComparePlan
 from minidist.preflight.lessons import TeachPlan
 from minidist.preflight.plan import Plan
-from minidist.run.show import readable
+from minidist.text import readable
 
 _LABEL, _CONTEXT = Style(color="#000000", bgcolor="#8fd19e"), Style(dim=True)
 

@@ -19,9 +19,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from minidist.run.files import full_disk, write_text, writing
 from minidist.run.timeline import Calls, SpanLog
+from minidist.text import readable, without_secrets
 from minidist.types import MAIN, Array, Batch, Measures, Rollout, Update, Writer
 
 log = logging.getLogger("minidist")
+
+
+def _readable(record: logging.LogRecord) -> bool:
+    """Have a line of the log show what others wrote as messages of errors do. True: every line is kept."""
+    record.msg, record.args = without_secrets(readable(record.getMessage())), None
+    return True
+
+
+log.addFilter(_readable)
 console = Console(stderr=True)
 Pieces = Callable[[Array], list[str]]
 """Gives the text of each token."""

@@ -17,7 +17,8 @@ from minidist.errors import RoleError
 from minidist.run.tracking import log
 from minidist.teachers.payload import Malformed
 from minidist.teachers.server import protocol
-from minidist.teachers.server.wire import Question, shown
+from minidist.teachers.server.wire import Question
+from minidist.text import shown
 
 _FIRST_PAUSE_S = 0.5
 _LEAST_LIMIT = 64 << 20
