@@ -12,8 +12,8 @@ _hidden_values: set[str] = set()
 
 
 def readable(text: str) -> str:
-    """Text without what moves a terminal's cursor, turns its writing, or cannot be written: \ufffd in its place. Line breaks and
-    tabs stay."""
+    """Text without what moves a terminal's cursor, turns its writing, or cannot be written: \ufffd in its place. Line
+    breaks and tabs stay."""
     return _HIDDEN.sub("\ufffd", text)
 
 

@@ -86,7 +86,9 @@ def _fill(value: Any, where: str) -> Any:
 
     def variable(match: re.Match[str]) -> str:
         if secret_name(match[1]):
-            raise ConfigError(f"{where} uses ${{{match[1]}}}, a secret that config.json would record; leave it to the environment")
+            raise ConfigError(
+                f"{where} uses ${{{match[1]}}}, a secret that config.json would record; leave it to the environment"
+            )
         if match[1] not in os.environ:
             raise ConfigError(f"{where} uses ${{{match[1]}}}, which is not set; export {match[1]}=... first")
         return os.environ[match[1]]

@@ -104,7 +104,7 @@ def _problem(node: yaml.Node, found: str) -> yaml.constructor.ConstructorError:
 
 
 def _measure(root: yaml.Node) -> None:
-    """Raise ConstructorError for a tree that holds itself, is nested too deep, or has too many values once aliases are followed."""
+    """Raise ConstructorError for a tree that holds itself, is nested too deep, or has too many values, aliases followed."""
     sizes: dict[int, tuple[int, int]] = {}  # of each node: values, and levels
     open_nodes: set[int] = set()
     stack = [(root, False)]

@@ -1,5 +1,5 @@
-"""A chat template as transformers runs it (utils/chat_template_utils.py of 5.19): its options, filters, functions and tag, here in a
-sandbox that also bounds what the template computes, since a model may come from anybody."""
+"""A chat template as transformers runs it (utils/chat_template_utils.py of 5.19): its options, filters, functions and tag, here
+in a sandbox that also bounds what the template computes, since a model may come from anybody."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import logging
 import lzma
 import sys
 import zlib
@@ -15,9 +16,14 @@ from typing import IO, Any
 from minidist.config.data import SourceConfig
 from minidist.data.values import ClassNumber, read_first_json, read_json
 from minidist.errors import DataError
+from minidist.text import shown
+
+log = logging.getLogger("minidist")
 
 Record = dict[str, Any]
 
+_LONGEST_LINE = 1 << 28  # bytes, or characters, of a line or of a value in a JSON list
+_HUB_TIMEOUT_S = 10.0
 _CHUNK = 1 << 16  # characters of a JSON list that are read at a time
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
@@ -75,8 +81,16 @@ def _text(path: Path) -> IO[str]:
 def _lines(path: Path) -> Iterator[str]:
     """Lines one by one, so that one that is not UTF-8 is known by its row."""
     with _OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(_bounded(file)):
             yield (line.removeprefix(BOM_UTF8) if number == 0 else line).decode()
+
+
+def _bounded(file: IO[Any]) -> Iterator[Any]:
+    """Lines of a file; one without an end, as of a compressed file made to fill the memory, is refused."""
+    while line := file.readline(_LONGEST_LINE + 1):
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(f"it has a line of more than {_LONGEST_LINE >> 20} MiB")
+        yield line
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -108,6 +122,8 @@ def _elements(file: IO[str]) -> Iterator[Any]:
         if end and rest.startswith((",", "]")):  # else the value may go on, as 12 does in 123
             yield value
             text, size = rest, _CHUNK
+        elif len(text) > _LONGEST_LINE:
+            raise ValueError(f"it has a value of more than {_LONGEST_LINE >> 20} MiB")
         elif more := file.read(size):
             text, size = (text + more).lstrip(), 2 * size
         else:
@@ -119,7 +135,7 @@ def _separated(path: Path) -> Iterator[Record]:
     """CSV or TSV; every cell is text."""
     csv.field_size_limit(sys.maxsize)
     with _text(path) as file:
-        rows = csv.DictReader(file, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
+        rows = csv.DictReader(_bounded(file), delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
         for row in rows:
             if None in row:
                 raise DataError(f"{path}, line {rows.line_num}: the line has more cells than the header")
@@ -236,17 +252,36 @@ def _read_saved(path: Path, source: SourceConfig) -> Iterator[Record]:
     return _named_classes(saved)
 
 
+def _await_hub(name: str) -> None:
+    """Ask the hub for a data set once, for seconds: `datasets` asks for a minute before it looks at what is on this machine."""
+    import datasets
+    import httpx
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_S)
+    except (OfflineModeIsEnabled, HfHubHTTPError, HFValidationError):
+        pass  # said by load_dataset, and at once
+    except (httpx.HTTPError, OSError) as error:
+        found = shown(f"{type(error).__name__} {error}", 150)
+        log.warning("the hub does not answer (%s): only what is on this machine is read", found)
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+
+
 def _read_dataset(source: SourceConfig) -> Iterator[Record]:
     """A data set on the hub; streamed where only its first rows are used."""
     import datasets
+    import httpx
     from datasets.exceptions import DatasetGenerationError
 
     datasets.disable_progress_bars()
+    _await_hub(source.path)
     try:
         rows: Iterable[Any] = datasets.load_dataset(
             source.path, source.subset, split=source.split, streaming=source.rows is not None
         )
         yield from _named_classes(rows)
-    except (OSError, ValueError, DatasetGenerationError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
+    except (OSError, ValueError, DatasetGenerationError, httpx.HTTPError) as error:
+        reason = shown(str(error.__cause__ or error))
         raise DataError(f"cannot read the data {source.path!r} (split {source.split!r}): {reason}") from None

@@ -171,9 +171,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             case "format" | "format_map":
                 return self._formatted(value, given)
             case "translate":
-                return max((_length(each) for table in given if isinstance(table, dict) for each in table.values()), default=1) * (
-                    _length(value)
-                )
+                written = (each for table in given if isinstance(table, dict) for each in table.values())
+                return _length(value) * max(map(_length, written), default=1)
             case "string" | "tojson" | "pprint" | "xmlattr" | "escape" | "e" | "forceescape" | "urlencode":
                 return self.size(value) * (1 + numbers)
             case "round" if numbers > _LONGEST_NUMBER:

@@ -79,8 +79,8 @@ class Template:
         if text is None:
             found = {"dict": "a mapping", "list": "a list", "bytes": "bytes"}.get(type(value).__name__, type(value).__name__)
             raise BadRow(
-                f"{self.where} {brief(self._source)} writes {found}, and needs text; write {{{{ COLUMN | tojson }}}} for JSON, or "
-                "set messages to a column of messages"
+                f"{self.where} {brief(self._source)} writes {found}, and needs text; write {{{{ COLUMN | tojson }}}} for JSON, "
+                "or set messages to a column of messages"
             )
         self._sandbox.charge(len(text))
         return self._guard(text)

@@ -8,10 +8,9 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import safe_open
 
 from minidist.errors import MinidistError, ModelError
-from minidist.run.files import read_record, shaped
+from minidist.run.files import open_tensors, read_record, shaped
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -78,15 +77,25 @@ def check_weights(name: str, where: str) -> None:
     whole = path / WEIGHTS
     files = [whole] if whole.is_file() else [path / file for file in weight_files(path, where)]
     for file in files:
-        with refused(f"{where}: {file} is not a whole file of weights; copy the model again"), safe_open(file, "np"):
+        sentence = f"{where}: {file} is not a whole file of weights; copy the model again"
+        with refused(sentence), open_tensors(file, "copy the model again", ModelError):
             pass
 
 
 def weight_files(path: Path, where: str) -> list[str]:
     """Names of the files that the index of a model's weights lists. Raises ModelError."""
+    return sorted(set(weight_map(path, where).values()))
+
+
+def weight_map(path: Path, where: str) -> dict[str, str]:
+    """The file of each tensor, by the index of a model's weights; every file is below `path`. Raises ModelError."""
     index = read_record(path / INDEX, dict[str, Any], "copy the model again", ModelError)
     where = f"{where}: {path / INDEX} is of another shape"
-    return sorted(set(shaped(index.get("weight_map"), dict[str, str], where, "copy the model again", ModelError).values()))
+    found = shaped(index.get("weight_map"), dict[str, str], where, "copy the model again", ModelError)
+    for name in found.values():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"{where}: it names the file {name!r}, outside the model's directory; copy the model again")
+    return found
 
 
 def _check_names(names: set[str] | None, name: str, where: str) -> None:

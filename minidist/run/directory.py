@@ -71,8 +71,20 @@ class RunDirectory:
             changed = f"{key} was {before!r} and is now {now!r}"
             remedy = "set another run.directory, or run.overwrite=true to delete that run"
             raise RunDirectoryError(f"{self.path} holds a run of another configuration: {changed}; {remedy}")
+        if not self._overwrite:
+            self._check_links()
         if not self._overwrite and self._steps is not None:
             self._check_steps(self._steps)
+
+    def _check_links(self) -> None:
+        """A run writes its own files, and through no symbolic link, which would change others."""
+        for folder, folders, files in os.walk(self.path):
+            linked = next((path for name in (*folders, *files) if (path := Path(folder, name)).is_symlink()), None)
+            if linked is not None:
+                raise RunDirectoryError(
+                    f"{linked} is a symbolic link, and a run writes through none; put the file or directory in its place, or "
+                    "set another run.directory"
+                )
 
     def _names(self) -> set[str]:
         """Names of all that the directory holds; none where it does not exist yet. Raises RunDirectoryError."""

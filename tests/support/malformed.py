@@ -50,11 +50,12 @@ from minidist.teachers.server.wire import Writing, tokenize
 from minidist.types import Payload, Sampling, TeacherScores
 from tests.support.config import TREES, teacher_config
 from tests.support.server import Server
-from tests.support.tiny import VOCABULARY, random_rollouts, save_pair, tiny_model, tiny_renderer
+from tests.support.tiny import VOCABULARY, random_rollouts, save_pair, tiny_renderer
 
 SECONDS = 20
 """Longest call, on a machine that other tests share."""
 LONGEST = 2500
+PRECIOUS = json.dumps({"step": 0, "text": "precious"}) + "\n"
 """Characters of a sentence."""
 
 
@@ -117,11 +118,11 @@ def place() -> Iterator[Path]:
     """An empty directory to work in, with a file beside it that nobody may change."""
     root, before = Path(tempfile.mkdtemp(prefix="malformed-")), Path.cwd()
     (root / "in").mkdir()
-    (root / "precious").write_text("precious")
+    (root / "precious").write_text(PRECIOUS)
     os.chdir(root / "in")
     try:
         yield root / "in"
-        assert (root / "precious").read_text() == "precious" and {path.name for path in root.iterdir()} == {"in", "precious"}
+        assert (root / "precious").read_text() == PRECIOUS and {path.name for path in root.iterdir()} == {"in", "precious"}
     finally:
         os.chdir(before)
         shutil.rmtree(root, ignore_errors=True)
@@ -159,7 +160,11 @@ HOSTILE_TEXTS = [
     "null",
 ]
 _numbers = st.one_of(
-    st.integers(), st.sampled_from([-1, 0, 2**31, 2**63, -(2**63) - 1, 10**30, 10**400]), st.floats(), st.just(1e30), st.just(1e308)
+    st.integers(),
+    st.sampled_from([-1, 0, 2**31, 2**63, -(2**63) - 1, 10**30, 10**400]),
+    st.floats(),
+    st.just(1e30),
+    st.just(1e308),
 )
 _texts = st.one_of(st.text(max_size=20), st.sampled_from(HOSTILE_TEXTS))
 leaves = st.one_of(st.none(), st.booleans(), _numbers, _texts)
@@ -171,7 +176,9 @@ json_values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
     max_leaves=8,
 )
-deep_json = st.sampled_from(["[" * 100_000, "[" * 3000 + "]" * 3000, '{"a":' * 500 + "1" + "}" * 500, "9" * 5000, "NaN", "1e999"])
+deep_json = st.sampled_from(
+    ["[" * 100_000, "[" * 3000 + "]" * 3000, '{"a":' * 500 + "1" + "}" * 500, "9" * 5000, "NaN", "1e999"]
+)
 raw_json = st.one_of(
     json_values.map(lambda value: json.dumps(value).encode()),
     deep_json.map(str.encode),
@@ -227,7 +234,10 @@ def mutated(draw: st.DrawFn, tree: Any, odd: st.SearchStrategy[Any] = values, mo
 # Configurations.
 
 SECTIONS: dict[str, Any] = {
-    "sft": {"learner": {"optimizer": {"betas": [0.9, 0.99], "lr": 1e-3}, "micro_batch_tokens": 64}, "evaluation": {"every": 10}},
+    "sft": {
+        "learner": {"optimizer": {"betas": [0.9, 0.99], "lr": 1e-3}, "micro_batch_tokens": 64},
+        "evaluation": {"every": 10},
+    },
     "distill": {
         "rollout": {"engine": "hf", "max_new_tokens": 8, "temperature": 1.0, "teacher_mix": 0.2},
         "learner": {"optimizer": {"lr": 1e-3}},
@@ -240,7 +250,19 @@ SECTIONS: dict[str, Any] = {
     "evaluate": {"seeds": [1, 2], "rollout": {"samples": 1}},
     "score": {"teacher": {"backend": "server", "payload": "top_k", "server": {"url": "http://127.0.0.1:1"}, "model": "t"}},
 }
-OVERRIDDEN = ["run.steps", "run.seed", "teacher.server.url", "student.model", "a.b.c", "run", "stage", "objective.type", "=", "", "."]
+OVERRIDDEN = [
+    "run.steps",
+    "run.seed",
+    "teacher.server.url",
+    "student.model",
+    "a.b.c",
+    "run",
+    "stage",
+    "objective.type",
+    "=",
+    "",
+    ".",
+]
 YAML = [
     "!!int abc",
     "!!bool maybe",
@@ -316,7 +338,9 @@ def _configurations(draw: st.DrawFn) -> tuple[bytes, list[str]]:
         cut = draw(st.integers(0, len(base)))
         raw = draw(st.sampled_from([base[:cut] + b"\xff" + base[cut:], base[:cut], base + b"\x00", b"", b"\xff\xfe" + base]))
         raw = draw(st.one_of(st.just(raw), st.binary(max_size=30), st.sampled_from([ALIAS_BOMB.encode(), MERGE_BOMB.encode()])))
-    pair = st.builds("{}={}".format, st.sampled_from(OVERRIDDEN), st.one_of(st.sampled_from(YAML[:60]), _texts, _numbers.map(_written)))
+    pair = st.builds(
+        "{}={}".format, st.sampled_from(OVERRIDDEN), st.one_of(st.sampled_from(YAML[:60]), _texts, _numbers.map(_written))
+    )
     return raw, draw(st.lists(st.one_of(pair, _texts), max_size=2))
 
 
@@ -341,7 +365,9 @@ def check_configuration(root: Path, example: tuple[bytes, list[str]]) -> None:
 ROW_COLUMNS = ["prompt", "answer", "text", "messages", "references"]
 rows = st.dictionaries(st.sampled_from(ROW_COLUMNS), st.one_of(values, st.sampled_from(["12=", "3"])), max_size=4)
 TURNS = st.lists(
-    st.dictionaries(st.sampled_from(["role", "content", "from", "value", "tool_calls"]), st.one_of(leaves, st.just("user")), max_size=3),
+    st.dictionaries(
+        st.sampled_from(["role", "content", "from", "value", "tool_calls"]), st.one_of(leaves, st.just("user")), max_size=3
+    ),
     max_size=4,
 )
 
@@ -388,16 +414,26 @@ def _damaged(draw: st.DrawFn, raw: bytes) -> bytes:
 
 @st.composite
 def _data(draw: st.DrawFn) -> tuple[str, bytes, dict[str, Any]]:
-    ending = draw(st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".jsonl.gz", ".jsonl.xz", ".json.gz", ".odd"]))
+    ending = draw(
+        st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".jsonl.gz", ".jsonl.xz", ".json.gz", ".odd"])
+    )
     if ending == ".parquet":
         raw = parquet(draw(st.sampled_from(PARQUET)))
     elif ending.startswith((".csv", ".tsv")):
         raw = b"prompt,answer\n" + draw(st.one_of(st.binary(max_size=40), st.text(max_size=40).map(lambda t: t.encode())))
     else:
         found = draw(st.lists(st.one_of(rows, st.fixed_dictionaries({"messages": TURNS})).map(json_text), max_size=3))
-        lines = [*found, *draw(st.lists(raw_json, max_size=2)), *draw(st.lists(st.just(b'{"prompt": "12=", "answer": "3"}'), max_size=2))]
+        lines = [
+            *found,
+            *draw(st.lists(raw_json, max_size=2)),
+            *draw(st.lists(st.just(b'{"prompt": "12=", "answer": "3"}'), max_size=2)),
+        ]
         raw = (b"[" + b",".join(lines) + b"]") if draw(st.booleans()) and "json" in ending else b"\n".join(lines)
-        raw = draw(st.one_of(st.just(raw), st.just(raw.decode("utf-8", "replace").encode("utf-16")), st.just(raw + "\xe9".encode("latin-1"))))
+        raw = draw(
+            st.one_of(
+                st.just(raw), st.just(raw.decode("utf-8", "replace").encode("utf-16")), st.just(raw + "\xe9".encode("latin-1"))
+            )
+        )
     settings: dict[str, Any] = draw(
         st.sampled_from(
             [
@@ -440,24 +476,39 @@ def check_data(root: Path, example: tuple[str, bytes, dict[str, Any]]) -> None:
 
 # Templates.
 
-PIECES = ["prompt", "answer", "messages", "'x'", "1", "0", "-1", "10**9", "1.5", "none", "[prompt]", "{'a': prompt}", "range(99999)"]
+PIECES = [
+    "prompt",
+    "answer",
+    "messages",
+    "'x'",
+    "1",
+    "0",
+    "-1",
+    "10**9",
+    "1.5",
+    "none",
+    "[prompt]",
+    "{'a': prompt}",
+    "range(99999)",
+]
 OPERATORS = ["+", "-", "*", "/", "//", "%", "**", "~", "in", "==", "<", "and", "is"]
-FILTERS = (
-    "abs attr('x') batch(10**9) capitalize center(10**9) count default('x') dictsort e escape filesizeformat first float forceescape "
-    "format(1) groupby('a') indent(10**9) int items join('x'*99999) last length list lower map('upper') max min pprint random "
-    "reject('x') replace('','x'*99999) reverse round(10**9) safe select('x') selectattr('a') slice(10**9) sort string striptags "
-    "sum title tojson tojson(10**9) trim truncate(-1) unique upper urlencode urlize wordcount wordwrap(0) xmlattr nothing"
-).split()
-METHODS = (
-    "upper() ljust(10**9) zfill(10**9) format(prompt) format_map(prompt) replace('','x'*99999) join(range(99999)) encode() "
-    "expandtabs(10**9) split('') __class__ __init__.__globals__ translate({97:'x'*99999}) items() x.y.z [0] ['a'] [::-1] [10**9] (1)"
-).split()
+FILTERS = """
+    abs attr('x') batch(10**9) capitalize center(10**9) count default('x') dictsort e escape filesizeformat first float
+    forceescape format(1) groupby('a') indent(10**9) int items join('x'*99999) last length list lower map('upper') max min pprint random
+    reject('x') replace('','x'*99999) reverse round(10**9) safe select('x') selectattr('a') slice(10**9) sort string
+    striptags sum title tojson tojson(10**9) trim truncate(-1) unique upper urlencode urlize wordcount wordwrap(0) xmlattr nothing
+""".split()
+METHODS = """
+    upper() ljust(10**9) zfill(10**9) format(prompt) format_map(prompt) replace('','x'*99999) join(range(99999)) encode()
+    expandtabs(10**9) split('') __class__ __init__.__globals__ translate({97:'x'*99999}) items() x.y.z [0] ['a'] [::-1] [10**9]
+    (1)
+""".split()
 BLOCKS = [
     "{{% for a in {0} %}}{{{{ a }}}}{{% endfor %}}",
     "{{% for a in range(9999) %}}{{% for b in range(9999) %}}{{{{ {0} }}}}{{% endfor %}}{{% endfor %}}",
     "{{% if {0} %}}x{{% endif %}}",
     "{{% set x = {0} %}}{{{{ x }}}}",
-    "{{% set ns = namespace(x={0}) %}}{{% for i in range(99) %}}{{% set ns.x = [ns.x, ns.x] %}}{{% endfor %}}{{{{ ns.x | string }}}}",
+    "{{% set n = namespace(x={0}) %}}{{% for i in range(99) %}}{{% set n.x = [n.x, n.x] %}}{{% endfor %}}{{{{ n.x | string }}}}",
     "{{% set ns = namespace(x='a') %}}{{% for i in range(99) %}}{{% set ns.x = ns.x ~ ns.x %}}{{% endfor %}}{{{{ ns.x }}}}",
     "{{% macro f(x) %}}{{{{ f(x) }}}}{{% endmacro %}}{{{{ f({0}) }}}}",
     "{{% include {0} %}}",
@@ -481,7 +532,11 @@ def _expressions(draw: st.DrawFn, depth: int = 2) -> str:
         inner, name = draw(_expressions(depth - 1)), draw(st.sampled_from(FILTERS if how == "filter" else METHODS))
         return f"({inner}) | {name}" if how == "filter" else f"({inner}){'' if name[0] in '([' else '.'}{name}"
     if how == "odd":
-        return draw(st.sampled_from(["(" * 500, "9" * 5000, "not " * 2000 + "1", "1" + "+1" * 5000, "lipsum(10**6)", "self", "loop", "caller()"]))
+        return draw(
+            st.sampled_from(
+                ["(" * 500, "9" * 5000, "not " * 2000 + "1", "1" + "+1" * 5000, "lipsum(10**6)", "self", "loop", "caller()"]
+            )
+        )
     return draw(st.sampled_from(PIECES))
 
 
@@ -539,7 +594,7 @@ def apply(root: Path, changes: list[tuple[str, str, Any]]) -> None:
             flipped = whole[:at] + bytes([whole[at] ^ (1 << what[2])]) + whole[at + 1 :] if whole else b"\x80"
             file.write_bytes(whole[:at] if what[0] == "cut" else flipped)
         elif how == "link":
-            file.symlink_to(root.parent / "precious" if root.parent.name.startswith("malformed") else root.parent.parent / "precious")
+            file.symlink_to(Path.cwd().parent / "precious")
         elif how == "directory":
             file.mkdir()
         elif how == "pipe":
@@ -580,7 +635,7 @@ RUN_FILES = [
     "checkpoints/step_000004/sums.json",
     "checkpoints/step_000004/model.safetensors",
     "checkpoints/step_000004/training",
-    "checkpoints/step_000004/training/rank_0.safetensors",
+    "checkpoints/step_000004/training/00001.safetensors",
     "rollouts",
     "rollouts/step_000004.jsonl",
 ]
@@ -700,14 +755,18 @@ GOOD = {
     "tokens": {"tokens": [1, 2]},
     "error": {"error": {"message": "no"}},
 }
-_odd_json = st.one_of(json_values, st.sampled_from([2**31, 2**40, -1, 10**30, [[1]], "1", None, float("inf"), float("nan"), 1.0, True]))
+_odd_json = st.one_of(
+    json_values, st.sampled_from([2**31, 2**40, -1, 10**30, [[1]], "1", None, float("inf"), float("nan"), 1.0, True])
+)
 
 
 @st.composite
 def _answers(draw: st.DrawFn) -> tuple[str, str, int, dict[str, str], bytes]:
     api, asked = draw(st.sampled_from(["vllm", "sglang"])), draw(st.sampled_from(["models", "scores", "texts", "tokens"]))
     tree = GOOD[draw(st.sampled_from([asked, asked, asked, "error"]))]
-    body = draw(st.one_of(mutated(tree, _odd_json).map(lambda tree: json.dumps(tree).encode()), raw_json, st.just(b"<html>\x1b[31m")))
+    body = draw(
+        st.one_of(mutated(tree, _odd_json).map(lambda tree: json.dumps(tree).encode()), raw_json, st.just(b"<html>\x1b[31m"))
+    )
     return api, asked, draw(st.sampled_from(STATUSES)), draw(st.sampled_from(HEADERS)), body
 
 
@@ -815,13 +874,28 @@ def _seal(root: Path) -> None:
 
 # Command lines, in this process.
 
-VERBS = ["check", "check", "plan", "sample", "sft", "nothing", "--help", "--version", "check --show -1", "sample --step x", "jobs", "report"]
+VERBS = [
+    "check",
+    "check",
+    "plan",
+    "sample",
+    "sft",
+    "nothing",
+    "--help",
+    "--version",
+    "check --show -1",
+    "sample --step x",
+    "jobs",
+    "report",
+]
 
 
 @st.composite
 def _commands(draw: st.DrawFn) -> tuple[list[str], bytes]:
     words = draw(st.sampled_from(VERBS)).split()
-    path = draw(st.sampled_from(["config.yaml", "config.yaml", "none.yaml", ".", "/dev/null", "/proc/self/mem", "x" * 300, "a\udce9"]))
+    path = draw(
+        st.sampled_from(["config.yaml", "config.yaml", "none.yaml", ".", "/dev/null", "/proc/self/mem", "x" * 300, "a\udce9"])
+    )
     raw, overrides = draw(_configurations())
     return [*words, path, *[each for each in overrides if "\x00" not in each]], raw
 
