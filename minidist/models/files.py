@@ -22,6 +22,7 @@ def resolve(name: str, where: str, *, weights: bool | Sequence[str] = True) -> P
     """The local directory of a model or tokenizer. A hub name is downloaded: of its weights all, none, or the named files."""
     path = Path(name).expanduser()
     if path.is_dir():
+        _check_kinds(path, where)
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{where}: no model directory at {name}; train one with minidist sft or teach, or correct the path")
@@ -31,6 +32,17 @@ def resolve(name: str, where: str, *, weights: bool | Sequence[str] = True) -> P
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{where}: {name} is not a directory, and the hub did not provide it: {reason}") from None
+
+
+def _check_kinds(path: Path, where: str) -> None:
+    """Raise ModelError where a directory of a model holds what is neither file nor directory, such as a pipe: a library that
+    reads one waits without end."""
+    try:
+        odd = next((entry for entry in path.iterdir() if entry.exists() and not (entry.is_file() or entry.is_dir())), None)
+    except OSError as error:
+        raise ModelError(f"{where}: {path} cannot be read: {error.strerror}; correct the path") from None
+    if odd is not None:
+        raise ModelError(f"{where}: {odd} is neither a file nor a directory; remove it, or copy the model again")
 
 
 def whole_model(path: Path, where: str) -> Path:

@@ -168,11 +168,11 @@ def show(directory: Path, *, step: int | None, rows: int, html: Path | None, con
     file, samples = read_samples(directory, step)
     if html is not None and not html.absolute().parent.is_dir():
         raise DataError(f"no directory {html.absolute().parent} for the page {html.name}")
-    console = console or Console(soft_wrap=True)
+    console = console or Console(markup=False, soft_wrap=True)
     _print(console, file, samples, rows)
     if html is None:
         return
-    page = Console(record=True, width=110, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    page = Console(markup=False, record=True, width=110, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     _print(page, file, samples, rows)
     html.write_text(page.export_html(inline_styles=True), encoding="utf-8")
 

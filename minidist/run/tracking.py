@@ -32,7 +32,7 @@ def _readable(record: logging.LogRecord) -> bool:
 
 
 log.addFilter(_readable)
-console = Console(stderr=True)
+console = Console(stderr=True, markup=False)
 Pieces = Callable[[Array], list[str]]
 """Gives the text of each token."""
 
@@ -90,8 +90,8 @@ class Recorder:
             threading.excepthook = _quiet_when_full
             with writing(directory / "tensorboard"):
                 self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps.start or None)
-        clocks = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), *clocks)
+        clocks = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}", markup=False))
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), *clocks)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task(directory.name, total=steps.stop, completed=steps.start, figures="")
         self._bar.start()

@@ -16,8 +16,9 @@ INPUTS = {
     "runs": 250,
     "models": 120,
     "answers": 200,
-    "caches": 80,
-    "commands": 50,
+    "caches": 50,
+    "plans": 50,
+    "commands": 30,
 }
 
 

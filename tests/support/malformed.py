@@ -26,16 +26,20 @@ from typing import Any
 import numpy as np
 import yaml
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
 from minidist.config import difference, dump, load
-from minidist.config.data import SourceConfig
+from minidist.config.data import QuestionsConfig, SourceConfig
+from minidist.config.task import TaskConfig
 from minidist.config.teacher import ServerConfig
+from minidist.data.labelled import read_labelled
+from minidist.data.questions import read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.sources import read_examples, read_prompts
 from minidist.data.templates import Template
 from minidist.errors import MinidistError
 from minidist.learners.state import Piece, StateReader, save_state
-from minidist.models.files import check_json, check_weights
+from minidist.models.files import check_json, check_weights, resolve
 from minidist.models.hub import load_config, load_model, load_tokenizer
 from minidist.models.shape import read_shape
 from minidist.run.checkpoint import Checkpoints
@@ -323,20 +327,27 @@ def whole(stage: str) -> dict[str, Any]:
     return TREES[stage] | SECTIONS.get(stage, {})
 
 
+SHIPPED = [path for path in (Path(__file__).parents[2] / "configs").rglob("*.yaml") if path.parent.name != "prompts"]
+BASES: dict[str, Any] = {stage: whole(stage) for stage in TREES}
+BASES |= {str(path): yaml.safe_load(path.read_text()) for path in sorted(SHIPPED)}
+"""The smallest configuration of each stage, and all that the repository has."""
+
+
 @st.composite
 def _configurations(draw: st.DrawFn) -> tuple[bytes, list[str]]:
-    stage = draw(st.sampled_from(list(TREES)))
+    base = BASES[draw(st.sampled_from(list(BASES)))]
     how = draw(st.sampled_from(["tree", "tree", "tree", "yaml", "bytes"]))
     if how == "tree":
-        raw = yaml.safe_dump(draw(mutated(whole(stage)))).encode("utf-8", "surrogatepass")
+        raw = yaml.safe_dump(draw(mutated(base))).encode("utf-8", "surrogatepass")
     elif how == "yaml":
-        path = draw(st.sampled_from([path for path in paths_of(whole(stage)) if path]))
-        text = yaml.safe_dump(put(whole(stage), path, "PLACE"), default_flow_style=draw(st.booleans()))
+        path = draw(st.sampled_from([path for path in paths_of(base) if path]))
+        text = yaml.safe_dump(put(base, path, "PLACE"), default_flow_style=draw(st.booleans()))
         raw = text.replace("PLACE", draw(st.sampled_from(YAML))).encode()
     else:
-        base = yaml.safe_dump(whole(stage)).encode()
-        cut = draw(st.integers(0, len(base)))
-        raw = draw(st.sampled_from([base[:cut] + b"\xff" + base[cut:], base[:cut], base + b"\x00", b"", b"\xff\xfe" + base]))
+        dumped = yaml.safe_dump(base).encode()
+        cut = draw(st.integers(0, len(dumped)))
+        changed = [dumped[:cut] + b"\xff" + dumped[cut:], dumped[:cut], dumped + b"\x00", b"", b"\xff\xfe" + dumped]
+        raw = draw(st.sampled_from(changed))
         raw = draw(st.one_of(st.just(raw), st.binary(max_size=30), st.sampled_from([ALIAS_BOMB.encode(), MERGE_BOMB.encode()])))
     pair = st.builds(
         "{}={}".format, st.sampled_from(OVERRIDDEN), st.one_of(st.sampled_from(YAML[:60]), _texts, _numbers.map(_written))
@@ -464,14 +475,27 @@ def renderers() -> tuple[Renderer, Renderer]:
     return tiny_renderer(), Renderer(tokenizer, RenderConfig(), ())
 
 
+TASKS: list[dict[str, Any]] = [
+    {"type": "classes", "names": ["1", "2"], "text": "{{ prompt }}", "label": "answer"},
+    {"type": "score", "text": "{{ prompt }}", "label": "answer"},
+    {"type": "tokens", "prompt": "{{ prompt }}", "answer": "{{ answer }}"},
+]
+
+
 def check_data(root: Path, example: tuple[str, bytes, dict[str, Any]]) -> None:
     ending, raw, settings = example
-    path = root / f"rows{ending}"
-    path.write_bytes(raw)
+    path = str(root / f"rows{ending}")
+    Path(path).write_bytes(raw)
     for renderer in renderers():
-        for read in (read_examples, read_prompts):
-            limits = {"max_prompt_tokens": 50} | ({"max_tokens": 50} if read is read_examples else {})
-            attempt(lambda read=read, limits=limits: read(SourceConfig(path=str(path), **settings), renderer, **limits))  # noqa: B023
+        limits = {"max_prompt_tokens": 50, "max_tokens": 50}
+        attempt(lambda: read_examples(SourceConfig(path=path, **settings), renderer, **limits))  # noqa: B023
+        attempt(lambda: read_prompts(SourceConfig(path=path, **settings), renderer, max_prompt_tokens=50))  # noqa: B023
+        for choices in ("references", ["1", "3"]):
+            questions = QuestionsConfig(path=path, prompt="{{ prompt }}", answer="{{ answer }}", choices=choices)
+            attempt(lambda: read_questions(questions, renderer, **limits))  # noqa: B023
+    for tree in TASKS:
+        task = TypeAdapter[Any](TaskConfig).validate_python(tree)
+        attempt(lambda: read_labelled(task, SourceConfig(path=path)))  # noqa: B023
 
 
 # Templates.
@@ -492,23 +516,90 @@ PIECES = [
     "range(99999)",
 ]
 OPERATORS = ["+", "-", "*", "/", "//", "%", "**", "~", "in", "==", "<", "and", "is"]
-FILTERS = """
-    abs attr('x') batch(10**9) capitalize center(10**9) count default('x') dictsort e escape filesizeformat first float
-    forceescape format(1) groupby('a') indent(10**9) int items join('x'*99999) last length list lower map('upper') max min pprint random
-    reject('x') replace('','x'*99999) reverse round(10**9) safe select('x') selectattr('a') slice(10**9) sort string
-    striptags sum title tojson tojson(10**9) trim truncate(-1) unique upper urlencode urlize wordcount wordwrap(0) xmlattr nothing
-""".split()
-METHODS = """
-    upper() ljust(10**9) zfill(10**9) format(prompt) format_map(prompt) replace('','x'*99999) join(range(99999)) encode()
-    expandtabs(10**9) split('') __class__ __init__.__globals__ translate({97:'x'*99999}) items() x.y.z [0] ['a'] [::-1] [10**9]
-    (1)
-""".split()
+FILTERS = [
+    "abs",
+    "attr('x')",
+    "batch(10**9)",
+    "capitalize",
+    "center(10**9)",
+    "count",
+    "default('x')",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format(1)",
+    "groupby('a')",
+    "indent(10**9)",
+    "int",
+    "items",
+    "join('x'*99999)",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map('upper')",
+    "max",
+    "min",
+    "pprint",
+    "random",
+    "reject('x')",
+    "replace('','x'*99999)",
+    "reverse",
+    "round(10**9)",
+    "safe",
+    "select('x')",
+    "selectattr('a')",
+    "slice(10**9)",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "tojson",
+    "tojson(10**9)",
+    "trim",
+    "truncate(-1)",
+    "unique",
+    "upper",
+    "urlencode",
+    "urlize",
+    "wordcount",
+    "wordwrap(0)",
+    "xmlattr",
+    "nothing",
+]
+METHODS = [
+    "upper()",
+    "ljust(10**9)",
+    "zfill(10**9)",
+    "format(prompt)",
+    "format_map(prompt)",
+    "replace('','x'*99999)",
+    "join(range(99999))",
+    "encode()",
+    "expandtabs(10**9)",
+    "split('')",
+    "__class__",
+    "__init__.__globals__",
+    "translate({97:'x'*99999})",
+    "items()",
+    "x.y.z",
+    "[0]",
+    "['a']",
+    "[::-1]",
+    "[10**9]",
+    "(1)",
+]
 BLOCKS = [
     "{{% for a in {0} %}}{{{{ a }}}}{{% endfor %}}",
     "{{% for a in range(9999) %}}{{% for b in range(9999) %}}{{{{ {0} }}}}{{% endfor %}}{{% endfor %}}",
     "{{% if {0} %}}x{{% endif %}}",
     "{{% set x = {0} %}}{{{{ x }}}}",
-    "{{% set n = namespace(x={0}) %}}{{% for i in range(99) %}}{{% set n.x = [n.x, n.x] %}}{{% endfor %}}{{{{ n.x | string }}}}",
+    "{{% set n = namespace(x={0}) %}}{{% for i in range(99) %}}{{% set n.x=[n.x,n.x] %}}{{% endfor %}}{{{{ n.x | string }}}}",
     "{{% set ns = namespace(x='a') %}}{{% for i in range(99) %}}{{% set ns.x = ns.x ~ ns.x %}}{{% endfor %}}{{{{ ns.x }}}}",
     "{{% macro f(x) %}}{{{{ f(x) }}}}{{% endmacro %}}{{{{ f({0}) }}}}",
     "{{% include {0} %}}",
@@ -709,6 +800,7 @@ def check_model(root: Path, changes: list[tuple[str, str, Any]]) -> None:
     config, where = ModelConfig(model=str(root / "model")), "student.model"
 
     def read() -> None:
+        resolve(str(root / "model"), where)
         check_json(root / "model", where)
         load_tokenizer(str(root / "model"), where)
         read_shape(load_config(config, where))
@@ -788,7 +880,7 @@ def check_answer(root: Path, example: tuple[str, str, int, dict[str, str], bytes
         question = replace(question, read=lambda raw: _to_scores(read(raw), config))
 
     async def ask(server: Server) -> Any:
-        settings = ServerConfig(url=server.url, api=kind, attempts=2, pause_s=0.01, timeout_s=0.5)
+        settings = ServerConfig(url=server.url, api=kind, attempts=2, pause_s=0.01, timeout_s=0.3)
         connection = Connection(settings, error_text, logs=False)
         try:
             return await connection.ask(question)
@@ -872,6 +964,58 @@ def _seal(root: Path) -> None:
         pass
 
 
+# Sizes of a run, whose plan is made before anything starts.
+
+SIZED: dict[str, list[Any]] = {
+    "rollout": ["max_new_tokens", "prompts_per_step", "samples", "temperature", "top_p", "seed", "max_sequences"],
+    "learner": ["micro_batch_tokens", "inner_epochs", "minibatches", "chunk_tokens", "optimizer"],
+    "run": ["steps", "seed", "checkpoint_every", "checkpoints_kept", "rollouts_every"],
+    "data": ["max_prompt_tokens", "max_tokens", "system", "truncate", "chat_template"],
+    "teacher": ["batch_tokens", "top_k", "dtype", "payload", "kv_cache_gib", "context"],
+    "cluster": ["threads", "object_store_gib", "gpus", "rollout", "learner", "gpu_gib"],
+    "objective": ["temperature", "type", "support", "top_k"],
+    "evaluation": ["every", "rows"],
+}
+_sizes = st.one_of(st.sampled_from([0, 1, -1, 3, 2**15, 2**31, 2**53, 2**62, 0.5, 1e-9, 1e9, 1e18]), values)
+
+
+@st.composite
+def _plans(draw: st.DrawFn) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for _ in range(draw(st.integers(1, 3))):
+        section = draw(st.sampled_from(list(SIZED)))
+        tree.setdefault(section, {})[draw(st.sampled_from(SIZED[section]))] = draw(_sizes)
+    return tree
+
+
+def check_plan(root: Path, changes: dict[str, Any]) -> None:
+    models = written_model().parent
+    (root / "rows.jsonl").write_text('{"prompt": "12="}\n' * 8)
+    tree: dict[str, Any] = {
+        "stage": "distill",
+        "run": {"directory": "run", "steps": 2},
+        "student": {"model": str(models / "student")},
+        "teacher": {"model": str(models / "teacher")},
+        "data": {"prompts": {"path": str(root / "rows.jsonl")}, "max_prompt_tokens": 8},
+        "objective": {"type": "reverse_kl"},
+        "rollout": {"engine": "hf", "prompts_per_step": 4, "max_new_tokens": 8},
+        "learner": {"backend": "single"},
+        "cluster": {"roles": "local", "threads": 1},
+    }
+    for section, fields in changes.items():
+        tree[section] = tree.get(section, {}) | fields
+    (root / "config.yaml").write_text(yaml.safe_dump(tree))
+    from minidist.preflight.forecast.report import forecast
+    from minidist.preflight.plan import plan_distill
+
+    def plan() -> None:
+        config: Any = load(root / "config.yaml")
+        plan_distill(config)
+        forecast(config, "h100", None)
+
+    attempt(plan)
+
+
 # Command lines, in this process.
 
 VERBS = [
@@ -923,6 +1067,7 @@ KINDS: dict[str, Kind] = {
     "runs": Kind(_changes(RUN_FILES), check_run),
     "models": Kind(_changes(MODEL_FILES), check_model),
     "answers": Kind(_answers(), check_answer),
+    "plans": Kind(_plans(), check_plan),
     "caches": Kind(st.tuples(_changes(CACHE_FILES), st.booleans()), check_cache),
     "commands": Kind(_commands(), check_command),
 }

@@ -11,8 +11,9 @@ INPUTS = {
     "runs": 25,
     "models": 10,
     "answers": 20,
-    "caches": 12,
-    "commands": 8,
+    "caches": 8,
+    "plans": 6,
+    "commands": 6,
 }
 
 
