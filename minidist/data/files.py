@@ -9,7 +9,7 @@ import sys
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -147,16 +147,25 @@ def _plain_text(path: Path) -> Iterator[Record]:
 
 
 def _parquet(path: Path) -> Iterator[Record]:
-    import pyarrow
     from pyarrow import parquet
 
-    try:
+    damaged = f"{path} cannot be read as Parquet"
+    with _readable(damaged):
         file = parquet.ParquetFile(path)
         names = _class_names(file.schema_arrow.metadata)
-        for batch in file.iter_batches(batch_size=256):
-            yield from _with_classes(batch.to_pylist(), names)
-    except pyarrow.ArrowException as error:
-        raise ValueError(str(error)) from None
+    rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
+    yield from _with_classes(_guarded(damaged, rows), names)
+
+
+@contextmanager
+def _readable(sentence: str) -> Iterator[None]:
+    """Raise an error of a library as a DataError: files that others wrote bring pyarrow and `datasets` to raise any."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise DataError(f"{sentence}: {shown(str(error.__cause__ or error) or type(error).__name__)}") from None
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
@@ -239,17 +248,26 @@ def _check_undivided(source: SourceConfig, what: str) -> None:
 def _read_saved(path: Path, source: SourceConfig) -> Iterator[Record]:
     import datasets
 
-    try:
+    damaged = f"{path} cannot be read as a saved data set"
+    with _readable(damaged):
         saved = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a saved data set: {' '.join(str(error).split())[:200]}") from None
     if isinstance(saved, datasets.DatasetDict):
         if source.split not in saved:
             raise DataError(f"{path} has the splits {', '.join(map(str, saved))}, not {source.split!r}; set split")
         saved = saved[source.split]
     else:
         _check_undivided(source, f"{path} is a saved data set")
-    return _named_classes(saved)
+    return _guarded(damaged, _named_classes(saved))
+
+
+def _guarded(sentence: str, rows: Iterator[Record]) -> Iterator[Record]:
+    """The rows, of a library whose errors are refused with this sentence."""
+    while True:
+        with _readable(sentence):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
 
 
 def _await_hub(name: str) -> None:
@@ -272,16 +290,12 @@ def _await_hub(name: str) -> None:
 def _read_dataset(source: SourceConfig) -> Iterator[Record]:
     """A data set on the hub; streamed where only its first rows are used."""
     import datasets
-    import httpx
-    from datasets.exceptions import DatasetGenerationError
 
     datasets.disable_progress_bars()
     _await_hub(source.path)
-    try:
+    sentence = f"cannot read the data {source.path!r} (split {source.split!r})"
+    with _readable(sentence):
         rows: Iterable[Any] = datasets.load_dataset(
             source.path, source.subset, split=source.split, streaming=source.rows is not None
         )
-        yield from _named_classes(rows)
-    except (OSError, ValueError, DatasetGenerationError, httpx.HTTPError) as error:
-        reason = shown(str(error.__cause__ or error))
-        raise DataError(f"cannot read the data {source.path!r} (split {source.split!r}): {reason}") from None
+    yield from _guarded(sentence, _named_classes(rows))

@@ -71,8 +71,6 @@ class RunDirectory:
             changed = f"{key} was {before!r} and is now {now!r}"
             remedy = "set another run.directory, or run.overwrite=true to delete that run"
             raise RunDirectoryError(f"{self.path} holds a run of another configuration: {changed}; {remedy}")
-        if not self._overwrite:
-            self._check_links()
         if not self._overwrite and self._steps is not None:
             self._check_steps(self._steps)
 
@@ -137,6 +135,7 @@ class RunDirectory:
         if checkpoint is None:
             self._clear()
         else:
+            self._check_links()
             _truncate(self.path / "metrics.jsonl", checkpoint)
         (self.path / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on
         write_json(self.path / "config.json", self._resolved)
@@ -147,6 +146,7 @@ class RunDirectory:
         self._take()
         if self._overwrite:
             self._clear()
+        self._check_links()
         write_json(self.path / "config.json", self._resolved)
 
     def _clear(self) -> None:

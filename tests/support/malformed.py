@@ -958,7 +958,8 @@ def _seal(root: Path) -> None:
     try:
         index = json.loads((root / "cache.json").read_bytes())
         for shard in index["shards"]:
-            shard["sha256"] = sha256(root / shard["file"])
+            if (root / shard["file"]).is_file():
+                shard["sha256"] = sha256(root / shard["file"])
         (root / "cache.json").write_text(json.dumps(index))
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass

@@ -23,7 +23,7 @@ def test_every_error_shows_text_of_others_readable_and_bounded(kind: type[Minidi
 
 
 def test_a_sentence_of_a_user_error_is_one_line() -> None:
-    assert str(ConfigError("the key\n  'a'\tis\r\nunknown")) == "the key 'a' is \ufffd unknown"
+    assert str(ConfigError("the key\n  'a'\tis\r\nunknown")) == "the key 'a' is\ufffd unknown"
     assert str(RoleError("first\nsecond")) == "first\nsecond"
 
 

@@ -20,7 +20,8 @@ REFUSED = {
     "!!binary x": "could not determine a constructor",
     "!!python/object/apply:os.system [ls]": "could not determine a constructor",
     "&a [*a]": "an alias stands for a section that holds it",
-    "[" * 900 + "]" * 900: "larger than any configuration needs to be, 40 levels deep",
+    "[" * 60 + "]" * 60: "larger than any configuration needs to be, 40 levels deep",
+    "[" * 900 + "]" * 900: "nested deeper than 40 levels",
     "[" * 90_000: "nested deeper than 40 levels",
     ALIAS_BOMB: "larger than any configuration needs to be, of 100,000 values",
     MERGE_BOMB: "larger than any configuration needs to be, of 100,000 values",
@@ -80,7 +81,7 @@ def test_values_that_no_setting_can_have_are_refused(
 
 def test_a_name_that_is_a_directory_leads_nowhere_else(tmp_path: Path) -> None:
     system = "systems: {../../outside: {model: {model: m}}}\n"
-    grade, data = "grade: {gold: answer}\n", "data: {path: rows.jsonl, prompt: '{{ question }}'}\n"
+    grade, data = "grade: {gold: answer}\n", "data: {rows: {path: rows.jsonl, prompt: '{{ question }}'}}\n"
     (tmp_path / "a.yaml").write_text(f"stage: evaluate\nrun: {{directory: runs/a}}\n{data}{grade}{system}")
     with pytest.raises(ConfigError, match=r"outside-seed0' is also the name of a directory"):
         load(tmp_path / "a.yaml")

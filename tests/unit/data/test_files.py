@@ -83,7 +83,7 @@ def test_files_that_cannot_be_read_name_the_file_and_the_row(tmp_path: Path) -> 
     assert "row 1: the row cannot be read" in broken(tmp_path / "e.jsonl", b'{"c": 1}\n{"c": \n')
     assert "row 0: expected an object with columns, found list" in broken(tmp_path / "f.jsonl", b"[1]\n")
     assert "nested too deeply" in broken(tmp_path / "g.jsonl", b"[" * 100_000 + b"\n")
-    assert "row 0: the row cannot be read" in broken(tmp_path / "h.parquet", b"no parquet")
+    assert "cannot be read as Parquet" in broken(tmp_path / "h.parquet", b"no parquet")
     assert "more cells than the header" in broken(tmp_path / "i.csv", b"a\n1,2\n")
     assert "unknown ending; expected .jsonl" in broken(tmp_path / "j.xml", b"<a/>")
 

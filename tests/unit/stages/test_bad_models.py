@@ -1,6 +1,7 @@
 """What others' model directories hold: `minidist check` refuses in one sentence, with code 2, before weights are loaded."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -90,6 +91,11 @@ CASES: dict[str, tuple[Change, str]] = {
     "cut weights": (cut, "model.safetensors is not a whole file of weights; copy the model again"),
     "index list": (sharded([]), "model.safetensors.index.json is of another shape"),
     "index text": (sharded({"weight_map": "x"}), "index.json is of another shape .*; copy the model again"),
+    "shard outside": (
+        sharded({"weight_map": {"a": "../b.safetensors"}}),
+        "names the file '../b.safetensors', outside the model",
+    ),
+    "pipe": (lambda path: os.mkfifo(path / "vocab.txt"), "vocab.txt is neither a file nor a directory; remove it"),
     "shard missing": (sharded({"weight_map": {"a": "b.safetensors"}}), "b.safetensors is not a whole file of weights"),
     "longer tokenizer": (
         lambda path: character_tokenizer("ab=cde").save_pretrained(path),
