@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import PydanticCustomError
 
 from minidist.config.sentence import UNUSABLE, sentence
-from minidist.text import brief
 
 if TYPE_CHECKING:
     from minidist.config.cluster import Role
@@ -42,15 +41,6 @@ class Section(BaseModel):
             if (fault := _fault(value)) is not None:
                 raise PydanticCustomError(UNUSABLE, "{fault}", {"key": name, "fault": fault})
         return self
-
-
-def directory_name(name: str) -> str:
-    """A name of the configuration that is also that of a directory in run.directory. Raises ValueError where it is none, or one
-    that leads elsewhere."""
-    if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,100}", name):
-        allowed = "use at most 100 characters, without / and line breaks"
-        raise ValueError(f"{brief(name, 80)} is also the name of a directory: {allowed}")
-    return name
 
 
 def _fault(value: Any) -> str | None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from minidist.config.base import FREE, Section, directory_name
+from minidist.config.base import FREE, Section
 from minidist.config.choose import ChooseConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.data import DistillDataConfig, SourceConfig
@@ -121,7 +121,7 @@ class CompareConfig(Section):
                 raise ValueError(f"cells.{name}: run.{key} is set by {instead}; leave run.{key} out of base and of the cell")
         if "stage" in tree:
             raise ValueError(f"cells.{name}: every cell is a distillation; leave stage out of base and of the cell")
-        own = {"directory": self.run.directory / "cells" / directory_name(f"{variant}-seed{seed}"), "seed": seed}
+        own = {"directory": self.run.directory / "cells" / f"{variant}-seed{seed}", "seed": seed}
         run = run | own | ({"overwrite": True} if self.run.overwrite else {})
         try:
             return DistillConfig.model_validate(tree | {"stage": "distill", "run": run})

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
-from minidist.config.base import FREE, Section, directory_name
+from minidist.config.base import FREE, Section
 from minidist.config.cluster import ClusterConfig
 from minidist.config.compare import check_cell_names, over
 from minidist.config.run import PlaceConfig
@@ -70,7 +70,7 @@ class CompareLessonsConfig(Section):
         for key, instead in (("directory", "run.directory"), ("seed", "seeds")):
             if key in run:
                 raise ValueError(f"cells.{name}: run.{key} is set by {instead}; leave run.{key} out of base and of the cell")
-        run |= {"directory": self.run.directory / "cells" / directory_name(f"{name}-seed{seed}"), "seed": seed}
+        run |= {"directory": self.run.directory / "cells" / f"{name}-seed{seed}", "seed": seed}
         run |= {"overwrite": True} if self.run.overwrite else {}
         tree = {key: value for key, value in tree.items() if value is not None}
         try:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from minidist.config import conflicts
-from minidist.config.base import FREE, Section, directory_name
+from minidist.config.base import FREE, Section
 from minidist.config.cluster import Role
 from minidist.config.generate import ChatServerConfig, GenerateConfig
 from minidist.config.grade import GradeConfig
@@ -69,7 +69,7 @@ class EvaluateProgramsConfig(PipelineSection):
     def system(self, name: str, seed: int) -> GenerateConfig:
         """The generation of a system with a seed. Raises ValueError with one sentence."""
         system, shared = self.systems[name], ("data", "key", "files", "cluster", "canaries")
-        place = {"directory": self.run.directory / directory_name(f"{name}-seed{seed}"), "seed": seed, "overwrite": False}
+        place = {"directory": self.run.directory / f"{name}-seed{seed}", "seed": seed, "overwrite": False}
         try:
             return GenerateConfig(
                 stage="generate",

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from tests.support.commands import start
-from tests.support.malformed import ALIAS_BOMB, TREES, YAML
+from tests.support.config import TREES
+from tests.support.hostile import ALIAS_BOMB, YAML
 from tests.support.malformed_runner import hold
 
 INPUTS = {

@@ -53,6 +53,7 @@ from minidist.teachers.server.protocol import APIS, error_text
 from minidist.teachers.server.wire import Writing, tokenize
 from minidist.types import Payload, Sampling, TeacherScores
 from tests.support.config import TREES, teacher_config
+from tests.support.hostile import ALIAS_BOMB, HOSTILE_TEXTS, MERGE_BOMB, YAML
 from tests.support.server import Server
 from tests.support.tiny import VOCABULARY, random_rollouts, save_pair, tiny_renderer
 
@@ -134,35 +135,6 @@ def place() -> Iterator[Path]:
 
 # Values of other types, out of range, or hostile.
 
-HOSTILE_TEXTS = [
-    "",
-    "\x00",
-    "\x1b]0;title\x07\x1b[31mred",
-    "\u202eright to left",
-    "half \ud800",
-    "x" * 5000,
-    "../../../precious",
-    "/dev/zero",
-    "/proc/self/mem",
-    "~nobody/x",
-    "a" * 300,
-    "http://user:secret@host/x",
-    "${HOME}",
-    "${NOWHERE_AT_ALL}",
-    "task:nothing",
-    "task:sort",
-    "characters:nothing",
-    "1e30",
-    "9" * 5000,
-    "{{ x",
-    "{{ 1 / 0 }}",
-    "nan",
-    "-0",
-    "s3://a:b@c/d",
-    ".",
-    "..",
-    "null",
-]
 _numbers = st.one_of(
     st.integers(),
     st.sampled_from([-1, 0, 2**31, 2**63, -(2**63) - 1, 10**30, 10**400]),
@@ -267,60 +239,6 @@ OVERRIDDEN = [
     "",
     ".",
 ]
-YAML = [
-    "!!int abc",
-    "!!bool maybe",
-    "!!float x",
-    "!!null x",
-    "!!timestamp x",
-    "2024-99-99",
-    "2024-01-01",
-    "!!python/object/apply:os.system ['touch precious']",
-    "!!binary x",
-    "!!set {a, b}",
-    "!!omap [a: 1]",
-    "!!pairs [1]",
-    "!!str [a]",
-    "!!map [a]",
-    "!!seq {a: b}",
-    "!unknown 1",
-    "&a [*a]",
-    "&a {b: *a}",
-    "*nothing",
-    "[" * 900 + "]" * 900,
-    "{a: " * 300 + "1" + "}" * 300,
-    "9" * 5000,
-    "0x" + "f" * 5000,
-    "0b" + "1" * 900,
-    "1:" * 2000 + "1",
-    "1e30",
-    "1.0e+30",
-    ".inf",
-    "-.inf",
-    ".nan",
-    '"\\ud800"',
-    '"\\0"',
-    '"\\x1b[31m"',
-    "? [a]\n: b",
-    "? {a: b}\n: c",
-    "{[a]: b}",
-    "{1: 2, null: 3, true: 4}",
-    "{<<: 1}",
-    "{<<: [1, 2]}",
-    "{<<: &m {<<: *m}}",
-    "\t- a",
-    "%YAML 9.9\n---\n1",
-    "a: b: c",
-    "'" + "x" * 100_000 + "'",
-    "=",
-    "|\n  text",
-    "@at",
-    "`tick",
-]
-ALIAS_BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(9)
-)
-MERGE_BOMB = "m0: &m0 {a: 1}\n" + "".join(f"m{i + 1}: &m{i + 1} {{<<: [{', '.join([f'*m{i}'] * 9)}]}}\n" for i in range(9))
 
 
 def whole(stage: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from minidist.config import load
 from minidist.config.trees import parse_tree, read_tree
 from minidist.errors import ConfigError
 from tests.support.config import assert_refused, write_stage
-from tests.support.malformed import ALIAS_BOMB, MERGE_BOMB
+from tests.support.hostile import ALIAS_BOMB, MERGE_BOMB
 
 REFUSED = {
     "!!int abc": "'abc' is no int",
@@ -77,14 +77,6 @@ def test_values_that_no_setting_can_have_are_refused(
     monkeypatch.setenv("MY_SECRET", "secret-value")
     sentence = assert_refused(tmp_path, stage, overrides, parts)
     assert "secret@" not in sentence and "secret-value" not in sentence
-
-
-def test_a_name_that_is_a_directory_leads_nowhere_else(tmp_path: Path) -> None:
-    system = "systems: {../../outside: {model: {model: m}}}\n"
-    grade, data = "grade: {gold: answer}\n", "data: {rows: {path: rows.jsonl, prompt: '{{ question }}'}}\n"
-    (tmp_path / "a.yaml").write_text(f"stage: evaluate\nrun: {{directory: runs/a}}\n{data}{grade}{system}")
-    with pytest.raises(ConfigError, match=r"outside-seed0' is also the name of a directory"):
-        load(tmp_path / "a.yaml")
 
 
 def test_the_message_about_a_long_value_is_short(tmp_path: Path) -> None:
