@@ -29,9 +29,13 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
-            raise _problem(node, f"the key {shown(repr(repeated[0]), 80)} stands twice in one section; keep one of the two")
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    twice = f"the key {shown(repr(key.value), 80)} stands twice in one section"
+                    raise _problem(node, f"{twice}; keep one of the two")
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
     def construct_scalar_value(self, node: yaml.ScalarNode) -> Any:

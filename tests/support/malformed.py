@@ -42,6 +42,7 @@ from minidist.learners.state import Piece, StateReader, save_state
 from minidist.models.files import check_json, check_weights, resolve
 from minidist.models.hub import load_config, load_model, load_tokenizer
 from minidist.models.shape import read_shape
+from minidist.pipelines.writers import _sample as read_sample
 from minidist.run.checkpoint import Checkpoints
 from minidist.run.directory import RunDirectory
 from minidist.run.show import show
@@ -50,7 +51,7 @@ from minidist.teachers.cache.writer import ScoreWriter
 from minidist.teachers.payload import to_scores
 from minidist.teachers.server.connection import Connection
 from minidist.teachers.server.protocol import APIS, error_text
-from minidist.teachers.server.wire import Writing, tokenize
+from minidist.teachers.server.wire import Question, Writing, tokenize
 from minidist.types import Payload, Sampling, TeacherScores
 from tests.support.config import TREES, teacher_config
 from tests.support.hostile import ALIAS_BOMB, HOSTILE_TEXTS, MERGE_BOMB, YAML
@@ -763,6 +764,10 @@ GOOD = {
         },
     },
     "tokens": {"tokens": [1, 2]},
+    "chats": {
+        "choices": [{"message": {"role": "assistant", "content": "3"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    },
     "error": {"error": {"message": "no"}},
 }
 _odd_json = st.one_of(
@@ -772,7 +777,10 @@ _odd_json = st.one_of(
 
 @st.composite
 def _answers(draw: st.DrawFn) -> tuple[str, str, int, dict[str, str], bytes]:
-    api, asked = draw(st.sampled_from(["vllm", "sglang"])), draw(st.sampled_from(["models", "scores", "texts", "tokens"]))
+    api, asked = (
+        draw(st.sampled_from(["vllm", "sglang"])),
+        draw(st.sampled_from(["models", "scores", "texts", "tokens", "chats"])),
+    )
     tree = GOOD[draw(st.sampled_from([asked, asked, asked, "error"]))]
     body = draw(
         st.one_of(mutated(tree, _odd_json).map(lambda tree: json.dumps(tree).encode()), raw_json, st.just(b"<html>\x1b[31m"))
@@ -791,6 +799,7 @@ def check_answer(root: Path, example: tuple[str, str, int, dict[str, str], bytes
         "scores": partial(api.score, "tiny", [2, 3], 1, 2),
         "texts": partial(api.write, "tiny", Writing([2], SAMPLING, 0, (0,), VOCABULARY, VOCABULARY)),
         "tokens": partial(tokenize, "tiny", "12="),
+        "chats": lambda: Question("POST", "/v1/chat/completions", {}, read_sample),
     }[asked]()
     if asked == "scores":
         config = teacher_config(model="t", backend="server", server={"url": "http://a"}, payload="top_k", top_k=2)

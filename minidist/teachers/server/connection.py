@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -148,9 +148,11 @@ class Connection:
     async def _receive(self, question: Question[T]) -> httpx.Response:
         """An answer, read whole. Raises NoAnswer for one of more bytes than scores of the request can have."""
         # A request writes each token id with a comma; an answer has at most 1 KiB for each class of each token.
-        tokens = len(json.dumps(question.body)) // 2
+        content = _written(question.body)
+        tokens = len(content) // 2
         limit, size, chunks = max(_LEAST_LIMIT, 1024 * tokens * (1 + self._classes)), 0, list[bytes]()
-        async with self._client.stream(question.method, question.path, json=question.body) as answer:
+        kind = {"Content-Type": "application/json"} if content else {}
+        async with self._client.stream(question.method, question.path, content=content, headers=kind) as answer:
             async for chunk in answer.aiter_bytes():
                 size += len(chunk)
                 if size > limit:
@@ -158,6 +160,16 @@ class Connection:
                 chunks.append(chunk)
         headers = [(name, value) for name, value in answer.headers.multi_items() if name.lower() != "content-encoding"]
         return httpx.Response(answer.status_code, headers=headers, content=b"".join(chunks), request=answer.request)
+
+
+def _written(body: dict[str, Any] | None) -> bytes:
+    """A request as JSON. Raises RoleError for values of a row that JSON has not, such as bytes."""
+    try:
+        return b"" if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RoleError(
+            f"a request cannot be written as JSON ({shown(str(error))}); correct the row that it asks for"
+        ) from None
 
 
 def _retry_after(answer: httpx.Response) -> float | None:
