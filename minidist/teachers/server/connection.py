@@ -21,6 +21,8 @@ from minidist.teachers.server.wire import Question
 from minidist.text import shown
 
 _FIRST_PAUSE_S = 0.5
+_LONG_S = 5.0
+"""An attempt that is longer is said, since people wait."""
 _LEAST_LIMIT = 64 << 20
 """Bytes that every answer may have."""
 _AGAIN = {httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS}
@@ -95,6 +97,7 @@ class Connection:
         """What the server answers; every attempt but the first follows a pause that doubles, or that the server requests."""
         started, attempts, error = time.monotonic(), self._server.attempts, NoAnswer("")
         for attempt in range(attempts):
+            asked = time.monotonic()
             try:
                 async with self._slots:
                     answer = question.read(await self._send(question))
@@ -106,7 +109,8 @@ class Connection:
                 error = failure
             if attempt + 1 < attempts:
                 doubled = _FIRST_PAUSE_S * 2 ** min(attempt, 30) * random.uniform(0.5, 1)
-                await self._pause(min(doubled if error.pause_s is None else error.pause_s, self._server.pause_s), error)
+                pause = min(doubled if error.pause_s is None else error.pause_s, self._server.pause_s)
+                await self._pause(pause, error, late=time.monotonic() - asked > _LONG_S)
         raise RoleError(
             f"the server at {self.address} gave no usable answer in {attempts} attempts "
             f"({self._where}.attempts) over {time.monotonic() - started:.1f} s; the last error: {error}"
@@ -115,9 +119,9 @@ class Connection:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _pause(self, seconds: float, error: NoAnswer) -> None:
-        """Wait; of all requests that wait at one time, the first is a line of the log."""
-        if self._logs and not self._pausing:
+    async def _pause(self, seconds: float, error: NoAnswer, *, late: bool) -> None:
+        """Wait; of all requests that wait at one time, the first is a line of the log, and always after a `late` answer."""
+        if (self._logs or late) and not self._pausing:
             log.warning("the server at %s: %s; the request is sent again in %.1f s", self.address, error, seconds)
         self.counts.retries += 1
         self.counts.last_error = str(error)
