@@ -273,7 +273,6 @@ def _guarded(sentence: str, rows: Iterator[Record]) -> Iterator[Record]:
 def _await_hub(name: str) -> None:
     """Ask the hub for a data set once, for seconds: `datasets` asks for a minute before it looks at what is on this machine."""
     import datasets
-    import httpx
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -281,7 +280,7 @@ def _await_hub(name: str) -> None:
         HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_S)
     except (OfflineModeIsEnabled, HfHubHTTPError, HFValidationError):
         pass  # said by load_dataset, and at once
-    except (httpx.HTTPError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - those of the HTTP client that the hub's library happens to use
         found = shown(f"{type(error).__name__} {error}", 150)
         log.warning("the hub does not answer (%s): only what is on this machine is read", found)
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True

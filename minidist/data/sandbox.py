@@ -89,6 +89,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def size(self, value: Any) -> int:
         """Work to write a value out, with all that it holds, each time that it holds it."""
+        if isinstance(value, str | int | float) or value is None:
+            return _length(value)
         total, stack = 0, [value]
         while stack:
             each = stack.pop()
@@ -123,15 +125,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """A call of a function or of a method, its work counted before it is done."""
-        if getattr(__obj, "__self__", None) is not __self:  # not of those that count
-            inner = getattr(__obj, "__wrapped__", __obj)
-            args = tuple(__self._listed(each) for each in args)
-            owner, name, given = getattr(inner, "__self__", None), getattr(inner, "__name__", ""), [*args, *kwargs.values()]
-            __self.charge(_STEP if isinstance(__obj, Macro) else _STEP + __self.size(given))
-            if isinstance(owner, _TEXTS | int | float):
-                __self.charge(__self._result(name, owner, given))
-            return __self.read(super().call(__context, __obj, *args, **kwargs))
-        return super().call(__context, __obj, *args, **kwargs)
+        if getattr(__obj, "__self__", None) is __self:  # one of those that count
+            return __obj(*args)
+        inner = getattr(__obj, "__wrapped__", __obj)
+        args = tuple(__self._listed(each) for each in args)
+        owner, name, given = getattr(inner, "__self__", None), getattr(inner, "__name__", ""), [*args, *kwargs.values()]
+        __self.charge(_STEP if isinstance(__obj, Macro) else _STEP + __self.size(given))
+        if isinstance(owner, _TEXTS | int | float):
+            __self.charge(__self._result(name, owner, given))
+        return __self.read(super().call(__context, __obj, *args, **kwargs))
 
     def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if getattr(function, "counts_work", False):
@@ -207,6 +209,8 @@ def _times(value: Any, old: Any) -> int:
 
 def _length(value: Any) -> int:
     """Letters, entries or bytes of a value."""
+    if isinstance(value, str):
+        return len(value)
     if isinstance(value, int):
         return 1 + value.bit_length() // 8
     return len(value) if isinstance(value, _TEXTS | list | tuple | dict | set | frozenset) else 1
@@ -246,6 +250,11 @@ class _Wrapper:
     """Puts counters around what a template makes without a call: lists, slices, joined and compared texts."""
 
     def visit(self, node: nodes.Node) -> None:
+        if isinstance(node, nodes.Compare) and _with_constant(node):  # as long as the constant, whatever the other side is
+            for each in (node, *node.ops):
+                self.visit(each.expr)
+                each.expr = self._wrapped(None, each.expr)
+            return
         for field, value in node.iter_fields():
             if isinstance(value, nodes.Node):
                 self.visit(value)
@@ -256,7 +265,7 @@ class _Wrapper:
                         self.visit(each)
                 setattr(node, field, [self._wrapped(node, each) if isinstance(each, nodes.Node) else each for each in value])
 
-    def _wrapped(self, parent: nodes.Node, node: nodes.Node) -> nodes.Node:
+    def _wrapped(self, parent: nodes.Node | None, node: nodes.Node) -> Any:
         if isinstance(node, nodes.Concat):
             return _call("joined", node.lineno, *node.nodes)
         if isinstance(node, nodes.List | nodes.Dict | nodes.Tuple):
@@ -266,3 +275,9 @@ class _Wrapper:
             return _call("read", node.lineno, node)
         compared = isinstance(parent, nodes.Operand | nodes.Compare) and isinstance(node, nodes.Expr)
         return _call("read", node.lineno, node) if compared and not isinstance(node, nodes.Const | nodes.Operand) else node
+
+
+def _with_constant(node: nodes.Compare) -> bool:
+    """Whether a comparison asks for the equality of a value and a constant."""
+    sides = (node.expr, *(each.expr for each in node.ops))
+    return all(each.op in ("eq", "ne") for each in node.ops) and any(isinstance(each, nodes.Const) for each in sides)
