@@ -22,7 +22,7 @@ _LARGEST_NUMBER = 2.0**63
 class _Loader(yaml.SafeLoader):
     """Refuses a mapping that has a key twice, of which YAML would take the last, and what JSON cannot hold."""
 
-    def get_single_node(self) -> yaml.Node:
+    def get_single_node(self) -> Any:
         node = super().get_single_node()
         if node is not None:
             _measure(node)

@@ -153,8 +153,14 @@ def _parquet(path: Path) -> Iterator[Record]:
     with _readable(damaged):
         file = parquet.ParquetFile(path)
         names = _class_names(file.schema_arrow.metadata)
-    rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
-    yield from _with_classes(_guarded(damaged, rows), names)
+    yield from _with_classes(_guarded(damaged, _checked(file.iter_batches(batch_size=256))), names)
+
+
+def _checked(batches: Iterable[Any]) -> Iterator[Record]:
+    """The rows of Arrow batches, each of which is checked before a value of it is looked at."""
+    for batch in batches:
+        batch.validate(full=True)
+        yield from batch.to_pylist()
 
 
 @contextmanager
@@ -246,18 +252,31 @@ def _check_undivided(source: SourceConfig, what: str) -> None:
 
 
 def _read_saved(path: Path, source: SourceConfig) -> Iterator[Record]:
-    import datasets
-
+    """Rows of `datasets.save_to_disk`. The files are read here, since `datasets` maps them into memory unseen: where one is cut
+    or changed, the process dies."""
     damaged = f"{path} cannot be read as a saved data set"
     with _readable(damaged):
-        saved = datasets.load_from_disk(str(path))
-    if isinstance(saved, datasets.DatasetDict):
-        if source.split not in saved:
-            raise DataError(f"{path} has the splits {', '.join(map(str, saved))}, not {source.split!r}; set split")
-        saved = saved[source.split]
-    else:
-        _check_undivided(source, f"{path} is a saved data set")
-    return _guarded(damaged, _named_classes(saved))
+        if (path / "dataset_dict.json").is_file():
+            splits = [str(name) for name in json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]]
+            if source.split not in splits:
+                raise DataError(f"{path} has the splits {', '.join(splits)}, not {source.split!r}; set split")
+            path = path / source.split
+        else:
+            _check_undivided(source, f"{path} is a saved data set")
+        state = json.loads((path / "state.json").read_text("utf-8"))
+        files = [path / Path(entry["filename"]).name for entry in state["_data_files"]]
+        if state.get("_indices_files") or not all(file.is_file() for file in files):
+            raise DataError(f"{damaged}: a file that state.json lists is missing, or an index is set; save the data set again")
+    return _guarded(damaged, (row for file in files for row in _arrow_rows(file)))
+
+
+def _arrow_rows(file: Path) -> Iterator[Record]:
+    """Rows of an Arrow stream, each batch of which is checked before a value of it is looked at."""
+    import pyarrow
+
+    with pyarrow.OSFile(str(file)) as opened, pyarrow.ipc.open_stream(opened) as stream:
+        names = _class_names(stream.schema.metadata)
+        yield from _with_classes(_checked(stream), names)
 
 
 def _guarded(sentence: str, rows: Iterator[Record]) -> Iterator[Record]:
@@ -272,7 +291,7 @@ def _guarded(sentence: str, rows: Iterator[Record]) -> Iterator[Record]:
 
 def _await_hub(name: str) -> None:
     """Ask the hub for a data set once, for seconds: `datasets` asks for a minute before it looks at what is on this machine."""
-    import datasets
+    from datasets import config
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -283,7 +302,7 @@ def _await_hub(name: str) -> None:
     except Exception as error:  # noqa: BLE001 - those of the HTTP client that the hub's library happens to use
         found = shown(f"{type(error).__name__} {error}", 150)
         log.warning("the hub does not answer (%s): only what is on this machine is read", found)
-        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
 
 
 def _read_dataset(source: SourceConfig) -> Iterator[Record]:

@@ -22,7 +22,7 @@ LONGEST_SOURCE = 200_000
 _MOST_WORK = 100_000_000  # characters that a template makes and reads, all together
 _LONGEST_NUMBER = 2000  # bytes of a whole number; Python writes none of more than 4,300 digits
 _STEP = 400  # work of a pass through a loop, or of a call
-_ENTRY = 20  # work of an entry of a list or a mapping
+_ENTRY = 100  # work of an entry of a list or a mapping
 _TEXTS = str | bytes
 _WIDTH = re.compile(r"\d+")
 _OF_JINJA = (Context, EvalContext, Environment)
@@ -238,7 +238,7 @@ def _counting(tree: nodes.Template) -> nodes.Template:
     return tree
 
 
-def _call(name: str, line: int, *arguments: nodes.Expr) -> nodes.Call:
+def _call(name: str, line: int, *arguments: Any) -> nodes.Call:
     """A call of a method of the environment, which no name of a template can hide."""
     return nodes.Call(nodes.EnvironmentAttribute(name, lineno=line), list(arguments), [], None, None, lineno=line)
 
@@ -270,7 +270,7 @@ class _Wrapper:
             return _call("joined", node.lineno, *node.nodes)
         if isinstance(node, nodes.List | nodes.Dict | nodes.Tuple):
             stored = isinstance(node, nodes.Tuple) and node.ctx != "load"
-            return node if stored or node.find(_MADE) is None else _call("made", node.lineno, node)
+            return node if stored or not any(node.find(kind) for kind in _MADE) else _call("made", node.lineno, node)
         if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice):
             return _call("read", node.lineno, node)
         compared = isinstance(parent, nodes.Operand | nodes.Compare) and isinstance(node, nodes.Expr)

@@ -89,8 +89,7 @@ def check_weights(name: str, where: str) -> None:
     whole = path / WEIGHTS
     files = [whole] if whole.is_file() else [path / file for file in weight_files(path, where)]
     for file in files:
-        sentence = f"{where}: {file} is not a whole file of weights; copy the model again"
-        with refused(sentence), open_tensors(file, "copy the model again", ModelError):
+        with open_tensors(file, f"copy the model of {where} again", ModelError):
             pass
 
 
