@@ -43,6 +43,7 @@ from minidist.models.files import check_json, check_weights, resolve
 from minidist.models.hub import load_config, load_model, load_tokenizer
 from minidist.models.shape import read_shape
 from minidist.pipelines.writers import _sample as read_sample
+from minidist.report.page import Report
 from minidist.run.checkpoint import Checkpoints
 from minidist.run.directory import RunDirectory
 from minidist.run.show import show
@@ -638,6 +639,8 @@ RUN_FILES = [
     "config.json",
     "summary.json",
     "metrics.jsonl",
+    "timeline.json",
+    "log.txt",
     ".lock",
     "checkpoints",
     "checkpoints/step_000004",
@@ -677,6 +680,7 @@ def check_run(root: Path, changes: list[tuple[str, str, Any]]) -> None:
     shutil.copytree(written_run(), root, dirs_exist_ok=True)
     apply(root / "run", changes)
     attempt(lambda: show(root / "run", step=None, rows=3, html=root / "run" / "page.html"))
+    attempt(lambda: Report([root / "run"]).page())
     for newest in (root / "run" / "checkpoints").glob("step_*"):
         attempt(lambda: _read_state(newest))  # noqa: B023
 
