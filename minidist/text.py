@@ -8,6 +8,8 @@ _TURNING = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"
 _HIDDEN = re.compile(f"[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\u2028\u2029\ud800-\udfff{_TURNING}]")
 _SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 _LONGEST_MESSAGE = 2000
+# In http a password may hold a slash; in other addresses an @ behind a slash names a revision.
+_PASSWORD = re.compile(r"(https?://)[^\s'\"<>]{0,500}@|(?<=://)[^\s/'\"<>]{0,500}@")
 _hidden_values: set[str] = set()
 
 
@@ -34,6 +36,8 @@ def brief(value: Any, longest: int = 200) -> str:
 
 def message(text: str, longest: int = _LONGEST_MESSAGE) -> str:
     """A text as an error shows it: readable, without secrets; of a long one, the beginning and the end, where the remedy is."""
+    if len(text) > 40 * longest:
+        text = f"{text[: 20 * longest]} {text[-20 * longest :]}"
     text = without_secrets(readable(text))
     return text if len(text) <= longest else f"{text[: longest * 2 // 3]} ... {text[-longest // 3 :]}"
 
@@ -41,7 +45,7 @@ def message(text: str, longest: int = _LONGEST_MESSAGE) -> str:
 def without_secrets(text: str) -> str:
     """A text whose addresses show neither user nor password, and which shows no secret of the environment, as `secret_name`
     knows them, and none that `hide` was given."""
-    text = re.sub(r"(?<=://)[^\s'\"<>]*@", "...@", text)
+    text = _PASSWORD.sub(r"\1...@", text)
     secrets = {value for name, value in os.environ.items() if secret_name(name) and _is_secret(value)}
     for secret in sorted(secrets | _hidden_values, key=len, reverse=True):
         text = text.replace(secret, "...")

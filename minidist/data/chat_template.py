@@ -35,7 +35,11 @@ class ChatTemplate:
         sandbox.bound_filters()
         self._sandbox = sandbox
         self._template = sandbox.from_string(sandbox.counted(source))
+        self._source = source
         self._names = dict(names)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChatTemplate, (self._source, self._names)  # what Jinja compiles crosses no process
 
     def write(self, messages: Sequence[Mapping[str, Any]], tools: Any, *, asking: bool) -> str:
         """The text of messages; `asking`: with the beginning of the assistant's next turn."""

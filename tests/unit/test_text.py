@@ -31,8 +31,8 @@ def test_addresses_and_secrets_of_the_environment_are_hidden(monkeypatch: pytest
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     monkeypatch.setenv("SHORT_KEY", "12")
     hide("server-key-of-another-name")
-    text = "http://user:secret@host and ftp://a:b/c@d: 0123456789abcdef, 12, server-key-of-another-name"
-    assert str(RoleError(text)) == "http://...@host and ftp://...@d: ..., 12, ..."
+    text = "http://user:sec/ret@host and s3://a:b@c/d, hf://datasets/a@main: 0123456789abcdef, 12, server-key-of-another-name"
+    assert str(RoleError(text)) == "http://...@host and s3://...@c/d, hf://datasets/a@main: ..., 12, ..."
     assert "secret" not in shown(text)
 
 

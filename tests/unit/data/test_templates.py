@@ -119,3 +119,11 @@ def test_bounded_templates_write_what_jinja_writes() -> None:
     )
     plain = ImmutableSandboxedEnvironment().from_string(source).render(a="ab").replace("True", "true")
     assert Template(source, "prompt").fill({"a": "ab"}) == plain
+
+
+def test_a_chat_template_crosses_processes() -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}{% generation %}{{ m.content }}{{ end }}{% endgeneration %}{% endfor %}", {"end": "."}
+    )
+    messages = [{"role": "user", "content": "a"}]
+    assert pickle.loads(pickle.dumps(template)).write(messages, None, asking=False) == "a."
