@@ -3,7 +3,7 @@
 import html
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from minidist.config import Command
 from minidist.config.run import RunConfig
@@ -63,8 +63,8 @@ class OpenedRun:
         metrics = self.metrics
         frame = metrics[[name for name in metrics if str(name).startswith(_MEASURED)]].dropna(how="all")
         frame = frame.set_axis(frame.index + 1, axis="index").rename_axis(index="steps")
-        frame.columns = [str(name).partition("/")[2] for name in frame.columns]
-        return pandas.DataFrame(frame)
+        names = [str(name).partition("/")[2] for name in frame.columns]
+        return cast("pandas.DataFrame", frame.set_axis(names, axis="columns"))
 
     def rollouts(self, step: int | None = None) -> "pandas.DataFrame":
         """Prompts and answers that were recorded after `step` steps, one row an answer, with its tokens and their
