@@ -164,7 +164,8 @@ class Actors:
         Ray starts for it, while those that Ray has started already stay idle."""
         # The actors of one role work at the same time.
         config, roles = self._config.role(role), self._at_once.get(role, 1)
-        threads = self._config.threads or max(1, cores() // (roles * config.processes * config.devices))
+        busy = roles * self._config.processes_of(role) * config.devices
+        threads = self._config.threads or max(1, cores() // busy)
         variables = thread_environment(threads) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}

@@ -40,6 +40,11 @@ class StageSection(Section):
         return ("rollout", "teacher", "learner")
 
     @property
+    def teacher_count(self) -> int:
+        """How many teachers the run has, each with cluster.teacher.actors actors of its own."""
+        return 1
+
+    @property
     def roles_at_once(self) -> dict[str, int]:
         """Of each role that shares the cores of a machine with others, how many work while it does, itself among them; a role
         that is not listed has its turns alone."""
@@ -59,5 +64,5 @@ class StageSection(Section):
     @model_validator(mode="after")
     def _devices_suffice(self) -> Self:
         if (cluster := getattr(self, "cluster", None)) is not None:
-            cluster.host(self.hosted)
+            cluster.host(self.hosted, self.teacher_count)
         return self

@@ -263,9 +263,11 @@ def _rollout(config: Any) -> str:
 
 
 def _teacher(config: Any) -> str:
-    teacher, role = config.teacher, config.cluster.teacher
+    several = getattr(config, "teachers", None) or {"": config.teacher}
+    role = config.cluster.teacher
     over = _over(role.shards * role.devices)
-    return f"{role.actors} × {teacher.backend}, {teacher.payload}, {teacher.dtype}{over}"
+    kinds = {name: f"{role.actors} × {each.backend}, {each.payload}, {each.dtype}{over}" for name, each in several.items()}
+    return "; ".join(f"{name}: {kind}" if name else kind for name, kind in kinds.items())
 
 
 _ROLES: dict[Role, Callable[[Any], str]] = {"learner": _learner, "rollout": _rollout, "teacher": _teacher}

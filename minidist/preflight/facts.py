@@ -15,6 +15,7 @@ from minidist.data.contexts import ContextReader
 from minidist.data.examples import Example
 from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
+from minidist.data.routes import TeacherColumn
 from minidist.data.sources import read_examples, read_prompts
 from minidist.errors import ModelError
 from minidist.models.imports import import_less
@@ -79,15 +80,16 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class PairFacts:
-    """Student and teacher."""
+    """Student and teacher. `shared`: the ids that the student has in common with all of several teachers; None: one teacher."""
 
     student: ModelFacts
     teacher: ModelFacts
+    shared: Vocabulary | None = None
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The ids that both have. Raises ModelError where one of them means two things."""
-        return shared_ids(self.student.meanings, self.teacher.meanings)
+        return self.shared or shared_ids(self.student.meanings, self.teacher.meanings)
 
     @property
     def stops(self) -> set[int]:
@@ -240,14 +242,15 @@ class RowReader:
         renderer: text to tokens.
         config: the section `data`.
         pairs: models that must have all ids of the rows.
-        context: makes the prompts that the teacher reads; None: it reads the student's.
+        context: makes the prompts that the teacher reads, or names the teacher of each row; None: one teacher reads the
+            student's.
         answer_tokens: longest answer to a prompt, which the teacher's prompt leaves room for.
     """
 
     renderer: Renderer
     config: RenderConfig
     pairs: Sequence[PairFacts] = ()
-    context: ContextReader | None = None
+    context: ContextReader | TeacherColumn | None = None
     answer_tokens: int = 0
 
     def prompts(self, name: str, source: SourceConfig, *, gold: bool = False) -> Rows[Prompt]:
@@ -275,4 +278,4 @@ class RowReader:
 
     @property
     def _contexts_cut(self) -> int:
-        return 0 if self.context is None else self.context.renderer.counts["truncated"]
+        return self.context.renderer.counts["truncated"] if isinstance(self.context, ContextReader) else 0

@@ -129,11 +129,14 @@ class Recorder:
         """`logprobs` are of the sampled distribution, the others of the untruncated ones at temperature 1, nats.
 
         `coins`, in teacher-mixed sampling: 1 where the teacher chose the token; `logprobs` are then the student's.
-        `teacher_prompt`: what the teacher read in place of the prompt, special tokens included.
+        `teacher_prompt`: what the teacher read in place of the prompt, special tokens included. `teacher`: name of the row's
+        teacher, of several.
         """
         row: dict[str, object] = {"prompt": rollout.prompt.text, "answer": rollout.text, "finish": rollout.finish.value}
         if rollout.prompt.teacher_text is not None:
             row["teacher_prompt"] = rollout.prompt.teacher_text
+        if rollout.prompt.teacher:
+            row["teacher"] = rollout.prompt.teacher
         row |= {"tokens": rollout.tokens.tolist(), "logprobs": _rounded(rollout.logprobs)}
         row |= {"student_logprobs": _rounded(student_logprobs), "teacher_logprobs": _rounded(teacher_logprobs)}
         version = int(rollout.versions[0]) if len(rollout.versions) else None
@@ -182,9 +185,9 @@ def step_metrics(objective: str, metrics: dict[str, float], batch: Batch, update
     figures = {"speed/loss_tokens_per_s": metrics["learner/loss_tokens"] / metrics["speed/seconds_per_step"]}
     if objective in ("forward_kl", "reverse_kl"):  # the loss is the divergence
         figures[f"kl/{objective.removesuffix('_kl')}_nats"] = metrics[f"{MAIN}/loss_nats_per_token"]
-    elif batch.measures is not None and batch.measures.reverse_kl is not None:
+    elif batch.measures is not None and (values := batch.measures.reverse_kl) is not None and not np.isnan(values).any():
         # Of the student that wrote the text, over every loss token: exact, at no extra cost.
-        figures["kl/reverse_nats"] = float(batch.measures.reverse_kl.mean())
+        figures["kl/reverse_nats"] = float(values.mean())
     versions = [int(rollout.versions.min()) for rollout in batch.rollouts if rollout.writer is Writer.STUDENT]
     if versions:
         # Optimizer steps between the weights that wrote a token and those it is used on; 0 is strictly on-policy.
