@@ -11,6 +11,7 @@ import typer
 from minidist import __version__
 from minidist.errors import ConfigError, DataError, MinidistError
 from minidist.stages import STAGES, code, roles_of, run_stage, verbs
+from minidist.text import readable, shown
 
 app = typer.Typer(
     help="On-policy distillation of language models: the student writes, the teacher scores, the learner updates.",
@@ -71,12 +72,12 @@ def check(
     with no_collection():
         plan = code(stage.plan)(loaded)
     for line in plan.lines:
-        print(line)
+        print(readable(line))
     if show:
         from minidist.preflight.rows import show_any
 
         show_any(plan, show, ids=ids)
-    print(f"{config}: ready for minidist {stage.verb}")
+    print(readable(f"{config}: ready for minidist {stage.verb}"))
 
 
 @app.command("plan")
@@ -107,7 +108,7 @@ def plan_run(
         with no_collection():
             found = forecast(loaded, rates, answer_tokens)
         for line in found.lines:
-            print(line)
+            print(readable(line))
 
 
 @app.command()
@@ -199,7 +200,7 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"minidist: {error.filename} cannot be used: {error.strerror}; correct it, and try again", file=sys.stderr)
+        print(f"minidist: {shown(str(error.filename))} cannot be used: {error.strerror}; correct it", file=sys.stderr)
         sys.exit(1)
 
 

@@ -6,7 +6,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from minidist.cluster.remote import Host, Remote
 from minidist.config.cluster import ClusterConfig, Role, homes
 from minidist.errors import ConfigError
 from minidist.run.tracking import log
+
+_RAY = "ray"
+"""Ray's directory in that of the run."""
 
 
 class Actors:
@@ -54,16 +57,18 @@ class Actors:
         else:
             os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
             with _own_group():
+                close_token()
                 ray.init(
                     address="local",  # a cluster of this run, whatever RAY_ADDRESS says
                     num_cpus=cores(),
                     num_gpus=self._config.gpus,
                     include_dashboard=False,
                     object_store_memory=int(self._config.object_store_gib * 2**30),
-                    _temp_dir=str(scratch),
+                    _temp_dir=str(scratch / _RAY),  # Ray opens its directory to all; `scratch`, around it, is closed
                     _node_ip_address="127.0.0.1",
                     **quiet,
                 )
+            close_token()
         self._reserve()
 
     def _reserve(self) -> None:
@@ -152,7 +157,7 @@ class Actors:
 
     def keep_logs(self, folder: Path) -> None:
         """Copy the actors' output from Ray's session to `folder`."""
-        found = [file for file in self._scratch.glob("session_2*/logs/worker-*") if file.stat().st_size]
+        found = [file for file in self._scratch.glob(f"{_RAY}/session_2*/logs/worker-*") if file.stat().st_size]
         if found:
             folder.mkdir(parents=True, exist_ok=True)
             for file in found:
@@ -170,6 +175,15 @@ class Actors:
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         return variables
+
+
+def close_token() -> None:
+    """Let nobody else read the file of Ray's token, which alone keeps others from running code in this run: Ray's ports are
+    open on every interface, and Ray writes the file for all to read."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with suppress(OSError):
+        if file.is_file() and file.stat().st_uid == os.getuid():
+            file.chmod(0o600)
 
 
 def _free_address() -> str:
