@@ -94,7 +94,7 @@ def before_after(group: Group) -> dict[str, Change]:
     """First and last value of each figure that was evaluated twice or more."""
     found: dict[str, Change] = {}
     for run in group.runs:
-        for name, (first, last, _) in ends(run.metrics.columns, EVALUATED).items():
+        for name, (first, last) in ends(run.metrics.columns, EVALUATED).items():
             if not name.endswith(("_se", "_sd")) and len(run.metrics.columns[name].steps) > 1:
                 before, after = found.setdefault(name, ([], []))
                 before.append(first)

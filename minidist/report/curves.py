@@ -174,13 +174,13 @@ def _stretches(length: int, count: int) -> list[tuple[int, int]]:
     return list(pairwise(borders))
 
 
-def ends(columns: Mapping[str, Column], prefixes: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """The first value, the last value and the last step of each metric whose name begins with a prefix."""
+def ends(columns: Mapping[str, Column], prefixes: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """The first and the last value of each metric whose name begins with a prefix."""
     found = {}
     for name, column in columns.items():
         if name.startswith(tuple(prefixes)):
-            steps, values = column.curve()
-            found[name] = float(values[0]), float(values[-1]), float(steps[-1])
+            values = column.curve()[1]
+            found[name] = float(values[0]), float(values[-1])
     return found
 
 

@@ -12,9 +12,10 @@ from pydantic import with_config
 from typing_extensions import TypedDict
 
 from minidist.config.run import WandbConfig
-from minidist.config.secrets import HIDDEN, without_secret_settings
+from minidist.config.secrets import without_secret_settings
 from minidist.errors import ConfigError
 from minidist.run.files import read_record, write_json
+from minidist.text import shown
 
 _KEY = "WANDB_API_KEY"
 _REMEDY = "set run.wandb.mode=offline, or leave run.wandb out"
@@ -48,7 +49,7 @@ class WandbBoard:
             # Steps may be taken again after a stop, and an evaluation has the step it follows: their own axis allows both.
             self._run.define_metric("*", step_metric="step")
         except self._wandb.Error as error:
-            raise ConfigError(f"Weights & Biases refuses the run: {_without_key(error)}; {_REMEDY}") from None
+            raise ConfigError(f"Weights & Biases refuses the run: {shown(str(error))}; {_REMEDY}") from None
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Send the metrics of a step."""
@@ -80,12 +81,6 @@ def _has_login() -> bool:
         return netrc(str(file)).authenticators(host) is not None
     except (OSError, NetrcParseError, UnicodeDecodeError):
         return False
-
-
-def _without_key(error: Exception) -> str:
-    """The error's words in one line, without the key where they repeat it."""
-    text, key = " ".join(str(error).split()), os.environ.get(_KEY)
-    return text.replace(key, HIDDEN) if key else text
 
 
 def _id(directory: Path) -> str:
