@@ -17,7 +17,7 @@ from minidist.cluster.joined import SharedDirectory, name_interfaces
 from minidist.cluster.kept import keep
 from minidist.cluster.residency import Sleeper
 from minidist.concurrency import briefly
-from minidist.errors import MinidistError, RoleError
+from minidist.errors import ActorLostError, MinidistError, RoleError
 from minidist.run.garbage import no_collection
 from minidist.run.timeline import Calls, Received, SpanLog
 from minidist.types import TeacherScores
@@ -87,7 +87,8 @@ class Remote:
             raise RoleError(f"the {self.name} failed in {verb}: {type(error.cause).__name__}: {error.cause}") from error
         except RayActorError as error:
             reason = str(error).strip().splitlines()[0]
-            raise RoleError(f"the {self.name} died in {verb}: {reason}; its output is in {self.output}") from error
+            text = f"the {self.name} died in {verb}: {reason}; its output is in {self.output}"
+            raise ActorLostError(text, self.name) from error
 
 
 _REMEMBERED = 10_000
