@@ -68,5 +68,9 @@ class ActorLostError(RoleError):
         self.actor = actor
 
 
+class ClusterLostError(RoleError):
+    """The Ray cluster of a run has died or hangs, and all actors with it."""
+
+
 class ScoresLostError(RoleError):
     """Scores are gone that a learner needs; no optimizer step was taken with them."""

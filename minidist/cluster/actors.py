@@ -1,10 +1,12 @@
 """Ray and the actors of one run: started together, each in the bundle of its role, and ended with the run."""
 
+import asyncio
 import logging
 import os
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +16,16 @@ import ray
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from minidist.cluster.health import RayHealth
 from minidist.cluster.joined import SharedDirectory
 from minidist.cluster.machine import actor_cpus, cores, thread_environment
 from minidist.cluster.remote import Host, Remote
 from minidist.config.cluster import ClusterConfig, Role, homes
 from minidist.errors import ConfigError
 from minidist.run.tracking import log
+
+_ANSWER_S = 30.0
+"""Longest wait for the answer of an actor that may have died."""
 
 
 class Actors:
@@ -64,6 +70,7 @@ class Actors:
                     _node_ip_address="127.0.0.1",
                     **quiet,
                 )
+        self.health = RayHealth(self._config)
         self._reserve()
 
     def _reserve(self) -> None:
@@ -131,22 +138,30 @@ class Actors:
         """Where the ranks of a group meet: at an address of the first; on one machine, in a file."""
         if self._config.address is not None:  # ranks on other machines share no directory
             return await ranks[0].ask(_free_address)
-        return f"file://{self._scratch}/ranks-{id(ranks):x}"
+        return f"file://{self._scratch}/ranks-{uuid.uuid4().hex}"  # where no ranks have met before
+
+    async def lost(self, role: Role) -> list[str]:
+        """Names of the actors of a role that have died, or do not answer."""
+        seated = [actor for bundle, actor in self._seated.items() if self.bundles[bundle] == role]
+        alive = await asyncio.gather(*(actor.alive(_ANSWER_S) for actor in seated))
+        return [actor.name for actor, answered in zip(seated, alive, strict=True) if not answered]
 
     def dismiss(self, role: Any) -> None:
         """End the actor of a role; its bundle is free again."""
         for bundle in [bundle for bundle, seated in self._seated.items() if seated is role]:
             ray.kill(self._seated.pop(bundle).actor)
 
-    def end(self) -> None:
-        """End all actors, and Ray with them."""
+    def end(self, *, lost: bool = False) -> None:
+        """End all actors, and Ray with them. `lost`: Ray has died or hangs, and is asked for nothing."""
         if self._shared is not None:
             self._shared.mark.unlink(missing_ok=True)
         if not ray.is_initialized():
             return
-        for seated in self._seated.values():
+        if lost:
+            self.health.kill()
+        for seated in () if lost else self._seated.values():
             ray.kill(seated.actor)
-        for group in self._groups:
+        for group in () if lost else self._groups:
             remove_placement_group(group)
         ray.shutdown()
 

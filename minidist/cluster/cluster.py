@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -14,6 +14,7 @@ from minidist.cluster.scratch import Scratch
 from minidist.cluster.starts import Starts
 from minidist.concurrency import SharedThread, together
 from minidist.config.cluster import ClusterConfig, Role
+from minidist.errors import ActorLostError, ClusterLostError, RoleError
 from minidist.run.timeline import Calls
 from minidist.types import RankGroup
 
@@ -72,11 +73,13 @@ class Cluster:
             await role.close()
         if self._turns is not None:
             self._turns.close()
-        self._end(failed=kind is not None and kind is not asyncio.CancelledError)
+        self._end(failed=kind is not None and kind is not asyncio.CancelledError, lost=kind is ClusterLostError)
 
-    def _end(self, *, failed: bool) -> None:
+    def _end(self, *, failed: bool, lost: bool = False) -> None:
+        if lost:
+            self._scratch.kill()
         if self.actors is not None:
-            self.actors.end()
+            self.actors.end(lost=lost)
             if failed:
                 self.actors.keep_logs(self._logs)
         self._scratch.remove()
@@ -96,6 +99,7 @@ class Cluster:
             self._scratch.guard()
             async with self._starting:
                 await remote.start(make, **arguments)
+            self._scratch.guard()  # the role may have started processes
             return cast(T, remote)
 
     async def host_group(self, role: Role, make: Callable[..., T], count: int, **arguments: Any) -> list[T]:
@@ -135,10 +139,29 @@ class Cluster:
         """The role, which holds the shared devices only while it computes, where that is asked for."""
         return role if self._residency is None else ResidentRole(role, kind, self._residency)
 
+    def required(self) -> AbstractAsyncContextManager[None]:
+        """What runs inside needs the cluster: where that dies or hangs, it is cancelled and ClusterLostError is raised."""
+        return nullcontext() if self.actors is None else self.actors.health.required()
+
+    async def has_lost(self, role: Role, error: RoleError) -> bool:
+        """Whether an actor of a role is lost, now that a call has failed with `error`: one death makes calls of others fail."""
+        if isinstance(error, ActorLostError) and error.actor.split(" ")[0] == role:
+            return True
+        return self.actors is not None and bool(await self.actors.lost(role))
+
+    async def dismiss_all_but(self, kept: Sequence[Any]) -> None:
+        """End all roles but these."""
+        stay = {id(role.role if isinstance(role, ResidentRole) else role) for role in kept}
+        for role in [*self._local, *(self.actors.seated if self.actors else [])]:
+            if id(role) not in stay:
+                await self.dismiss(role)
+
     async def dismiss(self, role: Any) -> None:
         """End one role before the others."""
         if isinstance(role, ResidentRole):
             role = role.leave()
+        elif self._residency is not None:
+            self._residency.leave(role)
         if self.actors is not None:
             self.actors.dismiss(role)
         if any(role is each for each in self._local):

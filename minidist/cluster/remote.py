@@ -49,6 +49,14 @@ class Remote:
         """When the actor worked for this proxy, since this was last asked; its answers bring that with them."""
         return self._received.take()
 
+    async def alive(self, timeout_s: float) -> bool:
+        """Whether the actor answers in time."""
+        try:
+            await asyncio.wait_for(self.actor.under_way.remote(), timeout_s)
+        except (TimeoutError, RayActorError):
+            return False
+        return True
+
     async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """The result as a Ray reference, which other actors read without passing through this process."""
         return await self._await(self.actor.keep, verb, *arguments, **options)

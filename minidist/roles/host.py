@@ -73,6 +73,10 @@ class Roles:
     async def _ranks(self, count: int, **arguments: Any) -> list[Learner]:
         return await self.cluster.host_group("learner", make_learner, count, **arguments)
 
+    async def drop_learner(self) -> None:
+        """End all roles, since the learner is lost: they are asked for again."""
+        await self.cluster.dismiss_all_but([])
+
     async def dismiss(self, *roles: Any) -> None:
         """End roles and free their bundles."""
         for role in roles:

@@ -79,6 +79,12 @@ class WarmRoles(Roles):
         self._learner = await super().learner(replace(setup, teacher=setup.teacher or self._teacher_config))
         return self._learner
 
+    async def drop_learner(self) -> None:
+        """End all roles but warm engines and teachers: the next learner has processes of its own."""
+        self._learner = None
+        warm = [*(self._engines.members if self._engines else ()), *(self._teachers.members if self._teachers else ())]
+        await self.cluster.dismiss_all_but([actor for role in warm for actor in getattr(role, "members", [role])])
+
     async def student(self, path: Path, start: Callable[[Path], Awaitable[tuple[Engines, Learner]]]) -> tuple[Engines, Learner]:
         """Engines and learner with the weights at `path`: the warm ones where only weights differ, else those of `start`."""
         if self._engines is None or self._learner is None or self.path is None:
