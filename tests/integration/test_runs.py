@@ -22,6 +22,7 @@ from minidist.run.accounting import PREFIXES
 from tests.integration.conftest import SHAPE, Stack
 from tests.integration.live_server import Live
 from tests.support.commands import LIMIT, Command, run, start
+from tests.support.kills import Observed
 
 
 def write(path: Path, config: dict[str, Any]) -> Path:
@@ -419,14 +420,43 @@ def test_an_interrupted_run_leaves_nothing_behind_and_resumes_as_if_undisturbed(
         assert found == undisturbed
         weights = [(models / each / "final" / "model.safetensors").read_bytes() for each in (name, "undisturbed")]
         assert weights[0] == weights[1]
-    else:  # sums in another order
-        assert [line["step"] for line in found] == [line["step"] for line in undisturbed]
-        assert found[-1]["evaluation/reverse_kl"] == pytest.approx(undisturbed[-1]["evaluation/reverse_kl"], rel=0.05)
-        ours, theirs = (
-            [line["loss/nats_per_token"] for line in lines if "loss/nats_per_token" in line] for lines in (found, undisturbed)
-        )
-        assert ours[:5] == pytest.approx(theirs[:5], rel=1e-3)
+    else:
+        check_same_course(found, undisturbed)
     assert len(list((directory / "checkpoints").iterdir())) == 2
+
+
+def test_a_run_outlives_a_rank_of_its_learner_and_then_ray_itself(
+    models: Path, undisturbed: list[dict[str, float]], nothing_left: Started
+) -> None:
+    directory = models / "outlived"
+    run = Observed(models / "outlived.events", "distill", deterministic(models, directory.name, learner={"ranks": 2}))
+    try:
+        run.wait(lambda: run.steps() >= 6)  # past the first checkpoint
+        killed = [run.hit(run.processes("learner")[1], signal.SIGKILL)]
+        run.wait(lambda: (run.next_step(killed[0]) or time.time()) < time.time() - 1)
+        engine = [process.pid for process in run.processes("rollout")]
+        killed.append(run.hit(run.processes("raylet")[0], signal.SIGKILL))
+        errors = run.command.wait().stderr
+    finally:
+        run.command.process.kill()
+    assert run.command.returncode == 0 and "Traceback" not in errors, errors
+    took = [(run.next_step(at) or at) - at for at in killed]
+    print(f"recovered in {took[0]:.1f} s from a rank's death, in {took[1]:.1f} s from Ray's")
+    assert re.search(r"the learner 1 died in .* starts again, and the run goes on from its checkpoint after \d+ steps", errors)
+    assert re.search(r"Ray's node \(raylet\) has died; Ray starts again, and the run goes on from its checkpoint", errors)
+    assert json.loads((directory / "summary.json").read_text())["restarts"] == {"learner": 1, "Ray": 1}
+    assert len(engine) == 1
+    check_same_course(numbers(directory), undisturbed)
+
+
+def check_same_course(found: list[dict[str, float]], undisturbed: list[dict[str, float]]) -> None:
+    """The same steps and evaluations, but for sums of several ranks, which are added in another order."""
+    assert [line["step"] for line in found] == [line["step"] for line in undisturbed]
+    assert found[-1]["evaluation/reverse_kl"] == pytest.approx(undisturbed[-1]["evaluation/reverse_kl"], rel=0.05)
+    ours, expected = (
+        [line["loss/nats_per_token"] for line in lines if "loss/nats_per_token" in line] for lines in (found, undisturbed)
+    )
+    assert ours[:5] == pytest.approx(expected[:5], rel=1e-3)
 
 
 def test_a_run_stopped_while_it_starts_leaves_nothing_behind(models: Path, nothing_left: Started) -> None:

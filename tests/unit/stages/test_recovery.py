@@ -1,7 +1,11 @@
 """Runs in this process whose learner is lost: it starts again, and the run ends as if nothing had happened."""
 
 import asyncio
+import gc
 import json
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,7 @@ import pytest
 
 from minidist.cluster.cluster import Cluster
 from minidist.config import DistillConfig, SftConfig
-from minidist.errors import ActorLostError, ClusterLostError, RoleError
+from minidist.errors import ActorLostError, ClusterLostError, DiskFullError, RoleError
 from minidist.learners.learner import LocalLearner
 from minidist.rollout.hf import HFEngine
 from minidist.run.accounting import PREFIXES
@@ -189,3 +193,32 @@ def test_a_lost_cluster_of_this_run_starts_again_and_a_joined_one_ends_it(
     with pytest.raises(ClusterLostError, match=r"raylet\) has died; start that cluster again, and give the same command again"):
         asyncio.run(run_stage(settings))
     assert len(clusters) == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 3 MiB, for which this process must be root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=False).returncode:
+        pytest.skip("a file system can only be mounted by root")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_disk_that_fills_leaves_the_last_checkpoint_and_the_run_resumes_once_there_is_room(
+    home: Path, small_disk: Path
+) -> None:
+    settings = config(home, "disk", run={"directory": str(small_disk / "run"), "tensorboard": False})
+    other = small_disk / "other"
+    other.write_bytes(bytes(1 << 20))  # of someone else, such as an older run
+    with pytest.raises(DiskFullError, match=r"disk/run/\S* could not be written: No space left on device; free space"):
+        asyncio.run(run_stage(settings))
+    kept = [path.name for path in sorted((small_disk / "run" / "checkpoints").iterdir())]
+    assert kept and all(name.startswith("step_") for name in kept), "and no half one"
+    other.unlink()
+    gc.collect()  # the failed run's lock
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    found = outcome(settings)
+    assert f"resuming from {small_disk}/run/checkpoints/{kept[-1]}" in (small_disk / "run" / "log.txt").read_text()
+    assert found[:2] == outcome(config(home, "disk-whole", run={"tensorboard": False}))[:2]
