@@ -54,7 +54,7 @@ class WarmRoles(Roles):
         elif lockstep != self._lockstep:
             arguments = self._cold.engine_arguments(model, rollout, teacher)
             made = await together(self.cluster.restart([member], make_engine, **arguments) for member in self._engines.members)
-            self._engines = Engines([engine for [engine] in made])
+            self._engines = Engines([engine for [engine] in made], waits=self._cold.config.run.deterministic)
         self._lockstep = lockstep
         return self._engines
 

@@ -196,7 +196,8 @@ async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:
     logs, roles = directory.path / "logs", roles_of(config)
     async with Cluster(config.cluster, logs, roles, at_once=config.roles_at_once) as cluster:
         run = StageRun(config, plan, directory, checkpoint)
-        summary = directory.finish(await code(stage.run)(run, Roles(cluster, config, plan)))
+        summary = await code(stage.run)(run, Roles(cluster, config, plan))
+        summary = directory.finish(summary | cluster.restarts.summary())
     log.info("%s finished in %.0f s: %s", config.stage, summary["seconds"], directory.path)
     if stage.ending is not None:
         code(stage.ending)(summary)
