@@ -18,14 +18,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from minidist.cluster.health import RayHealth
 from minidist.cluster.joined import SharedDirectory
+from minidist.cluster.killing import kill
 from minidist.cluster.machine import actor_cpus, cores, thread_environment
-from minidist.cluster.remote import Host, Remote
+from minidist.cluster.remote import HEARTBEAT, Host, Remote
+from minidist.cluster.supervision import NoRoomError
 from minidist.config.cluster import ClusterConfig, Role, homes
-from minidist.errors import ConfigError
+from minidist.errors import ActorLostError, ConfigError
 from minidist.run.tracking import log
-
-_ANSWER_S = 30.0
-"""Longest wait for the answer of an actor that may have died."""
 
 
 class Actors:
@@ -111,9 +110,34 @@ class Actors:
                 f"cluster has {found} in all; lower the counts or shares under cluster, or set cluster.placement=pack"
             )
 
-    def seat(self, role: Role) -> Any:
+    def seat(self, role: Role) -> Remote:
         """An empty actor in the next free bundle of its role."""
         bundle = next(i for i, name in enumerate(self.bundles) if name == role and i not in self._seated)
+        return self._seat(bundle)
+
+    async def reseat(self, lost: Remote) -> Remote:
+        """An empty actor in the bundle of one that is lost, whose process is killed. Raises NoRoomError where the cluster has
+        lost the bundle's node, and no other has room for it."""
+        bundle = next(i for i, seated in self._seated.items() if seated is lost)
+        lost.lose("is replaced")
+        await kill(lost)
+        remote, seconds = self._seat(bundle, lost), self._config.start_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                await remote.beat()
+        except TimeoutError:
+            ray.kill(remote.actor)
+            text = f"the cluster has had no room for the {remote.name} again in {seconds:g} s, and it was lost"
+            raise NoRoomError(f"{text} ({lost.lost}); add a node, or raise cluster.start_timeout_s", remote.name) from None
+        return remote
+
+    def role_of(self, remote: Remote) -> Role:
+        """The role of a seated actor."""
+        return next(self.bundles[bundle] for bundle, seated in self._seated.items() if seated is remote)
+
+    def _seat(self, bundle: int, before: Remote | None = None) -> Remote:
+        """An empty actor in a bundle; `before`: the one that was there."""
+        role = self.bundles[bundle]
         config = self._config.role(role)
         group, index = self._places[self.homes[bundle]]
         options = {
@@ -122,11 +146,16 @@ class Actors:
             "num_gpus": 0 if config.spans_nodes else self._config.gpus_of(config),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         }
-        actor = ray.remote(Host).options(**options).remote(self._environment(role), self._shared)
+        remote: Any = ray.remote  # whose stubs know no concurrency groups
+        host = remote(concurrency_groups={HEARTBEAT: 1})(Host)
+        actor = host.options(**options).remote(self._environment(role), self._shared)
         number = sum(name == role for name in self.bundles[:bundle])
         name = f"{role} {number}" if self.bundles.count(role) > 1 else role
-        joined = "the logs of Ray on its node (ray logs)"
-        self._seated[bundle] = Remote(name, actor, *([] if self._config.address is None else [joined]))
+        facts: dict[str, Any] = {} if self._config.address is None else {"output": "the logs of Ray on its node (ray logs)"}
+        limits = self._config.supervision
+        if limits.enabled:
+            facts |= {"call_s": limits.call_timeout_s, "start_s": limits.start_timeout_s}
+        self._seated[bundle] = Remote(name, actor, before=before, **facts)
         return self._seated[bundle]
 
     @property
@@ -140,11 +169,18 @@ class Actors:
             return await ranks[0].ask(_free_address)
         return f"file://{self._scratch}/ranks-{uuid.uuid4().hex}"  # where no ranks have met before
 
-    async def lost(self, role: Role) -> list[str]:
-        """Names of the actors of a role that have died, or do not answer."""
+    async def lost(self, role: Role) -> bool:
+        """Whether an actor of a role has died, or hangs."""
+        limits = self._config.supervision
         seated = [actor for bundle, actor in self._seated.items() if self.bundles[bundle] == role]
-        alive = await asyncio.gather(*(actor.alive(_ANSWER_S) for actor in seated))
-        return [actor.name for actor, answered in zip(seated, alive, strict=True) if not answered]
+        waits = [asyncio.wait_for(actor.beat(), limits.heartbeat_timeout_s) for actor in seated]
+        answers = await asyncio.gather(*waits, return_exceptions=True)
+        return any(isinstance(answer, ActorLostError | TimeoutError) for answer in answers)
+
+    async def kill(self, actor: Remote) -> None:
+        """End the process of an actor, which may hang; its bundle is free again."""
+        await kill(actor)
+        self.dismiss(actor)
 
     def dismiss(self, role: Any) -> None:
         """End the actor of a role; its bundle is free again."""

@@ -1,17 +1,20 @@
 """Where the roles live: in Ray actors, or in this process. Every process that a run starts ends with it."""
 
 import asyncio
+import operator
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from minidist.cluster.heartbeat import Heartbeats
 from minidist.cluster.local import Local
 from minidist.cluster.machine import cores
 from minidist.cluster.residency import Residency, ResidentRole
 from minidist.cluster.scratch import Scratch
 from minidist.cluster.starts import Starts
+from minidist.cluster.supervision import Recipe, Restarts, Supervised
 from minidist.concurrency import SharedThread, together
 from minidist.config.cluster import ClusterConfig, Role
 from minidist.errors import ActorLostError, ClusterLostError, RoleError
@@ -37,6 +40,11 @@ class Cluster:
         at_once: Mapping[str, int] | None = None,
     ) -> None:
         self._logs = logs
+        self._config = config
+        self.restarts = Restarts(config.supervision.restarts)
+        """The actors that were started again."""
+        self._supervised: list[Supervised] = []
+        self._heartbeats: asyncio.Task[None] | None = None
         self.actors = None
         if config.roles == "ray":
             from minidist.cluster.actors import Actors
@@ -62,6 +70,12 @@ class Cluster:
                     await asyncio.shield(starting)
                 # Ray's native code replaces our SIGTERM handler by one that prints a trace and may abort.
                 signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+                if self._config.supervision.enabled:
+                    from minidist.cluster.killing import kill
+
+                    actors = self.actors
+                    beats = Heartbeats(self._config.supervision, lambda: actors.seated, kill)
+                    self._heartbeats = asyncio.create_task(beats.run())
             except BaseException:
                 await asyncio.wait([starting])  # a thread cannot be cancelled: it must have started all that is to be ended
                 self._end(failed=True)
@@ -69,6 +83,11 @@ class Cluster:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        for supervised in self._supervised:
+            await supervised.end()
+        if self._heartbeats is not None:
+            self._heartbeats.cancel()
+            await asyncio.gather(self._heartbeats, return_exceptions=True)
         for role in self._local:
             await role.close()
         if self._turns is not None:
@@ -113,6 +132,36 @@ class Cluster:
                 await _start_ranks(seated, await self.actors.meeting(seated), make, arguments)
         return seated
 
+    def supervise(
+        self,
+        actors: Sequence[Any],
+        make: Callable[..., Any],
+        arguments: dict[str, Any],
+        assemble: Callable[[list[Any]], Any] = operator.itemgetter(0),
+    ) -> Any:
+        """The role that hosted actors are together, which `make` made of these arguments: they are started again where they are
+        lost. `assemble`: the role of several."""
+        if self.actors is None or not self._config.supervision.enabled:
+            return assemble(list(actors))
+        role = Supervised(actors, Recipe(make, arguments, self.replace, assemble), self.restarts)
+        self._supervised.append(role)
+        return role
+
+    async def replace(self, members: Sequence[Any], make: Callable[..., T], **arguments: Any) -> list[T]:
+        """A role, or the ranks of one, made anew in other processes in the place of these, of which some are lost. Raises
+        NoRoomError where the cluster has no room for one."""
+        assert self.actors is not None
+        new: list[Any] = []
+        for lost in await together(self.actors.reseat(_bare(member)) for member in members):
+            new.append(self._resident(lost, self.actors.role_of(lost)))
+        self._scratch.guard()
+        async with self._starting:
+            if len(new) == 1:
+                await new[0].start(make, **arguments)
+            else:
+                await _start_ranks(new, await self.actors.meeting(new), make, arguments)
+        return new
+
     async def restart(self, members: Sequence[T], make: Callable[..., T], **arguments: Any) -> list[T]:
         """The object that `make` builds in place of a role, or of the ranks of one, in the same processes, which stay warm."""
         if self.actors is None:
@@ -147,26 +196,45 @@ class Cluster:
         """Whether an actor of a role is lost, now that a call has failed with `error`: one death makes calls of others fail."""
         if isinstance(error, ActorLostError) and error.actor.split(" ")[0] == role:
             return True
-        return self.actors is not None and bool(await self.actors.lost(role))
+        return self.actors is not None and await self.actors.lost(role)
 
-    async def dismiss_all_but(self, kept: Sequence[Any]) -> None:
-        """End all roles but these."""
-        stay = {id(role.role if isinstance(role, ResidentRole) else role) for role in kept}
-        for role in [*self._local, *(self.actors.seated if self.actors else [])]:
-            if id(role) not in stay:
-                await self.dismiss(role)
+    async def dismiss_all(self, *roles: Role) -> None:
+        """End all actors of these roles, those that hang too."""
+        for supervised in [each for each in self._supervised if _role(each) in roles]:
+            await self.dismiss(supervised)
+        for role in [each for each in self._local if _role(each) in roles]:
+            await self.dismiss(role)
+        for actor in [each for each in (self.actors.seated if self.actors else ()) if _role(each) in roles]:
+            await self.actors.kill(actor)
+            await self.dismiss(actor)
 
     async def dismiss(self, role: Any) -> None:
         """End one role before the others."""
-        if isinstance(role, ResidentRole):
-            role = role.leave()
-        elif self._residency is not None:
+        for supervised in [each for each in self._supervised if role is each or role in each.actors]:
+            self._supervised.remove(supervised)
+            await supervised.end()
+        if isinstance(role, Supervised):
+            for actor in role.actors:
+                await self.dismiss(actor)
+            return
+        role = _bare(role)
+        if self._residency is not None:
             self._residency.leave(role)
         if self.actors is not None:
             self.actors.dismiss(role)
         if any(role is each for each in self._local):
             self._local.remove(role)
             await role.close()
+
+
+def _role(actor: Any) -> str:
+    """The role of an actor, by its name."""
+    return actor.name.split(" ")[0]
+
+
+def _bare(role: Any) -> Any:
+    """A role that ends, as it is."""
+    return role.leave() if isinstance(role, ResidentRole) else role
 
 
 async def _start_ranks(remotes: Sequence[Any], meeting: str, make: Callable[..., Any], arguments: dict[str, Any]) -> None:

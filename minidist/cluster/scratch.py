@@ -32,13 +32,13 @@ class Scratch:
     def guard(self) -> None:
         """Tell the keeper of every process that descends from this one."""
         children = [child.pid for child in psutil.Process().children(recursive=True) if child.pid != self._keeper.pid]
-        self._guarded = {pid: start for pid in children if (start := _start_time(pid)) is not None}
+        self._guarded = {pid: start for pid in children if (start := start_time(pid)) is not None}
         self._tell(" ".join(f"{pid}:{start}" for pid, start in self._guarded.items()))
 
     def kill(self) -> None:
         """End the processes that the keeper knows of, where Ray cannot end them."""
         for pid, start in self._guarded.items():
-            if _start_time(pid) == start:
+            if start_time(pid) == start:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -71,7 +71,7 @@ for again in 1 2 3 4 5; do rm -rf "$0" && exit; sleep 1; done
 """
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """When a process started, in clock ticks since boot, or None if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]

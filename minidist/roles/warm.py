@@ -7,6 +7,7 @@ from typing import Any
 
 from minidist.concurrency import together
 from minidist.config import Config
+from minidist.config.cluster import Role
 from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
@@ -54,7 +55,7 @@ class WarmRoles(Roles):
         elif lockstep != self._lockstep:
             arguments = self._cold.engine_arguments(model, rollout, teacher)
             made = await together(self.cluster.restart([member], make_engine, **arguments) for member in self._engines.members)
-            self._engines = Engines([engine for [engine] in made])
+            self._engines = Engines([engine for [engine] in made], waits=self._cold.config.run.deterministic)
         self._lockstep = lockstep
         return self._engines
 
@@ -82,8 +83,8 @@ class WarmRoles(Roles):
     async def drop_learner(self) -> None:
         """End all roles but warm engines and teachers: the next learner has processes of its own."""
         self._learner = None
-        warm = [*(self._engines.members if self._engines else ()), *(self._teachers.members if self._teachers else ())]
-        await self.cluster.dismiss_all_but([actor for role in warm for actor in getattr(role, "members", [role])])
+        warm: dict[Role, Any] = {"rollout": self._engines, "teacher": self._teachers}
+        await self.cluster.dismiss_all("learner", *(name for name, roles in warm.items() if roles is None))
 
     async def student(self, path: Path, start: Callable[[Path], Awaitable[tuple[Engines, Learner]]]) -> tuple[Engines, Learner]:
         """Engines and learner with the weights at `path`: the warm ones where only weights differ, else those of `start`."""

@@ -104,7 +104,8 @@ class Accounts:
         self._timeline.add({name: self._of_run(calls) for name, calls in {DRIVER: driver, **actors}.items()})
         here = socket.gethostname()
         self._memory.add(calls.pid for calls in actors.values() if calls.host == here)
-        return spent.metrics() | {"memory/peak_gib": self.peak_gib}
+        roles = {role: getattr(self._config.cluster, role).actors for role in ("rollout", "teacher")}
+        return spent.metrics() | {"memory/peak_gib": self.peak_gib} | self._cluster.restarts.figures(roles)
 
     def _of_run(self, calls: Calls) -> list[Span]:
         """The calls of this run; actors that stay warm have worked for others."""

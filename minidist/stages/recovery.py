@@ -31,8 +31,8 @@ class Recovery:
         self._plan = plan
         self._directory = directory
         self._checkpoint = checkpoint
-        self._restarts = Counter[Lost]()
-        """How often each was started again."""
+        self._restarts = Counter[str]()
+        """How often the learner and Ray, and actors of earlier clusters, were started again."""
         self._since_checkpoint = Counter[Lost]()
 
     async def run(self) -> dict[str, Any]:
@@ -40,11 +40,13 @@ class Recovery:
         config, stage = self._config, self._stage
         while True:
             logs, roles = self._directory.path / "logs", roles_of(config)
+            cluster = Cluster(config.cluster, logs, roles, at_once=config.roles_at_once)
             try:
-                async with Cluster(config.cluster, logs, roles, at_once=config.roles_at_once) as cluster:
+                async with cluster:
                     hosting = Roles(cluster, config, self._plan)
                     return await self._run_in(WarmRoles(hosting) if stage.publishes else hosting)
             except ClusterLostError as error:
+                self._restarts.update(_supervision(cluster).get("restarts", {}))
                 self._rewind("Ray", error)
 
     async def _run_in(self, roles: Roles) -> dict[str, Any]:
@@ -54,8 +56,7 @@ class Recovery:
             try:
                 async with roles.cluster.required():
                     summary = await code(self._stage.run)(run, roles)
-                restarts = {"restarts": dict(self._restarts)} if self._restarts else {}
-                return self._directory.finish(summary | restarts)
+                return self._directory.finish(summary | self._summary(roles.cluster))
             except ClusterLostError:
                 raise
             except RoleError as error:
@@ -63,6 +64,12 @@ class Recovery:
                     raise
                 self._rewind("learner", error)
                 await roles.drop_learner()
+
+    def _summary(self, cluster: Cluster) -> dict[str, Any]:
+        """For the run's summary: what was started again, and which actors were given up; empty without any."""
+        facts = _supervision(cluster)
+        restarts = self._restarts + Counter(facts.get("restarts", {}))
+        return {"supervision": facts | {"restarts": dict(restarts)}} if facts or restarts else {}
 
     def _rewind(self, lost: Lost, error: RoleError) -> None:
         """Go back to the last checkpoint. Raises the error where the run is not to go on, or has lost the same too often."""
@@ -85,3 +92,7 @@ class Recovery:
         log.warning(
             "%s; %s starts again, and the run goes on from %s", error, "the learner" if lost == "learner" else lost, where
         )
+
+
+def _supervision(cluster: Cluster) -> dict[str, Any]:
+    return cluster.restarts.summary().get("supervision", {})

@@ -444,7 +444,7 @@ def test_a_run_outlives_a_rank_of_its_learner_and_then_ray_itself(
     print(f"recovered in {took[0]:.1f} s from a rank's death, in {took[1]:.1f} s from Ray's")
     assert re.search(r"the learner 1 died in .* starts again, and the run goes on from its checkpoint after \d+ steps", errors)
     assert re.search(r"Ray's node \(raylet\) has died; Ray starts again, and the run goes on from its checkpoint", errors)
-    assert json.loads((directory / "summary.json").read_text())["restarts"] == {"learner": 1, "Ray": 1}
+    assert json.loads((directory / "summary.json").read_text())["supervision"]["restarts"] == {"learner": 1, "Ray": 1}
     assert len(engine) == 1
     check_same_course(numbers(directory), undisturbed)
 

@@ -25,8 +25,7 @@ def observe(file: Path) -> None:
         with file.open("a") as lines:
             lines.write(json.dumps({"at": time.time(), "event": event, **facts}) + "\n")
 
-    start: Any = getattr(Remote, "start", None) or (lambda remote, *rest, **options: remote.__getattr__("start")(*rest, **options))
-    span, step, checkpoint = Clock.span, Recorder.step, Checkpoints.write
+    start, span, step, checkpoint = Remote.start, Clock.span, Recorder.step, Checkpoints.write
 
     async def started(self: Any, make: Any, **arguments: Any) -> None:
         write("role", name=self.name, pid=await self.ask(os.getpid))

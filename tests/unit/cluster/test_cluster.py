@@ -140,7 +140,7 @@ def test_a_model_over_several_nodes_has_a_placement_group_of_its_own(monkeypatch
     asked: list[tuple[list[dict[str, float]], str]] = []
     monkeypatch.setattr(actors, "placement_group", lambda bundles, strategy: _Group(asked, bundles, strategy))
     seats: list[dict[str, Any]] = []
-    monkeypatch.setattr(actors, "ray", SimpleNamespace(remote=lambda kind: _Seat(seats)))
+    monkeypatch.setattr(actors, "ray", SimpleNamespace(remote=lambda **groups: lambda kind: _Seat(seats)))
     monkeypatch.setattr(
         actors,
         "PlacementGroupSchedulingStrategy",

@@ -122,12 +122,14 @@ def test_a_lost_learner_starts_again_and_the_run_repeats_an_undisturbed_one(
 ) -> None:
     made = [config(home, f"{kind}-{verb}-{which}", **KINDS[kind]) for which in ("whole", "lost")]
     numbers, weights, summary = outcome(made[0])
-    assert "restarts" not in summary and (kind != "replay" or any(line.get("replay/kept") for line in numbers))
+    assert "supervision" not in summary and (kind != "replay" or any(line.get("replay/kept") for line in numbers))
     losses = Losses(monkeypatch, verb, calls, learner_lost())
     found = outcome(made[1])
     assert found[0] == numbers and found[1] == weights
     assert losses.made == 1, "the engine stays"
-    assert found[2]["restarts"] == {"learner": len(calls)} and found[2]["syncs_proved"] == summary["syncs_proved"]
+    assert (
+        found[2]["supervision"]["restarts"] == {"learner": len(calls)} and found[2]["syncs_proved"] == summary["syncs_proved"]
+    )
     log = (made[1].run.directory / "log.txt").read_text()
     assert "the learner died in update: killed; the learner starts again, and the run goes on from its" in log
 
@@ -136,7 +138,7 @@ def test_a_lost_learner_of_supervised_training_starts_again(home: Path, monkeypa
     numbers, weights, _ = outcome(supervised(home, "sft-whole"))
     Losses(monkeypatch, "update", {4}, learner_lost())
     found = outcome(supervised(home, "sft-lost"))
-    assert found[0] == numbers and found[1] == weights and found[2]["restarts"] == {"learner": 1}
+    assert found[0] == numbers and found[1] == weights and found[2]["supervision"]["restarts"] == {"learner": 1}
 
 
 def test_a_learner_that_is_lost_again_and_again_ends_the_run_with_a_sentence(
@@ -153,7 +155,7 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run_with_a_sentence(
 def test_a_new_checkpoint_between_two_losses_allows_as_many_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(home, "progress", cluster={"supervision": {"restarts": 1}})
     Losses(monkeypatch, "update", {2, 5, 8}, learner_lost())
-    assert outcome(settings)[2]["restarts"] == {"learner": 3}
+    assert outcome(settings)[2]["supervision"]["restarts"] == {"learner": 3}
 
 
 @pytest.mark.parametrize(
