@@ -99,9 +99,14 @@ class Cluster:
             self._scratch.kill()
         if self.actors is not None:
             self.actors.end(lost=lost)
-            if failed:
-                self.actors.keep_logs(self._logs)
+        if failed:
+            self.keep_logs()
         self._scratch.remove()
+
+    def keep_logs(self) -> None:
+        """Copy what the actors have printed to the run's logs/."""
+        if self.actors is not None:
+            self.actors.keep_logs(self._logs)
 
     async def host(self, role: Role, make: Callable[..., T], **arguments: Any) -> T:
         """The object that `make(**arguments)` builds, in an actor or in this process. Its verbs are awaited either way."""

@@ -63,7 +63,8 @@ class RayHealth:
             yield
         except (asyncio.CancelledError, RoleError):
             if found:
-                working.uncancel()
+                while working.uncancel():
+                    pass
                 raise found[0] from None
             self.check()  # an actor's death may be known before that of its cluster
             raise

@@ -22,4 +22,5 @@ class SupervisionConfig(Section):
     start_timeout_s: float = Field(default=3600, gt=0)
     """Longest start of an actor, with imports and the loading of its model, seconds."""
     restarts: int = Field(default=5, ge=0)
-    """How often one actor is started again in a run. One that is lost more often ends the run: its cause is no accident."""
+    """How often one actor is started again in a run; the learner and Ray itself, from which a run goes on at its last
+    checkpoint: between two checkpoints. One that is lost more often ends the run: its cause is no accident."""

@@ -62,6 +62,7 @@ class Recovery:
             except RoleError as error:
                 if not await roles.cluster.has_lost("learner", error):
                     raise
+                roles.cluster.keep_logs()
                 self._rewind("learner", error)
                 await roles.drop_learner()
 

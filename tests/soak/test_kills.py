@@ -124,8 +124,7 @@ def disturb(run: Observed, kind: str, number: signal.Signals, random: np.random.
         at = time.time()
         cluster.remove_node(nodes[random.integers(len(nodes))], allow_graceful=False)
         return at
-    run.wait(lambda: bool(run.processes(kind)))
-    return run.hit(run.processes(kind)[random.integers(len(run.processes(kind)))], number)
+    return run.kill(kind, number, int(random.integers(100)))
 
 
 CASES = [

@@ -54,9 +54,11 @@ class Observed:
         children = [child for actor in actors for child in actor.children(recursive=True)]
         return [child for child in children if "VLLM::Worker" in " ".join(child.cmdline())]
 
-    def hit(self, process: psutil.Process, number: signal.Signals) -> float:
-        """Send a signal; returns when that was."""
-        os.kill(process.pid, number)
+    def kill(self, kind: str, number: int = signal.SIGKILL, which: int = -1) -> float:
+        """Send a signal to a process of a kind, once there is one; returns when that was."""
+        self.wait(lambda: bool(self.processes(kind)))
+        found = self.processes(kind)
+        os.kill(found[which % len(found)].pid, number)
         return time.time()
 
     def phase(self, at: float) -> str:
