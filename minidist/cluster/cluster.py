@@ -209,9 +209,10 @@ class Cluster:
             await self.dismiss(supervised)
         for role in [each for each in self._local if _role(each) in roles]:
             await self.dismiss(role)
-        for actor in [each for each in (self.actors.seated if self.actors else ()) if _role(each) in roles]:
-            await self.actors.kill(actor)
-            await self.dismiss(actor)
+        if self.actors is not None:
+            for actor in [each for each in self.actors.seated if _role(each) in roles]:
+                await self.actors.kill(actor)
+                await self.dismiss(actor)
 
     async def dismiss(self, role: Any) -> None:
         """End one role before the others."""

@@ -15,7 +15,7 @@ from minidist.errors import ClusterLostError, RoleError
 _SERVERS = {"gcs_server": "control store (gcs_server)", "raylet": "node (raylet)"}
 """The processes without which Ray does nothing."""
 _LOOK_S = 1.0
-_LONGEST_S = 45.0
+_LONGEST_S = 30.0
 """Ray ends the process that has not reached the control store for 60 seconds, with a message of its own."""
 _GIVEN_UP_S = 10.0
 """What waits for a lost cluster is cancelled; where it first ends what it is doing, it is cancelled again after so long."""
@@ -61,12 +61,14 @@ class RayHealth:
         watching = asyncio.ensure_future(cancel_when_lost())
         try:
             yield
-        except (asyncio.CancelledError, RoleError):
+        except (asyncio.CancelledError, RoleError) as error:
             if found:
                 while working.uncancel():
                     pass
                 raise found[0] from None
-            self.check()  # an actor's death may be known before that of its cluster
+            if isinstance(error, RoleError):  # an actor's death may be known before that of its cluster
+                self.check()
+                await self._ask()
             raise
         finally:
             watching.cancel()
@@ -74,7 +76,7 @@ class RayHealth:
 
     async def _watch(self) -> None:
         """Look until cancelled. Raises ClusterLostError where Ray has died or hangs."""
-        asking = asyncio.ensure_future(self._ask())
+        asking = asyncio.ensure_future(self._ask_again_and_again())
         try:
             while not asking.done():
                 self.check()
@@ -83,17 +85,20 @@ class RayHealth:
         finally:
             asking.cancel()
 
-    async def _ask(self) -> None:
-        """Ask for the nodes again and again."""
-        where = f" at {self._address}" if self._address else ""
+    async def _ask_again_and_again(self) -> None:
         while True:
-            try:
-                nodes = await asyncio.wait_for(in_daemon(ray.nodes), self._timeout_s)
-            except TimeoutError:
-                raise ClusterLostError(f"Ray's control store{where} has not answered for {self._timeout_s:g} s") from None
-            if not any(node["Alive"] for node in nodes):
-                raise ClusterLostError(f"Ray's node{where} has given no sign of life, and its control store counts it as dead")
+            await self._ask()
             await asyncio.sleep(self._pause_s)
+
+    async def _ask(self) -> None:
+        """Ask for the nodes. Raises ClusterLostError where there is no answer, or none of them lives."""
+        where = f" at {self._address}" if self._address else ""
+        try:
+            nodes = await asyncio.wait_for(in_daemon(ray.nodes), self._timeout_s)
+        except TimeoutError:
+            raise ClusterLostError(f"Ray's control store{where} has not answered for {self._timeout_s:g} s") from None
+        if not any(node["Alive"] for node in nodes):
+            raise ClusterLostError(f"Ray's node{where} has given no sign of life, and its control store counts it as dead")
 
 
 async def in_daemon(call: Callable[[], Any]) -> Any:

@@ -447,7 +447,7 @@ def lose(run: Observed, kind: str) -> None:
     run.wait(lambda: run.steps() >= 5)
     at = run.kill(kind)
     run.wait(lambda: run.next_step(at) is not None and re.search(LOST[kind], run.command.stderr) is not None)
-    print(f"{kind}: a step again {(run.next_step(at) or at) - at:.1f} s after its death")
+    print(f"{kind}: a step again {run.recovered(at):.1f} s after its death")
 
 
 def check_same_course(found: list[dict[str, float]], undisturbed: list[dict[str, float]]) -> None:

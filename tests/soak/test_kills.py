@@ -6,6 +6,7 @@ Each ends with the samples and, bit for bit, the weights of an undisturbed run, 
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -164,14 +165,35 @@ def test_a_run_that_loses_a_process_ends_as_if_undisturbed(
     finally:
         run.command.process.kill()
     assert run.command.returncode == 0 and "Traceback" not in errors, errors
-    seconds = (run.next_step(at) or at) - at
-    table.append({"kind": kind, "signal": how.name, "phase": phase, "step": step, "seconds": seconds})
+    table.append({"kind": kind, "signal": how.name, "phase": phase, "step": step, "seconds": run.recovered(at)})
     check_samples(directory)
     assert samples(directory) == samples(expected)
     assert numbers(directory) == numbers(expected)
     weights = [(each / "final" / "model.safetensors").read_bytes() for each in (directory, expected)]
     assert weights[0] == weights[1]
     assert actors_of(cluster) == []
+
+
+@pytest.mark.timeout(LIMIT)
+def test_a_joined_cluster_that_loses_its_control_store_ends_the_run_with_a_sentence(
+    models: Path, nothing_left: Started
+) -> None:
+    """Ray's own end of such a process comes after 60 s, and is no sentence."""
+    head = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+    run = Observed(models / "headless.events", "distill", config(models, "headless", "nodes", head.address))
+    try:
+        run.wait(lambda: run.steps() >= 3)
+        head.head_node.kill_gcs_server()
+        began = time.monotonic()
+        errors = run.command.wait(60).stderr
+    finally:
+        run.command.process.kill()
+        head.shutdown()
+    print(f"found and ended in {time.monotonic() - began:.1f} s")
+    assert run.command.returncode == 1 and "Traceback" not in errors, errors
+    assert re.search(
+        r"minidist: Ray's control store at .* has not answered for 15 s; start that cluster again, and give", errors
+    )
 
 
 def actors_of(cluster: Cluster | None) -> list[psutil.Process]:

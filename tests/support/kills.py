@@ -78,3 +78,8 @@ class Observed:
     def next_step(self, after: float) -> float | None:
         """When the first step after a time was recorded."""
         return next((event["at"] for event in self.events if event["event"] == "step" and event["at"] > after), None)
+
+    def recovered(self, at: float) -> float:
+        """Seconds from a time to the first step that was recorded once all processes that started later stood."""
+        started = [event["at"] for event in self.events if event["event"] == "role" and event["at"] > at]
+        return (self.next_step(max(started, default=at)) or at) - at
