@@ -83,10 +83,9 @@ class WarmRoles(Roles):
     async def drop_learner(self) -> None:
         """End all roles but warm engines and teachers: the next learner has processes of its own."""
         self._learner = None
-        roles: list[Role] = ["learner"]
-        roles += ["rollout"] if self._engines is None else []
-        roles += ["teacher"] if self._teachers is None else []
-        await self.cluster.dismiss_all(*roles)
+        roles: dict[Role, Any] = {"rollout": self._engines, "teacher": self._teachers, "learner": None}
+        lost: list[Role] = [name for name, role in roles.items() if role is None]
+        await self.cluster.dismiss_all(*lost)
 
     async def student(self, path: Path, start: Callable[[Path], Awaitable[tuple[Engines, Learner]]]) -> tuple[Engines, Learner]:
         """Engines and learner with the weights at `path`: the warm ones where only weights differ, else those of `start`."""
