@@ -10,6 +10,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,11 @@ KINDS = {
     "learner": "plain",
     "driver": "plain",
     "raylet": "plain",
+    "gcs_server": "plain",
     "node": "nodes",
 }
 """Kinds of processes, and the layout in which each is killed."""
-HUNG = ("rollout", "engine", "teacher", "learner", "raylet")
+HUNG = ("rollout", "engine", "teacher", "learner", "raylet", "gcs_server")
 _SUPERVISION = {"heartbeat_s": 1, "heartbeat_timeout_s": 15}
 
 
@@ -76,11 +78,20 @@ def check_samples(directory: Path) -> None:
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A head without room for actors, and two nodes."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, unmarked():
         patch.chdir(tmp_path_factory.mktemp("raylets"))
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        yield made
-        made.shutdown()
+    yield made
+    made.shutdown()
+
+
+@contextmanager
+def unmarked() -> Iterator[None]:
+    """Processes that start inside are not those of a run: `nothing_left` does not look for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in (test_runs.MARK, "TMPDIR"):
+            patch.delenv(name, raising=False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +122,9 @@ def undisturbed(root: Path, layout: str, address: str | None) -> tuple[Path, int
 
 def with_nodes(cluster: Cluster) -> str:
     """The cluster's address, once two nodes with room for all actors stand."""
-    while len(cluster.worker_nodes) < 2:
-        cluster.add_node(num_cpus=8)
+    with unmarked():
+        while len(cluster.worker_nodes) < 2:
+            cluster.add_node(num_cpus=8)
     cluster.wait_for_nodes()
     return cluster.address
 
@@ -179,7 +191,8 @@ def test_a_joined_cluster_that_loses_its_control_store_ends_the_run_with_a_sente
     models: Path, nothing_left: Started
 ) -> None:
     """Ray's own end of such a process comes after 60 s, and is no sentence."""
-    head = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+    with unmarked():
+        head = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
     run = Observed(models / "headless.events", "distill", config(models, "headless", "nodes", head.address))
     try:
         run.wait(lambda: run.steps() >= 3)
