@@ -186,7 +186,7 @@ class Cluster:
 
     async def dismiss(self, role: Any) -> None:
         """End one role before the others."""
-        for supervised in [each for each in self._supervised if role is each or role in each.actors]:
+        for supervised in [each for each in self._supervised if role.name in [actor.name for actor in each.actors]]:
             self._supervised.remove(supervised)
             await supervised.end()
         if isinstance(role, Supervised):

@@ -118,7 +118,7 @@ class Engines(RolloutEngine):
 
     async def version(self) -> int:
         """Version of the weights that all engines hold."""
-        return await self.members[0].version()
+        return await self._roster.present()[0].version()
 
     async def figures(self) -> dict[str, float]:
         """The sums of the engines' figures."""
