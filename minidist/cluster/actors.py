@@ -169,8 +169,7 @@ class Actors:
 
     def dismiss(self, role: Any) -> None:
         """End the actor of a role; its bundle is free again."""
-        # By name: the one that is there may have replaced it a moment ago.
-        for bundle in [bundle for bundle, seated in self._seated.items() if seated.name == role.name]:
+        for bundle in [bundle for bundle, seated in self._seated.items() if seated is role]:
             ray.kill(self._seated.pop(bundle).actor)
 
     def end(self) -> None:

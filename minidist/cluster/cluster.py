@@ -190,10 +190,14 @@ class Cluster:
             self._supervised.remove(supervised)
             await supervised.end()
         if isinstance(role, Supervised):
-            for actor in role.actors:
+            assert self.actors is not None
+            names = [actor.name for actor in role.actors]  # of which one may have been replaced a moment ago
+            for actor in [seated for seated in self.actors.seated if seated.name in names]:
                 await self.dismiss(actor)
             return
-        role = _bare(role)
+        role = role.role if isinstance(role, ResidentRole) else role
+        if self._residency is not None:
+            self._residency.leave(role)
         if self.actors is not None:
             self.actors.dismiss(role)
         if any(role is each for each in self._local):

@@ -47,7 +47,7 @@ async def _measure(folder: Path) -> list[dict[str, float]]:
         _save(folder / role, renderer, sizes)
     pairs: list[dict[str, float]] = []
     # Its own signs of life would go on in the rounds without.
-    config = ClusterConfig(threads=1, supervision=SupervisionConfig(heartbeat_s=1e6))
+    config = ClusterConfig(threads=1, supervision=SupervisionConfig(heartbeat_s=1e6, heartbeat_timeout_s=1e7))
     async with Cluster(config, folder / "logs") as cluster:
         bench = await _Bench.of(folder, renderer, cluster)
         await bench.run(0, 3)  # warms up
