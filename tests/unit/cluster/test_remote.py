@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from minidist.cluster.remote import Host, Remote
+from minidist.cluster.remote import Host, Process, Remote
 from minidist.errors import ActorLostError, RoleError
 
 
@@ -152,11 +152,18 @@ class Verb:
         return self._call(*arguments, **options)
 
 
+class HostHere(Host):
+    """Beside no Ray."""
+
+    async def beat(self) -> Process:
+        return Process("node", 1, None)
+
+
 class Handle:
     """Ray's handle of a host in this process; `raises`: what every answer is."""
 
     def __init__(self, raises: Exception | None = None) -> None:
-        self._host, self._raises = Host(), raises
+        self._host, self._raises = HostHere(), raises
 
     def __getattr__(self, verb: str) -> Verb:
         async def call(*arguments: Any, **options: Any) -> Any:
