@@ -114,6 +114,7 @@ class Engines(RolloutEngine):
 
     async def load(self, weights: Weights | Path) -> None:
         """Load all engines; `weights` may be a reference into the object store."""
+        self._roster.present()  # leaves out those that are given up
         await together(engine.load(weights) for engine in self.members)
 
     async def version(self) -> int:
