@@ -1,5 +1,5 @@
-"""Slow: a process of a split engine is killed, and the engine is started again with the weights that it had; a node is lost, and
-the run goes on with fewer teachers."""
+"""Slow: a process of a split engine is killed, and the engine is started again with the weights that it had; a node is lost,
+and the run goes on with fewer teachers."""
 
 import asyncio
 import os
@@ -90,7 +90,7 @@ def test_a_run_goes_on_without_a_teacher_whose_node_is_lost(tmp_path: Path) -> N
             for one, wanted in zip(found, expected, strict=True):
                 assert np.abs(one.logprobs - wanted.logprobs).max() < 1e-5
             assert len(teachers.members) == 2 and not lost.ready, "it is waited for beside the work"
-            with pytest.raises(NoRoomError, match="the cluster has had no room for the teacher . again in 30 s"):
+            with pytest.raises(NoRoomError, match=r"the cluster has had no room for the teacher . again in 30 s"):
                 await lost.recovered()
             await teachers.score(ROLLOUTS)
             assert teachers.members == [member for member in members if member is not lost]
