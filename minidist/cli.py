@@ -2,13 +2,14 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from minidist import __version__
-from minidist.errors import ConfigError, MinidistError
+from minidist.errors import ConfigError, DataError, MinidistError
 from minidist.stages import STAGES, code, roles_of, run_stage, verbs
 
 app = typer.Typer(
@@ -115,6 +116,29 @@ def sample(
     show(directory, step=step, rows=rows, html=html)
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIRECTORY…", help="Directories of runs or of comparisons.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Where the page is written.")] = Path("report.html"),
+    serve: Annotated[bool, typer.Option("--serve", help="Follow runs in a browser; write no file.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="With --serve; 0: any that is free.")] = 8700,
+    host: Annotated[str, typer.Option(help="With --serve; beyond loopback readers need a token.")] = "127.0.0.1",
+) -> None:
+    """Write runs as one HTML page: curves over seeds, evaluation, time, health, samples, differences of configuration."""
+    from minidist.report.page import Report
+
+    page = Report(runs)
+    if serve:
+        _serve(page, host, port)
+        return
+    from minidist.run.files import write_text
+
+    if not output.absolute().parent.is_dir():
+        raise DataError(f"no directory {output.absolute().parent} for the page {output.name}")
+    write_text(output, page.page())
+    print(f"report: {output}")
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -134,6 +158,16 @@ def main() -> None:
             raise
         print(f"minidist: {error.filename} cannot be used: {error.strerror}; correct it, and try again", file=sys.stderr)
         sys.exit(1)
+
+
+def _serve(page: Any, host: str, port: int) -> None:
+    """Serve a report until Ctrl-C."""
+    from minidist.report.serve import ReportServer
+
+    with ReportServer(page, host, port) as server:
+        print(f"report: {server.address} (Ctrl-C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _measure_rates(config: Any, file: str | None) -> Path:

@@ -118,10 +118,11 @@ class Actors:
     async def reseat(self, lost: Remote) -> Remote:
         """An empty actor in the bundle of one that is lost, whose process is killed. Raises NoRoomError where the cluster has
         lost the bundle's node, and no other has room for it."""
-        bundle = next(i for i, seated in self._seated.items() if seated is lost)
-        lost.lose("is replaced")
-        await kill(lost)
-        remote, seconds = self._seat(bundle, lost), self._config.start_timeout_s
+        # By name: another one may have been lost there since, as it started.
+        bundle, seated = next((bundle, seated) for bundle, seated in self._seated.items() if seated.name == lost.name)
+        seated.lose("is replaced")
+        await kill(seated)
+        remote, seconds = self._seat(bundle, seated), self._config.start_timeout_s
         try:
             async with asyncio.timeout(seconds):
                 await remote.beat()

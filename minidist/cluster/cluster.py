@@ -216,14 +216,16 @@ class Cluster:
 
     async def dismiss(self, role: Any) -> None:
         """End one role before the others."""
-        for supervised in [each for each in self._supervised if role is each or role in each.actors]:
+        for supervised in [each for each in self._supervised if role.name in [actor.name for actor in each.actors]]:
             self._supervised.remove(supervised)
             await supervised.end()
         if isinstance(role, Supervised):
-            for actor in role.actors:
+            assert self.actors is not None
+            names = [actor.name for actor in role.actors]  # of which one may have been replaced a moment ago
+            for actor in [seated for seated in self.actors.seated if seated.name in names]:
                 await self.dismiss(actor)
             return
-        role = _bare(role)
+        role = role.role if isinstance(role, ResidentRole) else role
         if self._residency is not None:
             self._residency.leave(role)
         if self.actors is not None:

@@ -53,7 +53,7 @@ class Remote:
         actor: Ray's handle.
         output: where people find what the actor has printed.
         call_s: longest call, and longest wait for the next item of a stream, seconds; None: no limit.
-        start_s: likewise, of `start`.
+        start_s: likewise, of `start`; None: the actor is not supervised.
         before: the proxy of the lost actor in whose place this one is; its record goes on.
     """
 
@@ -106,6 +106,7 @@ class Remote:
         self.starting += 1
         try:
             await self._await(self.actor.answer, "start", make, **arguments)
+            await self.beat()
         finally:
             self.starting -= 1
 
@@ -158,6 +159,8 @@ class Remote:
 
     async def _while_alive(self, answer: Coroutine[Any, Any, T], verb: str) -> T:
         """The answer of the actor. Raises ActorLostError where the actor is lost before, or where it is late."""
+        if self._start_s is None:  # nobody watches it
+            return await answer
         limit = self._start_s if verb == "start" else self._call_s
         arriving, lost = asyncio.ensure_future(answer), asyncio.get_running_loop().create_future()
         self._waiting.add(lost)

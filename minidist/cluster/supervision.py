@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -175,12 +176,7 @@ class Supervised:
 
     async def load(self, weights: Any) -> None:
         """Replace the weights, now and whenever the role is made anew."""
-
-        async def load(role: Any) -> bool:
-            await role.load(weights)
-            return True
-
-        await self.claim(load)
+        await self.claim(_loading(weights))
         while True:
             role = await self.started()
             try:
@@ -214,10 +210,8 @@ class Supervised:
                 await self.lose(role, error)
 
     def __getattr__(self, verb: str) -> Any:
-        found = getattr(self.role, verb)
-        if not callable(found):
-            return found
-        return lambda *arguments, **options: self._call(verb, *arguments, **options)
+        getattr(self.role, verb)  # a verb that the role has not is missed here too
+        return partial(self._call, verb)
 
     def __reduce__(self) -> Any:
         """Another process calls the role as it is now."""
@@ -267,8 +261,8 @@ class Supervised:
             await starting
             while self.failed is None and self.bare and (renewal := self.renewal) is not None:
                 renewed = await renewal(self.role)
-                self.bare = self.bare and not renewed
-                if renewal == self.renewal:
+                if renewal == self.renewal:  # else other weights were published meanwhile
+                    self.bare = self.bare and not renewed
                     break
             if self.failed is None:
                 self.restarts.add(self.name, lost, time.monotonic() - began)
@@ -279,3 +273,11 @@ class Supervised:
             self.failed = ActorLostError(text, self.name)
         finally:
             self._starting = self._recovering = None
+
+
+def _loading(weights: Any) -> Renewal:
+    async def load(role: Any) -> bool:
+        await role.load(weights)
+        return True
+
+    return load

@@ -1,7 +1,7 @@
 """`run`: directory, length, seed and files of a run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,24 @@ class PlaceConfig(Section):
     """Directory of all files of the run. A finished run of the same configuration is not run again."""
     overwrite: Annotated[bool, FREE] = False
     """Delete the files of another run in the directory and start again."""
+
+
+class WandbConfig(Section):
+    """The run on Weights & Biases, beside its files. The package wandb must be installed; it finds the key of the account
+    itself, in WANDB_API_KEY or where `wandb login` has put it."""
+
+    project: str = Field(min_length=1)
+    """Project that shows the run."""
+    entity: str | None = None
+    """Team or user to whom the project belongs. None: the default of the account."""
+    name: str | None = None
+    """Name of the run. None: that of run.directory."""
+    group: str | None = None
+    """Group of the run, such as the runs that differ by seed. None: no group."""
+    tags: list[str] = Field(default=[])
+    """Tags of the run."""
+    mode: Literal["online", "offline"] = "online"
+    """offline: only write files under run.directory, which `wandb sync` sends later."""
 
 
 class RunConfig(PlaceConfig):
@@ -41,3 +59,5 @@ class RunConfig(PlaceConfig):
     KB a step. None: all of them."""
     tensorboard: Annotated[bool, FREE] = True
     """Also write the metrics as TensorBoard events."""
+    wandb: Annotated[WandbConfig | None, FREE] = None
+    """Also send the metrics to Weights & Biases. None: nothing is sent anywhere."""

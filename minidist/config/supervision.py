@@ -1,6 +1,6 @@
 """`cluster.supervision`: how dead and hung actors are found, and how often they are started again."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from minidist.config.base import Section
 
@@ -24,3 +24,11 @@ class SupervisionConfig(Section):
     restarts: int = Field(default=5, ge=0)
     """How often one actor is started again in a run; the learner and Ray itself, from which a run goes on at its last
     checkpoint: between two checkpoints. One that is lost more often ends the run: its cause is no accident."""
+
+    @model_validator(mode="after")
+    def _pauses_are_shorter(self) -> "SupervisionConfig":
+        if self.heartbeat_timeout_s <= self.heartbeat_s:
+            found = f"cluster.supervision.heartbeat_timeout_s is {self.heartbeat_timeout_s:g}, and actors are asked every"
+            remedy = "an actor that works would seem to hang; set it to several times heartbeat_s"
+            raise ValueError(f"{found} {self.heartbeat_s:g} s (heartbeat_s): {remedy}")
+        return self

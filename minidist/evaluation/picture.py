@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from matplotlib import colormaps, rc_context
@@ -27,7 +27,7 @@ _LINES = {TEACHER: ("#2e7d4f", "-"), BEFORE: ("#b0582c", "--")}
 _STYLE: Any = {"font.size": 9, "axes.titlesize": 9} | {f"axes.spines.{side}": False for side in ("top", "right", "left")}
 
 
-def draw_comparison(records: Sequence[Record], order: Sequence[str], file: Path) -> Figure:
+def draw_comparison(records: Sequence[Record], order: Sequence[str], file: Path | BinaryIO) -> Figure:
     """One panel a figure, one row an objective of `order`: a dot for each run, the mean and the standard deviation of the runs.
 
     The teacher and the student before training are vertical lines, where they lie within a panel's range.

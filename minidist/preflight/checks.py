@@ -14,6 +14,7 @@ from minidist.cluster.machine import cores, cpu_share
 from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, ScoreTableConfig, TeachConfig
 from minidist.config.cluster import ClusterConfig, EngineRoleConfig
 from minidist.config.data import SourceConfig
+from minidist.config.run import RunConfig
 from minidist.config.teacher import SoftPromptConfig, TeacherConfig
 from minidist.data.contexts import context_templates
 from minidist.data.rendering import Renderer
@@ -23,6 +24,7 @@ from minidist.models.files import check_json, check_weights, resolve, whole_mode
 from minidist.preflight.facts import ModelFacts, PairFacts
 from minidist.preflight.families import check_in_vllm, check_teacher
 from minidist.run.directory import RunDirectory
+from minidist.run.wandb_board import check_wandb
 from minidist.types import Vocabulary
 
 # Head sizes that vLLM 0.32's attention on a CPU has kernels for.
@@ -35,6 +37,8 @@ def check_files(config: Config | TeachConfig, models: Mapping[str, str | None], 
     `models`: directory or hub name by the key of the configuration; None is passed over, as in `sources`.
     """
     RunDirectory(config).check()
+    if isinstance(config.run, RunConfig):
+        check_wandb(config.run.wandb)
     check_cores(config.cluster)
     for where, name in models.items():
         check_model_directory(name, where, weights=where not in config.shapes_only)

@@ -34,10 +34,12 @@ class HostedRoles:
 class Roles:
     """Hosts the roles that a stage asks for: as many of each as the configuration says, behind the face of one."""
 
-    def __init__(self, cluster: Cluster, config: Config, plan: Plan) -> None:
+    def __init__(self, cluster: Cluster, config: Config, plan: Plan, *, mixing: bool = False) -> None:
+        """`mixing`: engines and teachers take turns in some run that they serve, if not in that of `config`."""
         self.cluster = cluster
         self.config = config
         self.plan = plan
+        self.mixing = mixing or (isinstance(config, DistillConfig) and config.takes_turns)
 
     async def engines(self, model: ModelConfig, rollout: RolloutConfig, *, teacher: TeacherConfig | None = None) -> Engines:
         """cluster.rollout.actors engines that hold `model`; engines in transformers also hold `teacher`, to write with."""
@@ -105,6 +107,7 @@ class Roles:
             transfer=config.channel if isinstance(config, DistillConfig) and name == "rollout" else None,
             ratio_max=config.ratio_max if isinstance(config, DistillConfig) else None,
             sleeps=config.cluster.takes_turns_on_devices,
+            turns=self.mixing,
         )
 
 

@@ -41,6 +41,7 @@ class RoleContext:
         transfer: gloo, nccl or ipc where the role's weights come over a channel from the learner.
         ratio_max: loop.ratio_max where an earlier student may have written the main stream; None: the current one writes it.
         sleeps: the role holds its devices in turn with others.
+        turns: an engine also takes turns with a teacher.
     """
 
     renderer: Renderer
@@ -54,6 +55,7 @@ class RoleContext:
     transfer: str | None = None
     ratio_max: float | None = None
     sleeps: bool = False
+    turns: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def make_engine(
         on_gpu=context.on_gpu,
         **context.split,
         sleeps=context.sleeps,
+        turns=context.turns,
         transfer=context.transfer,
     )
     return VLLMEngine(settings, context.renderer, vocabulary=context.vocabulary)
@@ -117,7 +120,7 @@ def _hf_teacher(context: RoleContext, config: LocalTeacherConfig, mixing: bool, 
         from minidist.rollout.vllm.core import VLLMCore
         from minidist.teachers.vllm import teacher_settings
 
-        settings = teacher_settings(config, max_tokens=context.max_tokens, on_gpu=context.on_gpu)
+        settings = teacher_settings(config, max_tokens=context.max_tokens, on_gpu=context.on_gpu, turns=True)
         return VLLMCore(settings, context.renderer, name="turns", vocabulary=context.vocabulary)
 
     options = {"vocabulary": context.vocabulary, "on_gpu": context.on_gpu}
@@ -136,6 +139,7 @@ def _vllm_teacher(context: RoleContext, config: VLLMTeacherConfig, mixing: bool,
         **context.split,
         max_tokens=context.max_tokens,
         sleeps=context.sleeps,
+        turns=mixing,
     )
 
 

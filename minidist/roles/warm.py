@@ -26,14 +26,12 @@ class WarmRoles(Roles):
     Args:
         roles: makes engines and teachers, which serve every run.
         teacher: its head goes to each learner, whether the objective needs it or not: a student is measured with it afterwards.
-        mixing: the teachers also take turns with the engines, in some run.
     """
 
-    def __init__(self, roles: Roles, *, teacher: TeacherConfig | None = None, mixing: bool = False) -> None:
+    def __init__(self, roles: Roles, *, teacher: TeacherConfig | None = None) -> None:
         super().__init__(roles.cluster, roles.config, roles.plan)
         self._cold = roles
         self._teacher_config = teacher
-        self._mixing = mixing
         self._lockstep = False
         self._engines: Engines | None = None
         self._teachers: Teachers | None = None
@@ -72,7 +70,7 @@ class WarmRoles(Roles):
     async def teachers(self, config: TeacherConfig, *, mixing: bool = False) -> Teachers:
         """The warm teachers."""
         if self._teachers is None:
-            self._teachers = await self._cold.teachers(config, mixing=mixing or self._mixing)
+            self._teachers = await self._cold.teachers(config, mixing=mixing or self._cold.mixing)
         return self._teachers
 
     async def learner(self, setup: LearnerSetup) -> Learner:

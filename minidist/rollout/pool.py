@@ -114,11 +114,12 @@ class Engines(RolloutEngine):
 
     async def load(self, weights: Weights | Path) -> None:
         """Load all engines; `weights` may be a reference into the object store."""
+        self._roster.present()  # leaves out those that are given up
         await together(engine.load(weights) for engine in self.members)
 
     async def version(self) -> int:
         """Version of the weights that all engines hold."""
-        return await self.members[0].version()
+        return await self._roster.present()[0].version()
 
     async def figures(self) -> dict[str, float]:
         """The sums of the engines' figures."""

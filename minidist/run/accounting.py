@@ -21,7 +21,7 @@ PREFIXES = ("time/", "speed/", "tokens/", "padding/", "bytes/", "flops/", "utili
 
 PHASES = ("generate", "score", "credit", "check", "update", "publish")
 
-_VERBS = {
+VERBS = {
     "rollout": {"generate": "generate", "stream": "generate", "take_turns": "generate", "load": "publish", "score": "publish"},
     "teacher": {"score": "score", "extend": "generate", "take_turns": "generate"},
     "learner": {"update": "update", "weights": "publish", "probe": "publish"},
@@ -176,7 +176,7 @@ def account(
         nbytes = sum(span.counts.get(f"{phase}_bytes", 0) for _, _, span in spans)
         made = _account_phase(phase, of_phase, interval, costs)
         phases[phase] = replace(made, nbytes=nbytes, possible=made.seconds * rate)
-    in_order = sorted(actors.items(), key=lambda actor: list(_VERBS).index(_role(actor[0])))
+    in_order = sorted(actors.items(), key=lambda actor: list(VERBS).index(_role(actor[0])))
     idle = {name: end - start - union(calls.busy, start, end) for name, calls in in_order}
     other = end - start - union([(span.start, span.end) for _, _, span in spans], start, end)
     return Account(end - start, 1, other, 0.0, {phase: phases[phase] for phase in PHASES if phase in phases}, idle)
@@ -192,7 +192,7 @@ def _phase(name: str, span: Span, driver: Calls) -> str | None:
     if span.name == "measure":
         measuring = [each for each in (*driver.done, *driver.running) if each.name in _MEASURING]
         return next((each.name for each in measuring if each.start <= span.start <= each.end), None)
-    return _VERBS.get(_role(name), {}).get(span.name)
+    return VERBS.get(_role(name), {}).get(span.name)
 
 
 def _account_phase(phase: str, spans: Sequence[tuple[str, Span]], interval: tuple[float, float], costs: Costs) -> Phase:

@@ -36,7 +36,7 @@ class Row(TypedDict):
 
 Colour = tuple[int, int, int]
 
-_GREY, _RED, _GREEN, _VIOLET = (225, 225, 225), (240, 90, 80), (60, 180, 90), (150, 110, 230)
+_GREY, _ORANGE, _BLUE, _VIOLET = (225, 225, 225), (240, 125, 40), (70, 155, 225), (150, 110, 230)
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ DIFFERENCE = Scale(
     low=-3.0,
     full=3.0,
     mark=1.0,
-    above=_RED,
-    below=_GREEN,
+    above=_ORANGE,
+    below=_BLUE,
 )
 SURPRISE = Scale(
     "-log q of each token, the student's surprise, nats (no log-probabilities of the teacher were recorded)",
@@ -128,9 +128,7 @@ def read_samples(directory: Path, step: int | None = None) -> tuple[Path, list[S
     """The file of a step (None: the last step recorded) and its answers. Raises DataError if there are none."""
     if not directory.is_dir():
         raise DataError(f"no run directory at {directory}")
-    names = {file.stem.removeprefix("step_"): file for file in (directory / "rollouts").glob("step_*.jsonl")}
-    found = {int(name): file for name, file in names.items() if name.isdecimal() and file.is_file()}
-    if not found:
+    if not (found := rollout_files(directory)):
         raise DataError(f"{directory} holds no rollouts/step_*.jsonl; run.rollouts_every sets how often a run writes them")
     if step is not None and step not in found:
         raise DataError(f"{directory} has no rollouts of step {step}; it has {', '.join(map(str, sorted(found)))}")
@@ -139,10 +137,17 @@ def read_samples(directory: Path, step: int | None = None) -> tuple[Path, list[S
         lines = file.read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read ({error}); name another step") from None
-    return file, [_sample(file, line, number) for number, line in enumerate(lines, start=1)]
+    return file, [read_sample(file, line, number) for number, line in enumerate(lines, start=1)]
 
 
-def _sample(file: Path, line: str, number: int) -> Sample:
+def rollout_files(directory: Path) -> dict[int, Path]:
+    """The rollouts files of a run by their steps."""
+    names = {file.stem.removeprefix("step_"): file for file in (directory / "rollouts").glob("step_*.jsonl")}
+    return {int(name): file for name, file in names.items() if name.isdecimal() and file.is_file()}
+
+
+def read_sample(file: Path, line: str, number: int) -> Sample:
+    """The answer on a line of a rollouts file. Raises DataError."""
     where, remedy = f"{file}: line {number} is not a recorded rollout", "name another step"
     try:
         values = json.loads(line)

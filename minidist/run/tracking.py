@@ -7,10 +7,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import repeat
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +25,14 @@ log = logging.getLogger("minidist")
 console = Console(stderr=True)
 Pieces = Callable[[Array], list[str]]
 """Gives the text of each token."""
+
+
+class Board(Protocol):
+    """A place beside the run's directory that shows its metrics."""
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Clock:
@@ -64,22 +72,26 @@ class Recorder:
         tensorboard: write metrics as TensorBoard events too.
         shown: labels of the metrics beside the progress bar.
         pieces: gives the text of each token of an answer; None leaves these texts out of the rollouts files.
+        boards: other places that show the metrics; closed with the recorder.
     """
 
     def __init__(
-        self, directory: Path, steps: range, *, tensorboard: bool, shown: Mapping[str, str], pieces: Pieces | None = None
+        self,
+        directory: Path,
+        steps: range,
+        *,
+        tensorboard: bool,
+        shown: Mapping[str, str],
+        pieces: Pieces | None = None,
+        boards: Sequence[Board] = (),
     ) -> None:
         self._directory = directory
         self._shown = shown
         self._pieces = pieces
+        self._boards = list(boards)
         self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
-        self._board: Any = None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            threading.excepthook = _quiet_when_full
-            with writing(directory / "tensorboard"):
-                self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=steps.start or None)
+            self._boards.append(_TensorBoard(directory / "tensorboard", purge_step=steps.start or None))
         clocks = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), *clocks)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
@@ -99,9 +111,8 @@ class Recorder:
         with writing(self._directory / "metrics.jsonl"):
             self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
             self._metrics.flush()
-        if self._board is not None:
-            with writing(self._directory / "tensorboard"):
-                self._board.file_writer.add_summary(_summary(metrics), step)
+        for board in self._boards:
+            board.add(step, metrics)
 
     def rollouts(self, step: int, rollouts: Sequence[Rollout], measures: Measures | None = None) -> None:
         """Write prompts and answers to rollouts/step_000020.jsonl, with the `measures` of all their tokens in order."""
@@ -138,13 +149,32 @@ class Recorder:
 
     def close(self) -> None:
         self._bar.stop()
-        try:
+        with ExitStack() as closing:
+            for board in self._boards:
+                closing.callback(board.close)
             with writing(self._directory / "metrics.jsonl"):
                 self._metrics.close()
-        finally:
-            if self._board is not None:
-                with writing(self._directory / "tensorboard"):
-                    self._board.close()
+
+
+class _TensorBoard:
+    """TensorBoard events in a directory. `purge_step`: first step of a resumed run; its earlier events are void."""
+
+    def __init__(self, directory: Path, purge_step: int | None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._directory = directory
+        threading.excepthook = _quiet_when_full
+        with writing(directory):
+            self._board: Any = SummaryWriter(str(directory), purge_step=purge_step)
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the metrics of a step."""
+        with writing(self._directory):
+            self._board.file_writer.add_summary(_summary(metrics), step)
+
+    def close(self) -> None:
+        with writing(self._directory):
+            self._board.close()
 
 
 def step_metrics(objective: str, metrics: dict[str, float], batch: Batch, update: Update) -> dict[str, float]:

@@ -60,7 +60,7 @@ async def compare(config: CompareConfig) -> dict[str, Any]:
 def warm_roles(cluster: Cluster, config: CompareConfig, plan: ComparePlan) -> WarmRoles:
     """Roles for every cell: teachers that also take turns where one cell mixes."""
     mixing = any(config.cell(name, config.seeds[0], value).takes_turns for name in config.cells for value in config.values)
-    return WarmRoles(Roles(cluster, config.first, plan.shared), teacher=config.first.teacher, mixing=mixing)
+    return WarmRoles(Roles(cluster, config.first, plan.shared, mixing=mixing), teacher=config.first.teacher)
 
 
 class Cells:

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from minidist.config import dump
 from minidist.errors import RunDirectoryError
 from minidist.protocols import Saves
 from minidist.run.checkpoint import Checkpoint, check_seen
 from minidist.run.files import remove, rename, writing
 from minidist.run.tracking import Pieces, Recorder, log
+from minidist.run.wandb_board import WandbBoard
 from minidist.stages import StageRun
 
 L = TypeVar("L", bound=Saves)
@@ -18,8 +20,9 @@ L = TypeVar("L", bound=Saves)
 
 def make_recorder(run: StageRun[Any, Any], shown: Mapping[str, str], pieces: Pieces | None = None) -> Recorder:
     """The recorder of a run, from its first step or from the checkpoint on."""
-    settings, steps = run.config.run, range(run.start, run.config.run.steps)
-    return Recorder(run.directory.path, steps, tensorboard=settings.tensorboard, shown=shown, pieces=pieces)
+    settings, path, steps = run.config.run, run.directory.path, range(run.start, run.config.run.steps)
+    boards = [] if settings.wandb is None else [WandbBoard(settings.wandb, path, dump(run.config))]
+    return Recorder(path, steps, tensorboard=settings.tensorboard, shown=shown, pieces=pieces, boards=boards)
 
 
 class CheckpointWatch(ABC, Generic[L]):

@@ -92,7 +92,7 @@ class _Pair:
 
     async def __aenter__(self) -> "_Pair":
         await self._cluster.__aenter__()
-        context = RoleContext(self._renderer, max_tokens=self._max_tokens)
+        context = RoleContext(self._renderer, max_tokens=self._max_tokens, turns=True)
         writing = {"model": self._student, "context": context}
         host, rollout = self._cluster.host, RolloutConfig(kv_cache_gib=self._kv_gib / 2)
         student = await host("rollout", make_engine, rollout=rollout, **writing)

@@ -87,7 +87,8 @@ class Stack:
 
     @property
     def context(self) -> RoleContext:
-        return RoleContext(self.renderer, max_tokens=MAX_TOKENS, steps=100, on_gpu=self.on_gpu, transfer=self.transfer)
+        fields = {"on_gpu": self.on_gpu, "transfer": self.transfer, "turns": True}
+        return RoleContext(self.renderer, max_tokens=MAX_TOKENS, steps=100, **fields)
 
     @property
     def engine(self) -> Any:

@@ -476,9 +476,11 @@ def test_a_run_stopped_while_it_starts_leaves_nothing_behind(models: Path, nothi
     assert "stopped by SIGTERM" in errors and "Traceback" not in errors
 
 
-def test_a_role_that_dies_ends_the_run_with_a_sentence(models: Path, nothing_left: Started) -> None:
+def test_a_role_that_dies_without_supervision_ends_the_run_with_a_sentence(models: Path, nothing_left: Started) -> None:
     directory = models / "bereaved"
-    command = start("distill", write(models / "bereaved.yaml", distill(models, directory.name, 5000)), fresh=True)
+    config = distill(models, directory.name, 5000)
+    config.setdefault("cluster", {})["supervision"] = {"enabled": False}
+    command = start("distill", write(models / "bereaved.yaml", config), fresh=True)
     try:
         wait_for_steps(directory, command)
         hosts = [process for process in nothing_left.processes() if "ray::Host" in " ".join(process.cmdline())]

@@ -21,7 +21,7 @@ FLOORS = [
     ("rollout", "learners"),
     ("teachers", "methods"),
     ("experience", "pipelines"),
-    ("preflight", "teaching"),
+    ("preflight", "report", "teaching"),
     ("roles",),
     ("stages",),
     ("cli",),

@@ -58,8 +58,8 @@ class VLLMSettings:
     the Ray placement group that this process's actor is in, on whatever nodes. batch_tokens: tokens of a forward pass at most.
     max_logprobs: classes a request may ask for at one position. prefix_caching: None leaves the choice to vLLM. ngrams:
     requests may block repeated n-grams. pooling: the engine gives hidden states of given sequences and nothing else; it holds
-    no output head. sleeps: the weights can leave a GPU for a while. transfer: gloo, nccl or ipc where weights come over a
-    channel.
+    no output head. sleeps: the weights can leave a GPU for a while. turns: the engine takes turns with another (`Sessions`).
+    transfer: gloo, nccl or ipc where weights come over a channel.
     """
 
     model: Path
@@ -80,6 +80,7 @@ class VLLMSettings:
     ngrams: bool = False
     pooling: bool = False
     sleeps: bool = False
+    turns: bool = False
     transfer: str | None = None
 
     @property
@@ -186,7 +187,8 @@ class VLLMCore:
         return [states[number] for number in range(len(sequences))]
 
     async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
-        """See `sessions.TurnTaker`."""
+        """See `sessions.TurnTaker`. The engine was started with `VLLMSettings.turns`."""
+        assert not self._engine.vllm_config.scheduler_config.async_scheduling, "an ended turn would go on for a token"
         self.updates.check()
         await self._worker.run(self.sessions.submit, request)
         await self._until(partial(self.sessions.enough, request.call, request.fraction))
@@ -357,6 +359,9 @@ def engine_arguments(settings: VLLMSettings) -> dict[str, Any]:
         arguments["pipeline_parallel_size"] = settings.pipeline_parallel
     if settings.pooling:
         arguments |= _POOLING
+    if settings.turns:
+        # A pass that is scheduled before the last one is seen would read and write a token more after a turn has ended.
+        arguments["async_scheduling"] = False
     if settings.on_gpu:
         return arguments | {"gpu_memory_utilization": settings.gpu_memory_utilization}
     # Prompts are never split (see config.engines).

@@ -21,7 +21,7 @@ def join_info(channel: Channel, first: int) -> dict[str, Any]:
     if channel.backend == "gloo":
         return {"channel": channel, "first": first}
     if channel.backend == "ipc":
-        return {"packed": False}
+        return {}
     meeting = {"master_address": channel.host, "master_port": channel.port, "world_size": channel.size}
     return meeting | {"rank_offset": first, "packed": True}
 

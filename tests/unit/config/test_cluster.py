@@ -11,6 +11,11 @@ from tests.support.config import assert_refused, load_stage
 REFUSED = [
     (
         "distill",
+        ["cluster.supervision={heartbeat_s: 30, heartbeat_timeout_s: 20}"],
+        ["cluster.supervision.heartbeat_timeout_s is 20", "asked every 30 s", "set it to several times heartbeat_s"],
+    ),
+    (
+        "distill",
         ["cluster.roles=local", "cluster.rollout.actors=2"],
         ["cluster.roles local has one actor of each role", "set cluster.roles=ray"],
     ),

@@ -73,7 +73,7 @@ def cluster() -> FakeCluster:
 @pytest.fixture
 def roles(cluster: FakeCluster) -> WarmRoles:
     fake: Any = cluster
-    return WarmRoles(Roles(fake, CONFIG, PLAN), teacher=CONFIG.teacher, mixing=True)
+    return WarmRoles(Roles(fake, CONFIG, PLAN, mixing=True), teacher=CONFIG.teacher)
 
 
 def run(call: Coroutine[Any, Any, Any]) -> Any:
@@ -95,6 +95,7 @@ def test_engines_and_teachers_start_once(roles: WarmRoles, cluster: FakeCluster)
     assert run(roles.warm_engines(CONFIG.student, CONFIG.rollout)) is engines
     assert run(roles.teachers(CONFIG.teacher)) is teachers and cluster.processes == 3
     assert teachers.members[0].arguments["mixing"], "some run takes turns"
+    assert all(engine.arguments["context"].turns for engine in engines.members)
 
 
 def test_lockstep_engines_are_made_anew_in_their_processes_and_stay_until_a_run_writes_alone(roles: WarmRoles) -> None:

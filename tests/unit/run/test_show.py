@@ -104,9 +104,9 @@ def test_values_in_a_pipe_are_numbers_after_their_tokens(tmp_path: Path) -> None
 
 
 def test_values_on_a_terminal_are_colours(tmp_path: Path) -> None:
-    """Red where the student finds the token likelier, green where the teacher does, grey where they agree."""
+    """Orange where the student finds the token likelier, blue where the teacher does, grey where they agree."""
     text = shown(written(tmp_path, ROW), colours=True)
-    assert "48;2;60;180;90mb" in text
+    assert "48;2;70;155;225mb" in text
     assert "48;2;225;225;225m↵" in text
     red, green, blue = bytes.fromhex(DIFFERENCE.colour(2.5)[1:])
     assert red > green and red > blue and f"48;2;{red};{green};{blue}ma" in text
@@ -142,7 +142,7 @@ def test_the_page_shows_the_same_and_escapes_answers(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     shown(written(tmp_path, ROW | {"answer": "<script>", "prompt": "<script>"}), html=page)
     html = page.read_text()
-    assert "background-color: #3cb45a" in html and "<script>" not in html and "largest gaps" in html
+    assert "background-color: #469be1" in html and "<script>" not in html and "largest gaps" in html
 
 
 def test_missing_and_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -54,6 +54,12 @@ def test_an_engine_over_several_nodes_is_rays() -> None:
     assert settings.workers == 0 and replace(settings, across_nodes=False).workers == 16 and SETTINGS.workers == 0
 
 
+def test_an_engine_that_takes_turns_schedules_no_pass_ahead() -> None:
+    """On a GPU vLLM schedules a pass before it has seen the last one, and an ended turn would go on for a token."""
+    plain = engine_arguments(replace(SETTINGS, on_gpu=True))
+    assert engine_arguments(replace(SETTINGS, on_gpu=True, turns=True)) == plain | {"async_scheduling": False}
+
+
 def test_a_prompt_is_never_split_on_a_cpu(tmp_path: Path) -> None:
     for tokens, batch, limit in ((48, None, 4096), (48, 300, 300), (9000, 300, 9000)):
         assert started(tmp_path, RolloutConfig(batch_tokens=batch), max_tokens=tokens)["max_num_batched_tokens"] == limit
