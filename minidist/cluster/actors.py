@@ -122,15 +122,20 @@ class Actors:
         bundle, seated = next((bundle, seated) for bundle, seated in self._seated.items() if seated.name == lost.name)
         seated.lose("is replaced")
         await kill(seated)
-        remote, seconds = self._seat(bundle, seated), self._config.start_timeout_s
+        remote = self._seat(bundle, seated)
+        await self.placed(remote, f"and it was lost ({lost.lost})")
+        return remote
+
+    async def placed(self, remote: Remote, why: str = "and has lost a node") -> None:
+        """Wait until an actor has a process. Raises NoRoomError where the cluster has lost a node and no other has room."""
+        seconds = self._config.start_timeout_s
         try:
             async with asyncio.timeout(seconds):
                 await remote.beat()
         except TimeoutError:
             ray.kill(remote.actor)
-            text = f"the cluster has had no room for the {remote.name} again in {seconds:g} s, and it was lost"
-            raise NoRoomError(f"{text} ({lost.lost}); add a node, or raise cluster.start_timeout_s", remote.name) from None
-        return remote
+            text = f"the cluster has had no room for the {remote.name} again in {seconds:g} s, {why}"
+            raise NoRoomError(f"{text}; add a node, or raise cluster.start_timeout_s", remote.name) from None
 
     def role_of(self, remote: Remote) -> Role:
         """The role of a seated actor."""

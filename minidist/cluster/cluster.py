@@ -119,7 +119,7 @@ class Cluster:
                         await made.start(make, **arguments)
                 self._local.append(local)
                 return cast(T, made)
-            remote = self._resident(self.actors.seat(role), role)
+            remote = self._resident(await self._seat(role), role)
             self._scratch.guard()
             async with self._starting:
                 await remote.start(make, **arguments)
@@ -131,11 +131,19 @@ class Cluster:
         if count == 1 or self.actors is None:
             return [await self.host(role, make, **arguments)]
         with self._starts.of(role):
-            seated = [self._resident(self.actors.seat(role), role) for _ in range(count)]
+            seated = [self._resident(actor, role) for actor in await together(self._seat(role) for _ in range(count))]
             self._scratch.guard()
             async with self._starting:
                 await _start_ranks(seated, await self.actors.meeting(seated), make, arguments)
         return seated
+
+    async def _seat(self, role: Role) -> Any:
+        """An empty actor. Raises NoRoomError where a joined cluster has lost the node that was set aside for it."""
+        assert self.actors is not None
+        actor = self.actors.seat(role)
+        if self._config.address is not None:
+            await self.actors.placed(actor)
+        return actor
 
     def supervise(
         self,

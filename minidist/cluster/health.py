@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray.exceptions import RayError
 
 from minidist.config.cluster import ClusterConfig
 from minidist.errors import ClusterLostError, RoleError
@@ -94,11 +95,21 @@ class RayHealth:
         """Ask for the nodes. Raises ClusterLostError where there is no answer, or none of them lives."""
         where = f" at {self._address}" if self._address else ""
         try:
-            nodes = await asyncio.wait_for(in_daemon(ray.nodes), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                while (nodes := await in_daemon(_nodes)) is None:
+                    await asyncio.sleep(_LOOK_S)
         except TimeoutError:
             raise ClusterLostError(f"Ray's control store{where} has not answered for {self._timeout_s:g} s") from None
         if not any(node["Alive"] for node in nodes):
             raise ClusterLostError(f"Ray's node{where} has given no sign of life, and its control store counts it as dead")
+
+
+def _nodes() -> list[dict[str, Any]] | None:
+    """The nodes as the control store knows them; None where it cannot be asked."""
+    try:
+        return ray.nodes()
+    except (RayError, RuntimeError, OSError):
+        return None
 
 
 async def in_daemon(call: Callable[[], Any]) -> Any:

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any, Literal
 
 from minidist.cluster.cluster import Cluster
+from minidist.cluster.supervision import NoRoomError
 from minidist.errors import ClusterLostError, RoleError
 from minidist.roles.host import Roles
 from minidist.roles.warm import WarmRoles
@@ -57,7 +58,7 @@ class Recovery:
                 async with roles.cluster.required():
                     summary = await code(self._stage.run)(run, roles)
                 return self._directory.finish(summary | self._summary(roles.cluster))
-            except ClusterLostError:
+            except (ClusterLostError, NoRoomError):
                 raise
             except RoleError as error:
                 if not await roles.cluster.has_lost("learner", error):
@@ -75,9 +76,11 @@ class Recovery:
     def _rewind(self, lost: Lost, error: RoleError) -> None:
         """Go back to the last checkpoint. Raises the error where the run is not to go on, or has lost the same too often."""
         settings = self._config.cluster.supervision
-        if lost == "Ray" and self._config.cluster.address is not None:
-            remedy = "start that cluster again, and give the same command again: an unfinished run goes on from its checkpoint"
-            raise ClusterLostError(f"{error}; {remedy}") from error
+        if lost == "Ray" and not (settings.enabled and self._config.cluster.address is None):
+            start = "start that cluster again, and " if self._config.cluster.address else ""
+            raise ClusterLostError(
+                f"{error}; {start}give the same command again: it goes on from the last checkpoint"
+            ) from error
         if not settings.enabled:
             raise error
         before, self._checkpoint = self._checkpoint, self._directory.rewind()

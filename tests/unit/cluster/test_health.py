@@ -76,6 +76,20 @@ def test_a_control_store_that_does_not_answer_is_lost(monkeypatch: pytest.Monkey
     assert time.monotonic() - began < 2, "the thread that asks is not waited for"
 
 
+def test_a_control_store_that_cannot_be_asked_is_asked_again_and_then_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def refused() -> list[dict[str, Any]]:
+        asked.append(time.monotonic())
+        if len(asked) == 3:
+            return [{"Alive": True}]
+        raise RuntimeError("no connection")
+
+    with pytest.raises(ClusterLostError, match=r"has not answered for 0\.2 s"):
+        asyncio.run(needing(standing(monkeypatch, refused), asyncio.sleep(60)))
+    assert asked[-1] - asked[2] > 0.15, "an answer begins the wait anew"
+
+
 def test_a_node_that_ray_counts_as_dead_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ClusterLostError, match="Ray's node has given no sign of life"):
         asyncio.run(needing(standing(monkeypatch, lambda: [{"Alive": False}]), asyncio.sleep(60)))
