@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from minidist.cluster.cluster import Cluster
+from minidist.cluster.supervision import NoRoomError
 from minidist.config import DistillConfig, SftConfig
 from minidist.errors import ActorLostError, ClusterLostError, DiskFullError, RoleError
 from minidist.learners.learner import LocalLearner
@@ -160,8 +161,13 @@ def test_a_new_checkpoint_between_two_losses_allows_as_many_again(home: Path, mo
 
 @pytest.mark.parametrize(
     ("error", "supervision"),
-    [(learner_lost(), {"enabled": False}), (RoleError("the learner failed"), {}), (ActorLostError("died", "rollout 1"), {})],
-    ids=["unsupervised", "failed", "an engine"],
+    [
+        (learner_lost(), {"enabled": False}),
+        (RoleError("the learner failed"), {}),
+        (ActorLostError("died", "rollout 1"), {}),
+        (NoRoomError("no room for the learner", "learner"), {}),
+    ],
+    ids=["unsupervised", "failed", "an engine", "no room"],
 )
 def test_other_errors_end_the_run_as_they_are(
     home: Path, monkeypatch: pytest.MonkeyPatch, error: RoleError, supervision: dict[str, Any]
@@ -174,13 +180,9 @@ def test_other_errors_end_the_run_as_they_are(
     assert caught.value is error and losses.calls == 3
 
 
-@pytest.mark.parametrize("address", [None, "127.0.0.1:6379"])
-def test_a_lost_cluster_of_this_run_starts_again_and_a_joined_one_ends_it(
-    home: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
-) -> None:
-    settings = config(home, f"cluster-{address}", cluster={"address": address})
-    Losses(monkeypatch, "update", {4}, ClusterLostError("Ray's node (raylet) has died"))
-    clusters = list[Any]()
+def count_clusters(monkeypatch: pytest.MonkeyPatch) -> list[Cluster]:
+    """The clusters that are entered from now on."""
+    clusters = list[Cluster]()
     enter = Cluster.__aenter__
 
     async def entered(self: Cluster) -> Cluster:
@@ -188,12 +190,31 @@ def test_a_lost_cluster_of_this_run_starts_again_and_a_joined_one_ends_it(
         return await enter(self)
 
     monkeypatch.setattr(Cluster, "__aenter__", entered)
-    if address is None:
-        assert outcome(settings)[0] == outcome(config(home, "cluster-whole"))[0]
-        assert len(clusters) == 3
-        return
-    with pytest.raises(ClusterLostError, match=r"raylet\) has died; start that cluster again, and give the same command again"):
-        asyncio.run(run_stage(settings))
+    return clusters
+
+
+def test_a_lost_cluster_of_this_run_starts_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, clusters = outcome(config(home, "cluster-whole")), count_clusters(monkeypatch)
+    Losses(monkeypatch, "update", {4}, ClusterLostError("Ray's node (raylet) has died"))
+    found = outcome(config(home, "cluster-lost"))
+    assert found[:2] == whole[:2] and found[2]["supervision"] == {"restarts": {"Ray": 1}} and len(clusters) == 2
+
+
+@pytest.mark.parametrize(
+    ("cluster", "remedy"),
+    [
+        ({"address": "127.0.0.1:6379"}, "start that cluster again, and give the same command again"),
+        ({"supervision": {"enabled": False}}, "give the same command again"),
+    ],
+    ids=["joined", "unsupervised"],
+)
+def test_another_lost_cluster_ends_the_run_with_a_sentence(
+    home: Path, monkeypatch: pytest.MonkeyPatch, cluster: dict[str, Any], remedy: str
+) -> None:
+    clusters = count_clusters(monkeypatch)
+    Losses(monkeypatch, "update", {4}, ClusterLostError("Ray's node (raylet) has died"))
+    with pytest.raises(ClusterLostError, match=rf"raylet\) has died; {remedy}: it goes on from the last checkpoint"):
+        asyncio.run(run_stage(config(home, f"ended-{len(cluster)}-{remedy[:4]}", cluster=cluster)))
     assert len(clusters) == 1
 
 
