@@ -23,7 +23,7 @@ from minidist.cluster.machine import actor_cpus, cores, thread_environment
 from minidist.cluster.remote import HEARTBEAT, Host, Remote
 from minidist.cluster.supervision import NoRoomError
 from minidist.config.cluster import ClusterConfig, Role, homes
-from minidist.errors import ActorLostError, ConfigError
+from minidist.errors import ConfigError
 from minidist.run.tracking import log
 
 
@@ -123,19 +123,8 @@ class Actors:
         seated.lose("is replaced")
         await kill(seated)
         remote = self._seat(bundle, seated)
-        await self.placed(remote, f"and it was lost ({lost.lost})")
+        await placed(remote, self._config.start_timeout_s, f"and it was lost ({lost.lost})")
         return remote
-
-    async def placed(self, remote: Remote, why: str = "and has lost a node") -> None:
-        """Wait until an actor has a process. Raises NoRoomError where the cluster has lost a node and no other has room."""
-        seconds = self._config.start_timeout_s
-        try:
-            async with asyncio.timeout(seconds):
-                await remote.beat()
-        except TimeoutError:
-            ray.kill(remote.actor)
-            text = f"the cluster has had no room for the {remote.name} again in {seconds:g} s, {why}"
-            raise NoRoomError(f"{text}; add a node, or raise cluster.start_timeout_s", remote.name) from None
 
     def role_of(self, remote: Remote) -> Role:
         """The role of a seated actor."""
@@ -175,19 +164,6 @@ class Actors:
             return await ranks[0].ask(_free_address)
         return f"file://{self._scratch}/ranks-{uuid.uuid4().hex}"  # where no ranks have met before
 
-    async def lost(self, role: Role) -> bool:
-        """Whether an actor of a role has died, or hangs."""
-        limits = self._config.supervision
-        seated = [actor for bundle, actor in self._seated.items() if self.bundles[bundle] == role]
-        waits = [asyncio.wait_for(actor.beat(), limits.heartbeat_timeout_s) for actor in seated]
-        answers = await asyncio.gather(*waits, return_exceptions=True)
-        return any(isinstance(answer, ActorLostError | TimeoutError) for answer in answers)
-
-    async def kill(self, actor: Remote) -> None:
-        """End the process of an actor, which may hang; its bundle is free again."""
-        await kill(actor)
-        self.dismiss(actor)
-
     def dismiss(self, role: Any) -> None:
         """End the actor of a role; its bundle is free again."""
         for bundle in [bundle for bundle, seated in self._seated.items() if seated is role]:
@@ -226,6 +202,17 @@ class Actors:
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         return variables
+
+
+async def placed(remote: Remote, seconds: float, why: str = "and has lost a node") -> None:
+    """Wait until an actor has a process. Raises NoRoomError where the cluster has lost a node and no other has room."""
+    try:
+        async with asyncio.timeout(seconds):
+            await remote.beat()
+    except TimeoutError:
+        ray.kill(remote.actor)
+        text = f"the cluster has had no room for the {remote.name} again in {seconds:g} s, {why}"
+        raise NoRoomError(f"{text}; add a node, or raise cluster.start_timeout_s", remote.name) from None
 
 
 def _free_address() -> str:

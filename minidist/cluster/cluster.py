@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from minidist.cluster.heartbeat import Heartbeats
+from minidist.cluster.hosted import Hosted
 from minidist.cluster.local import Local
 from minidist.cluster.machine import cores
-from minidist.cluster.residency import Residency, ResidentRole
+from minidist.cluster.residency import ResidentRole
 from minidist.cluster.scratch import Scratch
 from minidist.cluster.starts import Starts
-from minidist.cluster.supervision import Recipe, Restarts, Supervised
+from minidist.cluster.supervision import Recipe, Supervised
 from minidist.concurrency import SharedThread, together
 from minidist.config.cluster import ClusterConfig, Role
-from minidist.errors import ActorLostError, ClusterLostError, RoleError
-from minidist.run.timeline import Calls
+from minidist.errors import ClusterLostError
 from minidist.types import RankGroup
 
 T = TypeVar("T")
 
 
-class Cluster:
+class Cluster(Hosted):
     """Hosts the roles of one run; `async with` ends every process and removes every socket and temporary file it started.
 
     `roles` are those the run needs: room for all their actors is set aside at once, or the run does not start. `at_once`
@@ -39,19 +39,13 @@ class Cluster:
         *,
         at_once: Mapping[str, int] | None = None,
     ) -> None:
+        super().__init__(config)
         self._logs = logs
-        self._config = config
-        self.restarts = Restarts(config.supervision.restarts)
-        """The actors that were started again."""
-        self._supervised: list[Supervised] = []
         self._heartbeats: asyncio.Task[None] | None = None
-        self.actors = None
         if config.roles == "ray":
             from minidist.cluster.actors import Actors
 
             self.actors = Actors(config, roles, at_once)
-        self._local: list[Local] = []
-        self._residency = Residency() if config.takes_turns_on_devices else None
         self._loading = asyncio.Lock()
         self._turns = SharedThread() if config.roles == "local" and not at_once else None
         """The thread of roles in this process, where none works beside another."""
@@ -137,12 +131,18 @@ class Cluster:
                 await _start_ranks(seated, await self.actors.meeting(seated), make, arguments)
         return seated
 
+    def required(self) -> AbstractAsyncContextManager[None]:
+        """What runs inside needs the cluster: where that dies or hangs, it is cancelled and ClusterLostError is raised."""
+        return nullcontext() if self.actors is None else self.actors.health.required()
+
     async def _seat(self, role: Role) -> Any:
         """An empty actor. Raises NoRoomError where a joined cluster has lost the node that was set aside for it."""
         assert self.actors is not None
         actor = self.actors.seat(role)
         if self._config.address is not None:
-            await self.actors.placed(actor)
+            from minidist.cluster.actors import placed
+
+            await placed(actor, self._config.start_timeout_s)
         return actor
 
     def supervise(
@@ -186,66 +186,6 @@ class Cluster:
         else:  # the ranks have met: their process group lives as long as they do
             await _start_ranks(remotes, "", make, arguments)
         return remotes
-
-    def calls(self) -> dict[str, Calls]:
-        """When each role worked since this was last asked, by its name, such as `teacher` or `rollout 1`."""
-        roles = self._local if self.actors is None else self.actors.seated
-        return {role.name: role.calls() for role in roles}
-
-    def first(self, role: Role) -> Any:
-        """The first actor of a role, which answers `ask(question, **arguments)`; None where the role has none."""
-        roles = self._local if self.actors is None else self.actors.seated
-        return next((each for each in roles if each.name.split(" ")[0] == role), None)
-
-    def _resident(self, role: Any, kind: Role) -> Any:
-        """The role, which holds the shared devices only while it computes, where that is asked for."""
-        return role if self._residency is None else ResidentRole(role, kind, self._residency)
-
-    def required(self) -> AbstractAsyncContextManager[None]:
-        """What runs inside needs the cluster: where that dies or hangs, it is cancelled and ClusterLostError is raised."""
-        return nullcontext() if self.actors is None else self.actors.health.required()
-
-    async def has_lost(self, role: Role, error: RoleError) -> bool:
-        """Whether an actor of a role is lost, now that a call has failed with `error`: one death makes calls of others fail."""
-        if isinstance(error, ActorLostError) and error.actor.split(" ")[0] == role:
-            return True
-        return self.actors is not None and await self.actors.lost(role)
-
-    async def dismiss_all(self, *roles: Role) -> None:
-        """End all actors of these roles, those that hang too."""
-        for supervised in [each for each in self._supervised if _role(each) in roles]:
-            await self.dismiss(supervised)
-        for role in [each for each in self._local if _role(each) in roles]:
-            await self.dismiss(role)
-        if self.actors is not None:
-            for actor in [each for each in self.actors.seated if _role(each) in roles]:
-                await self.actors.kill(actor)
-                await self.dismiss(actor)
-
-    async def dismiss(self, role: Any) -> None:
-        """End one role before the others."""
-        for supervised in [each for each in self._supervised if role.name in [actor.name for actor in each.actors]]:
-            self._supervised.remove(supervised)
-            await supervised.end()
-        if isinstance(role, Supervised):
-            assert self.actors is not None
-            names = [actor.name for actor in role.actors]  # of which one may have been replaced a moment ago
-            for actor in [seated for seated in self.actors.seated if seated.name in names]:
-                await self.dismiss(actor)
-            return
-        role = role.role if isinstance(role, ResidentRole) else role
-        if self._residency is not None:
-            self._residency.leave(role)
-        if self.actors is not None:
-            self.actors.dismiss(role)
-        if any(role is each for each in self._local):
-            self._local.remove(role)
-            await role.close()
-
-
-def _role(actor: Any) -> str:
-    """The role of an actor, by its name."""
-    return actor.name.split(" ")[0]
 
 
 def _bare(role: Any) -> Any:
