@@ -15,13 +15,32 @@ from minidist.stages import STAGES, code, roles_of, run_stage, verbs
 app = typer.Typer(
     help="On-policy distillation of language models: the student writes, the teacher scores, the learner updates.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file; see configs/.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Replace single values.")]
+
+def _files(incomplete: str) -> list[tuple[str, str]]:
+    """Configuration files, for a shell that completes a word."""
+    from minidist.stages import completion
+
+    return completion.files(incomplete)
+
+
+def _assignments(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Overrides of the verb's configurations, for a shell that completes a word."""
+    from minidist.stages import completion
+
+    config, before = context.params.get("config"), list(context.params.get("overrides") or ())
+    return completion.overrides(context.info_name or "", Path(config) if config else None, before, incomplete)
+
+
+_FILES: dict[str, Any] = {"autocompletion": _files}
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file; see configs/.", **_FILES)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value ...]", help="Replace single values.", autocompletion=_assignments),
+]
 
 
 def _add(verb: str, help: str) -> None:
@@ -61,7 +80,9 @@ def check(
 
 @app.command("plan")
 def plan_run(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration of `distill`.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration of `distill`.", **_FILES)
+    ] = None,
     overrides: Overrides = None,
     rates: Annotated[str | None, typer.Option(help="h100, a100, or a file of rates. Default: h100, or this machine's.")] = None,
     answer_tokens: Annotated[float | None, typer.Option(help="Mean length of an answer. Default: the longest.")] = None,
@@ -90,7 +111,9 @@ def plan_run(
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.", **_FILES)
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Check the installation and the machine; print each fault with its remedy. Exit code 1 when something is missing."""
@@ -137,6 +160,25 @@ def report(
         raise DataError(f"no directory {output.absolute().parent} for the page {output.name}")
     write_text(output, page.page())
     print(f"report: {output}")
+
+
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="Directory of a finished run.")],
+    repository: Annotated[
+        str | None, typer.Argument(metavar="[OWNER/NAME]", help="Default: run.push_to_hub of the run.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A repository that is created is public.")] = False,
+) -> None:
+    """Upload final/ of a finished run to the Hugging Face hub, with the token in HF_TOKEN."""
+    from minidist.config.run import repository as checked
+    from minidist.publishing.ending import push_run
+
+    try:
+        named = None if repository is None else checked(repository)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(push_run(directory, named, private=not public))
 
 
 @app.callback(invoke_without_command=True)
@@ -196,6 +238,10 @@ def _run(verb: str, path: Path, overrides: list[str] | None) -> None:
         raise ConfigError(f"{path} is a configuration for `minidist {stage.verb}`, not for `minidist {verb}`")
     _set_environment(config)
     _until_done(config)
+    if getattr(config.run, "push_to_hub", None) is not None:
+        from minidist.publishing.ending import deliver
+
+        deliver(config)
 
 
 def _set_environment(config: Any) -> None:

@@ -51,6 +51,10 @@ class DiskFullError(MinidistError):
     """A disk is full, or a quota used up. What was whole before is whole still, and the run can resume."""
 
 
+class HubError(MinidistError):
+    """A finished model that was not uploaded to the Hugging Face hub. The run is whole, and the upload can be repeated."""
+
+
 class RoleError(MinidistError):
     """A rollout engine, teacher or learner failed or died."""
 

@@ -16,7 +16,7 @@ from minidist.run.files import read_record, shaped
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja"]
+_SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 
 
 def resolve(name: str, where: str, *, weights: bool | Sequence[str] = True) -> Path:

@@ -23,6 +23,7 @@ from minidist.errors import ConfigError, ModelError, RunDirectoryError
 from minidist.models.files import check_json, check_weights, resolve, whole_model
 from minidist.preflight.facts import ModelFacts, PairFacts
 from minidist.preflight.families import check_in_vllm, check_teacher
+from minidist.publishing.hub import check_push
 from minidist.run.directory import RunDirectory
 from minidist.run.wandb_board import check_wandb
 from minidist.types import Vocabulary
@@ -32,13 +33,14 @@ _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def check_files(config: Config | TeachConfig, models: Mapping[str, str | None], sources: Iterable[SourceConfig | None]) -> None:
-    """Run directory, processor cores, model directories, data files and GPUs, the cheapest first.
+    """Run directory, the hub that is uploaded to, processor cores, model directories, data files and GPUs, the cheapest first.
 
     `models`: directory or hub name by the key of the configuration; None is passed over, as in `sources`.
     """
     RunDirectory(config).check()
     if isinstance(config.run, RunConfig):
         check_wandb(config.run.wandb)
+    check_push(config.run)
     check_cores(config.cluster)
     for where, name in models.items():
         check_model_directory(name, where, weights=where not in config.shapes_only)

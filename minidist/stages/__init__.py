@@ -191,13 +191,14 @@ async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:
     from minidist.cluster.cluster import Cluster
     from minidist.roles.host import Roles
 
+    written = config
     if config.stage in ("sft", "distill") and config.student.init is not None:
         config = code("minidist.stages.initial:with_initial")(config, directory.path / "initial")
     logs, roles = directory.path / "logs", roles_of(config)
     async with Cluster(config.cluster, logs, roles, at_once=config.roles_at_once) as cluster:
         run = StageRun(config, plan, directory, checkpoint)
-        summary = await code(stage.run)(run, Roles(cluster, config, plan))
-        summary = directory.finish(summary | cluster.restarts.summary())
+        result = await code(stage.run)(run, Roles(cluster, config, plan)) | cluster.restarts.summary()
+        summary = code("minidist.publishing.ending:finish")(directory, written, result)
     log.info("%s finished in %.0f s: %s", config.stage, summary["seconds"], directory.path)
     if stage.ending is not None:
         code(stage.ending)(summary)

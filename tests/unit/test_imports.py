@@ -20,11 +20,12 @@ FLOORS = [
     ("models", "cluster", "channels", "evaluation", "loop", "system2"),
     ("rollout", "learners"),
     ("teachers", "methods"),
-    ("experience", "pipelines"),
+    ("experience", "pipelines", "publishing"),
     ("preflight", "report", "teaching"),
     ("roles",),
     ("stages",),
     ("cli",),
+    ("notebook",),
 ]
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 MAY_IMPORT = {
