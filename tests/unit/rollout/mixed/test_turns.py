@@ -265,8 +265,8 @@ def test_the_figures_of_a_pool_are_sums() -> None:
 def test_a_mixture_is_written_anew_where_a_side_dies_and_never_goes_on_in_another_process(
     side: int, when: int, at_once: bool, idle: bool
 ) -> None:
-    """A new process has none of the sequences: what it is given as unread would be a part of a text. `idle`: the side dies while
-    the other one works, and is there again when its next turns come."""
+    """A new process has none of the sequences: what it is given as unread would be a part of a text. `idle`: the side dies
+    while the other one works, and is there again when its next turns come."""
     engines: list[Any] = []
     turns = [0, 0]
 
