@@ -11,6 +11,7 @@ import typer
 from minidist import __version__
 from minidist.errors import ConfigError, DataError, MinidistError
 from minidist.stages import STAGES, code, roles_of, run_stage, verbs
+from minidist.text import readable, shown
 
 app = typer.Typer(
     help="On-policy distillation of language models: the student writes, the teacher scores, the learner updates.",
@@ -31,7 +32,8 @@ def _assignments(context: typer.Context, incomplete: str) -> list[tuple[str, str
     """Overrides of the verb's configurations, for a shell that completes a word."""
     from minidist.stages import completion
 
-    config, before = context.params.get("config"), list(context.params.get("overrides") or ())
+    config: Path | None = context.params.get("config")
+    before: list[str] = list(context.params.get("overrides") or [])
     return completion.overrides(context.info_name or "", Path(config) if config else None, before, incomplete)
 
 
@@ -70,12 +72,12 @@ def check(
     with no_collection():
         plan = code(stage.plan)(loaded)
     for line in plan.lines:
-        print(line)
+        print(readable(line))
     if show:
         from minidist.preflight.rows import show_any
 
         show_any(plan, show, ids=ids)
-    print(f"{config}: ready for minidist {stage.verb}")
+    print(readable(f"{config}: ready for minidist {stage.verb}"))
 
 
 @app.command("plan")
@@ -106,7 +108,7 @@ def plan_run(
         with no_collection():
             found = forecast(loaded, rates, answer_tokens)
         for line in found.lines:
-            print(line)
+            print(readable(line))
 
 
 @app.command()
@@ -140,6 +142,25 @@ def sample(
 
 
 @app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="Directory of a finished run.")],
+    repository: Annotated[
+        str | None, typer.Argument(metavar="[OWNER/NAME]", help="Default: run.push_to_hub of the run.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A repository that is created is public.")] = False,
+) -> None:
+    """Upload final/ of a finished run to the Hugging Face hub, with the token in HF_TOKEN."""
+    from minidist.config.run import repository as checked
+    from minidist.publishing.ending import push_run
+
+    try:
+        named = None if repository is None else checked(repository)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(push_run(directory, named, private=not public))
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_DIRECTORY…", help="Directories of runs or of comparisons.")],
     output: Annotated[Path, typer.Option(metavar="FILE", help="Where the page is written.")] = Path("report.html"),
@@ -162,25 +183,6 @@ def report(
     print(f"report: {output}")
 
 
-@app.command()
-def push(
-    directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="Directory of a finished run.")],
-    repository: Annotated[
-        str | None, typer.Argument(metavar="[OWNER/NAME]", help="Default: run.push_to_hub of the run.")
-    ] = None,
-    public: Annotated[bool, typer.Option("--public", help="A repository that is created is public.")] = False,
-) -> None:
-    """Upload final/ of a finished run to the Hugging Face hub, with the token in HF_TOKEN."""
-    from minidist.config.run import repository as checked
-    from minidist.publishing.ending import push_run
-
-    try:
-        named = None if repository is None else checked(repository)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    print(push_run(directory, named, private=not public))
-
-
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -198,7 +200,7 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"minidist: {error.filename} cannot be used: {error.strerror}; correct it, and try again", file=sys.stderr)
+        print(f"minidist: {shown(str(error.filename))} cannot be used: {error.strerror}; correct it", file=sys.stderr)
         sys.exit(1)
 
 

@@ -74,10 +74,10 @@ class RunConfig(PlaceConfig):
     KB a step. None: all of them."""
     tensorboard: Annotated[bool, FREE] = True
     """Also write the metrics as TensorBoard events."""
-    wandb: Annotated[WandbConfig | None, FREE] = None
-    """Also send the metrics to Weights & Biases. None: nothing is sent anywhere."""
     push_to_hub: Annotated[RepositoryName | None, FREE] = None
     """Repository of the Hugging Face hub, OWNER/NAME, to which final/ is uploaded when the run has finished; it is created if
     need be. The token is read from the environment variable HF_TOKEN. None: no upload; `minidist push` makes one later."""
     push_private: Annotated[bool, FREE] = True
     """A repository that push_to_hub creates is private."""
+    wandb: Annotated[WandbConfig | None, FREE] = None
+    """Also send the metrics to Weights & Biases. None: nothing is sent anywhere."""

@@ -18,13 +18,12 @@ from minidist.config import DistillConfig, SftConfig, TeachConfig
 from minidist.config.citations import citations
 from minidist.config.data import SourceConfig
 from minidist.config.models import ModelConfig
-from minidist.config.origin import with_origin
-from minidist.config.sentence import without_password
 from minidist.models.files import is_adapter
 from minidist.publishing.figures import figure_lines
 from minidist.publishing.loading import loading_lines, pipeline_tag
 from minidist.publishing.markdown import block, code, plain
 from minidist.run.files import write_text
+from minidist.text import without_secrets
 
 Trained = SftConfig | DistillConfig | TeachConfig
 """Configurations whose runs end in a model."""
@@ -51,7 +50,9 @@ def card(final: Path, config: Trained, summary: Mapping[str, Any]) -> str:
 
 def metadata(final: Path, config: Trained) -> ModelCardData:
     """What the hub shows and searches. Only names that the hub takes stand in it."""
-    base = config.student.model or (with_origin(config).student.model if config.student.init else None)
+    base = config.student.model
+    if base is None and config.student.init is not None:  # cut from the teacher
+        base = next((teacher.model for teacher in _teachers(config).values()), None)
     known = _metadata_of(base) if base is not None else {}
     if base is not None and not is_hub_name(base):  # a model that was trained here: the model that it was trained from
         base = known.get("base_model")
@@ -66,8 +67,8 @@ def metadata(final: Path, config: Trained) -> ModelCardData:
     relation = "adapter" if adapter else "finetune"
     based = {"base_model": base, "base_model_relation": relation} if isinstance(base, str) and is_hub_name(base) else {}
     library = "peft" if adapter else "transformers"
-    named = {"datasets": datasets or None, **_license(known)}
-    return ModelCardData(library_name=library, pipeline_tag=pipeline_tag(final, config), tags=tags, **named, **based)
+    named: dict[str, Any] = {"datasets": datasets or None, **_license(known), **based}
+    return ModelCardData(library_name=library, pipeline_tag=pipeline_tag(final, config), tags=tags, **named)
 
 
 def is_hub_name(name: str) -> bool:
@@ -128,8 +129,8 @@ def _title(final: Path, config: Trained) -> str:
 
 
 def _introduction(config: Trained) -> str:
-    how = _TITLES[config.stage] + (f", method {code(config.method)}" if getattr(config, "method", None) else "")
-    return f"Trained with minidist by {how}.\n"
+    method = getattr(config, "method", None)
+    return f"Trained with minidist by {_TITLES[config.stage]}{f', method {code(method)}' if method else ''}.\n"
 
 
 def _models(config: Trained) -> str:
@@ -161,7 +162,7 @@ def _place(name: str) -> str:
     if is_hub_name(name):
         return f"[{code(name)}](https://huggingface.co/{name})"
     path = Path(name)
-    return code("/".join(path.parts[-2:]) if path.is_absolute() or name.startswith("~") else without_password(name))
+    return code("/".join(path.parts[-2:]) if path.is_absolute() or name.startswith("~") else without_secrets(name))
 
 
 def _data(config: Trained) -> str:

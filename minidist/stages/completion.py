@@ -14,6 +14,9 @@ from minidist.stages import STAGES
 
 _SOURCES = Path(__file__).parents[1] / "config"
 _STAGE = re.compile(r"^stage:\s*[\"']?(\w+)", re.MULTILINE)
+_DEFINED = re.compile(r"^(?:class )?(\w+)(?=[(:]| = )", re.MULTILINE)
+_CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
+_OF_STAGE = re.compile(r"^    stage: Literal\[\"(\w+)\"\]", re.MULTILINE)
 Candidate = tuple[str, str]
 """A text that may stand at the cursor, and its meaning."""
 
@@ -57,11 +60,11 @@ def _roots(verb: str, config: Path | None) -> list[str]:
         found = _STAGE.search(config.read_text(encoding="utf-8")) if config is not None and config.is_file() else None
     except (OSError, ValueError):
         found = None
-    stages = [name for name, stage in STAGES.items() if verb in (stage.verb, "check", "doctor")]
+    stages = [name for name, stage in STAGES.items() if verb == stage.verb] or list(STAGES)
     stages = ["distill"] if verb == "plan" else stages
     if found is not None and found[1] in stages:
         stages = [found[1]]
-    return [name for name in _source().classes if set(_source().choices(name, "stage")) & set(stages)]
+    return _source().of_stages(stages)
 
 
 def _keys(roots: list[str], incomplete: str) -> list[Candidate]:
@@ -104,24 +107,46 @@ def _descend(roots: list[str], path: list[str]) -> list[str]:
 
 
 class _Source:
-    """Classes of sections, and the names that stand for several of them, as the files define them."""
+    """Classes of sections, and the names that stand for several of them. A file is parsed when a name that it defines is asked
+    for: a word needs a few of them."""
 
     def __init__(self) -> None:
-        self.classes: dict[str, ast.ClassDef] = {}
-        self._aliases: dict[str, ast.expr] = {}
+        self._texts = {file: file.read_text(encoding="utf-8") for file in sorted(_SOURCES.rglob("*.py"))}
+        self._homes = {name: file for file, text in self._texts.items() for name in _DEFINED.findall(text)}
+        self._parsed: dict[Path, dict[str, ast.stmt]] = {}
         self._fields: dict[str, dict[str, tuple[ast.AnnAssign, str]]] = {}
-        for file in sorted(_SOURCES.rglob("*.py")):
-            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+
+    def of_stages(self, stages: list[str]) -> list[str]:
+        """The classes of the configurations of these stages."""
+        found = []
+        for text in self._texts.values():
+            for match in _OF_STAGE.finditer(text):
+                if match[1] in stages:
+                    found.append(_CLASS.findall(text[: match.start()])[-1])
+        return found
+
+    def is_section(self, name: str) -> bool:
+        """Whether a name is that of a class."""
+        return isinstance(self._node(name), ast.ClassDef)
+
+    def _node(self, name: str) -> ast.stmt | None:
+        """What defines a name; None for a name that these files only import."""
+        if (file := self._homes.get(name)) is None:
+            return None
+        if file not in self._parsed:
+            defined = self._parsed[file] = {}
+            for node in ast.parse(self._texts[file]).body:
                 if isinstance(node, ast.ClassDef):
-                    self.classes[node.name] = node
+                    defined[node.name] = node
                 elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                    self._aliases[node.targets[0].id] = node.value
+                    defined[node.targets[0].id] = node
+        return self._parsed[file].get(name)
 
     def fields(self, owner: str) -> dict[str, tuple[ast.AnnAssign, str]]:
         """The fields of a class and of its bases, with their docstrings."""
         if owner not in self._fields:
-            node = self.classes.get(owner)
-            self._fields[owner] = {} if node is None else self._read(node)
+            node = self._node(owner)
+            self._fields[owner] = self._read(node) if isinstance(node, ast.ClassDef) else {}
         return self._fields[owner]
 
     def _read(self, node: ast.ClassDef) -> dict[str, tuple[ast.AnnAssign, str]]:
@@ -143,7 +168,7 @@ class _Source:
     def sections(self, owner: str, field: str) -> list[str]:
         """The classes that may stand at a field, whose keys may be written after its own; those of a list may not."""
         names = self._names(owner, field)
-        return [] if "list" in names and "dict" not in names else [name for name in names if name in self.classes]
+        return [] if "list" in names and "dict" not in names else [name for name in names if self.is_section(name)]
 
     def is_mapping(self, owner: str, field: str) -> bool:
         """Whether the sections at a field have names of their own."""
@@ -178,9 +203,10 @@ class _Source:
         """The parts of an annotation, with what its names stand for."""
         for part in ast.walk(node):
             yield part
-            if isinstance(part, ast.Name) and part.id in self._aliases and part.id not in seen:
+            if isinstance(part, ast.Name) and part.id not in seen:
                 seen.add(part.id)
-                yield from self._walk(self._aliases[part.id], seen)
+                if isinstance(alias := self._node(part.id), ast.Assign):
+                    yield from self._walk(alias.value, seen)
 
 
 @cache
