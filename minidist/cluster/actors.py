@@ -8,7 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,7 @@ class Actors:
         """Ask Ray for a placement group whose first bundles are those of `homes`."""
         if bundles:
             self._groups.append(placement_group(bundles, strategy=strategy.upper()))
-            self._places |= {home: (self.er cluster, or set cluster.placement=pack"
-            )
+            self._places |= {home: (self._groups[-1], index) for index, home in enumerate(homes)}
 
     def seat(self, role: Role) -> Remote:
         """An empty actor in the next free bundle of its role."""
@@ -214,8 +213,8 @@ def _await(groups: Sequence[Any], bundles: Sequence[Mapping[str, float]], count:
         wanted = ", ".join(f"{sum(bundle.get(name, 0) for bundle in bundles):g} {name}" for name in ("CPU", "GPU"))
         found = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in ("CPU", "GPU"))
         raise ConfigError(
-            f"no room for the run's {count} actors ({wanted}) in {seconds:g} s: the cluster has {found} in all; lower the counts "
-            "or shares under cluster, or set cluster.placement=pack"
+            f"no room for the run's {count} actors ({wanted}) in {seconds:g} s: the cluster has {found} in all; lower the "
+            "counts or shares under cluster, or set cluster.placement=pack"
         )
 
 
