@@ -11,17 +11,38 @@ import typer
 from minidist import __version__
 from minidist.errors import ConfigError, DataError, MinidistError
 from minidist.stages import STAGES, code, roles_of, run_stage, verbs
+from minidist.text import readable, shown
 
 app = typer.Typer(
     help="On-policy distillation of language models: the student writes, the teacher scores, the learner updates.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file; see configs/.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[section.key=value ...]", help="Replace single values.")]
+
+def _files(incomplete: str) -> list[tuple[str, str]]:
+    """Configuration files, for a shell that completes a word."""
+    from minidist.stages import completion
+
+    return completion.files(incomplete)
+
+
+def _assignments(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Overrides of the verb's configurations, for a shell that completes a word."""
+    from minidist.stages import completion
+
+    config: Path | None = context.params.get("config")
+    before: list[str] = list(context.params.get("overrides") or [])
+    return completion.overrides(context.info_name or "", Path(config) if config else None, before, incomplete)
+
+
+_FILES: dict[str, Any] = {"autocompletion": _files}
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Configuration file; see configs/.", **_FILES)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value ...]", help="Replace single values.", autocompletion=_assignments),
+]
 
 
 def _add(verb: str, help: str) -> None:
@@ -51,17 +72,19 @@ def check(
     with no_collection():
         plan = code(stage.plan)(loaded)
     for line in plan.lines:
-        print(line)
+        print(readable(line))
     if show:
         from minidist.preflight.rows import show_any
 
         show_any(plan, show, ids=ids)
-    print(f"{config}: ready for minidist {stage.verb}")
+    print(readable(f"{config}: ready for minidist {stage.verb}"))
 
 
 @app.command("plan")
 def plan_run(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration of `distill`.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration of `distill`.", **_FILES)
+    ] = None,
     overrides: Overrides = None,
     rates: Annotated[str | None, typer.Option(help="h100, a100, or a file of rates. Default: h100, or this machine's.")] = None,
     answer_tokens: Annotated[float | None, typer.Option(help="Mean length of an answer. Default: the longest.")] = None,
@@ -85,12 +108,14 @@ def plan_run(
         with no_collection():
             found = forecast(loaded, rates, answer_tokens)
         for line in found.lines:
-            print(line)
+            print(readable(line))
 
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="Also show what its run would use.", **_FILES)
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Check the installation and the machine; print each fault with its remedy. Exit code 1 when something is missing."""
@@ -114,6 +139,25 @@ def sample(
     from minidist.run.show import show
 
     show(directory, step=step, rows=rows, html=html)
+
+
+@app.command()
+def push(
+    directory: Annotated[Path, typer.Argument(metavar="RUN_DIRECTORY", help="Directory of a finished run.")],
+    repository: Annotated[
+        str | None, typer.Argument(metavar="[OWNER/NAME]", help="Default: run.push_to_hub of the run.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="A repository that is created is public.")] = False,
+) -> None:
+    """Upload final/ of a finished run to the Hugging Face hub, with the token in HF_TOKEN."""
+    from minidist.config.run import repository as checked
+    from minidist.publishing.ending import push_run
+
+    try:
+        named = None if repository is None else checked(repository)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    print(push_run(directory, named, private=not public))
 
 
 @app.command()
@@ -156,7 +200,7 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"minidist: {error.filename} cannot be used: {error.strerror}; correct it, and try again", file=sys.stderr)
+        print(f"minidist: {shown(str(error.filename))} cannot be used: {error.strerror}; correct it", file=sys.stderr)
         sys.exit(1)
 
 
@@ -196,6 +240,10 @@ def _run(verb: str, path: Path, overrides: list[str] | None) -> None:
         raise ConfigError(f"{path} is a configuration for `minidist {stage.verb}`, not for `minidist {verb}`")
     _set_environment(config)
     _until_done(config)
+    if getattr(config.run, "push_to_hub", None) is not None:
+        from minidist.publishing.ending import deliver
+
+        deliver(config)
 
 
 def _set_environment(config: Any) -> None:

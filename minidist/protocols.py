@@ -4,7 +4,20 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from minidist.types import Batch, Measures, Probe, Prompt, Reply, Rollout, Sampling, Stream, TeacherScores, Update, Weights
+from minidist.types import (
+    Batch,
+    Measures,
+    Probe,
+    Prompt,
+    Reply,
+    Rollout,
+    Sampling,
+    Scores,
+    Stream,
+    TeacherScores,
+    Update,
+    Weights,
+)
 
 
 class RolloutEngine(Protocol):
@@ -62,6 +75,18 @@ class Teacher(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Scorer(Protocol):
+    """A teacher, or several that each row has its own of, or whose distributions are mixed."""
+
+    async def score(self, rollouts: Sequence[Rollout]) -> Sequence[Scores]:
+        """Scores of exactly the rollouts' token ids, in order."""
+        ...
+
+    async def extend(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
+        """As `Teacher.extend`."""
+        ...
 
 
 class Saves(Protocol):

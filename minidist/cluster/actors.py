@@ -8,7 +8,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from minidist.cluster.health import RayHealth
+from minidist.cluster.heartbeat import Heartbeats
 from minidist.cluster.joined import SharedDirectory
 from minidist.cluster.killing import kill
 from minidist.cluster.machine import actor_cpus, cores, thread_environment
@@ -25,6 +26,9 @@ from minidist.cluster.supervision import NoRoomError
 from minidist.config.cluster import ClusterConfig, Role, homes
 from minidist.errors import ConfigError
 from minidist.run.tracking import log
+
+_RAY = "ray"
+"""Ray's directory in that of the run."""
 
 
 class Actors:
@@ -59,16 +63,18 @@ class Actors:
         else:
             os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
             with _own_group():
+                close_token()
                 ray.init(
                     address="local",  # a cluster of this run, whatever RAY_ADDRESS says
                     num_cpus=cores(),
                     num_gpus=self._config.gpus,
                     include_dashboard=False,
                     object_store_memory=int(self._config.object_store_gib * 2**30),
-                    _temp_dir=str(scratch),
+                    _temp_dir=str(scratch / _RAY),  # Ray opens its directory to all; `scratch`, around it, is closed
                     _node_ip_address="127.0.0.1",
                     **quiet,
                 )
+            close_token()
         self.health = RayHealth(self._config)
         self._reserve()
 
@@ -91,24 +97,13 @@ class Actors:
             reserved += others
             self._group([home], [bundles[home], *others], "pack")
         self._group(together, [bundles[home] for home in together], self._config.placement)
-        self._await(reserved)
+        _await(self._groups, reserved, len(self.bundles), self._config.start_timeout_s)
 
     def _group(self, homes: list[int], bundles: list[dict[str, float]], strategy: str) -> None:
         """Ask Ray for a placement group whose first bundles are those of `homes`."""
         if bundles:
             self._groups.append(placement_group(bundles, strategy=strategy.upper()))
             self._places |= {home: (self._groups[-1], index) for index, home in enumerate(homes)}
-
-    def _await(self, bundles: list[dict[str, float]]) -> None:
-        """Wait until Ray has set aside all groups, which have these bundles."""
-        until = time.monotonic() + self._config.start_timeout_s
-        if not all(group.wait(max(1.0, until - time.monotonic())) for group in self._groups):
-            wanted = ", ".join(f"{sum(bundle.get(name, 0) for bundle in bundles):g} {name}" for name in ("CPU", "GPU"))
-            found = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in ("CPU", "GPU"))
-            raise ConfigError(
-                f"no room for the run's {len(self.bundles)} actors ({wanted}) in {self._config.start_timeout_s:g} s: the "
-                f"cluster has {found} in all; lower the counts or shares under cluster, or set cluster.placement=pack"
-            )
 
     def seat(self, role: Role) -> Remote:
         """An empty actor in the next free bundle of its role."""
@@ -125,6 +120,10 @@ class Actors:
         remote = self._seat(bundle, seated)
         await placed(remote, self._config.start_timeout_s, f"and it was lost ({lost.lost})")
         return remote
+
+    def heartbeats(self) -> Heartbeats:
+        """Asks all actors for signs of life, and kills those that hang."""
+        return Heartbeats(self._config.supervision, lambda: self.seated, kill)
 
     def role_of(self, remote: Remote) -> Role:
         """The role of a seated actor."""
@@ -185,7 +184,7 @@ class Actors:
 
     def keep_logs(self, folder: Path) -> None:
         """Copy the actors' output from Ray's session to `folder`."""
-        found = [file for file in self._scratch.glob("session_2*/logs/worker-*") if file.stat().st_size]
+        found = [file for file in self._scratch.glob(f"{_RAY}/session_2*/logs/worker-*") if file.stat().st_size]
         if found:
             folder.mkdir(parents=True, exist_ok=True)
             for file in found:
@@ -197,7 +196,8 @@ class Actors:
         Ray starts for it, while those that Ray has started already stay idle."""
         # The actors of one role work at the same time.
         config, roles = self._config.role(role), self._at_once.get(role, 1)
-        threads = self._config.threads or max(1, cores() // (roles * config.processes * config.devices))
+        busy = roles * self._config.processes_of(role) * config.devices
+        threads = self._config.threads or max(1, cores() // busy)
         variables = thread_environment(threads) | {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -213,6 +213,27 @@ async def placed(remote: Remote, seconds: float, why: str = "and has lost a node
         ray.kill(remote.actor)
         text = f"the cluster has had no room for the {remote.name} again in {seconds:g} s, {why}"
         raise NoRoomError(f"{text}; add a node, or raise cluster.start_timeout_s", remote.name) from None
+
+
+def _await(groups: Sequence[Any], bundles: Sequence[Mapping[str, float]], count: int, seconds: float) -> None:
+    """Wait until Ray has set aside all groups, which have these bundles for so many actors. Raises ConfigError."""
+    until = time.monotonic() + seconds
+    if not all(group.wait(max(1.0, until - time.monotonic())) for group in groups):
+        wanted = ", ".join(f"{sum(bundle.get(name, 0) for bundle in bundles):g} {name}" for name in ("CPU", "GPU"))
+        found = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+        raise ConfigError(
+            f"no room for the run's {count} actors ({wanted}) in {seconds:g} s: the cluster has {found} in all; lower the "
+            "counts or shares under cluster, or set cluster.placement=pack"
+        )
+
+
+def close_token() -> None:
+    """Let nobody else read the file of Ray's token, which alone keeps others from running code in this run: Ray's ports are
+    open on every interface, and Ray writes the file for all to read."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with suppress(OSError):
+        if file.is_file() and file.stat().st_uid == os.getuid():
+            file.chmod(0o600)
 
 
 def _free_address() -> str:

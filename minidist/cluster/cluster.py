@@ -8,7 +8,6 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from minidist.cluster.heartbeat import Heartbeats
 from minidist.cluster.hosted import Hosted
 from minidist.cluster.local import Local
 from minidist.cluster.machine import cores
@@ -65,11 +64,7 @@ class Cluster(Hosted):
                 # Ray's native code replaces our SIGTERM handler by one that prints a trace and may abort.
                 signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
                 if self._config.supervision.enabled:
-                    from minidist.cluster.killing import kill
-
-                    actors = self.actors
-                    beats = Heartbeats(self._config.supervision, lambda: actors.seated, kill)
-                    self._heartbeats = asyncio.create_task(beats.run())
+                    self._heartbeats = asyncio.create_task(self.actors.heartbeats().run())
             except BaseException:
                 await asyncio.wait([starting])  # a thread cannot be cancelled: it must have started all that is to be ended
                 self._end(failed=True)
@@ -77,7 +72,7 @@ class Cluster(Hosted):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        for supervised in self._supervised:
+        for supervised in self.supervised:
             await supervised.end()
         if self._heartbeats is not None:
             self._heartbeats.cancel()
@@ -128,7 +123,7 @@ class Cluster(Hosted):
             seated = [self._resident(actor, role) for actor in await together(self._seat(role) for _ in range(count))]
             self._scratch.guard()
             async with self._starting:
-                await _start_ranks(seated, await self.actors.meeting(seated), make, arguments)
+                await _start(seated, await self.actors.meeting(seated), make, arguments)
         return seated
 
     def required(self) -> AbstractAsyncContextManager[None]:
@@ -157,22 +152,18 @@ class Cluster(Hosted):
         if self.actors is None or not self._config.supervision.enabled:
             return assemble(list(actors))
         role = Supervised(actors, Recipe(make, arguments, self.replace, assemble), self.restarts)
-        self._supervised.append(role)
+        self.supervised.append(role)
         return role
 
     async def replace(self, members: Sequence[Any], make: Callable[..., T], **arguments: Any) -> list[T]:
         """A role, or the ranks of one, made anew in other processes in the place of these, of which some are lost. Raises
         NoRoomError where the cluster has no room for one."""
         assert self.actors is not None
-        new: list[Any] = []
-        for lost in await together(self.actors.reseat(_bare(member)) for member in members):
-            new.append(self._resident(lost, self.actors.role_of(lost)))
+        seated = await together(self.actors.reseat(_bare(member)) for member in members)
+        new: list[Any] = [self._resident(remote, self.actors.role_of(remote)) for remote in seated]
         self._scratch.guard()
         async with self._starting:
-            if len(new) == 1:
-                await new[0].start(make, **arguments)
-            else:
-                await _start_ranks(new, await self.actors.meeting(new), make, arguments)
+            await _start(new, await self.actors.meeting(new), make, arguments)
         return new
 
     async def restart(self, members: Sequence[T], make: Callable[..., T], **arguments: Any) -> list[T]:
@@ -181,10 +172,7 @@ class Cluster(Hosted):
             await together(self.dismiss(member) for member in members)
             return [await self.host("learner", make, **arguments)]
         remotes: list[Any] = list(members)
-        if len(remotes) == 1:
-            await remotes[0].start(make, **arguments)
-        else:  # the ranks have met: their process group lives as long as they do
-            await _start_ranks(remotes, "", make, arguments)
+        await _start(remotes, "", make, arguments)  # the ranks have met: their process group lives as long as they do
         return remotes
 
 
@@ -193,6 +181,10 @@ def _bare(role: Any) -> Any:
     return role.leave() if isinstance(role, ResidentRole) else role
 
 
-async def _start_ranks(remotes: Sequence[Any], meeting: str, make: Callable[..., Any], arguments: dict[str, Any]) -> None:
+async def _start(remotes: Sequence[Any], meeting: str, make: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Make a role in its process, or one rank of it in each, which meet there."""
+    if len(remotes) == 1:
+        await remotes[0].start(make, **arguments)
+        return
     groups = [RankGroup(rank, len(remotes), meeting) for rank in range(len(remotes))]
     await together(remote.start(make, group=group, **arguments) for remote, group in zip(remotes, groups, strict=True))

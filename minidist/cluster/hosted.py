@@ -22,7 +22,8 @@ class Hosted:
         self.restarts = Restarts(config.supervision.restarts)
         """The actors that were started again."""
         self._config = config
-        self._supervised: list[Supervised] = []
+        self.supervised: list[Supervised] = []
+        """The roles of which lost actors are started again."""
         self._local: list[Local] = []
         self._residency = Residency() if config.takes_turns_on_devices else None
 
@@ -51,7 +52,7 @@ class Hosted:
 
     async def dismiss_all(self, *roles: Role) -> None:
         """End all actors of these roles, those that hang too."""
-        for supervised in [each for each in self._supervised if _role(each) in roles]:
+        for supervised in [each for each in self.supervised if _role(each) in roles]:
             await self.dismiss(supervised)
         for role in [each for each in self._local if _role(each) in roles]:
             await self.dismiss(role)
@@ -64,8 +65,8 @@ class Hosted:
 
     async def dismiss(self, role: Any) -> None:
         """End one role before the others."""
-        for supervised in [each for each in self._supervised if role.name in [actor.name for actor in each.actors]]:
-            self._supervised.remove(supervised)
+        for supervised in [each for each in self.supervised if role.name in [actor.name for actor in each.actors]]:
+            self.supervised.remove(supervised)
             await supervised.end()
         if isinstance(role, Supervised):
             assert self.actors is not None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from minidist.errors import ScoresLostError
-from minidist.types import KeptScores, Row, TeacherScores
+from minidist.types import KeptScores, Row, TeacherScores, members_of, with_members
 
 SMALL = 100 * 1024
 """Bytes of scores that travel with the answer: Ray itself sends results of this size without the object store."""
@@ -17,7 +17,7 @@ def keep(scores: TeacherScores, keeper: str) -> TeacherScores:
     import ray
 
     left = {"reference": ray.put(scores), "count": scores.tokens, "size": scores.nbytes, "keeper": keeper}
-    return KeptScores(scores.payload, scores.logprobs, hidden_dtype=scores.hidden_dtype, **left)
+    return KeptScores(scores.payload, scores.logprobs, hidden_dtype=scores.hidden_dtype, head=scores.head, **left)
 
 
 def at_hand(scores: Sequence[TeacherScores]) -> list[TeacherScores]:
@@ -42,5 +42,11 @@ def at_hand(scores: Sequence[TeacherScores]) -> list[TeacherScores]:
 
 def fetched(rows: Sequence[Row]) -> list[Row]:
     """The rows with their scores `at_hand`."""
-    scores = iter(at_hand([row.scores for row in rows if row.scores is not None]))
-    return [row if row.scores is None else replace(row, scores=next(scores)) for row in rows]
+    scores = iter(at_hand([member for row in rows for member in members_of(row.scores)]))
+
+    def with_scores(row: Row) -> Row:
+        if row.scores is None:
+            return row
+        return replace(row, scores=with_members(row.scores, tuple(next(scores) for _ in members_of(row.scores))))
+
+    return [with_scores(row) for row in rows]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from minidist.config.cluster import ClusterConfig, RoleConfig
+from minidist.config.cluster import ClusterConfig, Role, RoleConfig
 
 GIB = 2**30
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -71,9 +71,9 @@ def actor_cpus(config: ClusterConfig, role: RoleConfig) -> float:
 
 def cpu_share(config: ClusterConfig) -> float:
     """CPUs of an actor without `cpus` on one machine: the cores that the others leave, in equal parts, rounded down."""
-    roles: list[RoleConfig] = [config.rollout, config.teacher, config.learner]
-    left = cores() - sum((role.cpus or 0) * role.processes for role in roles)
-    waiting = sum(role.processes for role in roles if role.cpus is None)
+    roles: dict[Role, RoleConfig] = {"rollout": config.rollout, "teacher": config.teacher, "learner": config.learner}
+    left = cores() - sum((role.cpus or 0) * config.processes_of(name) for name, role in roles.items())
+    waiting = sum(config.processes_of(name) for name, role in roles.items() if role.cpus is None)
     return int(100 * left / waiting) / 100 if waiting else 1.0
 
 

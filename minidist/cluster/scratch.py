@@ -20,7 +20,7 @@ class Scratch:
     def __init__(self) -> None:
         parent = tempfile.gettempdir()
         # The directory holds sockets, whose paths are limited to 107 characters.
-        self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) <= 25 else "/tmp"))
+        self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) <= 19 else "/tmp"))
         self._guarded: dict[int, str] = {}
         """Start time of each process that the keeper knows of, by its id."""
         self._before = tempfile.tempdir, os.environ.get("TMPDIR")

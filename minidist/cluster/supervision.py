@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -63,15 +63,13 @@ class Restarts:
         self._given_up.append(actor)
         log.warning("the run goes on without the %s: %s", actor, cause)
 
-    def figures(self, actors: Mapping[str, int]) -> dict[str, float]:
-        """Metrics: restarts since this was last asked, and, once actors were given up, how many of each role are left of the
-        `actors` that the run began with."""
+    def figures(self, members: "Iterable[Supervised]") -> dict[str, float]:
+        """Metrics: restarts since this was last asked, and how many of the `members` are left of each role of which one was
+        given up."""
         figures = {"cluster/restarts": float(self._since)} if self._since else {}
         self._since = 0
-        for role, count in actors.items():
-            gone = sum(actor.split(" ")[0] == role for actor in self._given_up)
-            figures |= {f"cluster/{role}_actors": float(count - gone)} if gone else {}
-        return figures
+        left = Counter(_role(member.name) for member in members if member.failed is None)
+        return figures | {f"cluster/{role}_actors": float(left[role]) for role in map(_role, self._given_up)}
 
     def summary(self) -> dict[str, Any]:
         """For the run's summary, `supervision`: restarts of each actor, and actors that were given up; empty without any."""
@@ -273,6 +271,11 @@ class Supervised:
             self.failed = ActorLostError(text, self.name)
         finally:
             self._starting = self._recovering = None
+
+
+def _role(actor: str) -> str:
+    """The role of an actor, by its name."""
+    return actor.split(" ")[0]
 
 
 def _loading(weights: Any) -> Renewal:

@@ -11,6 +11,7 @@ from minidist.config.supervision import SupervisionConfig
 
 Role = Literal["rollout", "teacher", "learner"]
 Placement = Literal["pack", "spread", "strict_pack", "strict_spread"]
+_MOST_PROCESSES = 100_000
 WeightTransfer = Literal["object_store", "gloo", "nccl", "ipc"]
 
 
@@ -67,7 +68,8 @@ class RolloutRoleConfig(EngineRoleConfig):
 
 
 class TeacherRoleConfig(EngineRoleConfig):
-    """Frozen teachers. tensor_parallel and pipeline_parallel divide those of backend vllm, shards those of backend hf."""
+    """Frozen teachers; of several `teachers` each has actors like these. tensor_parallel and pipeline_parallel divide those of
+    backend vllm, shards those of backend hf."""
 
     actors: int = Field(default=1, ge=1)
     """Teachers that score in parallel."""
@@ -123,9 +125,14 @@ class ClusterConfig(Section):
     learner: LearnerRoleConfig = LearnerRoleConfig()
     supervision: SupervisionConfig = SupervisionConfig()
     _hosted: tuple[Role, ...] = PrivateAttr(default=("rollout", "teacher", "learner"))
+    _teachers: int = PrivateAttr(default=1)
 
     @model_validator(mode="after")
     def _roles_fit(self) -> "ClusterConfig":
+        if (most := sum(role.processes * role.devices for role in self._by_name.values())) > _MOST_PROCESSES:
+            raise ValueError(
+                f"cluster has {most:,} processes in all, more than the {_MOST_PROCESSES:,} of any cluster; lower counts"
+            )
         if self.roles == "local" and self.processes > 3:
             raise ValueError("cluster.roles local has one actor of each role; set cluster.roles=ray for more")
         if self.roles == "local" and self.weight_transfer not in (None, "object_store"):
@@ -147,9 +154,10 @@ class ClusterConfig(Section):
                 raise ValueError(f"{text}; set cluster.{name}.gpus=1, or leave it out")
         return self
 
-    def host(self, roles: Sequence[Role]) -> None:
-        """Share the GPUs among these roles, those of the run. Raises ValueError where there are too few for them."""
-        self._hosted = tuple(roles)
+    def host(self, roles: Sequence[Role], teachers: int = 1) -> None:
+        """Share the GPUs among these roles, those of the run, which has so many different `teachers`. Raises ValueError where
+        there are too few for them."""
+        self._hosted, self._teachers = tuple(roles), teachers
         if not self.gpus:
             return
         left, dealt = self.gpus - self._claimed, ", ".join(name for name in roles if self.role(name).gpus is None)
@@ -174,7 +182,11 @@ class ClusterConfig(Section):
     @property
     def processes(self) -> int:
         """Processes of all roles; each shard of a teacher counts."""
-        return sum(role.processes for role in self._by_name.values())
+        return sum(map(self.processes_of, self._by_name))
+
+    def processes_of(self, name: Role) -> int:
+        """Processes of a role; each of several teachers has cluster.teacher.actors x shards of its own."""
+        return self._by_name[name].processes * (self._teachers if name == "teacher" else 1)
 
     @property
     def _by_name(self) -> dict[Role, RoleConfig]:
@@ -190,7 +202,7 @@ class ClusterConfig(Section):
             return role.gpus or 0.0
         if not self.shares_devices:
             return float(role.devices)
-        processes = sum(each.processes for each in self._dealt)
+        processes = sum(map(self.processes_of, self._dealt))
         # Rounded down, so that the fractions of one device add up to at most 1.
         if not self.shared_devices:
             return math.floor(100 * (self.gpus - self._claimed) / processes) / 100
@@ -203,7 +215,8 @@ class ClusterConfig(Section):
     @property
     def shares_devices(self) -> bool:
         """Whether actors get fractions of devices, since there are more of them than devices."""
-        return bool(self.gpus) and sum(each.processes * each.devices for each in self._dealt) > self.gpus - self._claimed
+        wanted = sum(self.processes_of(name) * self.role(name).devices for name in self._dealt)
+        return bool(self.gpus) and wanted > self.gpus - self._claimed
 
     @property
     def takes_turns_on_devices(self) -> bool:
@@ -217,7 +230,7 @@ class ClusterConfig(Section):
 
     def bundles(self, roles: Sequence[Role]) -> list[Role]:
         """The role of each actor."""
-        return [name for name in roles for _ in range(self.role(name).processes)]
+        return [name for name in roles for _ in range(self.processes_of(name))]
 
     @property
     def direct(self) -> WeightTransfer | None:
@@ -236,14 +249,14 @@ class ClusterConfig(Section):
         return "ipc" if devices["rollout"] <= devices["learner"] else None
 
     @property
-    def _dealt(self) -> list[RoleConfig]:
+    def _dealt(self) -> list[Role]:
         """The roles of the run without `gpus` of their own."""
-        return [self.role(name) for name in self._hosted if self.role(name).gpus is None]
+        return [name for name in self._hosted if self.role(name).gpus is None]
 
     @property
     def _claimed(self) -> float:
         """GPUs of the roles with `gpus` of their own."""
-        return sum(self.role(name).processes * (self.role(name).gpus or 0.0) for name in self._hosted)
+        return sum(self.processes_of(name) * (self.role(name).gpus or 0.0) for name in self._hosted)
 
 
 def _check_spans(cluster: ClusterConfig, name: Role, role: RoleConfig) -> None:

@@ -72,6 +72,9 @@ class CompareConfig(Section):
                 raise ValueError(
                     f"cells.{name}: student.init cuts a model; cut it once with minidist sft, and set student.model"
                 )
+            if config.teachers:
+                kept = f"cells.{name}: a comparison measures all students against one teacher"
+                raise ValueError(f"{kept}; set base.teacher, and leave teachers and routing out")
             if not (config.teacher.live and config.teacher.writes and config.teacher.payload == "hidden"):
                 exact = f"cells.{name}: the students are evaluated by exact divergences, on answers of the teacher too"
                 raise ValueError(f"{exact}; set base.teacher.backend=hf and base.teacher.payload=hidden")

@@ -18,8 +18,9 @@ from minidist.config.models import StudentConfig
 from minidist.config.objective import ObjectiveSection
 from minidist.config.objectives import ObjectiveConfig
 from minidist.config.rollout import RolloutConfig
+from minidist.config.routing import RoutingConfig
 from minidist.config.run import RunConfig
-from minidist.config.teacher import AnyTeacherConfig
+from minidist.config.teacher import AnyTeacherConfig, TeacherConfig, with_teacher
 from minidist.config.text import PrefixConfig, StreamConfig
 
 
@@ -34,7 +35,11 @@ class DistillConfig(StageSection):
     and rollout. Settings of this file override them. None: no method; each section has its own defaults."""
     student: StudentConfig
     teacher: AnyTeacherConfig
-    """The model that scores tokens, by its backend."""
+    """The model that scores tokens, by its backend. Of several `teachers` it is the first, and is left out."""
+    teachers: dict[str, AnyTeacherConfig] = Field(default={})
+    """Several teachers by name, each a section like `teacher`, in place of `teacher`; `routing` divides the rows among them."""
+    routing: RoutingConfig | None = None
+    """Which of the teachers scores a row. None: there is one teacher."""
     data: DistillDataConfig
     objective: ObjectiveConfig
     """The loss of the main stream, by its type."""
@@ -51,12 +56,29 @@ class DistillConfig(StageSection):
     @model_validator(mode="before")
     @classmethod
     def _method(cls, tree: Any) -> Any:
-        return with_method(tree) if isinstance(tree, dict) else tree
+        return with_teacher(with_method(tree)) if isinstance(tree, dict) else tree
+
+    @property
+    def named_teachers(self) -> dict[str, TeacherConfig]:
+        """All teachers, by the keys of their sections."""
+        return {f"teachers.{name}": each for name, each in self.teachers.items()} or {"teacher": self.teacher}
+
+    def with_teacher_alone(self, key: str) -> "DistillConfig":
+        """The same distillation with one of the teachers alone, by its key: what is to hold of each teacher is asked of it."""
+        if not self.teachers:
+            return self
+        return self.model_copy(update={"teacher": self.named_teachers[key], "teachers": {}, "routing": None})
+
+    @property
+    def mixes_teachers(self) -> bool:
+        """Whether the teacher of every row is a mixture of several."""
+        return self.routing is not None and self.routing.weights is not None
 
     @property
     def shapes_only(self) -> tuple[str, ...]:
-        """The teacher's, where its weights are elsewhere and the learner does not apply its head."""
-        return () if self.teacher.hosted or self.teacher.payload == "hidden" else ("teacher.model",)
+        """Those of teachers whose weights are elsewhere, and whose heads the learner does not apply."""
+        found = self.named_teachers.items()
+        return tuple(f"{key}.model" for key, each in found if not (each.hosted or each.payload == "hidden"))
 
     @property
     def teacher_mix(self) -> float:
@@ -66,7 +88,8 @@ class DistillConfig(StageSection):
     @property
     def dtypes(self) -> dict[str, str]:
         """The precisions in which roles compute, by their keys."""
-        found = {"student.dtype": self.student.dtype, "teacher.dtype": self.teacher.dtype}
+        found = {"student.dtype": self.student.dtype}
+        found |= {f"{key}.dtype": teacher.dtype for key, teacher in self.named_teachers.items()}
         set_apart = {"learner.compute_dtype": self.learner.compute_dtype, "rollout.dtype": self.rollout.dtype}
         return found | {key: dtype for key, dtype in set_apart.items() if dtype is not None}
 
@@ -108,6 +131,10 @@ class DistillConfig(StageSection):
         teacher = self.asks_actors and self.teacher.live
         asked: dict[Role, bool] = {"rollout": self.asks_engines, "teacher": teacher, "learner": True}
         return tuple(role for role, wanted in asked.items() if wanted)
+
+    @property
+    def teacher_count(self) -> int:
+        return max(1, len(self.teachers))
 
     @property
     def roles_at_once(self) -> dict[str, int]:

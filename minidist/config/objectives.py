@@ -129,8 +129,8 @@ class MiniLLMConfig(PolicyConfig):
 
 class PolicyGradientConfig(PolicyConfig):
     """Policy gradient from one teacher log-probability a token: the advantage of a token is its own reward log p - log q
-    (Thinking Machines, On-policy distillation, 2025). With one optimizer step a collection the gradient is that of k2; with
-    more steps, or a clip, it is PPO's."""
+    (Thinking Machines, https://thinkingmachines.ai/blog/on-policy-distillation). With one optimizer step a collection the
+    gradient is that of k2; with more steps, or a clip, it is PPO's."""
 
     type: Literal["policy_gradient"] = "policy_gradient"
     single_step: Literal[False] = False

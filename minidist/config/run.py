@@ -1,11 +1,26 @@
 """`run`: directory, length, seed and files of a run."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from minidist.config.base import FREE, Section
+
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
+
+
+def repository(name: str) -> str:
+    """A name of a model on the Hugging Face hub, OWNER/NAME. Raises ValueError with one sentence."""
+    fits = len(name) <= 96 and re.fullmatch(f"{_PART}/{_PART}", name) and not re.search(r"--|\.\.|\.git$", name)
+    if not fits:
+        expected = "expected OWNER/NAME of at most 96 letters, digits, -, _ and ., such as my-team/small-model"
+        raise ValueError(f"the name {name!r} is not one that the Hugging Face hub takes; {expected}")
+    return name
+
+
+RepositoryName = Annotated[str, AfterValidator(repository)]
 
 
 class PlaceConfig(Section):
@@ -59,5 +74,10 @@ class RunConfig(PlaceConfig):
     KB a step. None: all of them."""
     tensorboard: Annotated[bool, FREE] = True
     """Also write the metrics as TensorBoard events."""
+    push_to_hub: Annotated[RepositoryName | None, FREE] = None
+    """Repository of the Hugging Face hub, OWNER/NAME, to which final/ is uploaded when the run has finished; it is created if
+    need be. The token is read from the environment variable HF_TOKEN. None: no upload; `minidist push` makes one later."""
+    push_private: Annotated[bool, FREE] = True
+    """A repository that push_to_hub creates is private."""
     wandb: Annotated[WandbConfig | None, FREE] = None
     """Also send the metrics to Weights & Biases. None: nothing is sent anywhere."""

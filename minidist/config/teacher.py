@@ -257,3 +257,14 @@ _KINDS: dict[str, type[TeacherConfig]] = {tag.tag: kind for kind, tag in map(get
 
 AnyTeacherConfig = Annotated[_Kinds, Discriminator(_kind), BeforeValidator(_fields_of_kind)]
 """The section `teacher` of a configuration; backend hf where none is given."""
+
+
+def with_teacher(tree: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with the first of several `teachers` as its `teacher`. Raises ValueError where it has another one."""
+    teachers = tree.get("teachers")
+    if not isinstance(teachers, dict) or not teachers:
+        return tree
+    first = next(iter(teachers.values()))
+    if tree.get("teacher") not in (None, first):
+        raise ValueError("teacher is one teacher, and teachers are several by name; set one of the two sections")
+    return tree | {"teacher": first}

@@ -5,11 +5,24 @@ Axes: S positions of a row, L loss tokens, N tokens of a micro-batch.
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
 
-from minidist.types import Array, Credit, KeptScores, Rollout, Row, Stream, TeacherScores, Writer
+from minidist.types import (
+    Array,
+    Credit,
+    KeptScores,
+    Rollout,
+    Row,
+    Scores,
+    Stream,
+    TeacherScores,
+    Writer,
+    members_of,
+    with_members,
+)
 
 PerToken = TypeVar("PerToken", TeacherScores, Credit)
 
@@ -20,7 +33,7 @@ PADDING = 0.05
 def collate(
     name: str,
     rollouts: Sequence[Rollout],
-    scores: Sequence[TeacherScores] | None = None,
+    scores: Sequence[Scores] | None = None,
     *,
     objective: str | None = None,
     weight: float = 1.0,
@@ -44,7 +57,7 @@ def collate(
     return Stream(name, rows, name if objective is None else objective, _loss_tokens(rows), weight)
 
 
-def _row(rollout: Rollout, scores: TeacherScores | None, stale: bool) -> Row:
+def _row(rollout: Rollout, scores: Scores | None, stale: bool) -> Row:
     tokens_S, start = np.concatenate([rollout.prompt.tokens, rollout.tokens]), len(rollout.prompt.tokens)
     labels_L, outputs_L = tokens_S[start:].astype(np.int64), np.arange(start - 1, len(tokens_S) - 1, dtype=np.int64)
     assert scores is None or scores.tokens == len(labels_L), "scores must have one entry a generated token"
@@ -52,7 +65,7 @@ def _row(rollout: Rollout, scores: TeacherScores | None, stale: bool) -> Row:
     if (labelled := rollout.labelled) is not None:
         labels_L, outputs_L, scores = labels_L[labelled], outputs_L[labelled], scores and scores.at(labelled)
         written_L = None if written_L is None else written_L[labelled]
-    return Row(tokens_S, outputs_L, labels_L, scores, written_logprob=written_L)
+    return Row(tokens_S, outputs_L, labels_L, scores, written_logprob=written_L, teacher=rollout.prompt.teacher)
 
 
 def _written(rollout: Rollout) -> Array:
@@ -114,7 +127,7 @@ def unlabelled(row: Row) -> Row:
     scores, credit = row.scores and row.scores.at(slice(0)), row.credit
     if credit is not None:
         credit = replace(credit, **{name: values[:0] for name, values in _arrays(credit).items()})
-    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], scores, credit, written)
+    return Row(row.tokens[:1], row.outputs[:0], row.labels[:0], scores, credit, written, row.teacher)
 
 
 def in_minibatches(stream: Stream, minibatches: int, passes: int, *, seed: Sequence[int]) -> list[Stream]:
@@ -144,8 +157,9 @@ class MicroBatch:
 
     tokens, positions, sequence [N]: token id, position in its row, index of its row in this micro-batch. outputs [L]: flat
     index of the token whose output predicts labels [L]. rows: indices of the rows in their stream. scores: the teacher's scores
-    of the labels; None when no teacher scored the stream. credit: the labels' credit under a policy gradient. written_logprob
-    [L]: the labels' log-probabilities under the student that wrote them (`types.Row`).
+    of the labels; where several teachers give several payloads, those of one kind after another, each of successive rows; empty
+    when no teacher scored the stream. credit: the labels' credit under a policy gradient. written_logprob [L]: the labels'
+    log-probabilities under the student that wrote them (`types.Row`). teachers: the name of each row's teacher, of several.
 
     Two rows of 2 and 3 tokens have positions [0, 1, 0, 1, 2] and sequence [0, 0, 1, 1, 1].
     """
@@ -156,9 +170,10 @@ class MicroBatch:
     outputs: Array
     labels: Array
     rows: tuple[int, ...]
-    scores: TeacherScores | None = None
+    scores: tuple[Scores, ...] = ()
     credit: Credit | None = None
     written_logprob: Array | None = None
+    teachers: tuple[str, ...] = ()
 
 
 def pack(rows: Sequence[Row], *, budget: int, padded: bool) -> list[MicroBatch]:
@@ -191,7 +206,11 @@ def grouped(rows: Sequence[Row], *, budget: int, padded: bool) -> list[list[int]
 
 
 def micro_batch(rows: Sequence[Row], indices: Sequence[int]) -> MicroBatch:
-    """Rows laid end to end; `indices` are theirs in their stream."""
+    """Rows laid end to end; `indices` are theirs in their stream. Rows with scores of one kind follow one another."""
+    kept = any(isinstance(member, KeptScores) for row in rows for member in members_of(row.scores))
+    assert not kept, "scores are fetched before the rows are laid out"
+    order = _by_kind(rows)
+    rows, indices = [rows[number] for number in order], [indices[number] for number in order]
     lengths = [len(row.tokens) for row in rows]
     starts = np.cumsum([0, *lengths[:-1]])
     return MicroBatch(
@@ -201,15 +220,35 @@ def micro_batch(rows: Sequence[Row], indices: Sequence[int]) -> MicroBatch:
         outputs=np.concatenate([row.outputs + start for row, start in zip(rows, starts, strict=True)]),
         labels=np.concatenate([row.labels for row in rows]),
         rows=tuple(indices),
-        scores=_joined([_at_hand(row.scores) for row in rows]),
+        scores=_runs([row.scores for row in rows]),
         credit=_joined([row.credit for row in rows]),
         written_logprob=_laid_out([row.written_logprob for row in rows]),
+        teachers=tuple(row.teacher for row in rows),
     )
 
 
-def _at_hand(scores: TeacherScores | None) -> TeacherScores | None:
-    assert not isinstance(scores, KeptScores), "scores are fetched before the rows are laid out"
-    return scores
+def _by_kind(rows: Sequence[Row]) -> list[int]:
+    """Indices of the rows, those with scores of one kind together, in the order in which the kinds first appear."""
+    kinds: dict[Hashable, list[int]] = {}
+    for index, row in enumerate(rows):
+        kinds.setdefault(_kind_of_scores(row.scores), []).append(index)
+    return [index for members in kinds.values() for index in members]
+
+
+def _kind_of_scores(scores: Scores | None) -> Hashable:
+    """What scores must have in common to be laid end to end: payload, head, and the width of every array."""
+    return tuple((*_kind(member), *(each.shape[1:] for each in _arrays(member).values())) for member in members_of(scores))
+
+
+def _runs(scores: Sequence[Scores | None]) -> tuple[Scores, ...]:
+    """The rows' scores laid end to end, as long as they are of one kind."""
+    found = []
+    for kind, group in groupby(scores, key=_kind_of_scores):
+        assert kind or all(each is None for each in scores), "all rows of a stream have scores, or none has"
+        alike = [each for each in group if each is not None]
+        members = [_joined(each) for each in zip(*map(members_of, alike), strict=True)]
+        found += [with_members(alike[0], tuple(each for each in members if each is not None))] if alike else []
+    return tuple(found)
 
 
 def _laid_out(arrays: Sequence[Array | None]) -> Array | None:
@@ -220,12 +259,12 @@ def _laid_out(arrays: Sequence[Array | None]) -> Array | None:
 
 
 def _joined(records: Sequence[PerToken | None]) -> PerToken | None:
-    """The rows' scores, or their credit, laid end to end."""
+    """The rows' credit, or their scores of one kind, laid end to end."""
     present = [record for record in records if record is not None]
     if not present:
         return None
-    assert len(present) == len(records), "all rows of a stream have scores (or credit), or none has"
-    assert len({_kind(record) for record in present}) == 1, "all rows of a stream have the same payload"
+    assert len(present) == len(records), "all rows of a stream have credit, or none has"
+    assert len({_kind(record) for record in present}) == 1, "scores of several kinds are laid out one kind after another"
     names = _arrays(present[0])
     return replace(present[0], **{name: np.concatenate([getattr(record, name) for record in present]) for name in names})
 

@@ -13,13 +13,14 @@ class Example:
 
     labelled [len(tokens) - start] bool: which of the rest are labels, where some are not: the user's turns of a conversation,
     and what a chat template writes after the end of the answer. teacher_tokens: the prompt that the teacher reads in place of
-    the first `start` tokens; None: the same.
+    the first `start` tokens; None: the same. teacher: name of the teacher, of several, that scores the text.
     """
 
     tokens: Array
     start: int
     labelled: Array | None = None
     teacher_tokens: Array | None = None
+    teacher: str = ""
 
     @property
     def labels(self) -> int:
@@ -34,7 +35,7 @@ class Example:
 
     def as_rollout(self) -> Rollout:
         """The example up to its last label, as a rollout that nobody sampled, for `collate` and for a teacher to score."""
-        prompt = Prompt(0, self.tokens[: self.start], "", teacher_tokens=self.teacher_tokens)
+        prompt = Prompt(0, self.tokens[: self.start], "", teacher_tokens=self.teacher_tokens, teacher=self.teacher)
         rest, labelled = self.tokens[self.start :], self.labelled
         if labelled is not None:
             end = int(labelled.nonzero()[0][-1]) + 1

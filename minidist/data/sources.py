@@ -17,6 +17,7 @@ from minidist.data.exchanges import Exchange, ExchangeReader, Record
 from minidist.data.files import read_source
 from minidist.data.progress import counted
 from minidist.data.rendering import Renderer
+from minidist.data.routes import TeacherColumn
 from minidist.data.templates import BadRow, Template
 from minidist.errors import DataError
 from minidist.types import Array, Prompt
@@ -39,28 +40,27 @@ def usable_rows(
     when `source.bad_rows` refuses bad rows, when all rows are bad, and when none is left after `source.skip`.
     """
     items: list[Item] = []
-    bad: list[tuple[int, str]] = []
+    bad, first = 0, (0, BadRow())
     last = None if source.rows is None else source.skip + source.rows
     for index, row in enumerate(counted(rows, source.path)):
         try:
             if (item := read(index, row)) is not None:
                 items.append(item)
         except BadRow as error:
-            bad.append((index, str(error)))
+            first = first if bad else (index, error)
+            bad += 1
         if last is not None and len(items) == last:
             break
     if bad:
-        index, reason = bad[0]
-        count = (
-            f"{len(bad)} of {len(items) + len(bad)} rows of {source.path} cannot be used; the first is row {index}: {reason}"
-        )
+        index, reason = first
+        count = f"{bad} of {len(items) + bad} rows of {source.path} cannot be used; the first is row {index}: {reason}"
         if source.bad_rows == "refuse":
             raise DataError(f"{count}. Correct them, or skip them with bad_rows: skip")
         if not items:
             raise DataError(f"{count}. No usable row is left")
     if source.skip and len(items) <= source.skip:
         raise DataError(f"skip of {source.path} is {source.skip}, and it has {len(items)} usable rows; lower skip")
-    return items[source.skip :], len(bad)
+    return items[source.skip :], bad
 
 
 def check_prompt_length(prompt: Array, limit: int) -> None:
@@ -69,7 +69,7 @@ def check_prompt_length(prompt: Array, limit: int) -> None:
         raise BadRow(f"the prompt has {len(prompt)} tokens, more than data.max_prompt_tokens = {limit}")
 
 
-def read_rows(source: SourceConfig, others: Sequence[Template] = ()) -> Iterator[Record]:
+def read_rows(source: SourceConfig, others: Sequence[Template | TeacherColumn] = ()) -> Iterator[Record]:
     """The rows of a source, one after another, every configured column checked, and those that `others` use."""
     if source.task is not None:
         rows: Iterator[Record] = iter(
@@ -89,13 +89,13 @@ def read_rows(source: SourceConfig, others: Sequence[Template] = ()) -> Iterator
     return chain(first, rows)
 
 
-def check_source(source: SourceConfig, others: Sequence[Template] = ()) -> None:
+def check_source(source: SourceConfig, others: Sequence[Template | TeacherColumn] = ()) -> None:
     """Raise DataError unless the data can be opened and has every configured column, and those that `others` use. No text
     becomes tokens, and no torch is imported."""
     read_rows(source if source.task is None else source.model_copy(update={"rows": 1, "skip": 0}), others)
 
 
-def _check_columns(source: SourceConfig, columns: list[str], others: Sequence[Template]) -> None:
+def _check_columns(source: SourceConfig, columns: list[str], others: Sequence[Template | TeacherColumn]) -> None:
     for template in others:
         template.check(columns, source.path)
     for name in ("prompt", "answer", "text"):
@@ -119,13 +119,14 @@ def read_prompts(
     *,
     max_prompt_tokens: int,
     gold: bool = False,
-    context: ContextReader | None = None,
+    context: ContextReader | TeacherColumn | None = None,
     answer_tokens: int = 0,
 ) -> tuple[list[Prompt], int]:
     """Prompts of a source, with gold answers where the source has them, and the number of rows skipped.
 
     `gold`: the run trains on the gold answers, so they are tokenized, and a row without one cannot be used. `context`: makes
-    the teacher's prompt, which fits the teacher beside `answer_tokens`; None: the teacher reads the student's.
+    the teacher's prompt, which fits the teacher beside `answer_tokens`, or names the teacher; None: one teacher reads the
+    student's prompts.
     """
     reader = ExchangeReader(source, renderer.guard)
 
@@ -140,10 +141,22 @@ def read_prompts(
         if gold and not (answer or "").strip():
             raise BadRow("the answer is empty")
         exchange, prompt, gold_tokens = _fitting_prompt(exchange, renderer, max_prompt_tokens, gold=gold)
-        of_teacher = context.read(exchange, row, answer_tokens=answer_tokens) if context else (None, None)
-        return Prompt(index, prompt, asked, answer, gold_tokens, tuple(references), *of_teacher)
+        found = Prompt(index, prompt, asked, answer, gold_tokens, tuple(references))
+        if isinstance(context, TeacherColumn):
+            return replace(found, teacher=context.name(row, index, source.path))
+        if context is None:
+            return found
+        tokens, text = context.read(exchange, row, answer_tokens=answer_tokens)
+        return replace(found, teacher_tokens=tokens, teacher_text=text)
 
-    return usable_rows(source, read_rows(source, context.templates if context else ()), read)
+    return usable_rows(source, read_rows(source, _columns(context)), read)
+
+
+def _columns(context: ContextReader | TeacherColumn | None) -> Sequence[Template | TeacherColumn]:
+    """What asks for columns of its own."""
+    if isinstance(context, TeacherColumn):
+        return [context]
+    return () if context is None else context.templates
 
 
 def _fitting_prompt(exchange: Exchange, renderer: Renderer, limit: int, *, gold: bool) -> tuple[Exchange, Array, Array | None]:
@@ -167,14 +180,15 @@ def read_examples(
     *,
     max_prompt_tokens: int,
     max_tokens: int,
-    context: ContextReader | None = None,
+    context: ContextReader | TeacherColumn | None = None,
 ) -> tuple[list[Example], int]:
     """Training rows of a source, on answers, conversations or plain text, and the number of rows skipped.
 
-    `context`: makes the prompt that the teacher reads before an answer; None: the teacher reads the student's.
+    `context`: makes the prompt that the teacher reads before an answer, or names the teacher, of plain text too; None: one
+    teacher reads the student's.
     """
     if source.text is not None:
-        return _text_examples(source, renderer, max_tokens)
+        return _text_examples(source, renderer, max_tokens, context if isinstance(context, TeacherColumn) else None)
     if source.answer is None and source.messages is None:
         source = source.model_copy(update={"answer": "{{ answer }}"})
     reader = ExchangeReader(source, renderer.guard)
@@ -185,19 +199,21 @@ def read_examples(
         if isinstance(exchange.answer, str) and not exchange.answer.strip():
             raise BadRow("the answer is empty")
         if exchange.messages and source.labels == "assistant":
-            if context is not None and sum(message["role"] == "assistant" for message in exchange.messages) > 1:
+            if isinstance(context, ContextReader) and sum(message["role"] == "assistant" for message in exchange.messages) > 1:
                 raise BadRow("teacher.context stands before one answer, and the conversation has several; set labels: last")
             return exchange, _within(renderer.conversation(exchange.messages, exchange.tools), max_tokens, renderer)
         return _fitting_example(exchange, renderer, max_prompt_tokens, max_tokens)
 
-    def read(_: int, row: Record) -> Example:
+    def read(index: int, row: Record) -> Example:
         exchange, example = fitting(reader.read(row))
+        if isinstance(context, TeacherColumn):
+            return replace(example, teacher=context.name(row, index, source.path))
         if context is None:
             return example
         tokens, _text = context.read(exchange, row, answer_tokens=len(example.tokens) - example.start)
         return replace(example, teacher_tokens=tokens)
 
-    return usable_rows(source, read_rows(source, context.templates if context else ()), read)
+    return usable_rows(source, read_rows(source, _columns(context)), read)
 
 
 def _fitting_example(exchange: Exchange, renderer: Renderer, prompt_limit: int, limit: int) -> tuple[Exchange, Example]:
@@ -231,21 +247,26 @@ def _within(example: Example, limit: int, renderer: Renderer) -> Example:
     if len(example.tokens) <= limit:
         return example
     labelled = example.labelled if example.labelled is None else example.labelled[: limit - example.start]
-    return Example(example.tokens[:limit], example.start, labelled)
+    return replace(example, tokens=example.tokens[:limit], labelled=labelled)
 
 
-def _text_examples(source: SourceConfig, renderer: Renderer, max_tokens: int) -> tuple[list[Example], int]:
+def _text_examples(
+    source: SourceConfig, renderer: Renderer, max_tokens: int, route: TeacherColumn | None
+) -> tuple[list[Example], int]:
     """Plain text, each document cut into pieces of at most `max_tokens`; all tokens but the first of a document are labels."""
     template = Template(source.text or "", "text", renderer.guard)
     separates = source.path.endswith((".txt", ".txt.gz", ".txt.xz"))  # blank lines of a text file separate its rows
 
-    def read(_: int, row: Record) -> list[Example] | None:
+    def read(index: int, row: Record) -> list[Example] | None:
         text = template.fill(row)
         if not text.strip() and not separates:
             raise BadRow("the text is empty")
-        return [Example(piece, 1) for piece in _pieces(renderer.text(text), max_tokens)] if text.strip() else None
+        if not text.strip():
+            return None
+        teacher = "" if route is None else route.name(row, index, source.path)
+        return [Example(piece, 1, teacher=teacher) for piece in _pieces(renderer.text(text), max_tokens)]
 
-    documents, skipped = usable_rows(source, read_rows(source), read)
+    documents, skipped = usable_rows(source, read_rows(source, _columns(route)), read)
     return [piece for pieces in documents for piece in pieces], skipped
 
 

@@ -1,25 +1,45 @@
 """Divergence between student and teacher, from per-token figures to means with standard errors."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from minidist.evaluation.figures import Figure, Figures
-from minidist.types import Array, Measures
+from minidist.types import Array, Measures, Rollout
 
 
 def reverse(measures: Measures) -> Figures:
     """Reverse KL: mean of the exact KL(student || teacher) per token and per sequence, on the student's own samples.
 
-    Empty where the teacher's payload does not hold the full vocabulary.
+    Empty where the payload of the teacher, or of any of several, does not hold the full vocabulary.
     """
-    return {} if measures.reverse_kl is None else _means("reverse_kl", measures.row, measures.reverse_kl)
+    return {} if (values := _known(measures.reverse_kl)) is None else _means("reverse_kl", measures.row, values)
 
 
 def forward(measures: Measures) -> Figures:
     """Forward KL: mean of the exact KL(teacher || student) per token and per sequence, on the teacher's samples.
 
-    Empty where the teacher's payload does not hold the full vocabulary.
+    Empty where the payload of the teacher, or of any of several, does not hold the full vocabulary.
     """
-    return {} if measures.forward_kl is None else _means("forward_kl", measures.row, measures.forward_kl)
+    return {} if (values := _known(measures.forward_kl)) is None else _means("forward_kl", measures.row, values)
+
+
+def _known(values: Array | None) -> Array | None:
+    """The divergences of all tokens; None where the payload of any of their teachers does not give them."""
+    return None if values is None or np.isnan(values).any() else values
+
+
+def by_teacher(measures: Measures, rollouts: Sequence[Rollout]) -> dict[str, Measures]:
+    """The figures of the rows of each of several teachers, rows counted anew; none with one teacher."""
+    names = np.array([rollout.prompt.teacher for rollout in rollouts])
+    return {str(name): _of_rows(measures, np.flatnonzero(names == name)) for name in np.unique(names) if name}
+
+
+def _of_rows(measures: Measures, rows: Array) -> Measures:
+    chosen = np.isin(measures.row, rows)
+    columns = {name: values for name, values in vars(measures).items() if values is not None and name != "row"}
+    row = np.searchsorted(rows, measures.row[chosen]).astype(measures.row.dtype)
+    return Measures(row, **{name: values[chosen] for name, values in columns.items()})
 
 
 def exposure_bias(student: Measures, teacher: Measures, limit: int) -> Figures:
@@ -33,10 +53,10 @@ def exposure_bias(student: Measures, teacher: Measures, limit: int) -> Figures:
 
     Source: Arora et al., arXiv:2204.01171; Gu et al., arXiv:2306.08543, appendix B.5.
     """
-    if student.forward_kl is None or teacher.forward_kl is None:
+    if (of_student := _known(student.forward_kl)) is None or (of_teacher := _known(teacher.forward_kl)) is None:
         return {}
-    student_error = _accumulated(student.row, student.forward_kl, limit)
-    teacher_error = _accumulated(teacher.row, teacher.forward_kl, limit)
+    student_error = _accumulated(student.row, of_student, limit)
+    teacher_error = _accumulated(teacher.row, of_teacher, limit)
     lengths = [*range(_STRIDE, limit, _STRIDE), limit]
     curve = {length: _excess(student_error[length - 1], teacher_error[length - 1], length) for length in lengths}
     return {"exposure_bias": Figure(curve[limit], curve=curve)}

@@ -1,6 +1,6 @@
 """All figures of one student on held-out prompts, with the roles that training uses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from minidist.data.batching import collate
@@ -10,9 +10,9 @@ from minidist.evaluation import divergence
 from minidist.evaluation.choices import choice_figures
 from minidist.evaluation.figures import Figure, Figures, over_seeds
 from minidist.evaluation.text import accuracy, describe_text, rouge_l
-from minidist.protocols import Learner, RolloutEngine, Teacher
+from minidist.protocols import Learner, RolloutEngine, Scorer
 from minidist.run.canaries import check_engine
-from minidist.types import Prompt, Rollout, Sampling, Stream
+from minidist.types import Measures, Prompt, Rollout, Sampling, Stream
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Examiner:
 
     Args:
         held_out: the prompts and questions.
-        teacher: scores the students' samples; hidden states make the divergences exact, other payloads leave them out.
+        teacher: scores the students' samples; hidden states make the divergences exact, other payloads leave them out. Of
+            several teachers each row's own, and the divergences of each teacher's rows have figures of their own.
         sampling: one answer a prompt. Divergences are left out unless it draws from the model's own distribution. With
             `no_repeat_ngram_size`, figures of the text are of such answers; divergences are of other answers, drawn without it.
         seeds: sampling seeds; figures are means over them.
@@ -46,7 +47,7 @@ class Examiner:
     def __init__(
         self,
         held_out: HeldOut,
-        teacher: Teacher,
+        teacher: Scorer,
         sampling: Sampling,
         *,
         seeds: Sequence[int],
@@ -85,10 +86,12 @@ class Examiner:
         else:
             measures = await learner.measure(collate("student", rollouts), *sampling.processed)
         check_engine(measures, rollouts, self._tolerance)  # both must hold the same weights
-        figures = divergence.reverse(measures)
+        figures = divergence.reverse(measures) | _by_teacher(measures, rollouts, divergence.reverse)
         if figures and self._writes:  # without full distributions the teacher's samples would measure nothing
-            of_teacher = await learner.measure(await self._scored("teacher", await self._sampled_by_teacher(plain)))
+            samples = await self._sampled_by_teacher(plain)
+            of_teacher = await learner.measure(await self._scored("teacher", samples))
             figures |= divergence.forward(of_teacher) | divergence.exposure_bias(measures, of_teacher, sampling.max_new_tokens)
+            figures |= _by_teacher(of_teacher, samples, divergence.forward)
         if sampling != plain:
             rollouts = await engine.generate(prompts, sampling)
         return figures | self._text_figures(rollouts)
@@ -128,3 +131,9 @@ class Examiner:
         if any(rollout.prompt.answer is None for rollout in rollouts):
             return figures
         return figures | ({"accuracy": accuracy(rollouts)} if self._held_out.graded else {"rouge_l": rouge_l(rollouts)})
+
+
+def _by_teacher(measures: Measures, rollouts: Sequence[Rollout], figures: Callable[[Measures], Figures]) -> Figures:
+    """The figures of the rows of each of several teachers, as `teacher/NAME/reverse_kl`."""
+    parts = divergence.by_teacher(measures, rollouts)
+    return {f"teacher/{name}/{key}": value for name, part in parts.items() for key, value in figures(part).items()}

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from minidist.cluster.machine import cores
 from minidist.config.distill import DistillConfig
-from minidist.protocols import Teacher
+from minidist.protocols import Scorer
 from minidist.run.tracking import Clock
-from minidist.types import Rollout, TeacherScores
+from minidist.types import Rollout, Scores
 
 GROUPS = 8
 """Groups of a collection. Smaller groups could begin earlier, and would use the teacher worse."""
 
-Scores = dict[int, TeacherScores]
+KnownScores = dict[int, Scores]
 """Scores by the identity of their rollout."""
 
 
@@ -41,7 +41,7 @@ class Grouping:
         prompts = math.ceil(config.rollout.prompts_per_step / GROUPS)
         return cls(prompts, config.rollout.samples_per_prompt, config.run.deterministic, scores_as_written(config))
 
-    def calls(self, main: Sequence[Rollout], others: Sequence[Rollout], known: Scores) -> Iterator[Sequence[Rollout]]:
+    def calls(self, main: Sequence[Rollout], others: Sequence[Rollout], known: KnownScores) -> Iterator[Sequence[Rollout]]:
         """The rollouts of each call that scores what is not `known` yet."""
         size = self.prompts * self.samples if self.fixed else max(1, len(main))
         groups = [main[start : start + size] for start in range(0, len(main), size)]
@@ -62,8 +62,8 @@ class StreamedScores:
         clock: measures the seconds of scoring.
     """
 
-    def __init__(self, teacher: Teacher, grouping: Grouping, prompts: int, clock: Clock) -> None:
-        self.known: Scores = {}
+    def __init__(self, teacher: Scorer, grouping: Grouping, prompts: int, clock: Clock) -> None:
+        self.known: KnownScores = {}
         self._teacher = teacher
         self._grouping = grouping
         self._prompts = prompts
@@ -108,11 +108,11 @@ def scores_as_written(config: DistillConfig) -> bool:
         return False
     if config.loop.stream is not None:
         return config.loop.stream
-    if not config.teacher.hosted:  # a server
+    if not any(teacher.hosted for teacher in config.named_teachers.values()):  # servers
         return True
     if cluster.roles == "local":
         return False
     if cluster.gpus:
         return all(cluster.gpus_of(role) >= 1 for role in (cluster.rollout, cluster.teacher))
-    busy = sum(role.processes * role.devices for role in (cluster.rollout, cluster.teacher))
+    busy = sum(cluster.processes_of(name) * cluster.role(name).devices for name in ("rollout", "teacher"))
     return cluster.address is None and cluster.threads is not None and cluster.threads * busy <= cores()

@@ -1,6 +1,7 @@
 """Where batches come from: collections of text, scored and credited, for distillation; given text for SFT."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,10 +11,10 @@ from minidist.data.batching import collate, in_minibatches, in_order
 from minidist.data.sources import Example
 from minidist.evaluation.text import describe_text
 from minidist.experience.draw import Mixture, Shuffled
-from minidist.experience.scoring import Grouping, Scores, StreamedScores
+from minidist.experience.scoring import Grouping, KnownScores, StreamedScores
 from minidist.experience.streams import Source
 from minidist.methods.credit import CreditMethod
-from minidist.protocols import ExperienceSource, Finished, Teacher, Text
+from minidist.protocols import ExperienceSource, Finished, Scorer, Text
 from minidist.run.tracking import Clock
 from minidist.teachers.payload import floored_frac
 from minidist.types import Batch, Prompt, Rollout, Stream
@@ -33,7 +34,7 @@ class Draft:
     step: int
     texts: Sequence[list[Rollout]]
     figures: dict[str, float]
-    scores: Scores = field(default_factory=dict)
+    scores: KnownScores = field(default_factory=dict)
 
     @property
     def main(self) -> list[Rollout]:
@@ -58,7 +59,7 @@ class Collector(ExperienceSource):
 
     prompts: Shuffled[Prompt]
     sources: Sequence[Source]
-    teacher: Teacher | None
+    teacher: Scorer | None
     credit: CreditMethod | None
     clock: Clock
     grouping: Grouping = field(default_factory=Grouping)
@@ -104,6 +105,8 @@ class Collector(ExperienceSource):
         metrics = {f"rollout/{name}": value for name, value in describe_text(rollouts).items()} | draft.figures
         if floored is not None:
             metrics["teacher/floored_frac"] = floored
+        named = Counter(rollout.prompt.teacher for rollout in rollouts if rollout.prompt.teacher)
+        metrics |= {f"teacher/{name}/rows": float(count) for name, count in sorted(named.items())}
         if self.credit is None:
             return Batch(step, ((main, *others),), rollouts, metrics, main)
         with self.clock.span("credit"):

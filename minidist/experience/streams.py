@@ -13,11 +13,12 @@ from minidist.data.rendering import Renderer
 from minidist.data.sources import Example, gold_rollout
 from minidist.experience.draw import Shuffled, collection_sampling, draw_writers
 from minidist.methods.distillm import AdaptiveReplay
-from minidist.protocols import Finished, RolloutEngine, Teacher, Text
+from minidist.protocols import Finished, RolloutEngine, Scorer, Text
 from minidist.rollout.mixed.engine import LockstepEngine
 from minidist.rollout.mixed.turns import TurnTakingEngine
 from minidist.rollout.pool import Engines
 from minidist.teachers.pool import Teachers
+from minidist.teachers.routed import RoutedTeachers
 from minidist.types import MAIN, Prompt, Rollout, Writer
 
 
@@ -58,7 +59,7 @@ class StudentText(Text):
 class TeacherText(Text):
     """Samples of the teacher."""
 
-    teacher: Teacher
+    teacher: Scorer
     config: RolloutConfig
     seed: int
 
@@ -112,7 +113,7 @@ class MixedText(Text):
 
 
 def make_sources(
-    config: DistillConfig, examples: Mapping[str, Sequence[Example]], engine: RolloutEngine | None, teacher: Teacher | None
+    config: DistillConfig, examples: Mapping[str, Sequence[Example]], engine: RolloutEngine | None, teacher: Scorer | None
 ) -> list[Source]:
     """The main stream, then the streams that answer the step's prompts, then the streams with `examples` of their own.
 
@@ -139,7 +140,9 @@ def make_sources(
     return sources
 
 
-def student_engine(config: DistillConfig, engines: Engines, teachers: Teachers | None, renderer: Renderer) -> RolloutEngine:
+def student_engine(
+    config: DistillConfig, engines: Engines, teachers: Teachers | RoutedTeachers | None, renderer: Renderer
+) -> RolloutEngine:
     """The engine of the student's text: the student alone, or with rollout.teacher_mix the mixture with the teacher."""
     alpha, students = config.teacher_mix, engines.members
     if not alpha:

@@ -1,6 +1,6 @@
 """The student's forward pass in a learner: flat micro-batches in, loss sums or per-token figures out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,13 +12,15 @@ from transformers import PreTrainedModel
 from minidist.config.learner import LearnerConfig
 from minidist.data.batching import MicroBatch
 from minidist.data.rendering import Renderer
-from minidist.learners.teacher import Visitor
+from minidist.learners.teacher import ResidentTeacher, Visitor
 from minidist.losses.chunked import (
     Head,
     LazyLogits,
     LinearHead,
     LossTerms,
-    chunked_loss,
+    MixedLogits,
+    ScoredTokens,
+    chunked_losses,
     columns_of,
     complete,
     in_blocks,
@@ -31,7 +33,7 @@ from minidist.models.arrays import to_tensor
 from minidist.models.forward import hidden_states, padded_layout
 from minidist.models.heads import OutputHead, check_head
 from minidist.models.lora import Adapters
-from minidist.types import Array, Measures, Payload, TeacherScores
+from minidist.types import Array, Measures, MixedScores, Scores, TeacherScores
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,15 @@ class Student:
 
 
 class ForwardPass(nn.Module):
-    """The student's model and head, and the teacher's head, over one micro-batch at a time. `check` comes first.
+    """The student's model and head, and the teachers' heads, over one micro-batch at a time. `check` comes first.
 
     Args:
         student: the model that learns.
         config: the `learner` section: the layout of a micro-batch, and the loss tokens whose logits exist at one time.
-        teacher_head: makes logits of the teacher's hidden states, where a micro-batch brings any.
+        teacher: its heads make logits of the teachers' hidden states, where a micro-batch brings any.
     """
 
-    def __init__(self, student: Student, config: LearnerConfig, teacher_head: Head | None) -> None:
+    def __init__(self, student: Student, config: LearnerConfig, teacher: ResidentTeacher) -> None:
         super().__init__()
         self.model = student.model
         self.head = OutputHead(student.model)
@@ -65,7 +67,9 @@ class ForwardPass(nn.Module):
         self._layout = config.layout
         self.chunk_tokens = config.chunk(student.vocabulary or student.model.config.get_text_config().vocab_size)
         self._mixed = config.compute_dtype is not None
-        self._teacher_head = teacher_head if teacher_head is None or not self._mixed else _in_its_own_precision(teacher_head)
+        own = _in_its_own_precision if self._mixed else (lambda head: head)
+        self._teacher_heads: dict[str, Head] = {name: own(head) for name, head in teacher.heads.items()}
+        self.teachers = tuple(teacher.names)
         self._vocabulary = student.vocabulary
 
     def forward(self, method: str, *arguments: Any, **options: Any) -> Any:
@@ -90,14 +94,12 @@ class ForwardPass(nn.Module):
             teacher_hidden_LE: the teacher's hidden states, where the micro-batch does not bring them.
         """
         hidden_LD = hidden_states(self.model, micro, padded=self.padded)
-        targets = _targets(micro, hidden_LD.device, self._vocabulary)
-        if objective.group_tokens is not None:
-            targets = replace(targets, group_N=_groups(micro, objective.group_tokens).to(hidden_LD.device))
-        teacher = self._teacher(micro, teacher_hidden_LE)
+        groups = None if objective.group_tokens is None else _groups(micro, objective.group_tokens).to(hidden_LD.device)
+        scored = list(self._scored(micro, teacher_hidden_LE, self._vocabulary, groups))
 
         def terms(head: LinearHead, hidden_LD: Tensor) -> LossTerms:
-            student = LazyLogits(head, hidden_LD)
-            return chunked_loss(objective, student, targets, teacher=teacher, chunk_tokens=self.chunk_tokens)
+            student, options = LazyLogits(head, hidden_LD), {"teachers": len(self.teachers)}
+            return chunked_losses(objective, student, scored, chunk_tokens=self.chunk_tokens, **options)
 
         return self.head(hidden_LD, self._vocabulary, terms)
 
@@ -111,7 +113,7 @@ class ForwardPass(nn.Module):
             whole: over all rows of the head, including ids beyond the shared vocabulary.
         """
         hidden_LD = hidden_states(self.model, micro, padded=self.padded)
-        parts = self._parts(micro)
+        parts = self._parts(len(micro.labels))
 
         def figures(head: LinearHead, hidden_LD: Tensor) -> Tensor:
             return torch.cat([visitor(part, log_probabilities(head(hidden_LD[part]), temperature)) for part in parts])
@@ -138,28 +140,56 @@ class ForwardPass(nn.Module):
         """
         hidden_LD = hidden_states(self.model, micro, padded=self.padded)
         vocabulary = None if whole else self._vocabulary
-        targets, teacher = _targets(micro, self.model.device, vocabulary), self._teacher(micro, teacher_hidden_LE)
+        scored = list(self._scored(micro, teacher_hidden_LE, vocabulary))
 
         def figures(head: LinearHead, hidden_LD: Tensor) -> Tensor:
-            found = []
-            for block, logits_NV, teacher_NV in in_blocks(LazyLogits(head, hidden_LD), teacher, self._parts(micro)):
-                student_NV = log_probabilities(logits_NV, temperature)
-                found.append(_figures(student_NV, complete(targets.at(block), teacher_NV, temperature), top_p))
-            return torch.cat(found)
+            student, found = LazyLogits(head, hidden_LD), []
+            for tokens in scored:
+                parts = self._parts(tokens.part.stop - tokens.part.start)
+                for block, logits_NV, teacher_NV in in_blocks(student, tokens, parts):
+                    student_NV = log_probabilities(logits_NV, temperature)
+                    found.append(_figures(student_NV, complete(tokens.targets.at(block), teacher_NV, temperature), top_p))
+            return _stacked(found)
 
         return self.head(hidden_LD, vocabulary, figures)
 
-    def _parts(self, micro: MicroBatch) -> list[slice]:
-        """The chunks of a micro-batch's loss tokens; one without tokens where it has none."""
+    def _parts(self, tokens: int) -> list[slice]:
+        """The chunks of so many loss tokens; one without tokens where there are none."""
         size = self.chunk_tokens
-        return [slice(start, start + size) for start in range(0, max(len(micro.labels), 1), size)]
+        return [slice(start, min(start + size, tokens)) for start in range(0, max(tokens, 1), size)]
 
-    def _teacher(self, micro: MicroBatch, hidden_LE: Tensor | None) -> LazyLogits | None:
-        """The teacher's logits, if its hidden states are known: `hidden_LE`, or those among the micro-batch's scores."""
-        scores = micro.scores
-        if hidden_LE is None and scores is not None and scores.hidden is not None:
-            hidden_LE = to_tensor(scores.hidden, scores.hidden_dtype).to(self.model.device)
-        return None if hidden_LE is None or self._teacher_head is None else LazyLogits(self._teacher_head, hidden_LE)
+    def _scored(
+        self, micro: MicroBatch, hidden_LE: Tensor | None, vocabulary: int | None, group_L: Tensor | None = None
+    ) -> Iterator[ScoredTokens]:
+        """The loss tokens, as many at a time as have scores of one kind, with their targets and their teacher's logits.
+
+        hidden_LE: hidden states of a teacher in this process, which then is the only one. group_L: of the objective.
+        """
+        device, start = self.model.device, 0
+        whole = replace(_targets(micro, device, vocabulary), group_N=group_L, teacher_N=self._teacher_numbers(micro))
+        for scores in micro.scores or (None,):
+            part = slice(start, start + (len(micro.labels) if scores is None else scores.tokens))
+            targets = _with_scores(whole.at(part), scores, vocabulary)
+            own = None if hidden_LE is None else LazyLogits(self._teacher_heads[""], hidden_LE)
+            yield ScoredTokens(part, targets, own or self._logits(scores))
+            start = part.stop
+
+    def _logits(self, scores: Scores | None) -> LazyLogits | MixedLogits | None:
+        """The teacher's logits, or those of a mixture, where the scores are hidden states whose head is in this process."""
+        if isinstance(scores, MixedScores):
+            found = [self._logits(member) for member in scores.members]
+            return MixedLogits([each for each in found if isinstance(each, LazyLogits)], scores.weights)
+        head = None if scores is None else self._teacher_heads.get(scores.head)
+        if scores is None or scores.hidden is None or head is None:
+            return None
+        return LazyLogits(head, to_tensor(scores.hidden, scores.hidden_dtype).to(self.model.device))
+
+    def _teacher_numbers(self, micro: MicroBatch) -> Tensor | None:
+        """[L] int64: the number of each loss token's teacher; None where the rows have no teachers of their own."""
+        if not micro.scores or not self.teachers:
+            return None
+        of_row = np.array([self.teachers.index(name) for name in micro.teachers], dtype=np.int64)
+        return torch.as_tensor(of_row[micro.sequence[micro.outputs]], device=self.model.device)
 
 
 def _in_its_own_precision(head: Head) -> Head:
@@ -182,22 +212,38 @@ def _figures(student_NV: Tensor, scored: TokenTargets, top_p: float) -> Tensor:
     return torch.stack(columns, -1)
 
 
+def _stacked(figures: Sequence[Tensor]) -> Tensor:
+    """Figures of successive tokens as one table; columns that the teacher of some tokens does not give are NaN there."""
+    width = max(each.shape[1] for each in figures)
+    return torch.cat([torch.nn.functional.pad(each, (0, width - each.shape[1]), value=torch.nan) for each in figures])
+
+
 def _targets(micro: MicroBatch, device: torch.device, vocabulary: int | None) -> TokenTargets:
-    """Ids are columns of the head's logits over the vocabulary."""
-    scores, credit = micro.scores or TeacherScores(Payload.SAMPLED), micro.credit
-
-    def tensor(array: Array | None, dtype: torch.dtype | None = None) -> Tensor | None:
-        return None if array is None else to_tensor(array, str(array.dtype)).to(device, dtype)
-
-    top_ids_NK = tensor(scores.top_ids, torch.int64)
+    """The targets of all loss tokens but the teacher's. Ids are columns of the head's logits over the vocabulary."""
+    credit = micro.credit
     return TokenTargets(
         columns_of(torch.as_tensor(micro.labels, device=device), vocabulary),
-        top_ids_NK=None if top_ids_NK is None else columns_of(top_ids_NK, vocabulary),
-        top_logprobs_NK=tensor(scores.top_logprobs),
-        teacher_logprob_N=tensor(scores.logprobs),
-        written_logprob_N=tensor(micro.written_logprob),
+        written_logprob_N=_tensor(micro.written_logprob, device),
         credit=credit and TokenCredit(*(torch.as_tensor(getattr(credit, f.name), device=device) for f in fields(credit))),
     )
+
+
+def _with_scores(targets: TokenTargets, scores: Scores | None, vocabulary: int | None) -> TokenTargets:
+    """The targets with those that the teacher's scores of the same tokens hold themselves."""
+    if not isinstance(scores, TeacherScores):
+        return targets
+    device = targets.labels_N.device
+    top_ids_NK = _tensor(scores.top_ids, device, torch.int64)
+    return replace(
+        targets,
+        top_ids_NK=None if top_ids_NK is None else columns_of(top_ids_NK, vocabulary),
+        top_logprobs_NK=_tensor(scores.top_logprobs, device),
+        teacher_logprob_N=_tensor(scores.logprobs, device),
+    )
+
+
+def _tensor(array: Array | None, device: torch.device, dtype: torch.dtype | None = None) -> Tensor | None:
+    return None if array is None else to_tensor(array, str(array.dtype)).to(device, dtype)
 
 
 def _groups(micro: MicroBatch, size: int) -> Tensor:
@@ -211,6 +257,6 @@ def _groups(micro: MicroBatch, size: int) -> Tensor:
 def measures_of(figures: Sequence[Tensor | None]) -> Measures:
     """The figures of a stream's rows, in the rows' order; None stands for a row without labels."""
     known = [each for each in figures if each is not None]
-    table = torch.cat(known or [torch.zeros(0, 1)]).double().cpu().numpy()
+    table = _stacked(known or [torch.zeros(0, 1)]).double().cpu().numpy()
     rows = np.repeat(np.arange(len(figures), dtype=np.int32), [0 if each is None else len(each) for each in figures])
     return Measures(rows, *(table[:, column] for column in range(table.shape[1])))

@@ -23,7 +23,7 @@ from minidist.learners.micro import CollectionSteps, micro_batches
 from minidist.learners.schedule import learning_rate
 from minidist.learners.sending import WeightSender
 from minidist.learners.state import StateReader, save_state, whole_pieces
-from minidist.learners.sums import StreamSums, peaks
+from minidist.learners.sums import StreamSums, of_steps, peaks
 from minidist.learners.teacher import FrozenTeacher, ResidentTeacher, StudentText, Visitor
 from minidist.learners.weights import StudentWeights
 from minidist.losses.kernels import in_one_pass
@@ -67,7 +67,7 @@ class LocalLearner:
         self._teacher = teacher or FrozenTeacher()
         self._objectives = {name: in_one_pass(each) if config.kernel == "liger" else each for name, each in objectives.items()}
         # In evaluation mode, without dropout, the log-probabilities are those of the engine.
-        self._pass = ForwardPass(student, config, self._teacher.head).eval()
+        self._pass = ForwardPass(student, config, self._teacher).eval()
         if config.activation_checkpointing:
             checkpoint_activations(student.model)
         self._guard = FiniteGuard(student.model)
@@ -127,9 +127,7 @@ class LocalLearner:
 
     def _update(self, batch: Batch) -> Update:
         taken = self._collection.take(batch, self._take_step)
-        counts = ("learner/loss_tokens", "learner/micro_batches")
-        metrics = {name: sum(step[name] for step in taken) / (1 if name in counts else len(taken)) for name in taken[0]}
-        return Update(self._step, metrics | {"learner/lr": taken[-1]["learner/lr"]})
+        return Update(self._step, of_steps(taken))
 
     def _take_step(self, collection: int, streams: Sequence[Stream]) -> dict[str, float]:
         """One optimizer step on all of `streams`; returns its metrics."""
@@ -165,12 +163,12 @@ class LocalLearner:
 
     def _teacher_hidden(self, stream: Stream, micro: MicroBatch) -> Tensor | None:
         """Hidden states of the teacher in this process, for the main stream, unless another teacher has scored it."""
-        return self._teacher.hidden(micro) if stream.objective == MAIN and micro.scores is None else None
+        return self._teacher.hidden(micro) if stream.objective == MAIN and not micro.scores else None
 
     def _accumulate(self, stream: Stream) -> StreamSums:
         """Add a stream's share of the gradient, micro-batch by micro-batch, on all ranks in step; returns the sums of all."""
         objective = self._objectives[stream.objective]
-        sums = StreamSums(objective.figures)
+        sums = StreamSums(objective.figures, teachers=self._pass.teachers)
         for micro in self._micro_batches(stream):
             with part("forward"):
                 hidden_LE = self._teacher_hidden(stream, micro)

@@ -7,7 +7,7 @@ from minidist.cluster.kept import fetched
 from minidist.data.batching import MicroBatch, grouped, micro_batch, unlabelled
 from minidist.errors import ScoresLostError
 from minidist.learners.group import Group
-from minidist.types import Batch, KeptScores, Row, Stream
+from minidist.types import Batch, KeptScores, Row, Stream, members_of
 
 Part = tuple[Sequence[Row], Sequence[int]]
 """The rows of a micro-batch, and their indices in the stream."""
@@ -31,7 +31,7 @@ def laid_out(parts: Sequence[Part], group: Group) -> Iterator[MicroBatch]:
     While one is computed, the scores of the next are fetched: no more than two are in memory. Raises ScoresLostError on all
     ranks alike where any of them cannot fetch its scores.
     """
-    kept = any(isinstance(row.scores, KeptScores) for rows, _ in parts for row in rows)
+    kept = any(isinstance(member, KeptScores) for rows, _ in parts for row in rows for member in members_of(row.scores))
     if not group.largest([kept])[0]:
         yield from (micro_batch(*part) for part in parts)
         return

@@ -1,7 +1,7 @@
 """The part of a teacher that lives in the learner's process: an output head, or a whole model that learns before each step of
 the student."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,6 +36,16 @@ class ResidentTeacher(Protocol):
         """The output head for the teacher's hidden states; None if the learner sees none."""
         return None
 
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """The output heads, by the names that scores have for them (`TeacherScores.head`)."""
+        return {} if self.head is None else {"": self.head}
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of several teachers, of which each row of the text has its own; none with one teacher."""
+        return ()
+
     def learn(self, texts: Iterable[StudentText], *, tokens: int, step: int, steps: int) -> dict[str, float]:
         """One optimizer step of the teacher on the texts of all ranks, which hold `tokens` loss tokens together, before the
         student's optimizer step `step`, counted from 0, of `steps`. Returns metrics of the run. Raises DivergedError before
@@ -63,3 +73,24 @@ class FrozenTeacher(ResidentTeacher):
     """A teacher that does not learn. It scores in other processes, if at all; the learner holds at most its output head."""
 
     head: Head | None = None
+
+
+class SeveralTeachers(ResidentTeacher):
+    """Several teachers that do not learn.
+
+    Args:
+        heads: those of teachers that give hidden states, by name.
+        names: those of all teachers, where each row of the text has its own; none where they score all text together.
+    """
+
+    def __init__(self, heads: Mapping[str, Head], names: Sequence[str] = ()) -> None:
+        self._heads = heads
+        self._names = names
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        return self._heads
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self._names

@@ -98,21 +98,62 @@ class LazyLogits:
         return self.head(self.hidden_ND[part])
 
 
+@dataclass(frozen=True)
+class MixedLogits:
+    """Logits of a mixture of teachers that are not computed yet: log sum of weight * softmax(logits of a member).
+
+    members: of the same N tokens and V classes, one for each of the `weights`, which are positive and add up to 1. A single
+    member's logits are returned as they are.
+    """
+
+    members: Sequence[LazyLogits]
+    weights: Sequence[float]
+
+    @torch.no_grad()
+    def at(self, part: slice, tables: Tables | None = None) -> Tensor:
+        """The logits of some of the tokens, without gradient."""
+        if len(self.members) == 1:
+            return self.members[0].at(part, tables)
+        mixed_NV: Tensor | None = None
+        for member, weight in zip(self.members, self.weights, strict=True):
+            member_NV = torch.log_softmax(member.at(part, tables), -1) + math.log(weight)
+            mixed_NV = member_NV if mixed_NV is None else torch.logaddexp(mixed_NV, member_NV)
+        assert mixed_NV is not None
+        return mixed_NV
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """Successive ones of a batch's loss tokens, whose scores are of one kind.
+
+    part: their places among all loss tokens of the batch. targets: theirs. teacher: the teacher's logits of them, which form
+    the full vocabulary of `targets`; no gradient reaches them. None where the targets hold all that is known.
+    """
+
+    part: slice
+    targets: TokenTargets
+    teacher: LazyLogits | MixedLogits | None = None
+
+    def within(self, part: slice) -> slice:
+        """A slice of the batch's loss tokens as one of these."""
+        return slice(part.start - self.part.start, part.stop - self.part.start)
+
+
 @torch.no_grad()
 def in_blocks(
-    student: LazyLogits, teacher: LazyLogits | None, parts: Sequence[slice]
+    student: LazyLogits, scored: ScoredTokens, parts: Sequence[slice]
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """The student's logits of successive blocks of tokens, and the teacher's where there is one, without gradient.
+    """The student's logits of successive blocks of the scored tokens, each block as a slice of them, and the teacher's where
+    there is one, without gradient.
 
-    The products with the heads are of whole `parts`, whose blocks are so small that elementwise work on their logits stays in a
-    processor's cache.
+    `student`: of all loss tokens; `parts`: slices of the scored ones. The products with the heads are of whole `parts`, whose
+    blocks are so small that elementwise work on their logits stays in a processor's cache.
     """
     tables = Tables(), Tables()
     for part in parts:
-        student_NV, teacher_NV = (
-            None if each is None else each.at(part, own) for each, own in zip((student, teacher), tables, strict=True)
-        )
-        assert student_NV is not None
+        start = scored.part.start
+        student_NV = student.at(slice(start + part.start, start + part.stop), tables[0])
+        teacher_NV = None if scored.teacher is None else scored.teacher.at(part, tables[1])
         for block in _blocks(part, student_NV, None):
             inner = slice(block.start - part.start, block.stop - part.start)
             yield block, student_NV[inner], None if teacher_NV is None else teacher_NV[inner]
@@ -153,7 +194,7 @@ def chunked_loss(
     student: LazyLogits,
     targets: TokenTargets,
     *,
-    teacher: LazyLogits | None = None,
+    teacher: LazyLogits | MixedLogits | None = None,
     chunk_tokens: int = 1024,
 ) -> LossTerms:
     """Sum of `objective` over N loss tokens, `chunk_tokens` at a time. N may be 0: a loss of zero that touches the head.
@@ -166,17 +207,29 @@ def chunked_loss(
             gradient reaches them.
         chunk_tokens: loss tokens whose [chunk, V] logits exist at one time.
     """
+    scored = ScoredTokens(slice(0, len(student.hidden_ND)), targets, teacher)
+    return chunked_losses(objective, student, [scored], chunk_tokens=chunk_tokens)
+
+
+def chunked_losses(
+    objective: Objective, student: LazyLogits, scored: Sequence[ScoredTokens], *, chunk_tokens: int, teachers: int = 0
+) -> LossTerms:
+    """`chunked_loss` of a batch whose tokens have scores of several kinds; `scored` are all of its tokens, in order.
+
+    teachers: number of the teachers, of several, that the tokens may be of (`TokenTargets.teacher_N`); for each of them
+    `figures_F` ends with the sum of its tokens' losses and, after all these, with their count.
+    """
     head, hidden_ND = student.head, student.hidden_ND
-    parts = list(_parts(len(hidden_ND), chunk_tokens, targets.group_N))
-    work = _TeacherAndObjective(objective, teacher, targets, parts)
+    work = _TeachersAndObjective(objective, scored, chunk_tokens, teachers)
     if isinstance(head, LinearHead) and torch.is_grad_enabled() and (hidden_ND.requires_grad or head.weight.requires_grad):
         loss, sums = _EagerGradient.apply(work, head, hidden_ND, head.weight, head.bias)
         return LossTerms(loss, len(hidden_ND), sums[0], sums[1], sums[2:])
 
-    def one_chunk(hidden_ND: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        return work.sums(head(hidden_ND), part)
+    def one_chunk(hidden_ND: Tensor, tokens: ScoredTokens, part: slice) -> tuple[Tensor, Tensor]:
+        return work.sums(head(hidden_ND), tokens, part)
 
-    done = [recomputed(one_chunk, hidden_ND[part], part, alone=len(parts) == 1) for part in parts]
+    chunks = list(work.chunks())
+    done = [recomputed(one_chunk, hidden_ND[part], tokens, part, alone=len(chunks) == 1) for tokens, part in chunks]
     loss, sums = (torch.stack(each).sum(0) for each in zip(*done, strict=True))
     return LossTerms(loss, len(hidden_ND), sums[0], sums[1], sums[2:])
 
@@ -218,30 +271,48 @@ def complete(targets: TokenTargets, teacher_NV: Tensor | None, temperature: floa
 
 
 @dataclass(frozen=True)
-class _TeacherAndObjective:
+class _TeachersAndObjective:
     """All of a batch's loss but the student."""
 
     objective: Objective
-    teacher: LazyLogits | None
-    targets: TokenTargets
-    parts: Sequence[slice]
-    """The chunks."""
+    scored: Sequence[ScoredTokens]
+    chunk_tokens: int
+    teachers: int
 
-    def sums(self, logits_NV: Tensor, part: slice, teacher_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def chunks(self) -> Iterator[tuple[ScoredTokens, slice]]:
+        """The chunks, as slices of all loss tokens, each with the scored tokens that it is of."""
+        for tokens in self.scored:
+            first = tokens.part.start
+            for part in _parts(tokens.part.stop - first, self.chunk_tokens, tokens.targets.group_N):
+                yield tokens, slice(first + part.start, first + part.stop)
+
+    def sums(
+        self, logits_NV: Tensor, tokens: ScoredTokens, part: slice, teacher_NV: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The loss of some of the tokens, with its gradient, and [2 + F] sums: the labels' log-probabilities under student and
-        teacher (nan without a teacher), and the objective's figures. `teacher_NV`: the teacher's logits of these tokens, where
-        the caller has computed them."""
+        teacher (nan without a teacher), and the figures. `part`: of all loss tokens. `teacher_NV`: the teacher's logits of
+        these tokens, where the caller has computed them."""
         student_NV = log_probabilities(logits_NV, self.objective.temperature)
         if not len(student_NV):
-            return student_NV.sum(), student_NV.new_zeros(2 + len(self.objective.figures))
-        if teacher_NV is None and self.teacher is not None:
-            teacher_NV = self.teacher.at(part)
-        targets = complete(self.targets.at(part), teacher_NV, self.objective.temperature)
+            return student_NV.sum(), student_NV.new_zeros(2 + len(self.objective.figures) + 2 * self.teachers)
+        inner = tokens.within(part)
+        if teacher_NV is None and tokens.teacher is not None:
+            teacher_NV = tokens.teacher.at(inner)
+        targets = complete(tokens.targets.at(inner), teacher_NV, self.objective.temperature)
         logprob = student_NV.detach().gather(-1, targets.labels_N[:, None]).sum()
         known = targets.teacher_logprob_N
         teacher_logprob = logprob.new_tensor(math.nan) if known is None else known.sum().to(logprob)
         figures_F = self.objective.explain(student_NV.detach(), targets).sum(0).to(logprob)
-        return self.objective(student_NV, targets).sum(), torch.cat([torch.stack([logprob, teacher_logprob]), figures_F])
+        loss_N = self.objective(student_NV, targets)
+        by_teacher = self._by_teacher(loss_N.detach(), targets.teacher_N).to(logprob)
+        return loss_N.sum(), torch.cat([torch.stack([logprob, teacher_logprob]), figures_F, by_teacher])
+
+    def _by_teacher(self, loss_N: Tensor, teacher_N: Tensor | None) -> Tensor:
+        """The sum of the losses of each teacher's tokens, and then their counts: [2 x teachers]."""
+        found = loss_N.new_zeros(2, self.teachers)
+        if teacher_N is not None:
+            found.index_add_(1, teacher_N, torch.stack([loss_N, torch.ones_like(loss_N)]))
+        return found.flatten()
 
 
 class _EagerGradient(torch.autograd.Function):
@@ -250,7 +321,7 @@ class _EagerGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, work: _TeacherAndObjective, head: LinearHead, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None
+        ctx: Any, work: _TeachersAndObjective, head: LinearHead, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         wanted = ctx.needs_input_grad[2:]
         # Summed over the chunks in float32, whatever the precision of the head.
@@ -261,15 +332,16 @@ class _EagerGradient(torch.autograd.Function):
         ]
         loss, sums = hidden_ND.new_zeros((), dtype=torch.float32), None
         of_student, of_teacher = Tables(), Tables()
-        for part in work.parts:
+        for tokens, part in work.chunks():
             table_NV = head.raw(hidden_ND[part], of_student)  # the head's products, then, block by block, their gradient
-            teacher_NV = None if work.teacher is None else work.teacher.at(part, of_teacher)
-            for block in _blocks(part, table_NV, work.targets.group_N):
+            teacher_NV = None if tokens.teacher is None else tokens.teacher.at(tokens.within(part), of_teacher)
+            group_N = tokens.targets.group_N
+            for block in _blocks(part, table_NV, None if group_N is None else group_N[tokens.within(part)]):
                 inner = slice(block.start - part.start, block.stop - part.start)
                 raw_NV = table_NV[inner].detach().requires_grad_()
                 with torch.enable_grad():
                     inner_NV = None if teacher_NV is None else teacher_NV[inner]
-                    block_loss, block_sums = work.sums(head.finish(raw_NV), block, inner_NV)
+                    block_loss, block_sums = work.sums(head.finish(raw_NV), tokens, block, inner_NV)
                     (table_NV[inner],) = torch.autograd.grad(block_loss, raw_NV)
                 loss, sums = loss + block_loss.detach(), block_sums if sums is None else sums + block_sums
             _add(gradients, table_NV, hidden_ND[part], weight_VD[: head.vocabulary], part)
@@ -326,8 +398,8 @@ def _parts(tokens: int, size: int, group_N: Tensor | None) -> Iterator[slice]:
 
 
 def _blocks(part: slice, logits_NV: Tensor, group_N: Tensor | None) -> Iterator[slice]:
-    """A chunk in blocks small enough that elementwise operations run in a processor's cache; groups stay whole."""
-    for block in _parts(len(logits_NV), _block_rows(logits_NV), None if group_N is None else group_N[part]):
+    """A chunk in blocks small enough that elementwise operations run in a processor's cache; its groups stay whole."""
+    for block in _parts(len(logits_NV), _block_rows(logits_NV), group_N):
         yield slice(part.start + block.start, part.start + block.stop)
 
 

@@ -35,7 +35,8 @@ class TokenTargets:
     teacher_logprob_N: the teacher's log-probabilities of the labels. All in nats, without gradient. credit: advantages and
     weights for a policy gradient. group_N: int64 group index of each token, where an objective is defined over groups; the
     tokens of a group are adjacent. written_logprob_N: in text that may be of an earlier student, the labels' log-probabilities
-    under the student that wrote them, NaN where it did not choose them.
+    under the student that wrote them, NaN where it did not choose them. teacher_N: int64 number of each token's teacher, where
+    the run has several and each row its own.
     """
 
     labels_N: Tensor
@@ -46,6 +47,7 @@ class TokenTargets:
     credit: TokenCredit | None = None
     group_N: Tensor | None = None
     written_logprob_N: Tensor | None = None
+    teacher_N: Tensor | None = None
 
     def of_labels(self, table_NV: Tensor) -> Tensor:
         """The labels' entries of a table over the vocabulary, [N]."""

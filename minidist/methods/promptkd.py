@@ -1,6 +1,6 @@
 """PromptKD: a frozen teacher reads a few virtual tokens first, which learn to make its distribution easier to match."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from minidist.learners.group import Group, OneProcess
 from minidist.learners.schedule import learning_rate, make_optimizer, optimizer_step, read_parameter, write_parameter
 from minidist.learners.state import StateReader
 from minidist.learners.teacher import StudentText
+from minidist.losses.chunked import Head
 from minidist.losses.divergences import reverse_kl
 from minidist.models.forward import checkpoint_activations, hidden_states, padded_layout
 from minidist.models.heads import check_head, head_of
@@ -84,6 +85,16 @@ class PromptedTeacher:
     def hidden(self, micro: MicroBatch) -> Tensor:
         """Hidden states [L, E] with the current prompt."""
         return hidden_states(self._model, micro, padded=self._padded, prompt_PD=self._prompt)
+
+    @property
+    def heads(self) -> Mapping[str, Head]:
+        """The teacher's own output head."""
+        return {"": self.head}
+
+    @property
+    def names(self) -> Sequence[str]:
+        """One teacher has no name."""
+        return ()
 
     def learn(self, texts: Iterable[StudentText], *, tokens: int, step: int, steps: int) -> dict[str, float]:
         """One step of the prompt."""

@@ -17,7 +17,7 @@ from minidist.models.families import PACKED
 from minidist.models.segments import NAME, share_prompts, use_segments
 from minidist.run import timeline
 from minidist.run.tracking import log
-from minidist.types import Array, Row
+from minidist.types import Array, Row, members_of
 
 
 def padded_layout(layout: str, model: PreTrainedModel) -> bool:
@@ -119,8 +119,8 @@ def _count(hidden_BSD: Tensor, micro: MicroBatch, positions: Array, *, prompted:
     """Account for a pass over tokens at these positions of their rows. `prompted`: of a teacher that learns its prompt."""
     kind = ("prompted_" if prompted else "") + ("backward" if hidden_BSD.requires_grad else "forward")
     work = {"tokens": len(positions), "pairs": int(positions.sum()) + len(positions), "heads": len(micro.outputs)}
-    scored = micro.scores is not None and micro.scores.hidden is not None
-    timeline.count(computed=hidden_BSD.shape[:2].numel(), teacher_heads=len(micro.outputs) if scored else 0)
+    heads = sum(member.tokens for scores in micro.scores for member in members_of(scores) if member.hidden is not None)
+    timeline.count(computed=hidden_BSD.shape[:2].numel(), teacher_heads=heads)
     timeline.count(**{f"{kind}_{name}": amount for name, amount in work.items()})
 
 

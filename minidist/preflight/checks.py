@@ -23,6 +23,7 @@ from minidist.errors import ConfigError, ModelError, RunDirectoryError
 from minidist.models.files import check_json, check_weights, resolve, whole_model
 from minidist.preflight.facts import ModelFacts, PairFacts
 from minidist.preflight.families import check_in_vllm, check_teacher
+from minidist.publishing.hub import check_push
 from minidist.run.directory import RunDirectory
 from minidist.run.wandb_board import check_wandb
 from minidist.types import Vocabulary
@@ -32,11 +33,12 @@ _CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
 def check_files(config: Config | TeachConfig, models: Mapping[str, str | None], sources: Iterable[SourceConfig | None]) -> None:
-    """Run directory, processor cores, model directories, data files and GPUs, the cheapest first.
+    """Run directory, the hub that is uploaded to, processor cores, model directories, data files and GPUs, the cheapest first.
 
     `models`: directory or hub name by the key of the configuration; None is passed over, as in `sources`.
     """
     RunDirectory(config).check()
+    check_push(config.run)
     if isinstance(config.run, RunConfig):
         check_wandb(config.run.wandb)
     check_cores(config.cluster)
@@ -61,7 +63,7 @@ def check_cores(config: ClusterConfig) -> None:
     """This machine has the CPUs that the roles are given, and some for the others. A cluster that is joined is not checked."""
     if config.address is not None:
         return
-    asked = sum((role.cpus or 0) * role.processes for role in (config.rollout, config.teacher, config.learner))
+    asked = sum((config.role(name).cpus or 0) * config.processes_of(name) for name in ("rollout", "teacher", "learner"))
     if asked > cores():
         raise ConfigError(f"the cpus under cluster add up to {asked:g}, and this machine has {cores()}; lower them")
     if cpu_share(config) < 0.01:
@@ -112,8 +114,6 @@ def check_distillation(config: DistillConfig, models: PairFacts) -> None:
     if config.rollout.engine == "vllm":
         check_engine(models.student, rollout_gpus, "rollout.engine=hf")
     check_split(models.student, config.cluster.rollout, "cluster.rollout")
-    tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    check_context(models.context, tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
     for name, stream in config.streams.items():
         if stream.data is not None:
             check_context(models.student.context, stream.max_tokens, f"streams.{name}.max_tokens")

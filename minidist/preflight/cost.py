@@ -1,13 +1,14 @@
 """The memory of a run, role by role: a table, what a step moves, and what to change where a role does not fit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minidist.cluster import machine
 from minidist.config import DistillConfig, SftConfig, TeachConfig
 from minidist.config.cluster import ClusterConfig
 from minidist.config.learner import LearnerConfig
+from minidist.config.sentence import of_teacher
 from minidist.config.teacher import LocalTeacherConfig
 from minidist.preflight import memory
 from minidist.preflight.memory import BYTES, GIB, LessonModel, Need, ServedModel, TrainedModel
@@ -24,13 +25,24 @@ def sft_memory_lines(config: SftConfig, student: "Shape", *, longest: int) -> li
 
 
 def memory_lines(
-    config: DistillConfig, student: "Shape", teacher: "Shape", *, longest: int, teacher_longest: int = 0
+    config: DistillConfig,
+    student: "Shape",
+    teacher: "Shape | Mapping[str, Shape]",
+    *,
+    longest: int,
+    teacher_longest: int | Mapping[str, int] = 0,
 ) -> list[str]:
     """Lines of the plan of a distillation. `longest`: tokens of the longest sequence, prompt and answer together;
-    `teacher_longest`: of the longest that the teacher reads, where its prompts are longer."""
-    gpu = gpu_bytes(config.cluster)
-    needs = role_needs(config, student, teacher, longest=longest, teacher_longest=max(longest, teacher_longest), gpu=gpu)
-    traffic = _traffic(config, student, teacher, needs, longest, gpu)
+    `teacher_longest`: of the longest that the teacher reads, where its prompts are longer. Of several teachers both are given
+    by their keys."""
+    gpu, shapes = gpu_bytes(config.cluster), _by_key(config, teacher)
+    of_teachers = _by_key(config, teacher_longest)
+    if config.teachers:
+        needs = needs_of_several(config, student, shapes, longest=longest, teacher_longest=of_teachers, gpu=gpu)
+    else:
+        (shape,), (own,) = shapes.values(), of_teachers.values()
+        needs = role_needs(config, student, shape, longest=longest, teacher_longest=max(longest, own), gpu=gpu)
+    traffic = _traffic(config, student, shapes, needs, longest, gpu)
     return [*_table(needs, gpu), *traffic, *_host_lines(needs), *_warnings(config, needs, gpu)]
 
 
@@ -54,7 +66,7 @@ def role_needs(
 ) -> list[Need]:
     """The need of each role that the run has, on each of its devices: learner, engines, teachers."""
     longest_row = max([longest, *(stream.max_tokens for stream in config.streams.values())])
-    head = teacher.vocabulary * teacher.hidden * BYTES[config.teacher.dtype] if config.teacher.payload == "hidden" else None
+    head = _head_bytes(config, teacher) if config.teacher.payload == "hidden" else None
     learner = memory.learner_need(_trained(config, student, longest_row, gpu), teacher_head=head)
     if config.teacher.learns:
         prompted = replace(_trained(config, student, longest, gpu), shape=teacher, dtype=config.teacher.dtype)
@@ -62,6 +74,41 @@ def role_needs(
     of_teacher = max(longest, teacher_longest)
     rollout = [_rollout_need(config, student, teacher, (longest, of_teacher), gpu)] if config.asks_engines else []
     return [learner, *rollout, *_teacher_needs(config, teacher, of_teacher, gpu)]
+
+
+def needs_of_several(
+    config: DistillConfig,
+    student: "Shape",
+    teachers: "Mapping[str, Shape]",
+    *,
+    longest: int,
+    teacher_longest: Mapping[str, int],
+    gpu: int | None,
+) -> list[Need]:
+    """`role_needs` of a run with several teachers: each has devices of its own, and the learner holds all heads of those that
+    give hidden states."""
+    found: list[Need] = []
+    heads: dict[tuple[str, str], int] = {}
+    for key, shape in teachers.items():
+        alone = config.with_teacher_alone(key)
+        of_one = role_needs(alone, student, shape, longest=longest, teacher_longest=teacher_longest[key], gpu=gpu)
+        others = [replace(need, name=key) for need in of_one if need.role == "teacher"]
+        found = [need for need in (found or of_one) if need.name or need.role != "teacher"] + others
+        if alone.teacher.payload == "hidden":
+            heads[alone.teacher.model, alone.teacher.dtype] = _head_bytes(alone, shape)
+    row = max([longest, *(each.max_tokens for each in config.streams.values())])
+    learner = memory.learner_need(_trained(config, student, row, gpu), teacher_head=sum(heads.values()) if heads else None)
+    return [learner if need.role == "learner" else need for need in found]
+
+
+def _head_bytes(config: DistillConfig, teacher: "Shape") -> int:
+    """Bytes of the teacher's output head."""
+    return teacher.vocabulary * teacher.hidden * BYTES[config.teacher.dtype]
+
+
+def _by_key(config: DistillConfig, value: Any) -> dict[str, Any]:
+    """A value of each teacher, by the keys of the teachers."""
+    return dict(value) if isinstance(value, Mapping) else dict.fromkeys(config.named_teachers, value)
 
 
 def _trained(config: SftConfig | DistillConfig, student: "Shape", longest: int, gpu: int | None) -> TrainedModel:
@@ -112,7 +159,7 @@ def _teacher_needs(config: DistillConfig, shape: "Shape", longest: int, gpu: int
 
 
 def _host_lines(needs: list[Need]) -> list[str]:
-    return [f"the {need.role} keeps {_gib(need.host)} GiB of each process in host memory" for need in needs if need.host]
+    return [f"the {need.shown} keeps {_gib(need.host)} GiB of each process in host memory" for need in needs if need.host]
 
 
 def _table(needs: list[Need], gpu: int | None) -> list[str]:
@@ -121,7 +168,7 @@ def _table(needs: list[Need], gpu: int | None) -> list[str]:
     used = [part for part in parts if any(need.parts.get(part) for need in needs)]
     rows = [[f"memory, GiB a {'process' if gpu is None else 'device'}", "devices", *used, "total"]]
     for need in needs:
-        rows.append([need.role, str(need.devices), *(_gib(need.parts.get(part, 0)) for part in used), _gib(need.total)])
+        rows.append([need.shown, str(need.devices), *(_gib(need.parts.get(part, 0)) for part in used), _gib(need.total)])
     if gpu is not None:
         rows = [[*row, "of" if row is rows[0] else _gib(gpu) if gpu else "?"] for row in rows]
     first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
@@ -129,7 +176,7 @@ def _table(needs: list[Need], gpu: int | None) -> list[str]:
 
 
 def _traffic(
-    config: DistillConfig, student: "Shape", teacher: "Shape", needs: list[Need], longest: int, gpu: int | None
+    config: DistillConfig, student: "Shape", teachers: "Mapping[str, Shape]", needs: list[Need], longest: int, gpu: int | None
 ) -> list[str]:
     """Room in the engines' caches, and the bytes that a step moves between the roles."""
     lines = []
@@ -139,7 +186,9 @@ def _traffic(
         if gpu != 0:
             text = f"each engine's cache: {each / 1024:,.1f} KiB a token, room for {room:,} tokens"
             lines.append(f"{text}, {room // longest:,} sequences of {longest:,}")
-    scores, weights = step_bytes(config, student, teacher)
+    each_of = [step_bytes(config.with_teacher_alone(key), student, shape) for key, shape in teachers.items()]
+    scores = (sum if config.mixes_teachers else max)(scores for scores, _ in each_of)
+    weights = each_of[0][1]
     to_engines = f" and {_amount(weights)} of weights to the engines" if config.asks_engines else ""
     lines.append(f"a step moves up to {_amount(scores)} of scores to the learner{to_engines}")
     store, starts_ray = config.cluster.object_store_gib, config.cluster.roles == "ray" and config.cluster.address is None
@@ -164,7 +213,7 @@ def _warnings(config: SftConfig | DistillConfig | TeachConfig, needs: list[Need]
     if gpu is None:
         return _host_warnings(config, needs)
     found = [
-        f"WARNING the {need.role} does not fit: it needs {_gib(need.least)} GiB of each GPU and may take {_gib(allowed)}; "
+        f"WARNING the {need.shown} does not fit: it needs {_gib(need.least)} GiB of each GPU and may take {_gib(allowed)}; "
         f"{_fix(config, need)}"
         for need in needs
         if need.least > (allowed := int(gpu * need.allowance))
@@ -180,7 +229,8 @@ def _shared(cluster: ClusterConfig, needs: list[Need]) -> int:
     """Bytes on the fullest GPU where roles share GPUs, side by side or in turn; 0 where each has its own."""
     if sum(need.devices for need in needs) <= cluster.gpus:
         return 0
-    kinds = [[need] for need in needs] if cluster.residency else [needs]
+    roles = dict.fromkeys(need.role for need in needs)
+    kinds = [[need for need in needs if need.role == role] for role in roles] if cluster.residency else [needs]
     fullest = []
     for kind in kinds:
         totals = sorted((need.total for need in kind for _ in range(need.devices)), reverse=True)
@@ -197,19 +247,22 @@ def _host_warnings(config: SftConfig | DistillConfig | TeachConfig, needs: list[
     if config.cluster.roles == "ray":
         total += int(config.cluster.object_store_gib * GIB)
     small = [
-        f"WARNING the {need.role}'s cache does not hold one sequence; set {need.role}.kv_cache_gib to {_gib(need.least_cache)}"
+        f"WARNING the {role}'s cache does not hold one sequence; set {role}.kv_cache_gib to {_gib(need.least_cache)}"
         for need in needs
+        for role in [need.shown]
         if need.parts.get("cache", 0) < need.least_cache
     ]
     line = f"all roles and the object store: {_gib(total)} GiB of this machine's {host.gib:.1f}"
     if total <= host.gib * GIB:
         return [*small, line]
     largest = max(needs, key=lambda need: need.total * need.devices)
-    return [*small, f"WARNING {line}; the {largest.role} needs most: {_fix(config, largest)}"]
+    return [*small, f"WARNING {line}; the {largest.shown} needs most: {_fix(config, largest)}"]
 
 
 def _fix(config: SftConfig | DistillConfig | TeachConfig, need: Need) -> str:
     """The setting to change, chosen by the largest part."""
+    if isinstance(config, DistillConfig) and need.name:
+        return of_teacher(_fix(config.with_teacher_alone(need.name), replace(need, name="")), need.name)
     largest = max(need.parts, key=lambda part: need.parts[part] if part != "cache" else 0)
     if isinstance(config, TeachConfig):
         return _fix_lesson(config, largest)

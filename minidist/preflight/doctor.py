@@ -66,7 +66,7 @@ RolesOf = Callable[[Config | TeachConfig], tuple[Role, ...]]
 def examine(config: Config | TeachConfig | None, roles_of: RolesOf) -> int:
     """Check all items, print them, and return how many are missing."""
     sections = findings(config, roles_of)
-    show(sections, Console(soft_wrap=True))
+    show(sections, Console(soft_wrap=True, markup=False))
     return sum(each.missing for section in sections.values() for each in section)
 
 
@@ -263,9 +263,11 @@ def _rollout(config: Any) -> str:
 
 
 def _teacher(config: Any) -> str:
-    teacher, role = config.teacher, config.cluster.teacher
+    several = getattr(config, "teachers", None) or {"": config.teacher}
+    role = config.cluster.teacher
     over = _over(role.shards * role.devices)
-    return f"{role.actors} × {teacher.backend}, {teacher.payload}, {teacher.dtype}{over}"
+    kinds = {name: f"{role.actors} × {each.backend}, {each.payload}, {each.dtype}{over}" for name, each in several.items()}
+    return "; ".join(f"{name}: {kind}" if name else kind for name, kind in kinds.items())
 
 
 _ROLES: dict[Role, Callable[[Any], str]] = {"learner": _learner, "rollout": _rollout, "teacher": _teacher}

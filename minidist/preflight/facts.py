@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from minidist.config.data import QuestionsConfig, RenderConfig, SourceConfig
 from minidist.config.models import InitConfig, LoraConfig, ModelConfig, StudentConfig
 from minidist.config.teacher import TeacherConfig
+from minidist.config.trees import read_text
 from minidist.data.contexts import ContextReader
 from minidist.data.examples import Example
 from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
+from minidist.data.routes import TeacherColumn
 from minidist.data.sources import read_examples, read_prompts
-from minidist.errors import ModelError
+from minidist.errors import ConfigError, ModelError
 from minidist.models.imports import import_less
 from minidist.preflight.vocabulary import Meanings, meanings, shared_ids, teacher_ids, used_ids
 from minidist.types import Prompt, Vocabulary
@@ -79,15 +81,16 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class PairFacts:
-    """Student and teacher."""
+    """Student and teacher. `shared`: the ids that the student has in common with all of several teachers; None: one teacher."""
 
     student: ModelFacts
     teacher: ModelFacts
+    shared: Vocabulary | None = None
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The ids that both have. Raises ModelError where one of them means two things."""
-        return shared_ids(self.student.meanings, self.teacher.meanings)
+        return self.shared or shared_ids(self.student.meanings, self.teacher.meanings)
 
     @property
     def stops(self) -> set[int]:
@@ -138,10 +141,9 @@ def _template(name: str, teacher: ModelFacts) -> Any:
     """The chat template of the teacher's tokenizer, of a tokenizer's directory, or in a file."""
     if name != "teacher" and not Path(name).is_dir():
         try:
-            return Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            needed = "set it to student, teacher, a file with a Jinja template, or the directory of a tokenizer"
-            raise ModelError(f"data.template_from: {name} cannot be read ({type(error).__name__}); {needed}") from None
+            return read_text(Path(name), "set it to student, teacher, a file with a Jinja template, or a tokenizer's directory")
+        except ConfigError as error:
+            raise ModelError(f"data.template_from: {error}") from None
     from minidist.models.hub import load_tokenizer
 
     tokenizer = teacher.tokenizer if name == "teacher" else load_tokenizer(name, "data.template_from")
@@ -240,14 +242,15 @@ class RowReader:
         renderer: text to tokens.
         config: the section `data`.
         pairs: models that must have all ids of the rows.
-        context: makes the prompts that the teacher reads; None: it reads the student's.
+        context: makes the prompts that the teacher reads, or names the teacher of each row; None: one teacher reads the
+            student's.
         answer_tokens: longest answer to a prompt, which the teacher's prompt leaves room for.
     """
 
     renderer: Renderer
     config: RenderConfig
     pairs: Sequence[PairFacts] = ()
-    context: ContextReader | None = None
+    context: ContextReader | TeacherColumn | None = None
     answer_tokens: int = 0
 
     def prompts(self, name: str, source: SourceConfig, *, gold: bool = False) -> Rows[Prompt]:
@@ -275,4 +278,4 @@ class RowReader:
 
     @property
     def _contexts_cut(self) -> int:
-        return 0 if self.context is None else self.context.renderer.counts["truncated"]
+        return self.context.renderer.counts["truncated"] if isinstance(self.context, ContextReader) else 0

@@ -19,9 +19,9 @@ def model_line(name: str, shape: "Shape") -> str:
     return f"{name}: {shape.family}, {shape.checkpoint_parameters / 1e6:,.2f} M parameters, vocabulary {shape.vocabulary:,}"
 
 
-def pair_lines(models: PairFacts, template_from: str) -> list[str]:
+def pair_lines(models: PairFacts, template_from: str, name: str = "teacher") -> list[str]:
     """The teacher, the vocabulary that student and teacher share, and what only one of them has."""
-    return [model_line("teacher", models.teacher.shape), _shared_line(models), *difference_lines(models, template_from)]
+    return [model_line(name, models.teacher.shape), _shared_line(models), *difference_lines(models, template_from)]
 
 
 def _shared_line(models: PairFacts) -> str:
@@ -97,9 +97,12 @@ def distillation_lines(config: DistillConfig) -> list[str]:
     if config.teacher_mix:
         ways = {"vllm": "in turns, the teacher in vLLM too", "hf": "in step"}
         writers.append(f"each token of the student's from {config.teacher_mix:g} teacher, {ways[config.rollout.engine]}")
-    cluster, teacher = config.cluster, config.teacher
+    cluster = config.cluster
     writes = f"{cluster.rollout.actors} x {config.rollout.engine} writes, " if config.asks_engines else ""
-    scores = f"{cluster.teacher.actors} x {teacher.backend} scores ({teacher.payload}), " if config.main_scored else ""
+    named = {key.removeprefix("teachers."): each for key, each in config.named_teachers.items()}
+    kinds = {name: f"{cluster.teacher.actors} x {each.backend} scores ({each.payload})" for name, each in named.items()}
+    scored = [f"{name}: {kind}" if config.teachers else kind for name, kind in kinds.items()]
+    scores = f"{', '.join(scored)}, " if config.main_scored else ""
     step = f"{texts} texts of up to {config.rollout.max_new_tokens} tokens a step ({', '.join(writers)})"
     roles = f"{writes}{scores}{cluster.learner.ranks} x {config.learner.backend} learns; roles in {cluster.roles}"
     return [f"{config.objective.type} on {step}, {config.run.steps} steps", roles, *_overlap_lines(config)]

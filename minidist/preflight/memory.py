@@ -45,6 +45,7 @@ class Need:
         host: bytes that each process keeps in host memory (offloaded tensors).
         allowance: share of a device's memory that the role may take.
         least_cache: bytes of the keys and values of one longest sequence; an engine with a smaller cache does not start.
+        name: key of the teacher, of several; empty elsewhere.
     """
 
     role: str
@@ -53,6 +54,12 @@ class Need:
     host: int = 0
     allowance: float = 1.0
     least_cache: int = 0
+    name: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The role for people."""
+        return self.name or self.role
 
     @property
     def total(self) -> int:

@@ -3,7 +3,7 @@
 Every refusal is a UserError. What can be refused without a tokenizer is refused before torch is imported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,13 @@ from minidist.config import DistillConfig, EvaluateConfig, ScoreConfig, SftConfi
 from minidist.config.data import RenderConfig
 from minidist.config.models import ModelConfig
 from minidist.config.origin import with_origin
+from minidist.config.sentence import of_teacher
 from minidist.config.teacher import TeacherConfig
+from minidist.data.contexts import ContextReader
 from minidist.data.examples import Example, as_example
 from minidist.data.questions import Question
 from minidist.data.rendering import Renderer
+from minidist.data.routes import TeacherColumn
 from minidist.preflight import checks, lines, scores
 from minidist.preflight.cost import memory_lines, sft_memory_lines
 from minidist.preflight.facts import (
@@ -30,6 +33,16 @@ from minidist.preflight.facts import (
 from minidist.preflight.families import check_learnt
 from minidist.preflight.growth import growth_lines
 from minidist.preflight.precision import hosted_dtypes, precision_lines
+from minidist.preflight.routing import (
+    about,
+    check_columns,
+    check_contexts,
+    longest_rows,
+    read_pairs,
+    routing_lines,
+    rows_by_teacher,
+    teacher_column,
+)
 from minidist.preflight.space import space_lines
 from minidist.preflight.teachers import TeacherFacts, teacher_lines
 from minidist.preflight.vocabulary import common
@@ -84,13 +97,17 @@ class SftPlan(Plan):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillPlan(Plan):
-    """The plan of a distillation. `streams`: rows of the streams that have data. `models`: student and teacher."""
+    """The plan of a distillation. `streams`: rows of the streams that have data. `models`: student and teacher, the first of
+    several. `pairs`: the student with each teacher, and `longest_rows`: most tokens of a row that it reads, by the key of its
+    section."""
 
     vocabulary: Vocabulary
     models: PairFacts
     prompts: list[Prompt]
     validation_prompts: list[Prompt]
     streams: dict[str, list[Example]]
+    pairs: dict[str, PairFacts]
+    longest_rows: dict[str, int]
 
     @property
     def longest(self) -> int:
@@ -164,49 +181,95 @@ def plan_distill(config: DistillConfig, prompts: Rows[Prompt] | None = None) -> 
     """`prompts`: those of data.prompts, where another plan has read them."""
     written, config, data = config, with_origin(config), config.data
     sources = [data.prompts, data.validation, *(stream.data for stream in config.streams.values())]
-    checks.check_files(written, _student_names(config) | _teacher_names(config.teacher), sources)
+    checks.check_files(written, _student_names(config) | _names(config.named_teachers), sources)
     scored = {name: stream for name, stream in config.streams.items() if stream.objective.needs}
-    checks.check_context_columns(config.teacher, [data.prompts, data.validation, *(each.data for each in scored.values())])
-    models = PairFacts(read_student(config.student), read_model(config.teacher, "teacher.model"))
-    layout = check_learnt(models.student, config.learner)
-    checks.check_distillation(config, models)
-    max_tokens = _with_probe(models.context, data.max_prompt_tokens + config.rollout.max_new_tokens)
-    reader = _reader(data, [models], config.teacher, config.rollout.max_new_tokens)
+    read_by_teacher = [data.prompts, data.validation, *(stream.data for stream in scored.values())]
+    checks.check_context_columns(config.teacher, read_by_teacher)
+    check_columns(column := teacher_column(config), read_by_teacher)
+    pairs = read_pairs(config, read_student(config.student))
+    models, answer_tokens = next(iter(pairs.values())), config.rollout.max_new_tokens
+    layout, described = check_learnt(models.student, config.learner), list[str]()
+    for key, pair in pairs.items():
+        with about(key):
+            checks.check_distillation(config.with_teacher_alone(key), pair)
+            described += lines.pair_lines(pair, data.template_from, key)
+    contexts = [pair.context for pair in pairs.values()] if column is None else [models.student.context]
+    tokens = data.max_prompt_tokens + answer_tokens
+    checks.check_context(min(contexts), tokens, "data.max_prompt_tokens + rollout.max_new_tokens")
+    max_tokens = _with_probe(min(contexts), tokens)
+    reader = _reader(data, list(pairs.values()), column or context_reader(config.teacher, data, models), answer_tokens)
     prompts = prompts or reader.prompts("prompts", data.prompts, gold=config.gold)
     checks.check_prompt_count(config, len(prompts.found))
     validation, streams = _validation(config, reader), _streams(config, reader)
     examples = {name: rows.found for name, rows in streams.items()}
-    read = [row for rows in (prompts, validation, *streams.values()) if rows is not None for row in rows.found]
-    teacher_tokens = longest_of_teacher(read, config.rollout.max_new_tokens)
-    longest = max([max_tokens, teacher_tokens, *(stream.max_tokens for stream in scored.values())])
-    of_teacher = teacher_lines(TeacherFacts(config, models, reader.renderer, prompts.found[0], longest, teacher_tokens))
-    cache, cache_lines = _cache(config, models, prompts.found, examples)
-    shapes = (models.student.shape, models.teacher.shape)
-    described = [*lines.pair_lines(models, data.template_from), *lines.ending_lines(reader.renderer)]
-    description = [*lines.student_lines(shapes[0], config.student.lora), *described, prompts.line]
-    description += [*of_teacher, *(rows.line for rows in (validation, *streams.values()) if rows is not None), *cache_lines]
-    if config.evaluation.every is not None:
-        description += lines.divergence_lines(config.evaluation.temperature, 1.0, "evaluation.temperature")
-    memory = memory_lines(config, *shapes, longest=max_tokens, teacher_longest=max(max_tokens, teacher_tokens))
-    description += [*lines.distillation_lines(config), *layout, *memory]
-    description += [*models.student.lines, *space_lines(config, shapes[0]), *growth_lines(written)]
-    description += precision_lines(config.cluster, hosted_dtypes(config))
-    return DistillPlan(
+    held_out = validation.found if validation else []
+    read = [*prompts.found, *held_out, *(row for name in scored for row in examples.get(name, []))]
+    rows = rows_by_teacher(config, read)
+    longest = _longest(config, pairs, rows, max_tokens)
+    facts = DistillPlan(
         reader.renderer,
         max_tokens,
-        description,
+        [],
         vocabulary=models.vocabulary,
         models=models,
-        cache=cache,
+        pairs=pairs,
         prompts=prompts.found,
-        validation_prompts=validation.found if validation else [],
+        validation_prompts=held_out,
         streams=examples,
-        teacher_tokens=teacher_tokens,
+        teacher_tokens=longest_of_teacher(read, answer_tokens),
+        longest_rows=longest,
     )
+    checked = [line for key, pair in pairs.items() for line in _teacher_lines(config, facts, key, pair, rows[key])]
+    cache, cache_lines = _cache(config, models, prompts.found, examples)
+    described += [*lines.ending_lines(reader.renderer), prompts.line, *routing_lines(config, rows)]
+    described += [*checked, *(each.line for each in (validation, *streams.values()) if each is not None), *cache_lines]
+    description = [*lines.student_lines(models.student.shape, config.student.lora), *described]
+    return replace(facts, lines=[*description, *_run_lines(config, written, facts, layout, pairs)], cache=cache)
+
+
+def _longest(
+    config: DistillConfig, pairs: Mapping[str, PairFacts], rows: Mapping[str, Sequence[Prompt | Example]], max_tokens: int
+) -> dict[str, int]:
+    """Most tokens of a row that each teacher reads. Raises ConfigError where its own rows do not fit one of several."""
+    found = longest_rows(rows, config.rollout.max_new_tokens)
+    if teacher_column(config) is None:
+        scored = [stream.max_tokens for stream in config.streams.values() if stream.objective.needs]
+        return {key: max(max_tokens, each, *scored) for key, each in found.items()}
+    check_contexts(pairs, found)
+    return found
+
+
+def _teacher_lines(
+    config: DistillConfig, plan: DistillPlan, key: str, pair: PairFacts, rows: Sequence[Prompt | Example]
+) -> list[str]:
+    """Lines of the plan about one of the teachers, which is checked."""
+    prompt = next((row for row in rows if isinstance(row, Prompt)), plan.prompts[0])
+    tokens = max(plan.longest_rows[key], plan.teacher_tokens)
+    with about(key):
+        found = teacher_lines(
+            TeacherFacts(config.with_teacher_alone(key), pair, plan.renderer, prompt, tokens, plan.teacher_tokens)
+        )
+    return [of_teacher(line, key) for line in found] if config.teachers else found
+
+
+def _run_lines(
+    config: DistillConfig, written: DistillConfig, plan: DistillPlan, layout: list[str], pairs: Mapping[str, PairFacts]
+) -> list[str]:
+    """Lines on evaluations, steps, memory, space and precision."""
+    student, shapes = plan.models.student, {key: pair.teacher.shape for key, pair in pairs.items()}
+    found = []
+    if config.evaluation.every is not None:
+        found += lines.divergence_lines(config.evaluation.temperature, 1.0, "evaluation.temperature")
+    longest = max(plan.max_tokens, plan.teacher_tokens)
+    teacher_longest = plan.longest_rows if config.teachers else longest
+    memory = memory_lines(config, student.shape, shapes, longest=plan.max_tokens, teacher_longest=teacher_longest)
+    found += [*lines.distillation_lines(config), *layout, *memory]
+    found += [*student.lines, *space_lines(config, student.shape), *growth_lines(written)]
+    return found + precision_lines(config.cluster, hosted_dtypes(config))
 
 
 def plan_score(config: ScoreConfig) -> ScorePlan:
-    names = _student_names(config) | _teacher_names(config.teacher)
+    names = _student_names(config) | _names({"teacher": config.teacher})
     checks.check_files(config, names, config.data.sources.values())
     checks.check_context_columns(config.teacher, config.data.sources.values())
     scores.check_cache_directory(config.cache)
@@ -215,7 +278,7 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
     checks.check_context(models.teacher.context, max_tokens, "the longest row of data.sources")
     checks.check_teacher_engine(config, models.teacher)
     answers = max((source.max_new_tokens or 0 for source in config.data.sources.values()), default=0)
-    reader = _reader(config.data, [models], config.teacher, answers)
+    reader = _reader(config.data, [models], context_reader(config.teacher, config.data, models), answers)
     texts, text_lines = scores.read_texts(config.data, reader)
     teacher_tokens = max(len(text.for_teacher.prompt.tokens) + len(text.tokens) for text in texts)
     longest = max(max_tokens, teacher_tokens)
@@ -238,7 +301,7 @@ def plan_score(config: ScoreConfig) -> ScorePlan:
 def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
     data = config.data
     names = {f"models.{name}": path for name, path in config.models.items()}
-    checks.check_files(config, names | _teacher_names(config.teacher), [data.test, *data.questions.values()])
+    checks.check_files(config, names | _names({"teacher": config.teacher}), [data.test, *data.questions.values()])
     checks.check_context_columns(config.teacher, [data.test])
     teacher = read_model(config.teacher, "teacher.model")
     models = {name: read_model(as_model(config, path), f"models.{name}") for name, path in config.models.items()}
@@ -253,7 +316,7 @@ def plan_evaluate(config: EvaluateConfig) -> EvaluatePlan:
         if config.rollout.engine == "vllm":
             checks.check_engine(pair.student, config.cluster.gpus_of(config.cluster.rollout), "rollout.engine=hf")
     max_tokens = _with_probe(pairs[-1].context, tokens)
-    reader = _reader(data, pairs, config.teacher, config.rollout.max_new_tokens)
+    reader = _reader(data, pairs, context_reader(config.teacher, data, pairs[0]), config.rollout.max_new_tokens)
     prompts = reader.prompts("test", data.test)
     questions = {
         name: reader.questions(f"questions.{name}", source, max_tokens=max_tokens) for name, source in data.questions.items()
@@ -274,22 +337,25 @@ def as_model(config: EvaluateConfig, path: str) -> ModelConfig:
     return ModelConfig(model=path, dtype=config.dtype, trust_remote_code=config.teacher.trust_remote_code)
 
 
-def _reader(config: RenderConfig, pairs: Sequence[PairFacts], teacher: TeacherConfig, answer_tokens: int) -> RowReader:
+def _reader(
+    config: RenderConfig, pairs: Sequence[PairFacts], context: ContextReader | TeacherColumn | None, answer_tokens: int
+) -> RowReader:
     """Reads rows whose ids all models have, with the tokenizer of the first student; answers end where any student's may."""
     first, shared = pairs[0], set(common(pair.vocabulary for pair in pairs).ids)
     tokenizer = rendering_tokenizer(config, first.student, first.teacher)
     renderer = Renderer(tokenizer, config, shared.intersection(*[set().union(*(pair.stops for pair in pairs))]))
     for pair in pairs:
         pair.check_ids("the end of an answer", [renderer.end])
-    return RowReader(renderer, config, pairs, context_reader(teacher, config, first), answer_tokens)
+    return RowReader(renderer, config, pairs, context, answer_tokens)
 
 
 def _student_names(config: SftConfig | DistillConfig | ScoreConfig) -> dict[str, str | None]:
     return {"student.model": config.student.model, "student.tokenizer": config.student.tokenizer}
 
 
-def _teacher_names(teacher: TeacherConfig) -> dict[str, str | None]:
-    return {"teacher.model": teacher.model, "teacher.tokenizer": teacher.tokenizer}
+def _names(teachers: Mapping[str, TeacherConfig]) -> dict[str, str | None]:
+    """Models and tokenizers of teachers, by their keys."""
+    return {f"{key}.{field}": getattr(each, field) for key, each in teachers.items() for field in ("model", "tokenizer")}
 
 
 def _with_probe(context: int, tokens: int) -> int:

@@ -14,7 +14,8 @@ def hosted_dtypes(config: SftConfig | DistillConfig) -> dict[str, str]:
     if not isinstance(config, DistillConfig):
         compute = config.learner.compute_dtype
         return {"student.dtype": config.student.dtype} | ({} if compute is None else {"learner.compute_dtype": compute})
-    return {key: dtype for key, dtype in config.dtypes.items() if key != "teacher.dtype" or config.teacher.hosted}
+    away = {f"{key}.dtype" for key, teacher in config.named_teachers.items() if not teacher.hosted}
+    return {key: dtype for key, dtype in config.dtypes.items() if key not in away}
 
 
 def precision_lines(config: ClusterConfig, dtypes: Mapping[str, str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The roles of a stage, as many of each as its configuration says."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,13 +13,14 @@ from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
 from minidist.learners.ranks import LearnerRanks
-from minidist.preflight.plan import Plan
+from minidist.preflight.plan import DistillPlan, Plan
 from minidist.protocols import Learner, Teacher
-from minidist.roles.make import LearnerSetup, RoleContext, make_engine, make_learner, make_teacher
+from minidist.roles.make import LearnerSetup, RoleContext, TeacherSections, make_engine, make_learner, make_teacher
 from minidist.rollout.pool import Engines
 from minidist.teachers.cache.store import CachedTeacher
 from minidist.teachers.lost import RescoringLearner
 from minidist.teachers.pool import Shards, Teachers
+from minidist.teachers.routed import RoutedTeachers
 from minidist.types import MAIN
 
 
@@ -28,7 +30,7 @@ class HostedRoles:
 
     learner: Learner
     engines: Engines | None
-    teachers: Teachers | None
+    teachers: Teachers | RoutedTeachers | None
 
 
 class Roles:
@@ -59,11 +61,22 @@ class Roles:
         """cluster.teacher.actors teachers, each in as many shards as it needs. `mixing`: they also take turns with students."""
         if self.plan.cache is not None:
             return Teachers([CachedTeacher(config, self.plan.cache)])
-        hosting = [self._teacher(config, mixing) for _ in range(self.config.cluster.teacher.actors)]
+        return await self._pool(config, self.plan.longest, mixing)
+
+    async def routed_teachers(self, config: DistillConfig, longest: Mapping[str, int]) -> RoutedTeachers:
+        """All teachers of the run, each with cluster.teacher.actors actors. `longest`: most tokens of a row of each, by its
+        key."""
+        assert config.routing is not None
+        pools = await together(self._pool(each, longest[key]) for key, each in config.named_teachers.items())
+        heads = TeacherSections(config.teachers).heads
+        return RoutedTeachers(dict(zip(config.teachers, pools, strict=True)), heads, config.routing.shares)
+
+    async def _pool(self, config: TeacherConfig, longest: int, mixing: bool = False) -> Teachers:
+        hosting = [self._teacher(config, longest, mixing) for _ in range(self.config.cluster.teacher.actors)]
         return Teachers(await together(hosting), waits=self.config.run.deterministic)
 
-    async def _teacher(self, config: TeacherConfig, mixing: bool) -> Teacher:
-        context = replace(self._context("teacher"), max_tokens=self.plan.longest)
+    async def _teacher(self, config: TeacherConfig, longest: int, mixing: bool) -> Teacher:
+        context = replace(self._context("teacher"), max_tokens=longest)
         shards, arguments = self.config.cluster.teacher.shards, dict[str, Any](context=context, config=config)
         if shards > 1:
             ranks = await self.cluster.host_group("teacher", make_teacher, shards, **arguments)
@@ -88,7 +101,7 @@ class Roles:
     async def dismiss(self, *roles: Any) -> None:
         """End roles and free their bundles."""
         for role in roles:
-            if isinstance(role, Engines | Teachers | LearnerRanks):
+            if isinstance(role, Engines | Teachers | RoutedTeachers | LearnerRanks):
                 await self.dismiss(*role.members)
             else:
                 await self.cluster.dismiss(role)
@@ -115,13 +128,26 @@ async def host_roles(config: DistillConfig, roles: Roles) -> HostedRoles:
     """The roles that a distillation needs, started side by side; where they share devices, engines, teachers and learner start
     one after another: vLLM counts as its own what others take of a device, or free, while it measures the memory it needs."""
     objectives = {MAIN: config.objective} | {name: stream.objective for name, stream in config.streams.items()}
-    teacher = config.teacher if config.asks_actors or config.teacher.learns else None
+    teacher = _sections(config) if config.asks_actors or config.teacher.learns else None
     lockstep = config.teacher if config.teacher_mix > 0 and not config.takes_turns else None
     writing = roles.engines(config.student, config.rollout, teacher=lockstep) if config.asks_engines else nothing()
-    scoring = roles.teachers(config.teacher, mixing=config.takes_turns) if config.asks_actors else nothing()
+    scoring = _teachers(config, roles) if config.asks_actors else nothing()
     learning = roles.learner(LearnerSetup(config.student, config.learner, objectives, teacher))
     if config.cluster.shares_devices:
         engines, teachers, learner = await one_by_one(writing, scoring, learning)
     else:
         learner, (engines, teachers) = await both(learning, both(writing, scoring))
     return HostedRoles(learner if teachers is None else cast(Learner, RescoringLearner(learner, teachers)), engines, teachers)
+
+
+def _sections(config: DistillConfig) -> TeacherConfig | TeacherSections:
+    """The teacher of the run, or several."""
+    return TeacherSections(config.teachers, not config.mixes_teachers) if config.teachers else config.teacher
+
+
+async def _teachers(config: DistillConfig, roles: Roles) -> Teachers | RoutedTeachers:
+    """The actors of the teacher, or of several."""
+    if not config.teachers:
+        return await roles.teachers(config.teacher, mixing=config.takes_turns)
+    assert isinstance(roles.plan, DistillPlan)
+    return await roles.routed_teachers(config, roles.plan.longest_rows)

@@ -22,6 +22,8 @@ from minidist.protocols import Learner, RolloutEngine, Teacher
 from minidist.types import MAIN, RankGroup
 
 if TYPE_CHECKING:
+    from minidist.learners.group import Group
+    from minidist.learners.teacher import ResidentTeacher
     from minidist.rollout.vllm.core import VLLMCore
 
 
@@ -59,14 +61,28 @@ class RoleContext:
 
 
 @dataclass(frozen=True)
+class TeacherSections:
+    """Several teachers, by name. by_row: each row of the text has its own; else all of them score all text."""
+
+    configs: Mapping[str, TeacherConfig]
+    by_row: bool = True
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """Of each teacher, the first whose output head is the same: it is held once."""
+        first: dict[tuple[str, str], str] = {}
+        return {name: first.setdefault((each.model, each.dtype), name) for name, each in self.configs.items()}
+
+
+@dataclass(frozen=True)
 class LearnerSetup:
     """What a learner is made of: the student, the `learner` section, the objective of each stream by name, and the teacher, of
-    which the learner holds the head, or all where it learns."""
+    which the learner holds the head, or all where it learns, or several, whose heads it holds."""
 
     student: StudentConfig
     config: LearnerConfig
     objectives: Mapping[str, ObjectiveSection]
-    teacher: TeacherConfig | None = None
+    teacher: TeacherConfig | TeacherSections | None = None
 
 
 def make_engine(
@@ -164,7 +180,7 @@ def make_learner(
     config: LearnerConfig,
     objectives: Mapping[str, ObjectiveSection],
     *,
-    teacher: TeacherConfig | None,
+    teacher: TeacherConfig | TeacherSections | None,
     group: RankGroup | None = None,
 ) -> Learner:
     """One rank of the learner of `learner.backend`, with the teacher's head when the payload is hidden states, or with
@@ -174,11 +190,9 @@ def make_learner(
     from minidist.learners.forward import Student
     from minidist.learners.group import OneProcess, ProcessGroup
     from minidist.learners.learner import BACKENDS, LocalLearner
-    from minidist.learners.teacher import FrozenTeacher, ResidentTeacher
     from minidist.losses.objectives import make_objective
     from minidist.losses.ratios import Corrected
     from minidist.models.device import pick_device, repeatable
-    from minidist.models.heads import load_teacher_head
     from minidist.models.hub import build_student
     from minidist.models.lora import inject
 
@@ -188,18 +202,39 @@ def make_learner(
     parts = student_partitioning(config, student.dtype, pick_device(context.on_gpu))
     model = build_student(student, context.renderer.tokenizer, context.seed, context.on_gpu, partitioning=parts)
     adapters = None if student.lora is None else inject(model, student.lora, student.model or "", seed=context.seed)
-    resident: ResidentTeacher = FrozenTeacher()
     if isinstance(teacher, PromptedTeacherConfig):
-        from minidist.methods.promptkd import PromptedTeacher, initial_prompt
-        from minidist.models.hub import load_model
-
-        whole = load_model(teacher, "teacher.model", context.on_gpu)
-        start = initial_prompt(whole, context.renderer.tokenizer, teacher.prompt)
-        resident = PromptedTeacher(whole, start, teacher.prompt, config, vocabulary=context.vocabulary, group=ranks)
-    elif teacher is not None and teacher.payload == "hidden":
-        resident = FrozenTeacher(load_teacher_head(teacher, context.vocabulary, model.device))
+        resident = _prompted_teacher(context, teacher, config, ranks)
+    else:
+        resident = _frozen_teacher(context, teacher, model.device)
     made = {name: make_objective(section) for name, section in objectives.items()}
     if context.ratio_max is not None and MAIN in objectives and objectives[MAIN].credited_by is None:
         made[MAIN] = Corrected(made[MAIN], context.ratio_max)  # a credit holds the ratios itself
     learning = Student(model, context.renderer, adapters, context.vocabulary)
     return LocalLearner(learning, config, made, steps=context.steps, teacher=resident, group=ranks)
+
+
+def _prompted_teacher(
+    context: RoleContext, teacher: PromptedTeacherConfig, config: LearnerConfig, ranks: "Group"
+) -> "ResidentTeacher":
+    """The whole teacher, whose soft prompt is trained."""
+    from minidist.methods.promptkd import PromptedTeacher, initial_prompt
+    from minidist.models.hub import load_model
+
+    whole = load_model(teacher, "teacher.model", context.on_gpu)
+    start = initial_prompt(whole, context.renderer.tokenizer, teacher.prompt)
+    return PromptedTeacher(whole, start, teacher.prompt, config, vocabulary=context.vocabulary, group=ranks)
+
+
+def _frozen_teacher(context: RoleContext, teacher: TeacherConfig | TeacherSections | None, device: Any) -> "ResidentTeacher":
+    """The output heads of the teachers that give hidden states."""
+    from minidist.learners.teacher import FrozenTeacher, SeveralTeachers
+    from minidist.models.heads import load_teacher_head
+
+    if isinstance(teacher, TeacherSections):
+        own = {head: teacher.configs[head] for head in teacher.heads.values()}
+        hidden = {teacher.heads[name] for name, each in teacher.configs.items() if each.payload == "hidden"}
+        heads = {name: load_teacher_head(own[name], context.vocabulary, device) for name in own if name in hidden}
+        return SeveralTeachers(heads, tuple(teacher.configs) if teacher.by_row else ())
+    if teacher is None or teacher.payload != "hidden":
+        return FrozenTeacher()
+    return FrozenTeacher(load_teacher_head(teacher, context.vocabulary, device))

@@ -19,10 +19,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from minidist.run.files import full_disk, write_text, writing
 from minidist.run.timeline import Calls, SpanLog
+from minidist.text import readable, without_secrets
 from minidist.types import MAIN, Array, Batch, Measures, Rollout, Update, Writer
 
 log = logging.getLogger("minidist")
-console = Console(stderr=True)
+
+
+def _readable(record: logging.LogRecord) -> bool:
+    """Have a line of the log show what others wrote as messages of errors do. True: every line is kept."""
+    record.msg, record.args = without_secrets(readable(record.getMessage())), None
+    return True
+
+
+log.addFilter(_readable)
+console = Console(stderr=True, markup=False)
 Pieces = Callable[[Array], list[str]]
 """Gives the text of each token."""
 
@@ -92,8 +102,8 @@ class Recorder:
         self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
         if tensorboard:
             self._boards.append(_TensorBoard(directory / "tensorboard", purge_step=steps.start or None))
-        clocks = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), *clocks)
+        clocks = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}", markup=False))
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), *clocks)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task(directory.name, total=steps.stop, completed=steps.start, figures="")
         self._bar.start()
@@ -129,11 +139,14 @@ class Recorder:
         """`logprobs` are of the sampled distribution, the others of the untruncated ones at temperature 1, nats.
 
         `coins`, in teacher-mixed sampling: 1 where the teacher chose the token; `logprobs` are then the student's.
-        `teacher_prompt`: what the teacher read in place of the prompt, special tokens included.
+        `teacher_prompt`: what the teacher read in place of the prompt, special tokens included. `teacher`: name of the row's
+        teacher, of several.
         """
         row: dict[str, object] = {"prompt": rollout.prompt.text, "answer": rollout.text, "finish": rollout.finish.value}
         if rollout.prompt.teacher_text is not None:
             row["teacher_prompt"] = rollout.prompt.teacher_text
+        if rollout.prompt.teacher:
+            row["teacher"] = rollout.prompt.teacher
         row |= {"tokens": rollout.tokens.tolist(), "logprobs": _rounded(rollout.logprobs)}
         row |= {"student_logprobs": _rounded(student_logprobs), "teacher_logprobs": _rounded(teacher_logprobs)}
         version = int(rollout.versions[0]) if len(rollout.versions) else None
@@ -182,9 +195,9 @@ def step_metrics(objective: str, metrics: dict[str, float], batch: Batch, update
     figures = {"speed/loss_tokens_per_s": metrics["learner/loss_tokens"] / metrics["speed/seconds_per_step"]}
     if objective in ("forward_kl", "reverse_kl"):  # the loss is the divergence
         figures[f"kl/{objective.removesuffix('_kl')}_nats"] = metrics[f"{MAIN}/loss_nats_per_token"]
-    elif batch.measures is not None and batch.measures.reverse_kl is not None:
+    elif batch.measures is not None and (values := batch.measures.reverse_kl) is not None and not np.isnan(values).any():
         # Of the student that wrote the text, over every loss token: exact, at no extra cost.
-        figures["kl/reverse_nats"] = float(batch.measures.reverse_kl.mean())
+        figures["kl/reverse_nats"] = float(values.mean())
     versions = [int(rollout.versions.min()) for rollout in batch.rollouts if rollout.writer is Writer.STUDENT]
     if versions:
         # Optimizer steps between the weights that wrote a token and those it is used on; 0 is strictly on-policy.

@@ -193,9 +193,11 @@ async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:
 
     from minidist.stages.recovery import Recovery
 
+    written = config
     if config.stage in ("sft", "distill") and config.student.init is not None:
         config = code("minidist.stages.initial:with_initial")(config, directory.path / "initial")
-    summary = await Recovery(stage, config, plan, directory, checkpoint).run()
+    result = await Recovery(stage, config, plan, directory, checkpoint).run()
+    summary = code("minidist.publishing.ending:finish")(directory, written, result)
     log.info("%s finished in %.0f s: %s", config.stage, summary["seconds"], directory.path)
     if stage.ending is not None:
         code(stage.ending)(summary)

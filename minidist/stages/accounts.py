@@ -2,14 +2,17 @@
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minidist.cluster.cluster import Cluster
 from minidist.config import DistillConfig
 from minidist.config.cluster import ClusterConfig, Role
+from minidist.config.teacher import TeacherConfig
 from minidist.models.rate import matrix_product_rate
+from minidist.preflight.facts import PairFacts
 from minidist.preflight.plan import DistillPlan
+from minidist.preflight.routing import rows_by_teacher
 from minidist.run.accounting import Account, Costs, account
 from minidist.run.flops import DecoderFlops
 from minidist.run.memory import MemoryWatch
@@ -20,19 +23,47 @@ from minidist.types import Batch
 
 
 def costs(config: DistillConfig, plan: DistillPlan) -> Costs:
-    """What a token costs in each role. A teacher on a server, or in a cache, costs this run nothing."""
-    student, teacher = plan.models.student.shape.flops, plan.models.teacher.shape.flops
-    hosted = config.teacher.learns or (config.teacher.live and config.teacher.hosted)
-    body = teacher if hosted else DecoderFlops(head=teacher.head)
+    """What a token costs in each role. A teacher on a server, or in a cache, costs this run nothing. Of several teachers a
+    token costs their mean, by the rows that each of them scores."""
+    student = plan.models.student.shape.flops
+    body = _mean([(len(rows), _body(teacher, plan.pairs[key])) for key, teacher, rows in _read_by(config, plan)])
     both = DecoderFlops(student.token + body.token, student.pair + body.pair, student.head + body.head)
-    headless = DecoderFlops(body.token, body.pair)
+    scored = [(len(rows), _scorer(teacher, plan.pairs[key])) for key, teacher, rows in _read_by(config, plan)]
     return Costs(
         student,
         writer=both if config.teacher_mix else student,
         teacher=body,
-        scorer=headless if config.teacher.payload == "hidden" or not hosted else body,
+        scorer=_mean(scored),
         recomputed=config.learner.activation_checkpointing,
     )
+
+
+def _read_by(config: DistillConfig, plan: DistillPlan) -> list[tuple[str, TeacherConfig, Sequence[object]]]:
+    """Each teacher with its key and the prompts that it scores answers to."""
+    rows = rows_by_teacher(config, plan.prompts)
+    return [(key, teacher, rows[key]) for key, teacher in config.named_teachers.items()]
+
+
+def _body(teacher: TeacherConfig, pair: PairFacts) -> DecoderFlops:
+    """What a token costs in a teacher, whole."""
+    flops = pair.teacher.shape.flops
+    return flops if teacher.learns or (teacher.live and teacher.hosted) else DecoderFlops(head=flops.head)
+
+
+def _scorer(teacher: TeacherConfig, pair: PairFacts) -> DecoderFlops:
+    """What a token costs as the teacher's actors score it: without a head where they send hidden states."""
+    body = _body(teacher, pair)
+    headless = teacher.payload == "hidden" or not (teacher.learns or (teacher.live and teacher.hosted))
+    return DecoderFlops(body.token, body.pair) if headless else body
+
+
+def _mean(weighted: Sequence[tuple[int, DecoderFlops]]) -> DecoderFlops:
+    """The mean of costs, by their weights."""
+    if len(weighted) == 1:
+        return weighted[0][1]
+    total = sum(weight for weight, _ in weighted)
+    sums = {name: sum(weight * getattr(each, name) for weight, each in weighted) for name in ("token", "pair", "head")}
+    return DecoderFlops(**{name: value / max(1, total) for name, value in sums.items()})
 
 
 async def measure_rates(config: DistillConfig, cluster: Cluster) -> dict[str, float]:
@@ -104,8 +135,7 @@ class Accounts:
         self._timeline.add({name: self._of_run(calls) for name, calls in {DRIVER: driver, **actors}.items()})
         here = socket.gethostname()
         self._memory.add(calls.pid for calls in actors.values() if calls.host == here)
-        roles = {role: getattr(self._config.cluster, role).actors for role in ("rollout", "teacher")}
-        return spent.metrics() | {"memory/peak_gib": self.peak_gib} | self._cluster.restarts.figures(roles)
+        return spent.metrics() | {"memory/peak_gib": self.peak_gib} | self._cluster.restarts.figures(self._cluster.supervised)
 
     def _of_run(self, calls: Calls) -> list[Span]:
         """The calls of this run; actors that stay warm have worked for others."""

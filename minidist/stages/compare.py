@@ -15,6 +15,7 @@ from minidist.evaluation.records import BEFORE, TEACHER, Record
 from minidist.preflight.compare import ComparePlan, plan_compare
 from minidist.preflight.plan import DistillPlan
 from minidist.protocols import Learner
+from minidist.publishing.ending import finish
 from minidist.roles.host import Roles
 from minidist.roles.make import LearnerSetup
 from minidist.roles.transfer import ObjectStoreTransfer
@@ -119,7 +120,7 @@ class Cells:
         summary = await distill(replace(run, checkpoint=checkpoint), self.roles.serve(run.config, run.plan))
         for counted in ("tokens_written", "requests_aborted"):  # since the engines started, over all cells
             summary.get("engine", {}).pop(counted, None)
-        run.directory.finish(summary)
+        finish(run.directory, run.config, summary)
         return self.roles.warm_learner
 
     async def _learner(self, config: DistillConfig, plan: DistillPlan) -> Learner:

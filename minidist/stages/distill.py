@@ -4,7 +4,8 @@ from contextlib import closing, nullcontext
 from typing import Any
 
 from minidist.config import DistillConfig
-from minidist.errors import AlarmError
+from minidist.errors import AlarmError, CanaryError
+from minidist.evaluation.divergence import by_teacher
 from minidist.evaluation.examiner import Examiner, HeldOut
 from minidist.evaluation.figures import to_record
 from minidist.experience.ahead import WriteAhead
@@ -15,7 +16,7 @@ from minidist.experience.streams import make_sources, student_engine
 from minidist.loop import Run, train
 from minidist.methods import make_credit
 from minidist.preflight.plan import DistillPlan
-from minidist.protocols import Learner
+from minidist.protocols import Learner, Scorer
 from minidist.roles.host import HostedRoles, Roles, host_roles
 from minidist.roles.transfer import ProvedTransfer, make_transfer
 from minidist.run.alarms import Alarms
@@ -24,7 +25,6 @@ from minidist.run.tracking import Clock, Recorder, log, step_metrics
 from minidist.stages import StageRun
 from minidist.stages.accounts import Accounts
 from minidist.stages.watch import CheckpointWatch, make_recorder
-from minidist.teachers.pool import Teachers
 from minidist.types import Batch, Measures, Sampling, Update, Writer
 
 DistillRun = StageRun[DistillConfig, DistillPlan]
@@ -150,6 +150,17 @@ class DistillWatch(CheckpointWatch[Learner]):
                 self._worst = max(self._worst, difference)
         if (mean := check_teacher(measures, self._vocabulary, self._config.canaries.uniform_margin)) is not None:
             batch.metrics["canary/teacher_logprob_nats"] = mean
+        for name, of_teacher in by_teacher(measures, batch.rollouts).items():
+            self._check_teacher(name, of_teacher, batch)
+
+    def _check_teacher(self, name: str, measures: Measures, batch: Batch) -> None:
+        """Compare one of several teachers, whose error the mean over all of them would hide."""
+        try:
+            mean = check_teacher(measures, self._vocabulary, self._config.canaries.uniform_margin)
+        except CanaryError as error:
+            raise CanaryError(f"teachers.{name}: {error}") from None
+        if mean is not None:
+            batch.metrics[f"canary/teacher/{name}/logprob_nats"] = mean
 
     async def after_step(self, step: int, batch: Batch, update: Update, metrics: dict[str, float]) -> bool:
         metrics |= step_metrics(self._config.objective.type, metrics, batch, update)
@@ -206,11 +217,12 @@ class DistillWatch(CheckpointWatch[Learner]):
         return {"canaries": canaries, "evaluations": [{"step": step, **figures} for step, figures in self._evaluations]}
 
 
-def _examiner(config: DistillConfig, plan: DistillPlan, teachers: Teachers | None, tolerance_nats: float) -> Examiner | None:
+def _examiner(config: DistillConfig, plan: DistillPlan, teachers: Scorer | None, tolerance_nats: float) -> Examiner | None:
     if config.evaluation.every is None or teachers is None:
         return None
     validation, temperature = config.data.validation, config.evaluation.temperature
     sampling = Sampling(max_new_tokens=config.rollout.max_new_tokens, temperature=temperature)
     held_out = HeldOut(plan.validation_prompts, validation is not None and validation.task is not None)
-    options = {"tolerance_nats": tolerance_nats, "writes": config.teacher.writes}
+    writes = not config.mixes_teachers and all(teacher.writes for teacher in config.named_teachers.values())
+    options = {"tolerance_nats": tolerance_nats, "writes": writes}
     return Examiner(held_out, teachers, sampling, seeds=[config.run.seed], **options)

@@ -37,7 +37,7 @@ class Recovery:
         self._since_checkpoint = Counter[Lost]()
 
     async def run(self) -> dict[str, Any]:
-        """The summary of the finished run. Raises RoleError where what was lost is not started again."""
+        """The summary of the run. Raises RoleError where what was lost is not started again."""
         config, stage = self._config, self._stage
         while True:
             logs, roles = self._directory.path / "logs", roles_of(config)
@@ -57,7 +57,7 @@ class Recovery:
             try:
                 async with roles.cluster.required():
                     summary = await code(self._stage.run)(run, roles)
-                return self._directory.finish(summary | self._summary(roles.cluster))
+                return summary | self._summary(roles.cluster)
             except (ClusterLostError, NoRoomError):
                 raise
             except RoleError as error:

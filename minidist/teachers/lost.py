@@ -8,7 +8,8 @@ from minidist.errors import ScoresLostError
 from minidist.protocols import Learner
 from minidist.run.tracking import log
 from minidist.teachers.pool import Teachers
-from minidist.types import Batch, KeptScores, Measures, Row, Stream, TeacherScores, Update
+from minidist.teachers.routed import RoutedTeachers
+from minidist.types import Batch, KeptScores, Measures, Row, Scores, Stream, TeacherScores, Update, members_of, with_members
 
 
 class RescoringLearner:
@@ -19,7 +20,7 @@ class RescoringLearner:
         teachers: scored them.
     """
 
-    def __init__(self, learner: Learner, teachers: Teachers) -> None:
+    def __init__(self, learner: Learner, teachers: Teachers | RoutedTeachers) -> None:
         self._learner = learner
         self._teachers = teachers
 
@@ -62,12 +63,20 @@ class RescoringLearner:
 def _kept(streams: Sequence[Stream]) -> Iterator[KeptScores]:
     for stream in streams:
         for row in stream.rows:
-            if isinstance(row.scores, KeptScores):
-                yield row.scores
+            for member in members_of(row.scores):
+                if isinstance(member, KeptScores):
+                    yield member
 
 
-def _with(row: Row, found: dict[Any, TeacherScores]) -> Row:
-    """The row with the scores that were found for its reference."""
-    if not isinstance(row.scores, KeptScores) or row.scores.reference not in found:
+def _with(row: Row, found: dict[Any, Scores]) -> Row:
+    """The row with the scores that were found for its references."""
+    if row.scores is None:
         return row
-    return replace(row, scores=row.scores.parts_of(found[row.scores.reference]))
+
+    def replaced(member: TeacherScores, number: int) -> TeacherScores:
+        if not isinstance(member, KeptScores) or member.reference not in found:
+            return member
+        return member.parts_of(members_of(found[member.reference])[number])
+
+    members = tuple(replaced(member, number) for number, member in enumerate(members_of(row.scores)))
+    return replace(row, scores=with_members(row.scores, members))

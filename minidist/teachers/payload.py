@@ -12,7 +12,7 @@ import numpy as np
 
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import RoleError
-from minidist.types import Array, Payload, TeacherScores, Vocabulary
+from minidist.types import Array, Payload, Scores, TeacherScores, Vocabulary
 
 FLOOR = np.float32(math.log(2.0**-149))
 """That of losses.divergences.EXCLUDED, nats."""
@@ -68,7 +68,7 @@ def to_scores(logprobs: Array, ids: Array, values: Array, config: TeacherConfig,
     return TeacherScores(Payload.TOP_K, logprobs=token_logprobs, top_ids=top_ids, top_logprobs=top_logprobs)
 
 
-def floored_frac(scores: Sequence[TeacherScores]) -> float | None:
+def floored_frac(scores: Sequence[Scores]) -> float | None:
     """Share of the scored tokens whose log-probability is FLOOR; None without log-probabilities, as of hidden states."""
     known = [each.logprobs for each in scores if each.logprobs is not None]
     logprobs = np.concatenate(known) if known else np.empty(0)

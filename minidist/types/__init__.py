@@ -9,7 +9,7 @@ from minidist.types.batches import MAIN, Batch, Credit, Measures, Row, Stream, U
 from minidist.types.labelled import Exercise, Judged, LabelledRow, TaskFacts, TaskKind
 from minidist.types.ranks import RankGroup
 from minidist.types.rollouts import Finish, Prompt, Reply, Rollout, Sampling, Writer
-from minidist.types.scores import KeptScores, Payload, TeacherScores
+from minidist.types.scores import KeptScores, MixedScores, Payload, Scores, TeacherScores, members_of, with_members
 from minidist.types.vocabulary import Vocabulary
 from minidist.types.weights import PROBE_TOKENS, Adaptation, Channel, Outline, Probe, Weights
 
@@ -27,6 +27,7 @@ __all__ = [
     "KeptScores",
     "LabelledRow",
     "Measures",
+    "MixedScores",
     "Outline",
     "Payload",
     "Probe",
@@ -36,6 +37,7 @@ __all__ = [
     "Rollout",
     "Row",
     "Sampling",
+    "Scores",
     "Stream",
     "TaskFacts",
     "TaskKind",
@@ -44,4 +46,6 @@ __all__ = [
     "Vocabulary",
     "Weights",
     "Writer",
+    "members_of",
+    "with_members",
 ]

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from minidist.types.arrays import Array
 from minidist.types.rollouts import Rollout
-from minidist.types.scores import TeacherScores
+from minidist.types.scores import Scores
 
 MAIN = "main"
 """Name of the stream the student is distilled on, and of its objective."""
@@ -32,7 +32,7 @@ class Row:
     tokens [S]: the input of the model. outputs [L]: the positions whose outputs predict labels [L], so labels[l] is the token
     at position outputs[l] + 1. scores and credit describe the same L tokens. written_logprob [L] float32: log-probability of
     each, nats, under the student that wrote it, NaN where the student did not choose it; None where the text is of the current
-    student, or of none.
+    student, or of none. teacher: name of the teacher, of several, that the row is for; empty: one teacher, or all of them.
 
     Prompt "1+2=" with the answer "3<eos>": tokens [1, +, 2, =, 3, eos], outputs [3, 4], labels [3, eos].
     """
@@ -40,9 +40,10 @@ class Row:
     tokens: Array
     outputs: Array
     labels: Array
-    scores: TeacherScores | None = None
+    scores: Scores | None = None
     credit: Credit | None = None
     written_logprob: Array | None = None
+    teacher: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Measures:
 
     row [L] int32: index of the row. student_logprob, teacher_logprob, reverse_kl, forward_kl [L] float64, nats.
     teacher_logprob is None if no teacher scored the stream. The divergences are None unless the payload is hidden states, the
-    only payload that gives them exactly.
+    only payload that gives them exactly; where several teachers have different payloads, they are NaN at the tokens of others.
     """
 
     row: Array

@@ -33,7 +33,8 @@ class Prompt:
     row: row of the data source, from which the seeds of the samples are derived. tokens [P] int32: the input of the model.
     text, answer: for people and graders. gold: tokens of the gold answer, if the run trains on them. references: all gold
     answers, if the source lists several; `answer` is the first. teacher_tokens [P'] int32, teacher_text: the prompt that the
-    teacher reads in place of this one (teacher.context), as ids and for people; None: the teacher reads this one.
+    teacher reads in place of this one (teacher.context), as ids and for people; None: the teacher reads this one. teacher: name
+    of the teacher, of several, that the row is for (routing.column); empty: one teacher, or all of them.
     """
 
     row: int
@@ -44,6 +45,7 @@ class Prompt:
     references: tuple[str, ...] = ()
     teacher_tokens: Array | None = None
     teacher_text: str | None = None
+    teacher: str = ""
 
     @property
     def for_teacher(self) -> "Prompt":

@@ -34,7 +34,8 @@ class TeacherScores:
     SAMPLED: `logprobs` [T], nats, of the generated tokens. TOP_K: also `top_ids` and `top_logprobs` [T, K], in falling order;
     the tail has the remaining probability. HIDDEN: `hidden` [T, D], the states before the output head. The learner applies the
     teacher's head to them, which gives the exact distribution over the vocabulary at a fraction of its bytes. bfloat16 travels
-    as uint16; `hidden_dtype` names the real type.
+    as uint16; `hidden_dtype` names the real type. head: name of the teacher, of several, whose output head belongs to `hidden`;
+    empty where the run has one teacher.
     """
 
     payload: Payload
@@ -43,6 +44,7 @@ class TeacherScores:
     top_logprobs: Array | None = None
     hidden: Array | None = None
     hidden_dtype: str = "float32"
+    head: str = ""
 
     @property
     def tokens(self) -> int:
@@ -99,7 +101,52 @@ class KeptScores(TeacherScores):
         """Of scores of all tokens, those of the tokens that are meant."""
         for part in self.parts:
             scores = scores.at(part)
-        return scores
+        return replace(scores, head=self.head)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"rollout": None}
+
+
+@dataclass(frozen=True)
+class MixedScores:
+    """The scores of several teachers for the same T tokens, whose distributions are mixed: p = sum of weight * member.
+
+    members: one for each teacher, in the order of `weights`, which are positive and add up to 1.
+    """
+
+    members: tuple[TeacherScores, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.members[0].tokens
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays of all members."""
+        return sum(member.nbytes for member in self.members)
+
+    @property
+    def logprobs(self) -> None:
+        """Of the mixture; unknown before the heads of all teachers are applied."""
+
+    def at(self, tokens: Array | slice) -> "MixedScores":
+        """The scores of some of the tokens."""
+        return replace(self, members=tuple(member.at(tokens) for member in self.members))
+
+
+Scores = TeacherScores | MixedScores
+"""What one teacher returns of a rollout, or several whose distributions are mixed."""
+
+
+def members_of(scores: Scores | None) -> tuple[TeacherScores, ...]:
+    """The scores of each teacher; none without scores."""
+    if scores is None:
+        return ()
+    return scores.members if isinstance(scores, MixedScores) else (scores,)
+
+
+def with_members(scores: Scores, members: tuple[TeacherScores, ...]) -> Scores:
+    """The scores with others in the place of each teacher's."""
+    return replace(scores, members=members) if isinstance(scores, MixedScores) else members[0]

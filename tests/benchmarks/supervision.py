@@ -72,7 +72,8 @@ def _supervised(bench: _Bench, cluster: Cluster) -> _Bench:
 
 def _bare(bench: _Bench) -> _Bench:
     """The same actors, of which nobody asks how they are."""
-    return _Bench(*(Remote(role.name, role.actor) for role in (bench.engine, bench.teacher, bench.learner)))
+    engine, teacher, learner = (Remote(role.name, role.actor) for role in (bench.engine, bench.teacher, bench.learner))
+    return _Bench(engine, teacher, learner)
 
 
 def _never() -> None:

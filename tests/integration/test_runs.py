@@ -211,6 +211,7 @@ def test_a_run_says_where_its_time_went(models: Path) -> None:
 
 def test_final_loads_in_transformers_and_vllm_as_it_is(models: Path, stack: Stack) -> None:
     final = models / "distill" / "final"
+    assert "on-policy-distillation" in (final / "README.md").read_text(), "it has its card"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(final), AutoTokenizer.from_pretrained(final)
     ids = tokenizer("badc=", return_tensors="pt", add_special_tokens=False)["input_ids"]
     engine = stack.host_engine(final)

@@ -43,7 +43,7 @@ def supervised(stack: Stack) -> Iterator[tuple[Engines, Teachers]]:
     for pool, members in ((stack.engines, engines), (stack.teachers, teachers)):
         for place, member in enumerate(members):
             pool.members[place] = stack.run(member.recovered())
-            stack.cluster._supervised.remove(member)
+            stack.cluster.supervised.remove(member)
 
 
 async def process_of(member: Any) -> int:

@@ -94,7 +94,7 @@ def test_a_run_goes_on_without_a_teacher_whose_node_is_lost(tmp_path: Path) -> N
                 await lost.recovered()
             await teachers.score(ROLLOUTS)
             assert teachers.members == [member for member in members if member is not lost]
-            assert cluster.restarts.figures({"teacher": 2}) == {"cluster/teacher_actors": 1.0}
+            assert cluster.restarts.figures(cluster.supervised) == {"cluster/teacher_actors": 1.0}
             assert cluster.restarts.summary() == {"supervision": {"given_up": [lost.name]}}
 
     try:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,3 +25,11 @@ def learners() -> Iterator[list[Any]]:
     yield made
     for learner in made:
         asyncio.run(learner.close())
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run of `sft`, for all tests of a process, which leave it as it is."""
+    from tests.support.trained import train
+
+    return train(tmp_path_factory.mktemp("trained"))

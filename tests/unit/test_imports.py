@@ -14,17 +14,19 @@ import minidist
 
 PACKAGE = Path(minidist.__file__).parent
 FLOORS = [
+    ("text",),
     ("errors", "types", "concurrency"),
     ("config", "protocols"),
     ("losses", "data", "run"),
     ("models", "cluster", "channels", "evaluation", "loop", "system2"),
     ("rollout", "learners"),
     ("teachers", "methods"),
-    ("experience", "pipelines"),
+    ("experience", "pipelines", "publishing"),
     ("preflight", "report", "teaching"),
     ("roles",),
     ("stages",),
     ("cli",),
+    ("notebook",),
 ]
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 MAY_IMPORT = {

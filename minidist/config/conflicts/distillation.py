@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 
 from minidist.config.conflicts.learner import learner
 from minidist.config.conflicts.objective import objective
+from minidist.config.conflicts.routing import routing
 from minidist.config.conflicts.teacher import context, score_cache, teacher_role, teacher_text
 from minidist.config.conflicts.text import overlap, replay, text
+from minidist.config.sentence import of_teacher
 from minidist.types import MAIN
 
 if TYPE_CHECKING:
@@ -14,7 +16,15 @@ if TYPE_CHECKING:
 
 
 def distill(c: "DistillConfig") -> Iterator[str]:
-    """All conflicts of a distillation."""
+    """All conflicts of a distillation: of several teachers among themselves, and of each of them."""
+    yield from routing(c)
+    for key in c.named_teachers:
+        yield from (of_teacher(conflict, key) for conflict in of_one_teacher(c.with_teacher_alone(key)))
+    yield from weights(c)
+
+
+def of_one_teacher(c: "DistillConfig") -> Iterator[str]:
+    """All conflicts of a distillation with one teacher but those of `weights`."""
     for field in ("tensor_parallel", "pipeline_parallel") if c.rollout.engine == "hf" else ():
         if getattr(c.cluster.rollout, field) > 1:
             yield f"cluster.rollout.{field} splits vLLM engines; set rollout.engine=vllm"
@@ -36,7 +46,6 @@ def distill(c: "DistillConfig") -> Iterator[str]:
     yield from replay(c)
     yield from overlap(c)
     yield from residency(c)
-    yield from weights(c)
     if c.learner.kernel == "liger" and not any(section.fused for section in c.objectives.values()):
         fused = "learner.kernel liger computes forward_kl, reverse_kl and jsd (also in kd and minillm)"
         yield f"{fused}, and objective.type is {c.objective.type}; set learner.kernel=torch"
@@ -84,7 +93,7 @@ def weights(c: "DistillConfig") -> Iterator[str]:
         yield f"{key} {asleep}; leave cluster.weight_transfer out, or set cluster.residency=false"
     if asked == "gloo":
         return
-    cluster.host(c.hosted)
+    cluster.host(c.hosted, c.teacher_count)
     if not all(cluster.gpus_of(role) for role in (cluster.rollout, cluster.learner)):
         without = "sends from GPU to GPU, and engines or learner have none"
         yield f"{key} {without}; set cluster.gpus, or cluster.weight_transfer=gloo"

@@ -40,6 +40,9 @@ def forecast(config: DistillConfig, rates: str | None = None, answer_tokens: flo
 
     Raises ConfigError where there are no rates, or answers of that length are impossible.
     """
+    if config.teachers:
+        several = f"teachers are {', '.join(config.teachers)}, and a forecast is of one teacher"
+        raise ConfigError(f"{several}; set teacher to the largest of them, and leave teachers and routing out")
     most = config.rollout.max_new_tokens
     if answer_tokens is not None and not 0 < answer_tokens <= most:
         raise ConfigError(f"--answer-tokens is {answer_tokens:g}; expected a length up to rollout.max_new_tokens = {most}")

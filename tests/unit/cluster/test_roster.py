@@ -109,13 +109,14 @@ def test_the_run_goes_on_without_an_engine_for_which_there_is_no_room_and_not_wi
     async def run() -> None:
         place = Place()
         pool = pool_of(place, 2)
+        members: list[Any] = list(pool.members)
         place.room = False
         place.started[0].die()
         assert writers(await generated(pool)) == [1] * 9
         await asyncio.sleep(0)
         assert await pool.figures() == {"mixed/tokens": 11.0}
         assert [member.name for member in pool.members] == ["rollout 1"]  # type: ignore[attr-defined]
-        assert place.restarts.figures({"rollout": 2}) == {"cluster/rollout_actors": 1.0}
+        assert place.restarts.figures(members) == {"cluster/rollout_actors": 1.0}
         place.started[1].die()
         with pytest.raises(ActorLostError, match="no room for the rollout 1"):
             await generated(pool)

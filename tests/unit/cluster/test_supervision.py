@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minidist.cluster.supervision import Restarts
+from minidist.cluster.supervision import NoRoomError, Restarts
 from minidist.errors import ActorLostError, CanaryError, RoleError
 from tests.support.mortal import Place
 
@@ -188,11 +188,12 @@ def test_another_role_in_the_same_process_is_the_one_that_is_made_again() -> Non
 
 
 def test_figures_name_restarts_once_and_the_actors_that_are_left() -> None:
-    restarts = Restarts(3)
-    actors = {"rollout": 3, "teacher": 1}
-    assert restarts.figures(actors) == {} and restarts.summary() == {}
+    place, restarts = Place(), Restarts(3)
+    members = [place.supervise(name, Counting) for name in ("rollout 0", "rollout 1", "rollout 2", "teacher")]
+    assert restarts.figures(members) == {} and restarts.summary() == {}
     restarts.add("rollout 2", "it died", 1.0)
-    assert restarts.figures(actors) == {"cluster/restarts": 1.0}
+    assert restarts.figures(members) == {"cluster/restarts": 1.0}
+    members[1].failed = NoRoomError("no room", "rollout 1")
     restarts.give_up("rollout 1", "no room")
-    assert restarts.figures(actors) == {"cluster/rollout_actors": 2.0}
+    assert restarts.figures(members) == {"cluster/rollout_actors": 2.0}
     assert restarts.summary() == {"supervision": {"restarts": {"rollout 2": 1}, "given_up": ["rollout 1"]}}

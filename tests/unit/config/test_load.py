@@ -108,4 +108,5 @@ def test_configuration_does_not_change_once_read(tmp_path: Path) -> None:
 def test_shipped_configuration_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINIDIST_DATA", str(tmp_path))
     monkeypatch.setenv("MINIDIST_TEXT", str(tmp_path / "text.jsonl"))
+    monkeypatch.setenv("MINIDIST_PROMPTS", str(tmp_path / "prompts.jsonl"))
     load(path)

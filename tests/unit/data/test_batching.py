@@ -121,9 +121,10 @@ def test_teacher_states_stay_with_their_rows(padded: bool) -> None:
         for row, rollout in enumerate(rollouts)
     ]
     for micro in pack(collate("x", rollouts, scores, objective="").rows, budget=16, padded=padded):
-        assert micro.scores is not None and micro.scores.hidden is not None
+        (joined,) = micro.scores
+        assert isinstance(joined, TeacherScores) and joined.hidden is not None
         owners = [row for row in micro.rows for _ in rollouts[row].tokens]
-        assert micro.scores.hidden[:, 0].tolist() == owners
+        assert joined.hidden[:, 0].tolist() == owners
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
@@ -177,12 +178,13 @@ def test_an_unlabelled_row_has_no_label_and_packs_with_its_kind(scores: TeacherS
     (micro,) = pack([row, still], budget=99, padded=False)
     assert (len(micro.tokens), len(micro.labels)) == (8, 4)
     (alone,) = pack([still], budget=99, padded=False)
-    if scores is None or alone.scores is None:
-        assert alone.scores is scores
+    if scores is None:
+        assert alone.scores == ()
         return
-    assert (alone.scores.payload, alone.scores.hidden_dtype) == (Payload.HIDDEN, "bfloat16")
+    (empty,) = alone.scores
+    assert isinstance(empty, TeacherScores) and (empty.payload, empty.hidden_dtype) == (Payload.HIDDEN, "bfloat16")
     for name in ("logprobs", "top_ids", "top_logprobs", "hidden"):
-        whole, cut = getattr(scores, name), getattr(alone.scores, name)
+        whole, cut = getattr(scores, name), getattr(empty, name)
         assert cut is whole if whole is None else cut.shape == (0, *whole.shape[1:]) and cut.dtype == whole.dtype
 
 

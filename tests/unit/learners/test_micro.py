@@ -13,11 +13,13 @@ from minidist.errors import RoleError, ScoresLostError
 from minidist.learners import micro
 from minidist.learners.group import OneProcess
 from minidist.learners.learner import LocalLearner
+from minidist.learners.teacher import FrozenTeacher, ResidentTeacher, SeveralTeachers
 from minidist.losses import reverse_kl
 from minidist.losses.objectives import Match
 from minidist.teachers.lost import RescoringLearner
 from minidist.teachers.pool import Teachers
-from minidist.types import Batch, KeptScores, Prompt, Rollout, Row, Sampling, Stream, TeacherScores
+from minidist.teachers.routed import RoutedTeachers
+from minidist.types import Batch, KeptScores, Prompt, Rollout, Row, Sampling, Stream, TeacherScores, members_of, with_members
 from tests.support.learners import head_of_teacher, local_learner
 from tests.support.tiny import hidden_scores, random_rollouts, tiny_model
 
@@ -42,12 +44,17 @@ class Store:
     def fetch(self, rows: Sequence[Row]) -> list[Row]:
         found = []
         for row in rows:
-            assert isinstance(row.scores, KeptScores)
-            if row.scores.keeper in self.lost:
-                raise ScoresLostError("lost")
-            self.fetched += 1
-            found.append(replace(row, scores=row.scores.parts_of(self.kept[row.scores.reference])))
+            assert row.scores is not None
+            members = tuple(map(self._member, members_of(row.scores)))
+            found.append(replace(row, scores=with_members(row.scores, members)))
         return found
+
+    def _member(self, scores: TeacherScores) -> TeacherScores:
+        assert isinstance(scores, KeptScores)
+        if scores.keeper in self.lost:
+            raise ScoresLostError("lost")
+        self.fetched += 1
+        return scores.parts_of(self.kept[scores.reference])
 
 
 class Keeper:
@@ -84,9 +91,10 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
     return made
 
 
-def learner() -> LocalLearner:
+def learner(teacher: ResidentTeacher | None = None) -> LocalLearner:
     settings = LearnerConfig(optimizer=OptimizerConfig(type="sgd", lr=1.0, grad_clip=None), micro_batch_tokens=10)
-    return local_learner(tiny_model(), settings, {"main": Match(reverse_kl)}, teacher=head_of_teacher(tiny_model(seed=1)))
+    teacher = teacher or FrozenTeacher(head_of_teacher(tiny_model(seed=1)))
+    return local_learner(tiny_model(), settings, {"main": Match(reverse_kl)}, teacher=teacher)
 
 
 def stream(seed: int, teachers: Teachers) -> Stream:
@@ -104,9 +112,9 @@ def test_no_more_than_the_next_micro_batch_is_fetched(store: Store) -> None:
     store.fetched = 0
     for number, found in enumerate(micro.laid_out([([row], [index]) for index, row in enumerate(rows)], OneProcess()), 1):
         assert number <= store.fetched <= number + 1
-        assert found.scores is not None and found.scores.hidden is not None
-        assert wanted[number - 1].scores is not None
-        assert (found.scores.hidden == wanted[number - 1].scores.hidden).all()
+        (fetched,), (expected,) = found.scores, wanted[number - 1].scores
+        assert isinstance(fetched, TeacherScores) and isinstance(expected, TeacherScores)
+        assert fetched.hidden is not None and (fetched.hidden == expected.hidden).all()
     assert number == len(rows)
 
 
@@ -141,3 +149,29 @@ def test_scores_that_no_teacher_can_make_again_end_the_update(store: Store) -> N
     store.lost.add("teacher")
     with pytest.raises(ScoresLostError):
         asyncio.run(RescoringLearner(learner(), teachers).update(batch))
+
+
+@pytest.mark.parametrize("weights", [{}, {"maths": 0.7, "code": 0.3}], ids=["by row", "mixture"])
+def test_lost_scores_of_one_of_several_teachers_are_made_again_by_its_other_actor(
+    store: Store, weights: dict[str, float]
+) -> None:
+    keepers = {name: [Keeper(f"{name} {number}", store) for number in range(2)] for name in ("maths", "code")}
+    teachers = RoutedTeachers({name: Teachers(each) for name, each in keepers.items()}, {n: n for n in keepers}, weights)
+    rollouts = [
+        replace(each, prompt=replace(each.prompt, teacher=("maths", "code")[number % 2]))
+        for number, each in enumerate(random_rollouts(LENGTHS))
+    ]
+    rows = collate("main", rollouts, asyncio.run(teachers.score(rollouts)), objective="main")
+    heads = dict.fromkeys(keepers, head_of_teacher(tiny_model(seed=1)))
+    made = [learner(SeveralTeachers(heads, () if weights else tuple(keepers))) for _ in range(2)]
+    expected = asyncio.run(made[0].update(Batch(0, ((whole(rows, store),),))))
+
+    store.lost.add("code 1")
+    found = asyncio.run(RescoringLearner(made[1], teachers).update(Batch(0, ((rows,),))))
+    assert found.metrics == pytest.approx(expected.metrics)
+    for own, other in zip(made[1]._pass.model.parameters(), made[0]._pass.model.parameters(), strict=True):
+        assert torch.allclose(own, other, atol=1e-7)
+
+    store.lost.add("code 0")
+    with pytest.raises(ScoresLostError):
+        asyncio.run(RescoringLearner(made[1], teachers).update(Batch(1, ((rows,),))))

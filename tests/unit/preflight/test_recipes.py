@@ -109,3 +109,24 @@ def test_evaluation_of_the_recipes(given: Path) -> None:
     config = load(RECIPES / "evaluate.yaml", changes)
     assert isinstance(config, EvaluateConfig) and config.seeds == [10, 20, 30, 40, 50]
     assert "questions.boolq: 1 rows" in "\n".join(plan_evaluate(config).lines)
+
+
+def test_the_recipe_of_several_teachers(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One specialist gives hidden states, the other its likeliest tokens; each has a GPU of its own."""
+    student, shape = MODELS["qwen2.5-7b-to-1.5b"]
+    paths = {name: save(given / name, config) for name, config in (("student", student), ("maths", shape), ("code", shape))}
+    rows = [{"prompt": f"say {n}", "domain": ("maths", "code", "code")[n % 3]} for n in range(300)]
+    (given / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("MINIDIST_PROMPTS", str(given / "prompts.jsonl"))
+    changes = [f"student.model={paths['student']}", *(f"teachers.{name}.model={paths[name]}" for name in ("maths", "code"))]
+    recipe = RECIPES.parent / "several-teachers.yaml"
+    config = load(recipe, changes)
+    assert isinstance(config, DistillConfig)
+    assert [config.cluster.gpus_of(role) for role in (config.cluster.rollout, config.cluster.teacher)] == [1, 1]
+    lines = plan_distill(config).lines
+    assert "rows by teacher (routing.column domain): 100 maths, 200 code" in lines
+    table = [line for line in lines if line.split()[0] in ("memory,", "learner", "rollout", "teachers.maths", "teachers.code")]
+    header = recipe.read_text()
+    for line in table[1:]:
+        assert all(figure in header for figure in line.split()), line
+    assert not any(line.startswith("WARNING") for line in lines)
