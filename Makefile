@@ -57,6 +57,7 @@ bench: $(READY_DEV)
 	$(VENV)/bin/python -m tests.benchmarks.publish
 	$(VENV)/bin/python -m tests.benchmarks.channels
 	$(VENV)/bin/python -m tests.benchmarks.overlap
+	$(VENV)/bin/python -m tests.benchmarks.supervision
 	$(VENV)/bin/python -m tests.benchmarks.parity
 	$(VENV)/bin/python -m tests.benchmarks.memory
 	$(VENV)/bin/python -m tests.benchmarks.mixed

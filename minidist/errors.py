@@ -68,5 +68,22 @@ class RoleError(MinidistError):
     """A rollout engine, teacher or learner failed or died."""
 
 
+class ActorLostError(RoleError):
+    """An actor is of no use any more: its process or its engine's died, it hung, or a call passed its deadline.
+
+    Args:
+        message: the sentence.
+        actor: its name, such as `rollout 1`, `teacher` or `learner 0`.
+    """
+
+    def __init__(self, message: str, actor: str = "") -> None:
+        super().__init__(message)
+        self.actor = actor
+
+
+class ClusterLostError(RoleError):
+    """The Ray cluster of a run has died or hangs, and all actors with it."""
+
+
 class ScoresLostError(RoleError):
     """Scores are gone that a learner needs; no optimizer step was taken with them."""

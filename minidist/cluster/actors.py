@@ -1,10 +1,12 @@
 """Ray and the actors of one run: started together, each in the bundle of its role, and ended with the run."""
 
+import asyncio
 import logging
 import os
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,9 +16,13 @@ import ray
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from minidist.cluster.health import RayHealth
+from minidist.cluster.heartbeat import Heartbeats
 from minidist.cluster.joined import SharedDirectory
+from minidist.cluster.killing import kill
 from minidist.cluster.machine import actor_cpus, cores, thread_environment
-from minidist.cluster.remote import Host, Remote
+from minidist.cluster.remote import HEARTBEAT, Host, Remote
+from minidist.cluster.supervision import NoRoomError
 from minidist.config.cluster import ClusterConfig, Role, homes
 from minidist.errors import ConfigError
 from minidist.run.tracking import log
@@ -69,6 +75,7 @@ class Actors:
                     **quiet,
                 )
             close_token()
+        self.health = RayHealth(self._config)
         self._reserve()
 
     def _reserve(self) -> None:
@@ -90,7 +97,7 @@ class Actors:
             reserved += others
             self._group([home], [bundles[home], *others], "pack")
         self._group(together, [bundles[home] for home in together], self._config.placement)
-        self._await(reserved)
+        _await(self._groups, reserved, len(self.bundles), self._config.start_timeout_s)
 
     def _group(self, homes: list[int], bundles: list[dict[str, float]], strategy: str) -> None:
         """Ask Ray for a placement group whose first bundles are those of `homes`."""
@@ -98,20 +105,33 @@ class Actors:
             self._groups.append(placement_group(bundles, strategy=strategy.upper()))
             self._places |= {home: (self._groups[-1], index) for index, home in enumerate(homes)}
 
-    def _await(self, bundles: list[dict[str, float]]) -> None:
-        """Wait until Ray has set aside all groups, which have these bundles."""
-        until = time.monotonic() + self._config.start_timeout_s
-        if not all(group.wait(max(1.0, until - time.monotonic())) for group in self._groups):
-            wanted = ", ".join(f"{sum(bundle.get(name, 0) for bundle in bundles):g} {name}" for name in ("CPU", "GPU"))
-            found = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in ("CPU", "GPU"))
-            raise ConfigError(
-                f"no room for the run's {len(self.bundles)} actors ({wanted}) in {self._config.start_timeout_s:g} s: the "
-                f"cluster has {found} in all; lower the counts or shares under cluster, or set cluster.placement=pack"
-            )
-
-    def seat(self, role: Role) -> Any:
+    def seat(self, role: Role) -> Remote:
         """An empty actor in the next free bundle of its role."""
         bundle = next(i for i, name in enumerate(self.bundles) if name == role and i not in self._seated)
+        return self._seat(bundle)
+
+    async def reseat(self, lost: Remote) -> Remote:
+        """An empty actor in the bundle of one that is lost, whose process is killed. Raises NoRoomError where the cluster has
+        lost the bundle's node, and no other has room for it."""
+        # By name: another one may have been lost there since, as it started.
+        bundle, seated = next((bundle, seated) for bundle, seated in self._seated.items() if seated.name == lost.name)
+        seated.lose("is replaced")
+        await kill(seated)
+        remote = self._seat(bundle, seated)
+        await placed(remote, self._config.start_timeout_s, f"and it was lost ({lost.lost})")
+        return remote
+
+    def heartbeats(self) -> Heartbeats:
+        """Asks all actors for signs of life, and kills those that hang."""
+        return Heartbeats(self._config.supervision, lambda: self.seated, kill)
+
+    def role_of(self, remote: Remote) -> Role:
+        """The role of a seated actor."""
+        return next(self.bundles[bundle] for bundle, seated in self._seated.items() if seated is remote)
+
+    def _seat(self, bundle: int, before: Remote | None = None) -> Remote:
+        """An empty actor in a bundle; `before`: the one that was there."""
+        role = self.bundles[bundle]
         config = self._config.role(role)
         group, index = self._places[self.homes[bundle]]
         options = {
@@ -120,11 +140,16 @@ class Actors:
             "num_gpus": 0 if config.spans_nodes else self._config.gpus_of(config),
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         }
-        actor = ray.remote(Host).options(**options).remote(self._environment(role), self._shared)
+        remote: Any = ray.remote  # whose stubs know no concurrency groups
+        host = remote(concurrency_groups={HEARTBEAT: 1})(Host)
+        actor = host.options(**options).remote(self._environment(role), self._shared)
         number = sum(name == role for name in self.bundles[:bundle])
         name = f"{role} {number}" if self.bundles.count(role) > 1 else role
-        joined = "the logs of Ray on its node (ray logs)"
-        self._seated[bundle] = Remote(name, actor, *([] if self._config.address is None else [joined]))
+        facts: dict[str, Any] = {} if self._config.address is None else {"output": "the logs of Ray on its node (ray logs)"}
+        limits = self._config.supervision
+        if limits.enabled:
+            facts |= {"call_s": limits.call_timeout_s, "start_s": limits.start_timeout_s}
+        self._seated[bundle] = Remote(name, actor, before=before, **facts)
         return self._seated[bundle]
 
     @property
@@ -136,22 +161,24 @@ class Actors:
         """Where the ranks of a group meet: at an address of the first; on one machine, in a file."""
         if self._config.address is not None:  # ranks on other machines share no directory
             return await ranks[0].ask(_free_address)
-        return f"file://{self._scratch}/ranks-{id(ranks):x}"
+        return f"file://{self._scratch}/ranks-{uuid.uuid4().hex}"  # where no ranks have met before
 
     def dismiss(self, role: Any) -> None:
         """End the actor of a role; its bundle is free again."""
         for bundle in [bundle for bundle, seated in self._seated.items() if seated is role]:
             ray.kill(self._seated.pop(bundle).actor)
 
-    def end(self) -> None:
-        """End all actors, and Ray with them."""
+    def end(self, *, lost: bool = False) -> None:
+        """End all actors, and Ray with them. `lost`: Ray has died or hangs, and is asked for nothing."""
         if self._shared is not None:
             self._shared.mark.unlink(missing_ok=True)
         if not ray.is_initialized():
             return
-        for seated in self._seated.values():
+        if lost:
+            self.health.kill()
+        for seated in () if lost else self._seated.values():
             ray.kill(seated.actor)
-        for group in self._groups:
+        for group in () if lost else self._groups:
             remove_placement_group(group)
         ray.shutdown()
 
@@ -175,6 +202,29 @@ class Actors:
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         return variables
+
+
+async def placed(remote: Remote, seconds: float, why: str = "and has lost a node") -> None:
+    """Wait until an actor has a process. Raises NoRoomError where the cluster has lost a node and no other has room."""
+    try:
+        async with asyncio.timeout(seconds):
+            await remote.beat()
+    except TimeoutError:
+        ray.kill(remote.actor)
+        text = f"the cluster has had no room for the {remote.name} again in {seconds:g} s, {why}"
+        raise NoRoomError(f"{text}; add a node, or raise cluster.start_timeout_s", remote.name) from None
+
+
+def _await(groups: Sequence[Any], bundles: Sequence[Mapping[str, float]], count: int, seconds: float) -> None:
+    """Wait until Ray has set aside all groups, which have these bundles for so many actors. Raises ConfigError."""
+    until = time.monotonic() + seconds
+    if not all(group.wait(max(1.0, until - time.monotonic())) for group in groups):
+        wanted = ", ".join(f"{sum(bundle.get(name, 0) for bundle in bundles):g} {name}" for name in ("CPU", "GPU"))
+        found = ", ".join(f"{ray.cluster_resources().get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+        raise ConfigError(
+            f"no room for the run's {count} actors ({wanted}) in {seconds:g} s: the cluster has {found} in all; lower the "
+            "counts or shares under cluster, or set cluster.placement=pack"
+        )
 
 
 def close_token() -> None:

@@ -1,26 +1,29 @@
 """Where the roles live: in Ray actors, or in this process. Every process that a run starts ends with it."""
 
 import asyncio
+import operator
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from minidist.cluster.hosted import Hosted
 from minidist.cluster.local import Local
 from minidist.cluster.machine import cores
-from minidist.cluster.residency import Residency, ResidentRole
+from minidist.cluster.residency import ResidentRole
 from minidist.cluster.scratch import Scratch
 from minidist.cluster.starts import Starts
+from minidist.cluster.supervision import Recipe, Supervised
 from minidist.concurrency import SharedThread, together
 from minidist.config.cluster import ClusterConfig, Role
-from minidist.run.timeline import Calls
+from minidist.errors import ClusterLostError
 from minidist.types import RankGroup
 
 T = TypeVar("T")
 
 
-class Cluster:
+class Cluster(Hosted):
     """Hosts the roles of one run; `async with` ends every process and removes every socket and temporary file it started.
 
     `roles` are those the run needs: room for all their actors is set aside at once, or the run does not start. `at_once`
@@ -35,14 +38,13 @@ class Cluster:
         *,
         at_once: Mapping[str, int] | None = None,
     ) -> None:
+        super().__init__(config)
         self._logs = logs
-        self.actors = None
+        self._heartbeats: asyncio.Task[None] | None = None
         if config.roles == "ray":
             from minidist.cluster.actors import Actors
 
             self.actors = Actors(config, roles, at_once)
-        self._local: list[Local] = []
-        self._residency = Residency() if config.takes_turns_on_devices else None
         self._loading = asyncio.Lock()
         self._turns = SharedThread() if config.roles == "local" and not at_once else None
         """The thread of roles in this process, where none works beside another."""
@@ -61,6 +63,8 @@ class Cluster:
                     await asyncio.shield(starting)
                 # Ray's native code replaces our SIGTERM handler by one that prints a trace and may abort.
                 signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+                if self._config.supervision.enabled:
+                    self._heartbeats = asyncio.create_task(self.actors.heartbeats().run())
             except BaseException:
                 await asyncio.wait([starting])  # a thread cannot be cancelled: it must have started all that is to be ended
                 self._end(failed=True)
@@ -68,18 +72,30 @@ class Cluster:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        for supervised in self.supervised:
+            await supervised.end()
+        if self._heartbeats is not None:
+            self._heartbeats.cancel()
+            await asyncio.gather(self._heartbeats, return_exceptions=True)
         for role in self._local:
             await role.close()
         if self._turns is not None:
             self._turns.close()
-        self._end(failed=kind is not None and kind is not asyncio.CancelledError)
+        self._end(failed=kind is not None and kind is not asyncio.CancelledError, lost=kind is ClusterLostError)
 
-    def _end(self, *, failed: bool) -> None:
+    def _end(self, *, failed: bool, lost: bool = False) -> None:
+        if lost:
+            self._scratch.kill()
         if self.actors is not None:
-            self.actors.end()
-            if failed:
-                self.actors.keep_logs(self._logs)
+            self.actors.end(lost=lost)
+        if failed:
+            self.keep_logs()
         self._scratch.remove()
+
+    def keep_logs(self) -> None:
+        """Copy what the actors have printed to the run's logs/."""
+        if self.actors is not None:
+            self.actors.keep_logs(self._logs)
 
     async def host(self, role: Role, make: Callable[..., T], **arguments: Any) -> T:
         """The object that `make(**arguments)` builds, in an actor or in this process. Its verbs are awaited either way."""
@@ -92,10 +108,11 @@ class Cluster:
                         await made.start(make, **arguments)
                 self._local.append(local)
                 return cast(T, made)
-            remote = self._resident(self.actors.seat(role), role)
+            remote = self._resident(await self._seat(role), role)
             self._scratch.guard()
             async with self._starting:
                 await remote.start(make, **arguments)
+            self._scratch.guard()  # the role may have started processes
             return cast(T, remote)
 
     async def host_group(self, role: Role, make: Callable[..., T], count: int, **arguments: Any) -> list[T]:
@@ -103,11 +120,51 @@ class Cluster:
         if count == 1 or self.actors is None:
             return [await self.host(role, make, **arguments)]
         with self._starts.of(role):
-            seated = [self._resident(self.actors.seat(role), role) for _ in range(count)]
+            seated = [self._resident(actor, role) for actor in await together(self._seat(role) for _ in range(count))]
             self._scratch.guard()
             async with self._starting:
-                await _start_ranks(seated, await self.actors.meeting(seated), make, arguments)
+                await _start(seated, await self.actors.meeting(seated), make, arguments)
         return seated
+
+    def required(self) -> AbstractAsyncContextManager[None]:
+        """What runs inside needs the cluster: where that dies or hangs, it is cancelled and ClusterLostError is raised."""
+        return nullcontext() if self.actors is None else self.actors.health.required()
+
+    async def _seat(self, role: Role) -> Any:
+        """An empty actor. Raises NoRoomError where a joined cluster has lost the node that was set aside for it."""
+        assert self.actors is not None
+        actor = self.actors.seat(role)
+        if self._config.address is not None:
+            from minidist.cluster.actors import placed
+
+            await placed(actor, self._config.start_timeout_s)
+        return actor
+
+    def supervise(
+        self,
+        actors: Sequence[Any],
+        make: Callable[..., Any],
+        arguments: dict[str, Any],
+        assemble: Callable[[list[Any]], Any] = operator.itemgetter(0),
+    ) -> Any:
+        """The role that hosted actors are together, which `make` made of these arguments: they are started again where they are
+        lost. `assemble`: the role of several."""
+        if self.actors is None or not self._config.supervision.enabled:
+            return assemble(list(actors))
+        role = Supervised(actors, Recipe(make, arguments, self.replace, assemble), self.restarts)
+        self.supervised.append(role)
+        return role
+
+    async def replace(self, members: Sequence[Any], make: Callable[..., T], **arguments: Any) -> list[T]:
+        """A role, or the ranks of one, made anew in other processes in the place of these, of which some are lost. Raises
+        NoRoomError where the cluster has no room for one."""
+        assert self.actors is not None
+        seated = await together(self.actors.reseat(_bare(member)) for member in members)
+        new: list[Any] = [self._resident(remote, self.actors.role_of(remote)) for remote in seated]
+        self._scratch.guard()
+        async with self._starting:
+            await _start(new, await self.actors.meeting(new), make, arguments)
+        return new
 
     async def restart(self, members: Sequence[T], make: Callable[..., T], **arguments: Any) -> list[T]:
         """The object that `make` builds in place of a role, or of the ranks of one, in the same processes, which stay warm."""
@@ -115,37 +172,19 @@ class Cluster:
             await together(self.dismiss(member) for member in members)
             return [await self.host("learner", make, **arguments)]
         remotes: list[Any] = list(members)
-        if len(remotes) == 1:
-            await remotes[0].start(make, **arguments)
-        else:  # the ranks have met: their process group lives as long as they do
-            await _start_ranks(remotes, "", make, arguments)
+        await _start(remotes, "", make, arguments)  # the ranks have met: their process group lives as long as they do
         return remotes
 
-    def calls(self) -> dict[str, Calls]:
-        """When each role worked since this was last asked, by its name, such as `teacher` or `rollout 1`."""
-        roles = self._local if self.actors is None else self.actors.seated
-        return {role.name: role.calls() for role in roles}
 
-    def first(self, role: Role) -> Any:
-        """The first actor of a role, which answers `ask(question, **arguments)`; None where the role has none."""
-        roles = self._local if self.actors is None else self.actors.seated
-        return next((each for each in roles if each.name.split(" ")[0] == role), None)
-
-    def _resident(self, role: Any, kind: Role) -> Any:
-        """The role, which holds the shared devices only while it computes, where that is asked for."""
-        return role if self._residency is None else ResidentRole(role, kind, self._residency)
-
-    async def dismiss(self, role: Any) -> None:
-        """End one role before the others."""
-        if isinstance(role, ResidentRole):
-            role = role.leave()
-        if self.actors is not None:
-            self.actors.dismiss(role)
-        if any(role is each for each in self._local):
-            self._local.remove(role)
-            await role.close()
+def _bare(role: Any) -> Any:
+    """A role that ends, as it is."""
+    return role.leave() if isinstance(role, ResidentRole) else role
 
 
-async def _start_ranks(remotes: Sequence[Any], meeting: str, make: Callable[..., Any], arguments: dict[str, Any]) -> None:
+async def _start(remotes: Sequence[Any], meeting: str, make: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    """Make a role in its process, or one rank of it in each, which meet there."""
+    if len(remotes) == 1:
+        await remotes[0].start(make, **arguments)
+        return
     groups = [RankGroup(rank, len(remotes), meeting) for rank in range(len(remotes))]
     await together(remote.start(make, group=group, **arguments) for remote, group in zip(remotes, groups, strict=True))

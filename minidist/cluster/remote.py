@@ -6,35 +6,82 @@ import os
 import tempfile
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from minidist.cluster.joined import SharedDirectory, name_interfaces
 from minidist.cluster.kept import keep
 from minidist.cluster.residency import Sleeper
+from minidist.cluster.scratch import start_time
 from minidist.concurrency import briefly
-from minidist.errors import MinidistError, RoleError
+from minidist.errors import ActorLostError, MinidistError, RoleError
 from minidist.run.garbage import no_collection
 from minidist.run.timeline import Calls, Received, SpanLog
 from minidist.types import TeacherScores
+
+T = TypeVar("T")
+
+HEARTBEAT = "heartbeat"
+"""Concurrency group of the method that gives a sign of life: it has a thread of its own."""
+_DEAD_ENGINE = ("EngineDeadError", "AcceleratorError")
+"""Errors of vLLM and torch after which an engine, or a process that uses a device, is of no use any more."""
+_CHECK_S = 10.0
+
+
+@dataclass(frozen=True)
+class Process:
+    """The process of an actor: Ray's id of its node, its own id, and when it was started (`scratch.start_time`)."""
+
+    node: str
+    pid: int
+    started: str | None
 
 
 class Remote:
     """Proxy of the object in an actor: `await remote.verb(...)` runs `verb` in the actor.
 
-    minidist's errors are raised as themselves, all others as a RoleError that names the role. `output`: where people find what
-    the actor has printed.
+    minidist's errors are raised as themselves, all others as a RoleError that names the role. Where the actor is lost,
+    ActorLostError is raised, by the calls under way and by all later ones.
+
+    Args:
+        name: of the actor.
+        actor: Ray's handle.
+        output: where people find what the actor has printed.
+        call_s: longest call, and longest wait for the next item of a stream, seconds; None: no limit.
+        start_s: likewise, of `start`; None: the actor is not supervised.
+        before: the proxy of the lost actor in whose place this one is; its record goes on.
     """
 
-    def __init__(self, name: str, actor: Any, output: str = "the run's logs/") -> None:
+    def __init__(
+        self,
+        name: str,
+        actor: Any,
+        output: str = "the run's logs/",
+        *,
+        call_s: float | None = None,
+        start_s: float | None = None,
+        before: "Remote | None" = None,
+    ) -> None:
         self.name = name
         self.actor = actor
         self.output = output
-        self._received = Received()
+        self.lost: ActorLostError | None = None
+        """Why the actor is of no use any more."""
+        self.starting = 0
+        """Calls of `start` under way, in which the actor may give no sign of life."""
+        self.process: Process | None = None
+        """The actor's, once it has given a sign of life."""
+        self._call_s = call_s
+        self._start_s = start_s
+        self._lives: int = 0 if before is None else before._lives + 1
+        self._received = Received() if before is None else before._received
+        self._waiting: set[asyncio.Future[None]] = set()
+        """Of the calls under way: done when the actor is lost."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Remote, (self.name, self.actor, self.output)
@@ -45,9 +92,43 @@ class Remote:
 
         return call
 
+    @property
+    def keeper(self) -> str:
+        """Name of the process, with which what it keeps is lost."""
+        return f"{self.name}, life {self._lives + 1}" if self._lives else self.name
+
     def calls(self) -> Calls:
         """When the actor worked for this proxy, since this was last asked; its answers bring that with them."""
         return self._received.take()
+
+    async def start(self, make: Callable[..., Any], **arguments: Any) -> None:
+        """Make the role."""
+        self.starting += 1
+        try:
+            await self._await(self.actor.answer, "start", make, **arguments)
+            await self.beat()
+        finally:
+            self.starting -= 1
+
+    async def beat(self) -> None:
+        """Get a sign of life, however long it takes."""
+        with self._translated("a sign of life"):
+            self.process = await self.actor.beat.remote()
+
+    async def check(self) -> None:
+        """Get a sign of life within a few seconds. Raises ActorLostError where the actor is dead, TimeoutError where it does
+        not answer yet."""
+        async with asyncio.timeout(_CHECK_S):
+            await self.beat()
+
+    def lose(self, reason: str) -> ActorLostError:
+        """The actor is of no use any more: the error that all its calls raise."""
+        if self.lost is None:
+            self.lost = ActorLostError(f"the {self.name} {reason}; its output is in {self.output}", self.name)
+            for waiting in self._waiting:
+                if not waiting.done():
+                    waiting.set_result(None)
+        return ActorLostError(str(self.lost), self.name)
 
     async def keep(self, verb: str, *arguments: Any, **options: Any) -> Any:
         """The result as a Ray reference, which other actors read without passing through this process."""
@@ -55,39 +136,85 @@ class Remote:
 
     async def keep_scores(self, *arguments: Any) -> list[TeacherScores]:
         """The scores of a teacher's `score`; large ones stay in the object store, and their references are returned."""
-        return await self._await(self.actor.keep_scores, "score", self.name, *arguments)
+        return await self._await(self.actor.keep_scores, "score", self.keeper, *arguments)
 
     async def stream(self, *arguments: Any) -> AsyncGenerator[Any, None]:
         """What the role's `stream` yields, as it comes. Closing the iterator closes the role's."""
         with self._numbered("stream") as number:
-            async for item in self.actor.stream.options(num_returns="streaming").remote(number, *arguments):
-                yield await item
+            items = aiter(self.actor.stream.options(num_returns="streaming").remote(number, *arguments))
+            while True:
+                try:
+                    item = await self._while_alive(_next(items), "stream")
+                except StopAsyncIteration:
+                    return
+                yield item
 
     async def _await(self, method: Any, verb: str, *arguments: Any, **options: Any) -> Any:
         with self._numbered(verb) as number:
             # Spread, not packed in a tuple: Ray resolves references only where they are direct arguments.
-            result, calls = await method.remote(number, verb, *arguments, **options)
+            reference = method.remote(number, verb, *arguments, **options)
+            result, calls = await self._while_alive(_awaited(reference), verb)
         self._received.add(calls)
         return result
+
+    async def _while_alive(self, answer: Coroutine[Any, Any, T], verb: str) -> T:
+        """The answer of the actor. Raises ActorLostError where the actor is lost before, or where it is late."""
+        if self._start_s is None:  # nobody watches it
+            return await answer
+        limit = self._start_s if verb == "start" else self._call_s
+        arriving, lost = asyncio.ensure_future(answer), asyncio.get_running_loop().create_future()
+        self._waiting.add(lost)
+        try:
+            await asyncio.wait({arriving, lost}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if arriving.done():
+                return arriving.result()
+            raise self.lose(f"did not end {verb} in {limit:g} s")
+        finally:
+            self._waiting.remove(lost)
+            arriving.cancel()
 
     @contextmanager
     def _numbered(self, verb: str) -> Iterator[str]:
         """The number of a call that is made inside; errors are raised as the class says."""
         number = uuid.uuid4().hex
         try:
-            with self._received.call(number, verb):
+            with self._received.call(number, verb), self._translated(verb):
                 yield number
         except (asyncio.CancelledError, GeneratorExit):
             # So that the role stops: no caller waits for the result. Ray's own cancellation loses some calls of async actors.
             self.actor.cancel.remote(number)
             raise
+
+    @contextmanager
+    def _translated(self, verb: str) -> Iterator[None]:
+        """Ray's errors are raised as the class says."""
+        if self.lost is not None:
+            raise self.lose("")
+        try:
+            yield
         except RayTaskError as error:
-            if isinstance(error.cause, MinidistError):
-                raise error.cause from None
-            raise RoleError(f"the {self.name} failed in {verb}: {type(error.cause).__name__}: {error.cause}") from error
+            cause = error.cause
+            if isinstance(cause, ActorLostError) and not cause.actor:
+                raise self.lose(f"failed in {verb}: {cause}") from None
+            if isinstance(cause, MinidistError):
+                raise cause from None
+            text = f"failed in {verb}: {type(cause).__name__}: {cause}"
+            if isinstance(cause, RayActorError) or type(cause).__name__ in _DEAD_ENGINE:
+                raise self.lose(text) from error
+            raise RoleError(f"the {self.name} {text}") from error
         except RayActorError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise RoleError(f"the {self.name} died in {verb}: {reason}; its output is in {self.output}") from error
+            raise self.lose(f"died in {verb}: {str(error).strip().splitlines()[0]}") from error
+        except ObjectLostError as error:
+            text = "something that it was given is lost, since the process that kept it has died"
+            raise RoleError(f"the {self.name} failed in {verb}: {text}") from error
+
+
+async def _awaited(reference: Any) -> Any:
+    return await reference
+
+
+async def _next(items: AsyncIterator[Any]) -> Any:
+    return await (await anext(items))
 
 
 _REMEMBERED = 10_000
@@ -138,6 +265,11 @@ class Host:
             async with aclosing(self._role.stream(*arguments)) as items:
                 async for item in items:
                     yield item
+
+    @ray.method(concurrency_group=HEARTBEAT)
+    async def beat(self) -> Process:
+        """A sign of life."""
+        return Process(ray.get_runtime_context().get_node_id(), os.getpid(), start_time(os.getpid()))
 
     async def cancel(self, number: str) -> None:
         """Cancel a call, which may be under way or still to come."""

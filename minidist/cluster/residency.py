@@ -5,12 +5,12 @@ Each call that computes makes its role resident first, so that the loop and its 
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, cast
 
 from minidist.concurrency import together
 from minidist.config.cluster import Role
-from minidist.errors import RoleError
+from minidist.errors import ActorLostError, RoleError
 
 _COMPUTING = frozenset(
     "generate stream mix score extend update measure weights probe load save save_state resume keep keep_scores".split()  # noqa: SIM905
@@ -57,13 +57,20 @@ class Residency:
         """A call that is cancelled here leaves nobody resident; the next one puts all others to sleep again, which is idle for
         those that are asleep."""
         self._resident = None
-        await together(member.sleep() for other in self._members if other != kind for member in self._members[other])
+        await together(
+            self._turn(member, "sleep") for other in self._members if other != kind for member in self._members[other]
+        )
         try:
-            await together(member.wake() for member in self._members.get(kind, []))
+            await together(self._turn(member, "wake") for member in self._members.get(kind, []))
         except RoleError as error:
             cure = "lower gpu_memory_utilization or micro_batch_tokens, or give the role GPUs of its own (cluster.ROLE.gpus)"
             raise RoleError(f"no room on the shared devices when the {kind} came back to them; {cure} ({error})") from error
         self._resident = kind
+
+    async def _turn(self, member: Any, verb: str) -> None:
+        """`sleep` or `wake`; a lost member has no memory on a device, and its own next call says that it is lost."""
+        with suppress(ActorLostError):
+            await getattr(member, verb)()
 
 
 class ResidentRole:

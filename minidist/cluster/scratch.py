@@ -1,8 +1,10 @@
 """A temporary directory for one run, and a process that removes it however the run ends."""
 
 import os
+import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,8 @@ class Scratch:
         parent = tempfile.gettempdir()
         # The directory holds sockets, whose paths are limited to 107 characters.
         self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) <= 19 else "/tmp"))
+        self._guarded: dict[int, str] = {}
+        """Start time of each process that the keeper knows of, by its id."""
         self._before = tempfile.tempdir, os.environ.get("TMPDIR")
         tempfile.tempdir = os.environ["TMPDIR"] = str(self.path)
         self._keeper = subprocess.Popen(
@@ -28,7 +32,15 @@ class Scratch:
     def guard(self) -> None:
         """Tell the keeper of every process that descends from this one."""
         children = [child.pid for child in psutil.Process().children(recursive=True) if child.pid != self._keeper.pid]
-        self._tell(" ".join(f"{pid}:{start}" for pid in children if (start := _start_time(pid)) is not None))
+        self._guarded = {pid: start for pid in children if (start := start_time(pid)) is not None}
+        self._tell(" ".join(f"{pid}:{start}" for pid, start in self._guarded.items()))
+
+    def kill(self) -> None:
+        """End the processes that the keeper knows of, where Ray cannot end them."""
+        for pid, start in self._guarded.items():
+            if start_time(pid) == start:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def remove(self) -> None:
         """Remove the directory, after the processes have ended."""
@@ -59,7 +71,7 @@ for again in 1 2 3 4 5; do rm -rf "$0" && exit; sleep 1; done
 """
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """When a process started, in clock ticks since boot, or None if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[19]

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from minidist.config.base import Section
+from minidist.config.supervision import SupervisionConfig
 
 Role = Literal["rollout", "teacher", "learner"]
 Placement = Literal["pack", "spread", "strict_pack", "strict_spread"]
@@ -115,12 +116,14 @@ class ClusterConfig(Section):
     GPUs of their own. ipc: the engines read the learner's memory on the GPU that they share with it. None: nccl or ipc,
     whichever the GPUs allow; object_store elsewhere, and for adapters, which are published alone."""
     weight_transfer_timeout_s: float = Field(default=600, gt=0)
-    """Longest publication of weights by gloo, nccl or ipc, seconds; a run in which it takes longer stops."""
+    """Longest publication of weights, seconds. One that takes longer is given up and made again; after three the run stops."""
     start_timeout_s: float = Field(default=300, gt=0)
-    """Longest wait until the cluster has resources for all actors, seconds."""
+    """Longest wait until the cluster has resources for all actors, seconds, and for one that is started again. Where the
+    cluster has lost a node and no other has room, the run goes on with fewer rollout or teacher actors."""
     rollout: RolloutRoleConfig = RolloutRoleConfig()
     teacher: TeacherRoleConfig = TeacherRoleConfig()
     learner: LearnerRoleConfig = LearnerRoleConfig()
+    supervision: SupervisionConfig = SupervisionConfig()
     _hosted: tuple[Role, ...] = PrivateAttr(default=("rollout", "teacher", "learner"))
     _teachers: int = PrivateAttr(default=1)
 

@@ -65,8 +65,8 @@ class RunConfig(PlaceConfig):
     checkpoint_every: Annotated[int | None, FREE] = Field(default=100, ge=1)
     """Steps between checkpoints under checkpoints/, from which the same command resumes the run; the last step has one too.
     None: write a checkpoint only when Ctrl-C or SIGTERM stops the run."""
-    checkpoints_kept: Annotated[int, FREE] = Field(default=2, ge=1)
-    """Number of newest checkpoints to keep."""
+    checkpoints_kept: Annotated[int, FREE] = Field(default=2, ge=2)
+    """Number of newest checkpoints to keep. One that is damaged is skipped, and the run resumes from the one before it."""
     rollouts_every: Annotated[int, FREE] = Field(default=20, ge=1)
     """Steps between files under rollouts/, which hold the prompts and answers of a step as text."""
     timeline_steps: Annotated[int | None, FREE] = Field(default=1000, ge=1)

@@ -38,7 +38,8 @@ def run_lines(run: RunConfig, checkpoint: int, others: dict[str, int]) -> list[s
         raise ConfigError(f"a checkpoint of {_gib(checkpoint)} does not fit in {run.directory}, {room}; {remedy}")
     detail = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
     line = f"disk: up to {_gib(total)} in {run.directory} ({detail}), {room}"
-    return [line if total <= free else f"WARNING {line}: the run will end when the disk is full; lower run.checkpoints_kept"]
+    remedy = "lower run.checkpoints_kept" if run.checkpoints_kept > 2 else "free space"
+    return [line if total <= free else f"WARNING {line}: the run will end when the disk is full; {remedy}"]
 
 
 def _model_bytes(config: SftConfig | DistillConfig, student: "Shape") -> int:

@@ -47,9 +47,11 @@ class Roles:
         """cluster.rollout.actors engines that hold `model`; engines in transformers also hold `teacher`, to write with."""
         arguments = self.engine_arguments(model, rollout, teacher)
         hosting = [self.cluster.host("rollout", make_engine, **arguments) for _ in range(self.config.cluster.rollout.actors)]
-        queue = rollout.engine == "vllm" and not self.config.run.deterministic
+        hosted = [self.cluster.supervise([engine], make_engine, arguments) for engine in await together(hosting)]
+        deterministic = self.config.run.deterministic
         limits = engine_limits(rollout, longest=self.plan.max_tokens, on_gpu=arguments["context"].on_gpu)
-        return Engines(await together(hosting), limits.sequences if queue else None)
+        queue = rollout.engine == "vllm" and not deterministic
+        return Engines(hosted, limits.sequences if queue else None, waits=deterministic)
 
     def engine_arguments(self, model: ModelConfig, rollout: RolloutConfig, teacher: TeacherConfig | None) -> dict[str, Any]:
         """The arguments of make_engine."""
@@ -70,15 +72,18 @@ class Roles:
         return RoutedTeachers(dict(zip(config.teachers, pools, strict=True)), heads, config.routing.shares)
 
     async def _pool(self, config: TeacherConfig, longest: int, mixing: bool = False) -> Teachers:
-        actors = range(self.config.cluster.teacher.actors)
-        return Teachers(await together(self._teacher(config, longest, mixing) for _ in actors))
+        hosting = [self._teacher(config, longest, mixing) for _ in range(self.config.cluster.teacher.actors)]
+        return Teachers(await together(hosting), waits=self.config.run.deterministic)
 
     async def _teacher(self, config: TeacherConfig, longest: int, mixing: bool) -> Teacher:
         context = replace(self._context("teacher"), max_tokens=longest)
-        shards = self.config.cluster.teacher.shards
+        shards, arguments = self.config.cluster.teacher.shards, dict[str, Any](context=context, config=config)
         if shards > 1:
-            return Shards(await self.cluster.host_group("teacher", make_teacher, shards, context=context, config=config))
-        return await self.cluster.host("teacher", make_teacher, context=context, config=config, mixing=mixing)
+            ranks = await self.cluster.host_group("teacher", make_teacher, shards, **arguments)
+            return self.cluster.supervise(ranks, make_teacher, arguments, Shards)
+        arguments["mixing"] = mixing
+        teacher = await self.cluster.host("teacher", make_teacher, **arguments)
+        return self.cluster.supervise([teacher], make_teacher, arguments)
 
     async def learner(self, setup: LearnerSetup) -> Learner:
         """The learner's ranks, as one learner. Without objectives it only measures, and has one rank."""
@@ -88,6 +93,10 @@ class Roles:
 
     async def _ranks(self, count: int, **arguments: Any) -> list[Learner]:
         return await self.cluster.host_group("learner", make_learner, count, **arguments)
+
+    async def drop_learner(self) -> None:
+        """End all roles, since the learner is lost: they are asked for again."""
+        await self.cluster.dismiss_all("rollout", "teacher", "learner")
 
     async def dismiss(self, *roles: Any) -> None:
         """End roles and free their bundles."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from minidist.concurrency import together
 from minidist.config import Config
+from minidist.config.cluster import Role
 from minidist.config.models import ModelConfig
 from minidist.config.rollout import RolloutConfig
 from minidist.config.teacher import TeacherConfig
@@ -52,7 +53,7 @@ class WarmRoles(Roles):
         elif lockstep != self._lockstep:
             arguments = self._cold.engine_arguments(model, rollout, teacher)
             made = await together(self.cluster.restart([member], make_engine, **arguments) for member in self._engines.members)
-            self._engines = Engines([engine for [engine] in made])
+            self._engines = Engines([engine for [engine] in made], waits=self._cold.config.run.deterministic)
         self._lockstep = lockstep
         return self._engines
 
@@ -76,6 +77,13 @@ class WarmRoles(Roles):
         """A new learner, in the processes of the last one."""
         self._learner = await super().learner(replace(setup, teacher=setup.teacher or self._teacher_config))
         return self._learner
+
+    async def drop_learner(self) -> None:
+        """End all roles but warm engines and teachers: the next learner has processes of its own."""
+        self._learner = None
+        roles: dict[Role, Any] = {"rollout": self._engines, "teacher": self._teachers, "learner": None}
+        lost: list[Role] = [name for name, role in roles.items() if role is None]
+        await self.cluster.dismiss_all(*lost)
 
     async def student(self, path: Path, start: Callable[[Path], Awaitable[tuple[Engines, Learner]]]) -> tuple[Engines, Learner]:
         """Engines and learner with the weights at `path`: the warm ones where only weights differ, else those of `start`."""

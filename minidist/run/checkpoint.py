@@ -23,6 +23,7 @@ from minidist.run.files import damage, read_record, remove, rename, sha256, sync
 from minidist.run.tracking import log
 
 _SUMS = "sums.json"
+_STATE = "state.json"
 _REMEDY = "set run.overwrite=true to start the run again"
 
 
@@ -68,7 +69,7 @@ class Checkpoints:
         sums = await learner.save(partial)
         check_seen(partial)
         sums |= await learner.save_state(partial)
-        (partial / "state.json").write_text(json.dumps(state) + "\n")
+        (partial / _STATE).write_text(json.dumps(state) + "\n")
         await asyncio.to_thread(_seal, partial, sums)
         if path.exists():  # renamed, since deleting takes time, in which a crash would leave no checkpoint of this step
             path.rename(partial.with_suffix(".old"))
@@ -134,8 +135,11 @@ def _read(path: Path) -> Checkpoint:
     """A checkpoint, if its files are those that were written. Raises RunDirectoryError."""
     remedy = "it is skipped"
     sums = read_record(path / _SUMS, dict[str, str], remedy)
+    read = {_STATE, *(str(file.relative_to(path)) for file in path.rglob("*.safetensors"))}
+    if unknown := sorted(read - sums.keys()):
+        raise RunDirectoryError(f"{path / _SUMS} has no sum of {unknown[0]}; {remedy}")
     faults = (f"{name} {fault}" for name, expected in sums.items() if (fault := damage(path / name, expected)))
     if (fault := next(faults, None)) is not None:
         raise RunDirectoryError(f"{fault}; {remedy}")
-    state = read_record(path / "state.json", State, remedy)
+    state = read_record(path / _STATE, State, remedy)
     return Checkpoint(path, state["step"], dict(state))

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,16 @@ class RunDirectory:
         write_json(self.path / "config.json", self._resolved)
         return checkpoint
 
+    def rewind(self) -> Checkpoint | None:
+        """The checkpoint from which this process goes on with a run that it has started, or None for its first step; metrics
+        of later steps are deleted, as `start` does."""
+        checkpoint = self.checkpoints.newest()
+        if checkpoint is None:
+            self._clear({"config.json", "log.txt", "logs", "initial"})
+        else:
+            _truncate(self.path / "metrics.jsonl", checkpoint)
+        return checkpoint
+
     def share(self) -> None:
         """Lock a directory whose cells are runs in subdirectories: all of them stay, unless run.overwrite is set."""
         self._take()
@@ -149,10 +160,11 @@ class RunDirectory:
         self._check_links()
         write_json(self.path / "config.json", self._resolved)
 
-    def _clear(self) -> None:
+    def _clear(self, kept: Collection[str] = ()) -> None:
+        """Delete all files but those `kept`."""
         # config.json last: an interrupted deletion leaves files that are still known to be a run's.
         for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name == "config.json"):
-            if entry.name != LOCK:
+            if entry.name not in (LOCK, *kept):
                 remove(entry)
 
     @property

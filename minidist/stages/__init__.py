@@ -26,6 +26,7 @@ class Stage:
         run: `await run(StageRun, Roles)` returns the summary; `await run(config)` where the stage starts its roles itself.
         hosts: the stage has roles (`StageSection.hosted`) of its own; else they are another stage's, or there are none.
         starts_roles: the stage starts its roles itself, where it has work for them.
+        publishes: the stage publishes weights to its engines before they write: they may come from an earlier start of the run.
         reruns: a finished run is called again: the stage finds what is left to do, and draws its results again.
         show: `show(summary["result"])` prints the result of a finished run again.
         ending: `ending(summary)` prints more of a run that has just finished.
@@ -37,6 +38,7 @@ class Stage:
     run: str
     hosts: bool = False
     starts_roles: bool = False
+    publishes: bool = False
     reruns: bool = False
     show: str | None = None
     ending: str | None = None
@@ -76,6 +78,7 @@ STAGES: dict[str, Stage] = {
         plan="minidist.preflight.plan:plan_distill",
         run="minidist.stages.distill:distill",
         hosts=True,
+        publishes=True,
         ending="minidist.run.accounting:show",
     ),
     "teach": Stage(
@@ -188,17 +191,13 @@ async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:
     if checkpoint is not None:
         log.info("resuming from %s", checkpoint.path)
 
-    from minidist.cluster.cluster import Cluster
-    from minidist.roles.host import Roles
+    from minidist.stages.recovery import Recovery
 
     written = config
     if config.stage in ("sft", "distill") and config.student.init is not None:
         config = code("minidist.stages.initial:with_initial")(config, directory.path / "initial")
-    logs, roles = directory.path / "logs", roles_of(config)
-    async with Cluster(config.cluster, logs, roles, at_once=config.roles_at_once) as cluster:
-        run = StageRun(config, plan, directory, checkpoint)
-        result = await code(stage.run)(run, Roles(cluster, config, plan))
-        summary = code("minidist.publishing.ending:finish")(directory, written, result)
+    result = await Recovery(stage, config, plan, directory, checkpoint).run()
+    summary = code("minidist.publishing.ending:finish")(directory, written, result)
     log.info("%s finished in %.0f s: %s", config.stage, summary["seconds"], directory.path)
     if stage.ending is not None:
         code(stage.ending)(summary)

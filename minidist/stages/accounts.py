@@ -135,7 +135,7 @@ class Accounts:
         self._timeline.add({name: self._of_run(calls) for name, calls in {DRIVER: driver, **actors}.items()})
         here = socket.gethostname()
         self._memory.add(calls.pid for calls in actors.values() if calls.host == here)
-        return spent.metrics() | {"memory/peak_gib": self.peak_gib}
+        return spent.metrics() | {"memory/peak_gib": self.peak_gib} | self._cluster.restarts.figures(self._cluster.supervised)
 
     def _of_run(self, calls: Calls) -> list[Span]:
         """The calls of this run; actors that stay warm have worked for others."""

@@ -48,14 +48,12 @@ class RescoringLearner:
 
     async def _again(self, streams: Sequence[Stream], error: ScoresLostError) -> list[Stream]:
         """The streams with new scores in the place of those that were lost. Raises the error where no teacher can make them."""
-        count = len(self._teachers.members)
         alive = await self._teachers.bury()
         lost = {kept.reference: kept for kept in _kept(streams) if kept.keeper not in alive}
         if not alive or not lost:
             raise error
-        log.warning(
-            "%d of %d teachers died: the others score %d rows again", count - len(self._teachers.members), count, len(lost)
-        )
+        died = {kept.keeper for kept in lost.values()}
+        log.warning("%s died: %d rows are scored again", " and ".join(sorted(died)), len(lost))
         texts = [kept.rollout for kept in lost.values()]
         assert all(texts), "scores are scored again where their text is"
         found = dict(zip(lost, await self._teachers.score([text for text in texts if text is not None]), strict=True))

@@ -22,6 +22,7 @@ from minidist.run.accounting import PREFIXES
 from tests.integration.conftest import SHAPE, Stack
 from tests.integration.live_server import Live
 from tests.support.commands import LIMIT, Command, run, start
+from tests.support.kills import Observed
 
 
 def write(path: Path, config: dict[str, Any]) -> Path:
@@ -386,23 +387,33 @@ def numbers(directory: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in line.items() if not k.startswith(PREFIXES)} for line in metrics(directory)]
 
 
-WAYS: list[tuple[signal.Signals, dict[str, Any]]] = [
-    (signal.SIGINT, {"learner": {"ranks": 2}}),
-    (signal.SIGTERM, {"roles": "local"}),
-    (signal.SIGKILL, {"weight_transfer": "gloo"}),
+WAYS: list[tuple[signal.Signals, dict[str, Any], str | None]] = [
+    (signal.SIGINT, {"learner": {"ranks": 2}}, "learner"),
+    (signal.SIGTERM, {"roles": "local"}, None),
+    (signal.SIGKILL, {"weight_transfer": "gloo"}, "raylet"),
 ]
 
 
-@pytest.mark.parametrize(("how", "cluster"), WAYS, ids=["SIGINT, ranks", "SIGTERM, local", "SIGKILL, gloo"])
+@pytest.mark.parametrize(
+    ("how", "cluster", "lost"), WAYS, ids=["SIGINT, lost rank", "SIGTERM, local", "SIGKILL, lost Ray, gloo"]
+)
 def test_an_interrupted_run_leaves_nothing_behind_and_resumes_as_if_undisturbed(
-    models: Path, undisturbed: list[dict[str, float]], nothing_left: Started, how: signal.Signals, cluster: dict[str, Any]
+    models: Path,
+    undisturbed: list[dict[str, float]],
+    nothing_left: Started,
+    how: signal.Signals,
+    cluster: dict[str, Any],
+    lost: str | None,
 ) -> None:
     """Interrupted at some step, in Ray actors or in one process, with weights through the object store, in memory or over a
-    channel, and resumed in one process."""
+    channel, and resumed in one process. Before that, the run has lost a process, and has gone on."""
     name = f"stopped-{how.name}"
-    directory = models / name
-    command = start("distill", deterministic(models, name, **cluster), fresh="roles" not in cluster)
+    directory, config = models / name, deterministic(models, name, **cluster)
+    observed = None if lost is None else Observed(models / f"{name}.events", "distill", config)
+    command = start("distill", config, fresh="roles" not in cluster) if observed is None else observed.command
     try:
+        if observed is not None and lost is not None:
+            lose(observed, lost)
         wait_for_steps(directory, command, 7 + time.time_ns() % 20)  # past the first checkpoint
         command.process.send_signal(how)
         errors = command.wait(60).stderr
@@ -413,6 +424,7 @@ def test_an_interrupted_run_leaves_nothing_behind_and_resumes_as_if_undisturbed(
         assert command.returncode == 128 + how
         assert f"stopped by {how.name}" in errors and "Traceback" not in errors
         assert "the same command resumes from it" in errors
+    assert lost is None or re.search(LOST[lost], errors)
     again = run("distill", deterministic(models, name, roles="local"))
     assert again.returncode == 0 and "resuming from" in again.stderr, again.stderr
     found = numbers(directory)
@@ -420,14 +432,33 @@ def test_an_interrupted_run_leaves_nothing_behind_and_resumes_as_if_undisturbed(
         assert found == undisturbed
         weights = [(models / each / "final" / "model.safetensors").read_bytes() for each in (name, "undisturbed")]
         assert weights[0] == weights[1]
-    else:  # sums in another order
-        assert [line["step"] for line in found] == [line["step"] for line in undisturbed]
-        assert found[-1]["evaluation/reverse_kl"] == pytest.approx(undisturbed[-1]["evaluation/reverse_kl"], rel=0.05)
-        ours, theirs = (
-            [line["loss/nats_per_token"] for line in lines if "loss/nats_per_token" in line] for lines in (found, undisturbed)
-        )
-        assert ours[:5] == pytest.approx(theirs[:5], rel=1e-3)
+    else:
+        check_same_course(found, undisturbed)
     assert len(list((directory / "checkpoints").iterdir())) == 2
+
+
+LOST = {
+    "learner": r"the learner [01] died in .* starts again, and the run goes on from its checkpoint after \d+ steps",
+    "raylet": r"Ray's node \(raylet\) has died; Ray starts again, and the run goes on from its checkpoint after \d+ steps",
+}
+
+
+def lose(run: Observed, kind: str) -> None:
+    """Kill a process of the run after its first checkpoint, and wait until it has taken a step again."""
+    run.wait(lambda: run.steps() >= 5)
+    at = run.kill(kind)
+    run.wait(lambda: run.next_step(at) is not None and re.search(LOST[kind], run.command.stderr) is not None)
+    print(f"{kind}: a step again {run.recovered(at):.1f} s after its death")
+
+
+def check_same_course(found: list[dict[str, float]], undisturbed: list[dict[str, float]]) -> None:
+    """The same steps and evaluations, but for sums of several ranks, which are added in another order."""
+    assert [line["step"] for line in found] == [line["step"] for line in undisturbed]
+    assert found[-1]["evaluation/reverse_kl"] == pytest.approx(undisturbed[-1]["evaluation/reverse_kl"], rel=0.05)
+    ours, expected = (
+        [line["loss/nats_per_token"] for line in lines if "loss/nats_per_token" in line] for lines in (found, undisturbed)
+    )
+    assert ours[:5] == pytest.approx(expected[:5], rel=1e-3)
 
 
 def test_a_run_stopped_while_it_starts_leaves_nothing_behind(models: Path, nothing_left: Started) -> None:
@@ -446,9 +477,11 @@ def test_a_run_stopped_while_it_starts_leaves_nothing_behind(models: Path, nothi
     assert "stopped by SIGTERM" in errors and "Traceback" not in errors
 
 
-def test_a_role_that_dies_ends_the_run_with_a_sentence(models: Path, nothing_left: Started) -> None:
+def test_a_role_that_dies_without_supervision_ends_the_run_with_a_sentence(models: Path, nothing_left: Started) -> None:
     directory = models / "bereaved"
-    command = start("distill", write(models / "bereaved.yaml", distill(models, directory.name, 5000)), fresh=True)
+    config = distill(models, directory.name, 5000)
+    config.setdefault("cluster", {})["supervision"] = {"enabled": False}
+    command = start("distill", write(models / "bereaved.yaml", config), fresh=True)
     try:
         wait_for_steps(directory, command)
         hosts = [process for process in nothing_left.processes() if "ray::Host" in " ".join(process.cmdline())]

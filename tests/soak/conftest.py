@@ -16,3 +16,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     yield cluster.address
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture
+def starting() -> None:
+    """No server of the integration tests starts beside a slow test."""

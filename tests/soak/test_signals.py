@@ -13,4 +13,4 @@ def test_sigterm_ends_a_run_in_ray_actors_which_resumes_as_if_undisturbed(
     models: Path, undisturbed: list[dict[str, float]], nothing_left: Started
 ) -> None:
     interrupt = test_runs.test_an_interrupted_run_leaves_nothing_behind_and_resumes_as_if_undisturbed
-    interrupt(models, undisturbed, nothing_left, signal.SIGTERM, "ray", 1)
+    interrupt(models, undisturbed, nothing_left, signal.SIGTERM, {}, None)

@@ -25,6 +25,11 @@ class Forked:
     def __init__(self, process: ForkServerProcess) -> None:
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
     def poll(self) -> int | None:
         return self._process.exitcode
 
@@ -35,8 +40,7 @@ class Forked:
         return code
 
     def send_signal(self, number: int) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def kill(self) -> None:
         if self._process.is_alive():
@@ -72,14 +76,16 @@ class Command:
         return self
 
 
-def start(*arguments: object, fresh: bool = False) -> Command:
-    """`minidist ARGUMENTS`, running, with the environment that this process has now."""
+def start(*arguments: object, fresh: bool = False, events: Path | None = None) -> Command:
+    """`minidist ARGUMENTS`, running, with the environment that this process has now. `events`: the file for the events of a
+    fresh one (`tests.support.observed`)."""
     files, words = Path(tempfile.mkdtemp(prefix="command-", dir="/tmp")), [str(argument) for argument in arguments]
     for name in ("stdout", "stderr"):
         (files / name).touch()
     if fresh:
         with (files / "stdout").open("wb") as out, (files / "stderr").open("wb") as errors:
-            command = [sys.executable, "-m", "minidist.cli", *words]
+            module = ["minidist.cli"] if events is None else ["tests.support.observed", str(events)]
+            command = [sys.executable, "-m", *module, *words]
             return Command(subprocess.Popen(command, stdout=out, stderr=errors), files)
     process = _CONTEXT.Process(target=_main, args=(words, files, dict(os.environ), Path.cwd()), name=f"minidist {words[0]}")
     process.start()

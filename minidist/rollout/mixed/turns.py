@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from minidist.cluster.roster import any_lost, recovered
 from minidist.concurrency import together
 from minidist.data.rendering import Renderer
+from minidist.errors import RoleError
 from minidist.rollout.answers import answered
 from minidist.rollout.mixed.engine import MixedEngine
 from minidist.rollout.seeds import sample_seed
@@ -126,7 +128,9 @@ class TurnTakingEngine(MixedEngine):
     ) -> None:
         super().__init__(student, alpha)
         self._at_once = at_once
+        self._engines: tuple[Any, Any] = (student, teacher)
         self._sides: tuple[TurnTaker, TurnTaker] = (student, teacher)
+        """The engines in their present processes."""
         self._renderer = renderer
         self._sharing = sharing
         self._last = np.zeros((len(_NAMES), len(_UNITS)))
@@ -140,6 +144,16 @@ class TurnTakingEngine(MixedEngine):
         if self._alpha == 0:
             return await self._student.generate(prompts, sampling)
         assert sampling.no_repeat_ngram_size is None, "a mixture blocks no n-grams"
+        while True:
+            # What a side holds of a call is lost with its process: a call belongs to the processes that it began with.
+            self._sides = (await recovered(self._engines[STUDENT]), await recovered(self._engines[TEACHER]))
+            try:
+                return await self._mixed(prompts, sampling)
+            except RoleError:
+                if not await any_lost(self._engines, self._sides):
+                    raise
+
+    async def _mixed(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[Rollout]:
         sequences = [_Sequence.of(prompt, number, self._alpha, sampling) for prompt, number in sampling.jobs(prompts)]
         self._last, call = np.zeros_like(self._total), uuid.uuid4().hex
         try:

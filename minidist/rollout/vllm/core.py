@@ -28,7 +28,7 @@ from minidist.rollout.answers import answered, in_order
 from minidist.rollout.seeds import sample_seed
 from minidist.rollout.vllm import processors, transfer
 from minidist.rollout.vllm.borrowed import classes_unchanged
-from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
+from minidist.rollout.vllm.processes import hide_shared_memory, of_living, prepare, show_shared_memory
 from minidist.rollout.vllm.requests import Answer, Call, Requests
 from minidist.rollout.vllm.sampling import sampling_params
 from minidist.rollout.vllm.sessions import Sessions, TurnRequest, TurnResult
@@ -251,8 +251,9 @@ class VLLMCore:
     def _steps(self, done: Callable[[], bool]) -> None:
         """Step for a quarter of a second or until `done`, so that a cancelled call is noticed soon."""
         until = time.monotonic() + 0.25
-        while not done() and time.monotonic() < until:
-            self._step()
+        with of_living(self._engine):
+            while not done() and time.monotonic() < until:
+                self._step()
 
     def _step(self) -> None:
         """One pass of the model."""

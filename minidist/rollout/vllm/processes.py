@@ -1,9 +1,14 @@
 """The processes over which vLLM splits a model: their environment, and the removal of shared memory."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from minidist.errors import ActorLostError
 
 _SHARED = Path("/dev/shm")
 # Semaphores are those of multiprocessing, sem.mp-, or of joblib once it is loaded, sem.loky-.
@@ -20,6 +25,18 @@ def prepare(count: int) -> None:
         # More threads than cores are slower by a factor: each parallel region waits for all threads.
         "OMP_NUM_THREADS": str(max(1, threads // count)),
     }
+
+
+@contextmanager
+def of_living(engine: Any) -> Iterator[None]:
+    """A call of vLLM that needs the processes of a split model. Raises ActorLostError where one of them has died: vLLM ends the
+    others, and raises errors of several kinds."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, AttributeError, OSError) as error:
+        if getattr(engine.engine_core.engine_core.model_executor, "is_failed", False):
+            raise ActorLostError(f"a process of its vLLM engine has died ({type(error).__name__}: {error})") from error
+        raise
 
 
 def hide_shared_memory() -> list[Path]:

@@ -5,6 +5,7 @@ from typing import Any
 from minidist.concurrency import Worker
 from minidist.errors import RoleError
 from minidist.rollout.vllm import transfer
+from minidist.rollout.vllm.processes import of_living
 from minidist.rollout.vllm.reload import has_head, reload
 from minidist.types import Channel, Outline, Weights
 
@@ -49,18 +50,22 @@ class WeightUpdates:
 
     async def _rpc(self, method: Any, *arguments: Any) -> list[Any]:
         """The results of a call in every process that holds a part of the model."""
-        return await self._worker.run(self._engine.collective_rpc, method, self._wait_s, arguments)
+        return await self._worker.run(self._call, method, self._wait_s, arguments)
+
+    def _call(self, *arguments: Any, **options: Any) -> list[Any]:
+        with of_living(self._engine):
+            return self._engine.collective_rpc(*arguments, **options)
 
     def _reload(self, weights: Weights | list[tuple[str, Any]]) -> None:
         self._whole = False
-        self._engine.collective_rpc(reload, args=(weights,), kwargs={"on_gpu": self._on_gpu})
+        self._call(reload, args=(weights,), kwargs={"on_gpu": self._on_gpu})
         self._drop_cached()
         self._whole = True
 
     def _receive(self, update: dict[str, Any]) -> None:
-        self._engine.collective_rpc(_end_update, self._wait_s)
-        self._engine.collective_rpc("start_weight_update", self._wait_s)
-        self._engine.collective_rpc("update_weights", self._wait_s, (update,))
+        self._call(_end_update, self._wait_s)
+        self._call("start_weight_update", self._wait_s)
+        self._call("update_weights", self._wait_s, (update,))
 
     def _drop_cached(self) -> None:
         if not self._engine.reset_prefix_cache():

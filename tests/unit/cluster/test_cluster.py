@@ -140,7 +140,7 @@ def test_a_model_over_several_nodes_has_a_placement_group_of_its_own(monkeypatch
     asked: list[tuple[list[dict[str, float]], str]] = []
     monkeypatch.setattr(actors, "placement_group", lambda bundles, strategy: _Group(asked, bundles, strategy))
     seats: list[dict[str, Any]] = []
-    monkeypatch.setattr(actors, "ray", SimpleNamespace(remote=lambda kind: _Seat(seats)))
+    monkeypatch.setattr(actors, "ray", SimpleNamespace(remote=lambda **groups: lambda kind: _Seat(seats)))
     monkeypatch.setattr(
         actors,
         "PlacementGroupSchedulingStrategy",
@@ -285,6 +285,45 @@ def test_roles_are_apart_on_devices_of_their_own() -> None:
     assert not apart(gpus=1), "both on one device"
     assert apart(gpus=2, teacher={"gpus": 0})
     assert not apart(gpus=1, rollout={"gpus": 0}, teacher={"gpus": 0})
+
+
+def test_an_actor_that_is_lost_again_as_it_starts_is_seated_again_in_its_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[Any] = []
+
+    class Alive:
+        """Ray's handle of an actor that gives a sign of life."""
+
+        def __init__(self, options: dict[str, Any]) -> None:
+            self.place = options["scheduling_strategy"]
+            self.beat = SimpleNamespace(remote=self._beat)
+
+        async def _beat(self) -> None: ...
+
+    def actor_class(**groups: Any) -> Any:
+        return lambda kind: SimpleNamespace(options=lambda **options: SimpleNamespace(remote=lambda *_: Alive(options)))
+
+    async def kill(actor: Any) -> None:
+        killed.append(actor)
+
+    monkeypatch.setattr(actors, "ray", SimpleNamespace(remote=actor_class))
+    monkeypatch.setattr(actors, "kill", kill)
+    monkeypatch.setattr(actors, "placement_group", lambda bundles, strategy: _Group([], bundles, strategy))
+    monkeypatch.setattr(
+        actors, "PlacementGroupSchedulingStrategy", lambda group, placement_group_bundle_index: placement_group_bundle_index
+    )
+    config = ClusterConfig.model_validate({"rollout": {"actors": 3}})
+    made = Actors(config, ROLES)
+    made._reserve()
+    first = [made.seat("rollout") for _ in range(3)]
+
+    async def run() -> None:
+        second = await made.reseat(first[1])
+        third = await made.reseat(first[1])
+        assert killed == [first[1], second] and made.seated == [first[0], third, first[2]]
+        assert (third.name, third.actor.place, third.keeper) == ("rollout 1", first[1].actor.place, "rollout 1, life 3")
+        assert made.role_of(third) == "rollout"
+
+    asyncio.run(run())
 
 
 def test_ray_lives_in_a_closed_directory_and_its_token_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import pytest
+from ray.exceptions import RayTaskError
 
-from minidist.cluster.remote import Host
+from minidist.cluster.remote import Host, Process, Remote
+from minidist.errors import ActorLostError, RoleError
 
 
 class Role:
@@ -132,5 +135,111 @@ def test_a_stream_hands_on_what_comes_and_ends_when_it_is_cancelled_or_closed() 
         with pytest.raises(asyncio.CancelledError):
             await consumer
         assert (role.begun, role.ended, await host.under_way()) == (2, 2, 0)
+
+    asyncio.run(run())
+
+
+class Verb:
+    """A method of Ray's handle: `remote` gives what can be awaited."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def options(self, **_: Any) -> "Verb":
+        return self
+
+    def remote(self, *arguments: Any, **options: Any) -> Any:
+        return self._call(*arguments, **options)
+
+
+class HostHere(Host):
+    """Beside no Ray."""
+
+    async def beat(self) -> Process:
+        return Process("node", 1, None)
+
+
+class Handle:
+    """Ray's handle of a host in this process; `raises`: what every answer is."""
+
+    def __init__(self, raises: Exception | None = None) -> None:
+        self._host, self._raises = HostHere(), raises
+
+    def __getattr__(self, verb: str) -> Verb:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            if self._raises is not None:
+                raise self._raises
+            return await getattr(self._host, verb)(*arguments, **options)
+
+        return Verb(lambda *arguments, **options: asyncio.ensure_future(call(*arguments, **options)))
+
+
+async def remote(role: Any, **limits: Any) -> Remote:
+    found = Remote("rollout 1", Handle(), start_s=60, **limits)
+    await found.start(lambda: role)
+    return found
+
+
+def test_a_call_that_passes_its_deadline_loses_the_actor() -> None:
+    async def run() -> None:
+        actor = await remote(Role(), call_s=0.05)
+        assert await actor.wait(0) == "done" and actor.lost is None
+        other = asyncio.ensure_future(actor.wait(600))
+        with pytest.raises(ActorLostError, match=r"the rollout 1 did not end wait in 0.05 s; its output is in") as raised:
+            await actor.wait(600)
+        assert raised.value.actor == "rollout 1"
+        for call in (other, actor.wait(0), actor.beat()):
+            with pytest.raises(ActorLostError, match="did not end wait"):
+                await call
+
+    asyncio.run(run())
+
+
+def test_calls_under_way_end_when_the_actor_is_lost() -> None:
+    async def run() -> None:
+        actor = await remote(Role())
+        call = asyncio.ensure_future(actor.wait(600))
+        await asyncio.sleep(0.01)
+        actor.lose("hangs")
+        with pytest.raises(ActorLostError, match="the rollout 1 hangs"):
+            await asyncio.wait_for(call, 5)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ActorLostError("a process of its vLLM engine has died"), True),
+        (type("EngineDeadError", (Exception,), {})("EngineCore"), True),
+        (type("AcceleratorError", (RuntimeError,), {})("an illegal memory access"), True),
+        (ActorLostError("the rollout 0 died", "rollout 0"), False),
+        (RoleError("no room"), False),
+        (ValueError("a prompt is too long"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_which_errors_of_a_role_mean_that_its_actor_is_of_no_use(error: Exception, lost: bool) -> None:
+    async def run() -> None:
+        actor = Remote("rollout 1", Handle(RayTaskError("wait", "", error)))
+        with pytest.raises(RoleError) as raised:
+            await actor.wait(1)
+        assert (actor.lost is not None) == lost
+        if lost:
+            assert isinstance(raised.value, ActorLostError) and raised.value.actor == "rollout 1"
+            assert str(raised.value).startswith("the rollout 1 failed in wait: ") and str(error) in str(raised.value)
+
+    asyncio.run(run())
+
+
+def test_the_proxy_of_an_actor_that_was_replaced_goes_on_with_its_record_and_keeps_scores_of_its_own() -> None:
+    async def run() -> None:
+        first = await remote(Role())
+        await first.wait(0)
+        second = Remote(first.name, Handle(), before=first)
+        await second.start(Role)
+        await second.wait(0)
+        assert [span.name for span in second.calls().done] == ["start", "wait"] * 2
+        assert (first.keeper, second.keeper) == ("rollout 1", "rollout 1, life 2")
 
     asyncio.run(run())

@@ -10,7 +10,7 @@ import pytest
 from minidist.cluster.cluster import Cluster
 from minidist.concurrency import together
 from minidist.config.cluster import ClusterConfig, Role
-from minidist.errors import RoleError
+from minidist.errors import ActorLostError, RoleError
 from minidist.loop import Run, train
 from minidist.run.tracking import Clock
 from minidist.types import Batch, Update
@@ -238,3 +238,32 @@ def test_a_cancelled_call_leaves_the_devices_to_the_next(tmp_path: Path) -> None
         await teacher.score()
 
     assert on_one_device(tmp_path, scene)[-3:] == ["rollout sleeps", "teacher wakes", "teacher score"]
+
+
+def test_a_dead_role_neither_sleeps_nor_wakes_and_the_others_change_all_the_same(tmp_path: Path) -> None:
+    class Dead(OnDevice):
+        async def sleep(self) -> None:
+            raise ActorLostError("the rollout 1 died", "rollout 1")
+
+        wake = generate = sleep
+
+    async def scene(cluster: Cluster, device: Device) -> None:
+        engine = await hosted(cluster, device, "rollout", 4, name="rollout 0")
+        dead = await cluster.host("rollout", Dead, device=device, name="rollout 1", amount=4)
+        await engine.generate()
+        del device.held["rollout 1"]
+        teacher = await hosted(cluster, device, "teacher")
+        await teacher.score()
+        await engine.generate()
+        with pytest.raises(ActorLostError, match="the rollout 1 died"):
+            await dead.generate()
+
+    log = on_one_device(tmp_path, scene)
+    assert log == [
+        "rollout 0 generate",
+        "rollout 0 sleeps",
+        "teacher score",
+        "teacher sleeps",
+        "rollout 0 wakes",
+        "rollout 0 generate",
+    ]

@@ -11,6 +11,11 @@ from tests.support.config import assert_refused, load_stage
 REFUSED = [
     (
         "distill",
+        ["cluster.supervision={heartbeat_s: 30, heartbeat_timeout_s: 20}"],
+        ["cluster.supervision.heartbeat_timeout_s is 20", "asked every 30 s", "set it to several times heartbeat_s"],
+    ),
+    (
+        "distill",
         ["cluster.address=auto", "cluster.rollout.actors=1000000000000000"],
         ["cluster has 1,000,000,000,000,002 processes in all", "more than the 100,000 of any cluster"],
     ),

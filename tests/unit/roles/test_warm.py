@@ -55,6 +55,9 @@ class FakeCluster:
     async def host_group(self, role: str, make: Any, count: int, **arguments: Any) -> list[Held]:
         return [await self.host(role, make, **arguments) for _ in range(count)]
 
+    def supervise(self, actors: Sequence[Held], make: Any, arguments: dict[str, Any]) -> Held:
+        return actors[0]
+
     async def restart(self, members: Sequence[Held], make: Any, **arguments: Any) -> list[Held]:
         return [Held(member.process, arguments) for member in members]
 

@@ -232,8 +232,16 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_half_one(tmp_path: Path,
 def test_sums_of_another_shape_are_damage(tmp_path: Path, sums: str) -> None:
     write(tmp_path, 1, 2)
     (tmp_path / "step_000002" / "sums.json").write_text(sums)
-    if sums == "{}":  # whole by its sums, which name no file, but without a state
-        (tmp_path / "step_000002" / "state.json").unlink()
+    assert newest(tmp_path).step == 1
+
+
+@pytest.mark.parametrize("name", ["state.json", "training/00001.safetensors", "model.safetensors"])
+def test_a_file_that_is_read_and_has_no_sum_is_damage(tmp_path: Path, name: str) -> None:
+    write(tmp_path, 1, 2)
+    file = tmp_path / "step_000002" / "sums.json"
+    sums = json.loads(file.read_text())
+    del sums[name]
+    file.write_text(json.dumps(sums))
     assert newest(tmp_path).step == 1
 
 

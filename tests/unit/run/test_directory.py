@@ -281,6 +281,7 @@ FREE: list[dict[str, Any]] = [
     {"cluster.learner.ranks": 2, "cluster.rollout.actors": 2, "cluster.teacher.cpus": 0.5},
     {"cluster.roles": "local", "cluster.gpus": 0, "cluster.threads": 1},
     {"cluster.gpus": 4, "cluster.address": "auto", "cluster.placement": "spread"},
+    {"cluster.supervision.enabled": False, "cluster.supervision.heartbeat_s": 1, "cluster.supervision.restarts": 0},
     {"learner.backend": "single"},
     {"learner.zero_stage": 3, "learner.offload_optimizer": True, "learner.offload_parameters": True},
     {"learner.activation_checkpointing": True, "learner.micro_batch_tokens": 9, "learner.layout": "packed"},

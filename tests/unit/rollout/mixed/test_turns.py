@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from minidist.rollout.mixed.turns import TurnTakingEngine, coins
 from minidist.rollout.pool import Engines
 from minidist.rollout.vllm.sessions import Turn, TurnRequest, TurnResult
 from minidist.types import Finish, Prompt, Rollout, Sampling
+from tests.support.mortal import Place
 from tests.support.tiny import random_rollouts, tiny_renderer
 
 RENDERER = tiny_renderer()
@@ -254,3 +256,40 @@ def test_the_figures_of_a_pool_are_sums() -> None:
     figures = asyncio.run(pool.figures())
     assert figures["mixed/student_tokens"] + figures["mixed/teacher_tokens"] == 120
     assert asyncio.run(pool.describe())["actors"] == 2
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("when", [1, 3])
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_mixture_is_written_anew_where_a_side_dies_and_never_goes_on_in_another_process(
+    side: int, when: int, at_once: bool, idle: bool
+) -> None:
+    """A new process has none of the sequences: what it is given as unread would be a part of a text. `idle`: the side dies
+    while the other one works, and is there again when its next turns come."""
+    engines: list[Any] = []
+    turns = [0, 0]
+
+    class Dying(LetterEngine):
+        async def take_turns(self, request: TurnRequest) -> list[TurnResult]:
+            results = await super().take_turns(request)
+            own = self.letter - 4
+            turns[own] += 1
+            if turns[own] == when and own == (1 - side if idle else side):
+                engines[side].role.die()
+                while idle and not engines[side].ready:
+                    await asyncio.sleep(0)
+            return results
+
+    async def run() -> None:
+        place = Place()
+        engines.extend(place.supervise(name, Dying, letter=letter) for name, letter in (("rollout", 4), ("teacher", 5)))
+        prompts = [each.prompt for each in random_rollouts([(3, 4), (5, 4), (2, 4)])]
+        mixed = TurnTakingEngine(*engines, 0.5, RENDERER, at_once=at_once)
+        found = await Engines([mixed]).generate(prompts, replace(SAMPLING, samples=2))
+        undisturbed = TurnTakingEngine(LetterEngine(4), LetterEngine(5), 0.5, RENDERER, at_once=at_once)
+        expected = await undisturbed.generate(prompts, replace(SAMPLING, samples=2))
+        assert [each.tokens.tolist() for each in found] == [each.tokens.tolist() for each in expected]
+        assert len(place.started) == 3
+
+    asyncio.run(run())

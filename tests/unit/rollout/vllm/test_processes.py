@@ -6,10 +6,13 @@ import time
 from multiprocessing.shared_memory import SharedMemory
 from multiprocessing.synchronize import SemLock
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from minidist.rollout.vllm.processes import hide_shared_memory, prepare, show_shared_memory
+from minidist.errors import ActorLostError
+from minidist.rollout.vllm.processes import hide_shared_memory, of_living, prepare, show_shared_memory
 
 
 def test_processes_share_the_threads_and_use_the_loopback_interface(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +43,12 @@ def test_hidden_shared_memory_has_no_name_and_still_works(prefix: str, monkeypat
     finally:
         other.unlink()
     assert not Path(f"/dev/shm/{ours.name}").exists()
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_an_error_of_an_engine_whose_process_has_died_is_a_loss_and_any_other_is_itself(failed: bool) -> None:
+    executor = SimpleNamespace(is_failed=failed)
+    engine: Any = SimpleNamespace(engine_core=SimpleNamespace(engine_core=SimpleNamespace(model_executor=executor)))
+    with pytest.raises(ActorLostError if failed else RuntimeError, match="cancelled") as raised, of_living(engine):
+        raise RuntimeError("cancelled")
+    assert not failed or "a process of its vLLM engine has died" in str(raised.value)
