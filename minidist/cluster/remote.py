@@ -168,7 +168,7 @@ class Remote:
             await asyncio.wait({arriving, lost}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if arriving.done():
                 return arriving.result()
-            raise self.lose(f"did not end {verb} in {limit:g} s")
+            raise self.lose("" if limit is None else f"did not end {verb} in {limit:g} s")  # what it was lost by first counts
         finally:
             self._waiting.remove(lost)
             arriving.cancel()

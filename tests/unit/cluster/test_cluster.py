@@ -287,7 +287,9 @@ def test_roles_are_apart_on_devices_of_their_own() -> None:
     assert not apart(gpus=1, rollout={"gpus": 0}, teacher={"gpus": 0})
 
 
-def test_an_actor_that_is_lost_again_as_it_starts_is_seated_again_in_its_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_actor_that_is_lost_again_as_it_starts_is_seated_again_in_its_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed: list[Any] = []
 
     class Alive:
@@ -313,6 +315,7 @@ def test_an_actor_that_is_lost_again_as_it_starts_is_seated_again_in_its_bundle(
     )
     config = ClusterConfig.model_validate({"rollout": {"actors": 3}})
     made = Actors(config, ROLES)
+    made._scratch = tmp_path
     made._reserve()
     first = [made.seat("rollout") for _ in range(3)]
 
