@@ -34,6 +34,10 @@ class RunDirectoryError(UserError, FileExistsError):
     """A directory of a run or a cache that cannot be used: it holds other files, or another process is using it."""
 
 
+class JobError(UserError):
+    """A cluster's job service that does not answer, or a job that it does not know or may not run."""
+
+
 class CanaryError(MinidistError):
     """Two numbers of a run that must agree differ: without this error, the run would go wrong silently."""
 
