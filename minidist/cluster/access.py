@@ -2,7 +2,6 @@
 
 import ipaddress
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -36,13 +35,13 @@ def token() -> str | None:
         return None
 
 
-def check_token(address: str, setting: str, environment: Mapping[str, str] = os.environ) -> None:
+def check_token(address: str, setting: str) -> None:
     """Raise ConfigError for a cluster on another machine where no token is found: whoever reaches a cluster without one runs
     code on it. `setting`: where the address comes from."""
     host = _host(address)
-    if _is_loopback(host) or interface_of(host, psutil.net_if_addrs()) is not None:
+    if host == "auto" or _is_loopback(host) or interface_of(host, psutil.net_if_addrs()) is not None:
         return
-    if token() is None and environment.get("RAY_AUTH_MODE", "").lower() != "disabled":
+    if token() is None and os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
         raise ConfigError(
             f"{setting}: {host} is another machine, and no token of Ray's is found: set RAY_AUTH_TOKEN_PATH to a file with the "
             "cluster's token, or RAY_AUTH_MODE=disabled for a cluster that has none"

@@ -14,6 +14,7 @@ import ray
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from minidist.cluster.access import check_token
 from minidist.cluster.joined import SharedDirectory
 from minidist.cluster.machine import actor_cpus, cores, thread_environment
 from minidist.cluster.remote import Host, Remote
@@ -49,6 +50,7 @@ class Actors:
         logging.getLogger("ray").setLevel(logging.ERROR)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         if self._config.address is not None:
+            check_token(self._config.address, "cluster.address")
             ray.init(address=self._config.address, **quiet)
             self._shared = SharedDirectory.marked(directory)
         else:
