@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,9 @@ class Actors:
             self._shared = SharedDirectory.marked(directory)
         else:
             os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
+            if self._config.prometheus is None:
+                # Ray looks by this import whether its metrics agent can run, which takes 100 MiB and 1 % of a core.
+                sys.modules.setdefault("ray.dashboard.optional_deps", None)  # type: ignore[arg-type]
             with _own_group():
                 ray.init(
                     address="local",  # a cluster of this run, whatever RAY_ADDRESS says
@@ -64,6 +68,7 @@ class Actors:
                     object_store_memory=int(self._config.object_store_gib * 2**30),
                     _temp_dir=str(scratch),
                     _node_ip_address="127.0.0.1",
+                    _metrics_export_port=self._config.prometheus,
                     **quiet,
                 )
         self._reserve()

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 
 from minidist.cluster.machine import cores, cpu_share
+from minidist.cluster.prometheus import check_prometheus
 from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, ScoreTableConfig, TeachConfig
 from minidist.config.cluster import ClusterConfig, EngineRoleConfig
 from minidist.config.data import SourceConfig
@@ -41,6 +42,7 @@ def check_files(config: Config | TeachConfig, models: Mapping[str, str | None], 
     check_push(config.run)
     if isinstance(config.run, RunConfig):
         check_wandb(config.run.wandb)
+    check_prometheus(config.cluster)
     check_cores(config.cluster)
     for where, name in models.items():
         check_model_directory(name, where, weights=where not in config.shapes_only)

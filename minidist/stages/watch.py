@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from minidist.cluster.prometheus import PrometheusBoard
 from minidist.config import dump
 from minidist.errors import RunDirectoryError
 from minidist.protocols import Saves
 from minidist.run.checkpoint import Checkpoint, check_seen
 from minidist.run.files import remove, rename, writing
-from minidist.run.tracking import Pieces, Recorder, log
+from minidist.run.tracking import Board, Pieces, Recorder, log
 from minidist.run.wandb_board import WandbBoard
 from minidist.stages import StageRun
 
@@ -21,7 +22,8 @@ L = TypeVar("L", bound=Saves)
 def make_recorder(run: StageRun[Any, Any], shown: Mapping[str, str], pieces: Pieces | None = None) -> Recorder:
     """The recorder of a run, from its first step or from the checkpoint on."""
     settings, path, steps = run.config.run, run.directory.path, range(run.start, run.config.run.steps)
-    boards = [] if settings.wandb is None else [WandbBoard(settings.wandb, path, dump(run.config))]
+    boards: list[Board] = [] if settings.wandb is None else [WandbBoard(settings.wandb, path, dump(run.config))]
+    boards += [] if run.config.cluster.prometheus is None else [PrometheusBoard(str(path))]
     return Recorder(path, steps, tensorboard=settings.tensorboard, shown=shown, pieces=pieces, boards=boards)
 
 

@@ -1,10 +1,13 @@
 """Runs as jobs of a Ray cluster, which `launch/ray_head.sh` starts."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from minidist.cluster.jobs import JobService
 from minidist.errors import JobError
@@ -25,9 +28,23 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def long_run(tmp_path: Path) -> Path:
     """A configuration whose run does not end by itself."""
     config = sft(tmp_path, "long", SHAPE, 100, 10**6, 1)
-    config["cluster"] = {"threads": 1}
+    config["cluster"] = {"threads": 1, "prometheus": 0}
     config["run"]["checkpoint_every"] = None
     return write(tmp_path / "long.yaml", config)
+
+
+def check_gauges(head: str, job: str, directory: str) -> None:
+    """The endpoint that the log names shows the metrics of the run, with its directory, as Prometheus reads them."""
+    found = re.search(r"metrics for Prometheus: (http://127.0.0.1:\d+/metrics)", JobService(head).logs(job))
+    assert found is not None
+    until, shown = time.monotonic() + 20, {}
+    while "ray_minidist_steps" not in shown and time.monotonic() < until:
+        time.sleep(0.5)
+        families = text_string_to_metric_families(httpx.get(found[1]).text)
+        samples = [sample for family in families for sample in family.samples if sample.name.startswith("ray_minidist_")]
+        shown = {sample.name: sample.value for sample in samples if sample.labels["run"] == directory}
+    assert shown["ray_minidist_steps"] >= 1
+    assert 0 < shown["ray_minidist_loss_nats_per_token"] < 10
 
 
 def test_a_job_is_submitted_once_watched_and_stopped(head: str, long_run: Path, tmp_path: Path) -> None:
@@ -47,6 +64,7 @@ def test_a_job_is_submitted_once_watched_and_stopped(head: str, long_run: Path, 
     assert "batch_rows=16 cluster.address=auto" in shown
     [row] = [line for line in run("jobs", "list", *at).stdout.splitlines() if line.startswith(job)]
     assert row.split()[1] == "RUNNING" and row.endswith(f"{tmp_path}/long")
+    check_gauges(head, job, f"{tmp_path}/long")
     assert run("jobs", "stop", job, *at).stdout == f"{job}: STOPPED\n"
     printed = run("jobs", "logs", job, *at).stdout
     assert "stopping after this step" in printed and "stopped by SIGTERM" in printed

@@ -39,8 +39,9 @@ def ray_head(folder: Path, *options: str, within_s: float = 60) -> Iterator[str]
     at += ["--min-worker-port", 0, "--max-worker-port", 0, "--object-store-memory", 200_000_000]
     files = tempfile.mkdtemp(prefix="head-", dir="/tmp")  # Ray's sockets have paths of at most 107 characters
     command = [ROOT / "launch" / "ray_head.sh", "127.0.0.1", "--temp-dir", files, *at, *options]
-    before = {name: os.environ.get(name) for name in ("RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS")}
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    set_here = {"RAY_AUTH_TOKEN_PATH": str(token), "RAY_metrics_report_interval_ms": "500"}
+    before = {name: os.environ.get(name) for name in (*set_here, "RAY_API_SERVER_ADDRESS")}
+    os.environ.update(set_here)
     with (folder / "head.txt").open("w") as output:
         head = subprocess.Popen([str(word) for word in command], stdout=output, stderr=output, start_new_session=True)
     try:
@@ -54,7 +55,7 @@ def ray_head(folder: Path, *options: str, within_s: float = 60) -> Iterator[str]
             head.wait()
         shutil.rmtree(files, ignore_errors=True)
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _answering(address: str, head: "subprocess.Popen[bytes]", output: Path, within_s: float) -> str:
