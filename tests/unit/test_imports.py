@@ -14,7 +14,7 @@ import minidist
 
 PACKAGE = Path(minidist.__file__).parent
 FLOORS = [
-    ("errors", "types", "concurrency"),
+    ("errors", "types", "concurrency", "storage"),
     ("config", "protocols"),
     ("losses", "data", "run"),
     ("models", "cluster", "channels", "evaluation", "loop", "system2"),
