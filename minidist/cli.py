@@ -352,13 +352,16 @@ def _until_done(config: Any) -> None:
     import signal
 
     from minidist.run.directory import RunDirectory
+    from minidist.run.mirror import mirror_of
     from minidist.run.tracking import log, start_log
 
     start_log(None)
-    directory = RunDirectory(config)
+    directory, mirror = RunDirectory(config), mirror_of(config)
+    mirror.pull(overwrite=config.run.overwrite)
     stage = STAGES[config.stage]
     if not stage.reruns and directory.finished():
         log.info("%s is finished already; run.overwrite=true runs it again", directory.path)
+        mirror.push(last=True)
         if stage.show is not None and directory.summary:
             code(stage.show)(directory.summary["result"])
         return

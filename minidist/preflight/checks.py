@@ -26,6 +26,7 @@ from minidist.preflight.facts import ModelFacts, PairFacts
 from minidist.preflight.families import check_in_vllm, check_teacher
 from minidist.publishing.hub import check_push
 from minidist.run.directory import RunDirectory
+from minidist.run.mirror import mirror_of
 from minidist.run.wandb_board import check_wandb
 from minidist.types import Vocabulary
 
@@ -39,6 +40,7 @@ def check_files(config: Config | TeachConfig, models: Mapping[str, str | None], 
     `models`: directory or hub name by the key of the configuration; None is passed over, as in `sources`.
     """
     RunDirectory(config).check()
+    mirror_of(config).check()
     check_push(config.run)
     if isinstance(config.run, RunConfig):
         check_wandb(config.run.wandb)

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from typing_extensions import TypedDict
@@ -48,6 +49,11 @@ class Mirror:
         for name, expected in sorted(found["files"].items(), key=lambda item: item[0] == "config.json"):
             self._get(name, expected)
         write_json(self._directory / MANIFEST, found)
+
+    def check(self) -> None:
+        """Raise StorageError where the file system of the address is missing."""
+        if self._address is not None:
+            system_of(self._address, "run.mirror")
 
     def push(self, *, last: bool = False) -> None:
         """Send what has changed, then the manifest, then remove what is gone here. An address that cannot be written to is a
@@ -98,17 +104,13 @@ class Mirror:
 
     def _remote(self) -> Manifest | None:
         """The manifest at the address; None where there is no run."""
-        with self._refused("read"):
+        with self._refused("read"), TemporaryDirectory() as folder:
             system, root = system_of(str(self._address), "run.mirror")
             if not system.exists(f"{root}/{MANIFEST}"):
                 return None
-            fetched = self._directory / f".{MANIFEST}"
-            self._directory.mkdir(parents=True, exist_ok=True)
+            fetched = Path(folder) / MANIFEST
             system.get_file(f"{root}/{MANIFEST}", str(fetched))
-        try:
-            return read_record(fetched, Manifest, _CURE)
-        finally:
-            fetched.unlink()
+            return read_record(fetched, Manifest, f"at {self._shown}; {_CURE}")
 
     def _get(self, name: str, expected: str) -> None:
         target = self._directory / name
