@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,7 @@ class Actors:
             self._shared = SharedDirectory.marked(directory)
         else:
             os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
-            if self._config.prometheus is None:
-                # Ray looks by this import whether its metrics agent can run, which takes 100 MiB and 1 % of a core.
-                sys.modules.setdefault("ray.dashboard.optional_deps", None)  # type: ignore[arg-type]
-            with _own_group():
+            with _own_group(), nullcontext() if self._config.prometheus is not None else _without_metrics():
                 ray.init(
                     address="local",  # a cluster of this run, whatever RAY_ADDRESS says
                     num_cpus=cores(),
@@ -184,6 +181,20 @@ def _free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+
+@contextmanager
+def _without_metrics() -> Iterator[None]:
+    """A cluster started inside has no metrics agent, which would take 100 MiB and 1 % of a core: by this import Ray learns
+    whether one can run."""
+    name = "ray.dashboard.optional_deps"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        sys.modules.update({} if before is None else {name: before})
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Metrics as gauges of Ray: their names, and what is refused before a run."""
 
 import pytest
+import ray._private.utils as ray_utils
 
 from minidist.cluster import prometheus
+from minidist.cluster.actors import _without_metrics
 from minidist.cluster.prometheus import PrometheusBoard, check_prometheus, gauge_name
 from minidist.config.cluster import ClusterConfig
 from minidist.errors import ConfigError
@@ -34,3 +36,10 @@ def test_the_packages_of_rays_agent_are_looked_for_before_a_run(monkeypatch: pyt
 def test_roles_in_this_process_have_no_gauges() -> None:
     with pytest.raises(ValueError, match=r"cluster.prometheus shows metrics through Ray; set cluster.roles=ray"):
         ClusterConfig.parse(roles="local", prometheus=0)
+
+
+def test_a_cluster_of_a_run_without_gauges_starts_no_agent() -> None:
+    assert ray_utils.get_dashboard_dependency_error() is None
+    with _without_metrics():
+        assert ray_utils.get_dashboard_dependency_error() is not None
+    assert ray_utils.get_dashboard_dependency_error() is None
