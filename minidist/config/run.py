@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from minidist.config.base import FREE, Section
-from minidist.storage import is_address, shown
+from minidist.config.sentence import without_password
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 
@@ -38,14 +38,14 @@ class PlaceConfig(Section):
     @field_validator("directory", mode="before")
     @classmethod
     def _on_this_machine(cls, directory: Any) -> Any:
-        if isinstance(directory, str) and is_address(directory):
+        if isinstance(directory, str) and "://" in directory:
             raise ValueError("the directory of a run is written to step by step; set a local or shared one, and run.mirror")
         return directory
 
     @field_validator("mirror")
     @classmethod
     def _an_address(cls, mirror: str | None) -> str | None:
-        if mirror is not None and (not is_address(mirror) or shown(mirror) != mirror):
+        if mirror is not None and ("://" not in mirror or without_password(mirror) != mirror):
             raise ValueError("expected an address without a password, such as s3://bucket/runs/mine or file:///backup/mine")
         return mirror
 

@@ -14,8 +14,8 @@ import minidist
 
 PACKAGE = Path(minidist.__file__).parent
 FLOORS = [
-    ("errors", "types", "concurrency", "storage"),
-    ("config", "protocols"),
+    ("errors", "types", "concurrency"),
+    ("config", "protocols", "storage"),
     ("losses", "data", "run"),
     ("models", "cluster", "channels", "evaluation", "loop", "system2"),
     ("rollout", "learners"),

@@ -28,7 +28,8 @@ def bucket() -> Iterator[Any]:
     """A file system in memory, emptied."""
     system = fsspec.filesystem("memory")
     yield system
-    system.rm("/", recursive=True)
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture
