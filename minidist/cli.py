@@ -11,6 +11,7 @@ import typer
 from minidist import __version__
 from minidist.errors import ConfigError, DataError, MinidistError
 from minidist.stages import STAGES, code, roles_of, run_stage, verbs
+from minidist.text import readable, shown
 
 app = typer.Typer(
     help="On-policy distillation of language models: the student writes, the teacher scores, the learner updates.",
@@ -81,12 +82,12 @@ def check(
     with no_collection():
         plan = code(stage.plan)(loaded)
     for line in plan.lines:
-        print(line)
+        print(readable(line))
     if show:
         from minidist.preflight.rows import show_any
 
         show_any(plan, show, ids=ids)
-    print(f"{config}: ready for minidist {stage.verb}")
+    print(readable(f"{config}: ready for minidist {stage.verb}"))
 
 
 @app.command("plan")
@@ -117,7 +118,7 @@ def plan_run(
         with no_collection():
             found = forecast(loaded, rates, answer_tokens)
         for line in found.lines:
-            print(line)
+            print(readable(line))
 
 
 @app.command()
@@ -219,7 +220,7 @@ def list_jobs(address: Address = None) -> None:
     from minidist.stages.jobs import listed
 
     for line in listed(JobService(address).jobs()):
-        print(line)
+        print(readable(line))
 
 
 @jobs.command()
@@ -229,7 +230,7 @@ def status(job: JobId, address: Address = None) -> None:
     from minidist.stages.jobs import described
 
     for line in described(JobService(address).job(job)):
-        print(line)
+        print(readable(line))
 
 
 @jobs.command()
@@ -239,7 +240,7 @@ def logs(job: JobId, address: Address = None, follow: Follow = False) -> None:
 
     if follow:
         _follow(job, address)
-    print(JobService(address).logs(job), end="")
+    print(readable(JobService(address).logs(job)), end="")
 
 
 @jobs.command()
@@ -275,7 +276,7 @@ def main() -> None:
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"minidist: {error.filename} cannot be used: {error.strerror}; correct it, and try again", file=sys.stderr)
+        print(f"minidist: {shown(str(error.filename))} cannot be used: {error.strerror}; correct it", file=sys.stderr)
         sys.exit(1)
 
 
@@ -294,7 +295,7 @@ def _follow(job: str, address: str | None) -> NoReturn:
     from minidist.cluster.jobs import JobService
 
     try:
-        ended = JobService(address).follow(job, lambda text: print(text, end="", flush=True))
+        ended = JobService(address).follow(job, lambda text: print(readable(text), end="", flush=True))
     except KeyboardInterrupt:
         print(f"\nminidist: {job} goes on; `minidist jobs stop {job}` stops it", file=sys.stderr)
         sys.exit(130)

@@ -3,7 +3,10 @@
 A `UserError` is corrected by changing a configuration, a path or a data file: the command line prints its one sentence and
 exits with code 2, before any model is loaded. Every other `MinidistError` stops a run that has begun: exit code 1.
 Each message says where the error is, what was expected, what was found, and what to do. All of them pickle and so cross Ray.
+What others wrote may stand in a message: it is shown readable, of bounded length and without secrets.
 """
+
+from minidist.text import message
 
 
 class MinidistError(Exception):
@@ -11,11 +14,17 @@ class MinidistError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        return message(super().__str__())
+
 
 class UserError(MinidistError):
-    """An error that the user can correct before the run starts."""
+    """An error that the user can correct before the run starts. Its message is one line."""
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return " ".join(super().__str__().split())
 
 
 class ConfigError(UserError, ValueError):

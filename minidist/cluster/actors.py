@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from minidist.cluster.remote import Host, Remote
 from minidist.config.cluster import ClusterConfig, Role, homes
 from minidist.errors import ConfigError
 from minidist.run.tracking import log
+
+_RAY = "ray"
+"""Ray's directory in that of the run."""
 
 
 class Actors:
@@ -57,17 +60,19 @@ class Actors:
         else:
             os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
             with _own_group(), nullcontext() if self._config.prometheus is not None else _without_metrics():
+                close_token()
                 ray.init(
                     address="local",  # a cluster of this run, whatever RAY_ADDRESS says
                     num_cpus=cores(),
                     num_gpus=self._config.gpus,
                     include_dashboard=False,
                     object_store_memory=int(self._config.object_store_gib * 2**30),
-                    _temp_dir=str(scratch),
+                    _temp_dir=str(scratch / _RAY),  # Ray opens its directory to all; `scratch`, around it, is closed
                     _node_ip_address="127.0.0.1",
                     _metrics_export_port=self._config.prometheus,
                     **quiet,
                 )
+            close_token()
         self._reserve()
 
     def _reserve(self) -> None:
@@ -156,7 +161,7 @@ class Actors:
 
     def keep_logs(self, folder: Path) -> None:
         """Copy the actors' output from Ray's session to `folder`."""
-        found = [file for file in self._scratch.glob("session_2*/logs/worker-*") if file.stat().st_size]
+        found = [file for file in self._scratch.glob(f"{_RAY}/session_2*/logs/worker-*") if file.stat().st_size]
         if found:
             folder.mkdir(parents=True, exist_ok=True)
             for file in found:
@@ -174,6 +179,15 @@ class Actors:
         if self._config.address is None:
             variables |= {"TMPDIR": str(self._scratch), "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         return variables
+
+
+def close_token() -> None:
+    """Let nobody else read the file of Ray's token, which alone keeps others from running code in this run: Ray's ports are
+    open on every interface, and Ray writes the file for all to read."""
+    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with suppress(OSError):
+        if file.is_file() and file.stat().st_uid == os.getuid():
+            file.chmod(0o600)
 
 
 def _free_address() -> str:

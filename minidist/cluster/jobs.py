@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from minidist.cluster.access import check_token, token
-from minidist.config.sentence import without_password
 from minidist.errors import JobError
+from minidist.text import without_secrets
 
 PORT = 8265
 """Port of the job service, which is that of Ray's dashboard."""
@@ -67,7 +67,7 @@ class JobService:
     def __init__(self, address: str | None = None) -> None:
         chosen = address or os.environ.get("RAY_API_SERVER_ADDRESS") or f"127.0.0.1:{PORT}"
         self.address = (chosen if "://" in chosen else f"http://{chosen}").rstrip("/")
-        self._shown = without_password(self.address)
+        self._shown = without_secrets(self.address)
         if not self.address.startswith(("http://", "https://")):
             raise JobError(f"--address {self._shown} is not that of a job service; expected http://HOST:{PORT}")
         check_token(self.address, "--address")

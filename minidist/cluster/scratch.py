@@ -18,7 +18,7 @@ class Scratch:
     def __init__(self) -> None:
         parent = tempfile.gettempdir()
         # The directory holds sockets, whose paths are limited to 107 characters.
-        self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) <= 25 else "/tmp"))
+        self.path = Path(tempfile.mkdtemp(prefix="minidist-", dir=parent if len(parent) <= 19 else "/tmp"))
         self._before = tempfile.tempdir, os.environ.get("TMPDIR")
         tempfile.tempdir = os.environ["TMPDIR"] = str(self.path)
         self._keeper = subprocess.Popen(

@@ -1,11 +1,14 @@
 """Base of all sections: unknown keys are refused, and values do not change after they are read."""
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
-from minidist.config.sentence import sentence
+from minidist.config.sentence import UNUSABLE, sentence
 
 if TYPE_CHECKING:
     from minidist.config.cluster import Role
@@ -14,8 +17,13 @@ FREE: Any = Field(json_schema_extra={"free": True})
 """Mark of a field, as in Annotated[int, FREE], whose value changes no number of a run beyond rounding."""
 
 
+_LARGEST = 2**63
+"""Whole numbers of arrays and of random generators are below it."""
+
+
 class Section(BaseModel):
-    """A part of the configuration. Its numbers are finite."""
+    """A part of the configuration. Its numbers are finite, whole ones fit into 64 bits, its texts can be written, and no
+    address in it holds a password, which config.json would record."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -26,6 +34,36 @@ class Section(BaseModel):
             return cls(**options)
         except ValidationError as error:
             raise ValueError(sentence(error, cls)) from None
+
+    @model_validator(mode="after")
+    def _values_are_plain(self) -> Self:
+        for name, value in self:
+            if (fault := _fault(value)) is not None:
+                raise PydanticCustomError(UNUSABLE, "{fault}", {"key": name, "fault": fault})
+        return self
+
+
+def _fault(value: Any) -> str | None:
+    """Why a value of a section cannot be used; None where it can. Sections in it have checked theirs."""
+    if isinstance(value, dict):
+        return next((fault for pair in value.items() for each in pair if (fault := _fault(each))), None)
+    if isinstance(value, list | tuple | set):
+        return next((fault for each in value if (fault := _fault(each))), None)
+    if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+        return "is out of the range of whole numbers, -2^63 to 2^63"
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return "is no finite number"
+    return _fault_of_text(str(value)) if isinstance(value, str | Path) else None
+
+
+def _fault_of_text(text: str) -> str | None:
+    if "\0" in text:
+        return "holds the character NUL, which no path and no text may have; remove it"
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        return "holds half of a character (a lone surrogate), which cannot be written; correct the text"
+    if re.fullmatch(r"[A-Za-z][\w+.-]*://[^\s/]*@\S*", text):
+        return "is an address with a user or a password, which config.json would record; leave it out of the address"
+    return None
 
 
 class StageSection(Section):

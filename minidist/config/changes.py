@@ -29,7 +29,8 @@ def difference(recorded: dict[str, Any], config: Command) -> tuple[str, Any, Any
     The record is read by today's classes first, so that fields that have been added or dropped since with their default value
     are no difference.
     """
-    with suppress(ValidationError):  # a record that today's classes refuse is compared as it is
+    # A record that today's classes refuse is compared as it is.
+    with suppress(ValidationError, TypeError, AttributeError, LookupError, ArithmeticError):
         recorded = dump(type(config).model_validate(recorded))
     return _first(recorded, dump(config), free_settings(type(config)))
 

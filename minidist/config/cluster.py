@@ -10,6 +10,7 @@ from minidist.config.base import Section
 
 Role = Literal["rollout", "teacher", "learner"]
 Placement = Literal["pack", "spread", "strict_pack", "strict_spread"]
+_MOST_PROCESSES = 100_000
 WeightTransfer = Literal["object_store", "gloo", "nccl", "ipc"]
 
 
@@ -130,6 +131,10 @@ class ClusterConfig(Section):
 
     @model_validator(mode="after")
     def _roles_fit(self) -> "ClusterConfig":
+        if (most := sum(role.processes * role.devices for role in self._by_name.values())) > _MOST_PROCESSES:
+            raise ValueError(
+                f"cluster has {most:,} processes in all, more than the {_MOST_PROCESSES:,} of any cluster; lower counts"
+            )
         if self.roles == "local" and self.processes > 3:
             raise ValueError("cluster.roles local has one actor of each role; set cluster.roles=ray for more")
         if self.roles == "local" and self.prometheus is not None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, model_validator
 
 from minidist.config.base import Section
+from minidist.config.trees import read_text
 
 STUDENT_PROMPT = "student_prompt"
 """Name by which a template of the context has the text of the student's prompt."""
@@ -15,11 +16,11 @@ def _read(value: Any) -> Any:
     """The text of a template, or of the file that the value names: a run records the text, and resumes with the same."""
     if not isinstance(value, str) or not value.endswith(".jinja"):
         return value
+    remedy = "a value that ends with .jinja names a file with the template; correct it, or write the template itself"
     try:
-        return Path(value).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        remedy = "a value that ends with .jinja names a file with the template; correct it, or write the template itself"
-        raise ValueError(f"teacher.context: {value} cannot be read ({type(error).__name__}); {remedy}") from None
+        return read_text(Path(value).expanduser(), remedy)
+    except (ValueError, RuntimeError) as error:  # RuntimeError: a home directory that there is not
+        raise ValueError(f"teacher.context: {error}") from None
 
 
 TemplateText = Annotated[str, BeforeValidator(_read)]

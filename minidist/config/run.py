@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from minidist.config.base import FREE, Section
-from minidist.config.sentence import without_password
+from minidist.text import without_secrets
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 
@@ -45,8 +45,10 @@ class PlaceConfig(Section):
     @field_validator("mirror")
     @classmethod
     def _an_address(cls, mirror: str | None) -> str | None:
-        if mirror is not None and ("://" not in mirror or without_password(mirror) != mirror):
-            raise ValueError("expected an address without a password, such as s3://bucket/runs/mine or file:///backup/mine")
+        if mirror is not None and ("://" not in mirror or without_secrets(mirror) != mirror):
+            raise ValueError(
+                "expected an address without user and password, such as s3://bucket/runs/mine or file:///backup/mine"
+            )
         return mirror
 
 

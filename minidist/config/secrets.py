@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from minidist.config.sentence import without_password
+from minidist.text import without_secrets
 
 HIDDEN = "(not shown)"
 
@@ -22,4 +22,4 @@ def without_secret_settings(settings: Any, name: str = "") -> Any:
         return {key: without_secret_settings(value, str(key)) for key, value in settings.items()}
     if isinstance(settings, list):
         return [without_secret_settings(value) for value in settings]
-    return without_password(settings) if isinstance(settings, str) else settings
+    return without_secrets(settings) if isinstance(settings, str) else settings

@@ -7,13 +7,18 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 
+from minidist.text import brief, shown, without_secrets
+
+UNUSABLE = "unusable"
+"""Type of an error of a value that no setting can have, with its `key` and its `fault`."""
+
 
 def sentence(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem as a sentence, and how many more there are."""
     problems = _without_copies(error.errors(include_url=False))
     first = problems[0]
     keys, section = _walk(first["loc"][:-1], model)
-    last = [str(key) for key in first["loc"][-1:]]
+    last = [shown(str(key), 80) for key in first["loc"][-1:]]
     where = ".".join([*keys, *last]) or "configuration"
     if first["type"] == "extra_forbidden":
         text = f"unknown key {where}{did_you_mean(last[0], section.model_fields)}"
@@ -22,20 +27,23 @@ def sentence(error: ValidationError, model: type[BaseModel]) -> str:
     elif first["type"] == "union_tag_invalid":
         context = first.get("ctx", {})
         expected = str(context["expected_tags"]).replace("'", "")
-        text = f"{where}.type is {context['tag']!r}; expected one of {expected}"
+        text = f"{where}.type is {brief(context['tag'])}; expected one of {expected}"
         text += did_you_mean(str(context["tag"]), expected.split(", "))
     elif first["type"] == "union_tag_not_found":
         given = first["input"]
-        text = f"{where}.type is missing" if isinstance(given, dict) else f"{where} is {given!r}; expected a section"
+        text = f"{where}.type is missing" if isinstance(given, dict) else f"{where} is {brief(given)}; expected a section"
     elif first["type"] == "missing":
         text = f"{where} is missing"
+    elif first["type"] == UNUSABLE:
+        context = first.get("ctx", {})
+        text = f"{'.'.join([*_walk(first['loc'], model)[0], context['key']])} {context['fault']}"
     elif first["type"] == "value_error":
         text = str(first.get("ctx", {})["error"])
         text = of_teacher(text, ".".join(keys[:2] if len(keys) > 1 else [*keys, *last])) if "teachers" in keys[:1] else text
     else:
         message = str(first["msg"])
-        text = f"{where} is {first['input']!r}; {message[0].lower()}{message[1:]}"
-    return without_password(text) + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+        text = f"{where} is {brief(first['input'])}; {message[0].lower()}{message[1:]}"
+    return without_secrets(text) + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 
 def of_teacher(text: str, key: str) -> str:
@@ -51,11 +59,6 @@ def _without_copies(problems: list[Any]) -> list[Any]:
     """Without those of `teacher`, where they are those of the first of several `teachers`."""
     several = any(problem["loc"][:1] == ("teachers",) for problem in problems)
     return [problem for problem in problems if not (several and problem["loc"][:1] == ("teacher",))]
-
-
-def without_password(text: str) -> str:
-    """A text whose addresses show neither user nor password."""
-    return re.sub(r"(?<=://)[^\s/'\"]*@", "...@", text)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

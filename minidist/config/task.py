@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from minidist.config.base import Section
 from minidist.config.glue import TASKS
 from minidist.config.sentence import did_you_mean
+from minidist.config.trees import parse_tree, read_text
+from minidist.errors import ConfigError
 from minidist.types import TaskKind
 
 Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman"]
@@ -137,13 +138,14 @@ class ChoicesTask(TaskSection):
     def _from_file(cls, tree: Any) -> Any:
         if not isinstance(tree, dict) or tree.get("template") is None:
             return tree
-        path = Path(tree["template"])
+        path, needed = Path(str(tree["template"])), "give a YAML file with the keys prompt and choices"
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            found = parse_tree(read_text(path, needed), str(path))
             filled = {"prompt": found["prompt"], "choices": found["choices"]}
-        except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-            needed = "give a YAML file with the keys prompt and choices"
-            raise ValueError(f"task.template: {path} cannot be read ({type(error).__name__}); {needed}") from None
+        except ConfigError as error:
+            raise ValueError(f"task.template: {error}") from None
+        except (KeyError, TypeError, IndexError):
+            raise ValueError(f"task.template: {path} lacks them; {needed}") from None
         return filled | {key: value for key, value in tree.items() if key not in ("prompt", "choices") or value is not None}
 
     @model_validator(mode="after")

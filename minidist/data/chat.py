@@ -5,9 +5,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from minidist.config.data import RenderConfig
+from minidist.data.chat_template import ChatTemplate
 from minidist.data.conversations import Message
 from minidist.data.templates import BadRow
 from minidist.errors import ModelError
+from minidist.text import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,6 +24,7 @@ class Chat:
         self._tokenizer = tokenizer
         self._options = config.template_options
         self._system = config.system
+        self._templates: dict[str, ChatTemplate] = {}
         self._checked: set[str] = {"user", "assistant"}
         if config.system is not None:
             try:
@@ -41,19 +44,18 @@ class Chat:
         if self._system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self._system}, *messages]
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    tools=tools,
-                    tokenize=False,
-                    add_generation_prompt=asking,
-                    **self._options,
-                )
-            )
+            return self._template(tools).write([dict(message) for message in messages], tools, asking=asking)
         except Exception as error:  # noqa: BLE001 - a template may raise anything
-            roles = ", ".join(str(message["role"]) for message in messages)
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            roles = shown(", ".join(str(message["role"]) for message in messages), 100)
+            reason = shown(f"{type(error).__name__}: {error}", 200)
             raise BadRow(f"the chat template refuses a conversation of {roles} ({reason})") from None
+
+    def _template(self, tools: Any) -> "ChatTemplate":
+        """The template that the tokenizer has for conversations with these tools."""
+        source = self._tokenizer.get_chat_template(None, tools)
+        if source not in self._templates:
+            self._templates[source] = ChatTemplate(source, self._tokenizer.special_tokens_map | self._options)
+        return self._templates[source]
 
     def prompt(self, messages: Sequence[Message], tools: Any = None) -> str:
         """The text of a conversation up to the first token of the assistant's next turn."""

@@ -3,12 +3,13 @@
 import csv
 import gzip
 import json
+import logging
 import lzma
 import sys
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,9 +17,14 @@ from minidist.config.data import SourceConfig
 from minidist.data.values import ClassNumber, read_first_json, read_json
 from minidist.errors import DataError
 from minidist.storage import fetch, is_address
+from minidist.text import shown
+
+log = logging.getLogger("minidist")
 
 Record = dict[str, Any]
 
+_LONGEST_LINE = 1 << 28  # bytes, or characters, of a line or of a value in a JSON list
+_HUB_TIMEOUT_S = 10.0
 _CHUNK = 1 << 16  # characters of a JSON list that are read at a time
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
@@ -77,8 +83,16 @@ def _text(path: Path) -> IO[str]:
 def _lines(path: Path) -> Iterator[str]:
     """Lines one by one, so that one that is not UTF-8 is known by its row."""
     with _OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
-        for number, line in enumerate(file):
+        for number, line in enumerate(_bounded(file)):
             yield (line.removeprefix(BOM_UTF8) if number == 0 else line).decode()
+
+
+def _bounded(file: IO[Any]) -> Iterator[Any]:
+    """Lines of a file; one without an end, as of a compressed file made to fill the memory, is refused."""
+    while line := file.readline(_LONGEST_LINE + 1):
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(f"it has a line of more than {_LONGEST_LINE >> 20} MiB")
+        yield line
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -110,6 +124,8 @@ def _elements(file: IO[str]) -> Iterator[Any]:
         if end and rest.startswith((",", "]")):  # else the value may go on, as 12 does in 123
             yield value
             text, size = rest, _CHUNK
+        elif len(text) > _LONGEST_LINE:
+            raise ValueError(f"it has a value of more than {_LONGEST_LINE >> 20} MiB")
         elif more := file.read(size):
             text, size = (text + more).lstrip(), 2 * size
         else:
@@ -121,7 +137,7 @@ def _separated(path: Path) -> Iterator[Record]:
     """CSV or TSV; every cell is text."""
     csv.field_size_limit(sys.maxsize)
     with _text(path) as file:
-        rows = csv.DictReader(file, delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
+        rows = csv.DictReader(_bounded(file), delimiter="\t" if ".tsv" in path.suffixes else ",", strict=True)
         for row in rows:
             if None in row:
                 raise DataError(f"{path}, line {rows.line_num}: the line has more cells than the header")
@@ -133,16 +149,31 @@ def _plain_text(path: Path) -> Iterator[Record]:
 
 
 def _parquet(path: Path) -> Iterator[Record]:
-    import pyarrow
     from pyarrow import parquet
 
-    try:
+    damaged = f"{path} cannot be read as Parquet"
+    with _readable(damaged):
         file = parquet.ParquetFile(path)
         names = _class_names(file.schema_arrow.metadata)
-        for batch in file.iter_batches(batch_size=256):
-            yield from _with_classes(batch.to_pylist(), names)
-    except pyarrow.ArrowException as error:
-        raise ValueError(str(error)) from None
+    yield from _with_classes(_guarded(damaged, _checked(file.iter_batches(batch_size=256))), names)
+
+
+def _checked(batches: Iterable[Any]) -> Iterator[Record]:
+    """The rows of Arrow batches, each of which is checked before a value of it is looked at."""
+    for batch in batches:
+        batch.validate(full=True)
+        yield from batch.to_pylist()
+
+
+@contextmanager
+def _readable(sentence: str) -> Iterator[None]:
+    """Raise an error of a library as a DataError: files that others wrote bring pyarrow and `datasets` to raise any."""
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # noqa: BLE001
+        raise DataError(f"{sentence}: {shown(str(error.__cause__ or error) or type(error).__name__)}") from None
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
@@ -223,32 +254,68 @@ def _check_undivided(source: SourceConfig, what: str) -> None:
 
 
 def _read_saved(path: Path, source: SourceConfig) -> Iterator[Record]:
-    import datasets
+    """Rows of `datasets.save_to_disk`. The files are read here, since `datasets` maps them into memory unseen: where one is cut
+    or changed, the process dies."""
+    damaged = f"{path} cannot be read as a saved data set"
+    with _readable(damaged):
+        if (path / "dataset_dict.json").is_file():
+            splits = [str(name) for name in json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]]
+            if source.split not in splits:
+                raise DataError(f"{path} has the splits {', '.join(splits)}, not {source.split!r}; set split")
+            path = path / source.split
+        else:
+            _check_undivided(source, f"{path} is a saved data set")
+        state = json.loads((path / "state.json").read_text("utf-8"))
+        files = [path / Path(entry["filename"]).name for entry in state["_data_files"]]
+        if state.get("_indices_files") or not all(file.is_file() for file in files):
+            raise DataError(f"{damaged}: a file that state.json lists is missing, or an index is set; save the data set again")
+    return _guarded(damaged, (row for file in files for row in _arrow_rows(file)))
+
+
+def _arrow_rows(file: Path) -> Iterator[Record]:
+    """Rows of an Arrow stream, each batch of which is checked before a value of it is looked at."""
+    import pyarrow
+
+    with pyarrow.OSFile(str(file)) as opened, pyarrow.ipc.open_stream(opened) as stream:
+        names = _class_names(stream.schema.metadata)
+        yield from _with_classes(_checked(stream), names)
+
+
+def _guarded(sentence: str, rows: Iterator[Record]) -> Iterator[Record]:
+    """The rows, of a library whose errors are refused with this sentence."""
+    while True:
+        with _readable(sentence):
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
+
+
+def _await_hub(name: str) -> None:
+    """Ask the hub for a data set once, for seconds: `datasets` asks for a minute before it looks at what is on this machine."""
+    from datasets import config
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
-        saved = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a saved data set: {' '.join(str(error).split())[:200]}") from None
-    if isinstance(saved, datasets.DatasetDict):
-        if source.split not in saved:
-            raise DataError(f"{path} has the splits {', '.join(map(str, saved))}, not {source.split!r}; set split")
-        saved = saved[source.split]
-    else:
-        _check_undivided(source, f"{path} is a saved data set")
-    return _named_classes(saved)
+        HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_S)
+    except (OfflineModeIsEnabled, HfHubHTTPError, HFValidationError):
+        pass  # said by load_dataset, and at once
+    except Exception as error:  # noqa: BLE001 - those of the HTTP client that the hub's library happens to use
+        found = shown(f"{type(error).__name__} {error}", 150)
+        log.warning("the hub does not answer (%s): only what is on this machine is read", found)
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
 
 
 def _read_dataset(source: SourceConfig) -> Iterator[Record]:
     """A data set on the hub; streamed where only its first rows are used."""
     import datasets
-    from datasets.exceptions import DatasetGenerationError
 
     datasets.disable_progress_bars()
-    try:
+    _await_hub(source.path)
+    sentence = f"cannot read the data {source.path!r} (split {source.split!r})"
+    with _readable(sentence):
         rows: Iterable[Any] = datasets.load_dataset(
             source.path, source.subset, split=source.split, streaming=source.rows is not None
         )
-        yield from _named_classes(rows)
-    except (OSError, ValueError, DatasetGenerationError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:300]
-        raise DataError(f"cannot read the data {source.path!r} (split {source.split!r}): {reason}") from None
+    yield from _guarded(sentence, _named_classes(rows))

@@ -63,4 +63,5 @@ def _right(choices: list[str], answer: str) -> int | None:
     texts = [choice.strip() for choice in choices]
     if answer in texts:
         return texts.index(answer)
-    return int(answer) if answer.isdecimal() and int(answer) < len(texts) else None
+    numbered = answer.isdecimal() and len(answer) < 10  # Python reads no number of thousands of digits
+    return int(answer) if numbered and int(answer) < len(texts) else None

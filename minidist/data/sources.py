@@ -40,28 +40,27 @@ def usable_rows(
     when `source.bad_rows` refuses bad rows, when all rows are bad, and when none is left after `source.skip`.
     """
     items: list[Item] = []
-    bad: list[tuple[int, str]] = []
+    bad, first = 0, (0, BadRow())
     last = None if source.rows is None else source.skip + source.rows
     for index, row in enumerate(counted(rows, source.path)):
         try:
             if (item := read(index, row)) is not None:
                 items.append(item)
         except BadRow as error:
-            bad.append((index, str(error)))
+            first = first if bad else (index, error)
+            bad += 1
         if last is not None and len(items) == last:
             break
     if bad:
-        index, reason = bad[0]
-        count = (
-            f"{len(bad)} of {len(items) + len(bad)} rows of {source.path} cannot be used; the first is row {index}: {reason}"
-        )
+        index, reason = first
+        count = f"{bad} of {len(items) + bad} rows of {source.path} cannot be used; the first is row {index}: {reason}"
         if source.bad_rows == "refuse":
             raise DataError(f"{count}. Correct them, or skip them with bad_rows: skip")
         if not items:
             raise DataError(f"{count}. No usable row is left")
     if source.skip and len(items) <= source.skip:
         raise DataError(f"skip of {source.path} is {source.skip}, and it has {len(items)} usable rows; lower skip")
-    return items[source.skip :], len(bad)
+    return items[source.skip :], bad
 
 
 def check_prompt_length(prompt: Array, limit: int) -> None:

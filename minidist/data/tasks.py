@@ -13,6 +13,8 @@ from minidist.data import reasoning
 from minidist.data.splits import SPLITS, belongs
 from minidist.errors import DataError
 
+_MOST_ROWS = 10_000_000
+
 
 @dataclass(frozen=True)
 class Task:
@@ -26,6 +28,10 @@ def generate(name: str, *, split: str, rows: int, seed: int) -> list[dict[str, A
     """`rows` different problems as {"prompt": ..., "answer": ..., ...}, a function of the arguments alone on every machine."""
     if split not in SPLITS:
         raise DataError(f"task:{name} has the splits {', '.join(sorted(SPLITS))}, not {split!r}")
+    if rows > _MOST_ROWS:
+        raise DataError(
+            f"task:{name} is asked for {rows:,} rows; a generated task gives at most {_MOST_ROWS:,}; lower rows and skip"
+        )
     task, rng = find(name), random.Random(f"{name}/{split}/{seed}")
     problems: dict[str, dict[str, Any]] = {}
     tries = 0

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, Undefined, meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import StrictUndefined, TemplateError, Undefined, meta, nodes
 
+from minidist.data.sandbox import LONGEST_SOURCE, Sandbox, TooMuchError
 from minidist.data.values import as_text, for_template, to_json
 from minidist.errors import ConfigError, DataError
+from minidist.text import brief, shown
 
 _LONGEST = 50_000_000  # characters of a filled template
-_COUNTER = "_count_a_step"
-_STEPS = 1_000_000  # passes through the loops of a template and calls of its macros, all together
 
 
 class BadRow(DataError):
@@ -26,14 +25,16 @@ class Template:
     """
 
     def __init__(self, source: str, where: str, guard: Callable[[str], str] = str, given: frozenset[str] = frozenset()) -> None:
-        environment = _environment(self._value)
+        self._sandbox = _sandbox(self._value)
         try:
-            tree = environment.parse(source)
-            self._template = environment.from_string(_counting(environment.parse(source)), globals={_COUNTER: self._step})
-        except TemplateSyntaxError as error:
-            raise ConfigError(f"{where} is not a valid Jinja template: {error.message} in {source!r}") from None
+            if len(source) > LONGEST_SOURCE:
+                raise TooMuchError(f"it has more than {LONGEST_SOURCE:,} characters")
+            tree = self._sandbox.parse(source)
+            self._template = self._sandbox.from_string(self._sandbox.counted(source))
+        except Exception as error:  # noqa: BLE001 - Jinja and Python's compiler raise much
+            reason = error.message if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"
+            raise ConfigError(f"{where} is not a valid Jinja template: {reason} in {brief(source)}") from None
         self.columns, self.where, self._source, self._guard = meta.find_undeclared_variables(tree), where, source, guard
-        self._steps = 0
         self._given = given
         self.column = _bare_column(tree)
         """The column, where the template is `{{ COLUMN }}` and nothing else."""
@@ -58,12 +59,13 @@ class Template:
         except UnicodeEncodeError:
             raise BadRow(f"{self.where} holds half of a character (a lone surrogate); correct the text") from None
         except Exception as error:  # noqa: BLE001 - a template may raise anything
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise BadRow(f"{self.where} {self._source!r} cannot be filled from it: {reason}") from None
+            reason = shown(f"{type(error).__name__}: {error}")
+            raise BadRow(f"{self.where} {brief(self._source)} cannot be filled from it: {reason}") from None
         return text
 
     def _pieces(self, values: dict[str, Any]) -> Any:
-        length = self._steps = 0
+        length = 0
+        self._sandbox.begin()
         # A column alone needs no context, which takes Jinja longer to make than a short text to fill in.
         pieces = self._template.generate(values) if self.column is None else [self._value(values[self.column])]
         for piece in pieces:
@@ -72,56 +74,23 @@ class Template:
                 raise BadRow(f"{self.where} writes more than {_LONGEST:,} characters")
             yield piece
 
-    def _step(self) -> bool:
-        """Count a pass through a loop, or a call of a macro. True, for the filter of a loop. Raises BadRow."""
-        self._steps += 1
-        if self._steps > _STEPS:
-            raise BadRow(f"{self.where} takes more than {_STEPS:,} steps in its loops and macros")
-        return True
-
     def _value(self, value: Any) -> str:
         text = str(value) if isinstance(value, Undefined) else as_text(value)  # the text of an undefined value raises
         if text is None:
             found = {"dict": "a mapping", "list": "a list", "bytes": "bytes"}.get(type(value).__name__, type(value).__name__)
             raise BadRow(
-                f"{self.where} {self._source!r} writes {found}, and needs text; write {{{{ COLUMN | tojson }}}} for JSON, or "
-                "set messages to a column of messages"
+                f"{self.where} {brief(self._source)} writes {found}, and needs text; write {{{{ COLUMN | tojson }}}} for JSON, "
+                "or set messages to a column of messages"
             )
+        self._sandbox.charge(len(text))
         return self._guard(text)
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Runs no code, and makes no value so large that a machine stops."""
-
-    intercepted_binops = frozenset(["*", "**"])
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """`*` and `**` with a bound on what they make."""
-        sizes = [len(each) if isinstance(each, str | list | tuple) else abs(each) for each in (left, right)]
-        repeats = operator == "*" and any(isinstance(each, str | list | tuple) for each in (left, right))
-        if (repeats and sizes[0] * sizes[1] > _LONGEST) or (operator == "**" and sizes[1] > 1000):
-            raise OverflowError(f"{operator} would make a value of more than {_LONGEST:,} parts")
-        return super().call_binop(context, operator, left, right)
-
-
-def _counting(tree: nodes.Template) -> nodes.Template:
-    """The template with a call of the counter at each pass through a loop and each call of a macro, so that it ends.
-
-    A loop with a filter counts what the filter looks at, since entries that it leaves out reach no body.
-    """
-    for each in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-        count = nodes.Call(nodes.Name(_COUNTER, "load"), [], [], None, None, lineno=each.lineno)
-        if isinstance(each, nodes.For) and each.test is not None:
-            each.test = nodes.And(count, each.test, lineno=each.lineno)
-        else:
-            each.body.insert(0, nodes.ExprStmt(count, lineno=each.lineno))
-    return tree
-
-
-def _environment(value: Callable[[Any], str]) -> ImmutableSandboxedEnvironment:
-    environment = _Sandbox(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=value)
-    environment.filters["tojson"] = to_json
-    return environment
+def _sandbox(value: Callable[[Any], str]) -> Sandbox:
+    sandbox = Sandbox(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False, finalize=value)
+    sandbox.filters["tojson"] = to_json
+    sandbox.bound_filters()
+    return sandbox
 
 
 def _bare_column(tree: nodes.Template) -> str | None:

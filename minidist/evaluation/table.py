@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from minidist.evaluation.figures import Figure, Figures, from_record
+from minidist.text import readable
 
 _COLUMNS = {
     "accuracy": "accuracy",
@@ -36,7 +37,7 @@ _QUESTION_COLUMNS = {"accuracy": "accuracy", "ece": "ECE"}
 
 def show(models: Mapping[str, Figures]) -> None:
     """Print the table to standard output: one row a model."""
-    Console(width=160).print(_table(models))
+    Console(width=160, markup=False).print(_table(models))
 
 
 def show_result(result: Mapping[str, Any]) -> None:
@@ -64,7 +65,7 @@ def _table(models: Mapping[str, Figures]) -> Table:
     caption = f"{units}; ± {spread}"
     table = Table("", *columns.values(), box=box.SIMPLE, caption=caption)
     for model, figures in models.items():
-        table.add_row(model, *(_cell(name, figures.get(name)) for name in columns))
+        table.add_row(readable(model), *(_cell(name, figures.get(name)) for name in columns))
     return table
 
 

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from minidist.errors import RunDirectoryError
 from minidist.models.tensor_files import Slot, TensorWriter, read_elements, read_header
+from minidist.run.files import shaped
 
 _DIRECTORY = "training"
 _STEPS = "optimizer_steps"
 _PIECES = "pieces"
+_PLACES = dict[str, tuple[NonNegativeInt, list[NonNegativeInt]]]
+"""Of each tensor in a file that is a part of one: the part's first element, and the shape of the whole."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +100,13 @@ class StateReader:
         for file in sorted((path / _DIRECTORY).glob("*.safetensors")):
             try:
                 slots, metadata = read_header(file)
-                places = json.loads(metadata.get(_PIECES, "{}"))
+                places = shaped(json.loads(metadata.get(_PIECES, "{}")), _PLACES, f"{file}: the list of pieces", _REMEDY)
                 for key, slot in slots.items():
                     start, shape = places.get(key, (0, slot.shape))
                     self._stored.setdefault(key, []).append(_Stored(slot, start, torch.Size(shape)))
-            except (OSError, ValueError, TypeError) as error:
+            except (OSError, ValueError, TypeError, RecursionError) as error:
+                if isinstance(error, RunDirectoryError):
+                    raise
                 damaged = f"{file} is no whole file of training state ({error})"
                 raise RunDirectoryError(f"{damaged}; {_REMEDY}") from None
         if _STEPS not in self._stored:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from minidist.errors import ModelError
 from minidist.models.arrays import to_tensor
 from minidist.models.files import WEIGHTS, resolve, weight_files
+from minidist.run.files import open_tensors
 from minidist.types import Adaptation, Weights
 
 A, B = ".lora_A", ".lora_B"
@@ -69,7 +70,7 @@ class _Files:
 
     def __enter__(self) -> "_Files":
         for path in self._paths:
-            file: Any = self._opened.enter_context(safe_open(path, "pt"))
+            file: Any = self._opened.enter_context(open_tensors(path, "copy the model again", ModelError, "pt"))
             self.of |= dict.fromkeys(file.keys(), file)
         return self
 

@@ -1,11 +1,11 @@
 """The ids at which a model's own files end an answer. No weights are read."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from minidist.errors import ModelError
 from minidist.models.files import resolve
+from minidist.run.files import read_record
 
 _FILES = ("config.json", "generation_config.json")
 
@@ -24,11 +24,7 @@ def stop_ids(name: str | None, where: str) -> frozenset[int]:
 
 
 def _read(file: Path, where: str) -> dict[str, Any]:
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{where}: {file} is no JSON ({error}); mend the file, or take it from the model's source") from None
-    return tree if isinstance(tree, dict) else {}
+    return read_record(file, dict[str, Any], f"mend this file of {where}, or take it from the model's source", ModelError)
 
 
 def _ids(value: Any, where: str) -> list[int]:

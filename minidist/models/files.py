@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import safe_open
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from minidist.errors import MinidistError, ModelError
-from minidist.run.files import read_record, shaped
+from minidist.run.files import open_tensors, read_record, shaped
 from minidist.storage import fetch, is_address, names
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -28,6 +27,7 @@ def resolve(name: str, where: str, *, weights: bool | Sequence[str] = True) -> P
         return fetch(name, where, (*_SMALL_FILES, *files))
     path = Path(name).expanduser()
     if path.is_dir():
+        _check_kinds(path, where)
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{where}: no model directory at {name}; train one with minidist sft or teach, or correct the path")
@@ -36,6 +36,17 @@ def resolve(name: str, where: str, *, weights: bool | Sequence[str] = True) -> P
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"{where}: {name} is not a directory, and the hub did not provide it: {reason}") from None
+
+
+def _check_kinds(path: Path, where: str) -> None:
+    """Raise ModelError where a directory of a model holds what is neither file nor directory, such as a pipe: a library that
+    reads one waits without end."""
+    try:
+        odd = next((entry for entry in path.iterdir() if entry.exists() and not (entry.is_file() or entry.is_dir())), None)
+    except OSError as error:
+        raise ModelError(f"{where}: {path} cannot be read: {error.strerror}; correct the path") from None
+    if odd is not None:
+        raise ModelError(f"{where}: {odd} is neither a file nor a directory; remove it, or copy the model again")
 
 
 def whole_model(path: Path, where: str) -> Path:
@@ -82,15 +93,24 @@ def check_weights(name: str, where: str) -> None:
     whole = path / WEIGHTS
     files = [whole] if whole.is_file() else [path / file for file in weight_files(path, where)]
     for file in files:
-        with refused(f"{where}: {file} is not a whole file of weights; copy the model again"), safe_open(file, "np"):
+        with open_tensors(file, f"copy the model of {where} again", ModelError):
             pass
 
 
 def weight_files(path: Path, where: str) -> list[str]:
     """Names of the files that the index of a model's weights lists. Raises ModelError."""
+    return sorted(set(weight_map(path, where).values()))
+
+
+def weight_map(path: Path, where: str) -> dict[str, str]:
+    """The file of each tensor, by the index of a model's weights; every file is below `path`. Raises ModelError."""
     index = read_record(path / INDEX, dict[str, Any], "copy the model again", ModelError)
     where = f"{where}: {path / INDEX} is of another shape"
-    return sorted(set(shaped(index.get("weight_map"), dict[str, str], where, "copy the model again", ModelError).values()))
+    found = shaped(index.get("weight_map"), dict[str, str], where, "copy the model again", ModelError)
+    for name in found.values():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"{where}: it names the file {name!r}, outside the model's directory; copy the model again")
+    return found
 
 
 def _check_names(found: set[str] | None, name: str, where: str) -> None:
@@ -109,7 +129,7 @@ def _on_hub(name: str) -> set[str] | None:
     """Names of a model's files on the hub; None where the hub cannot be asked."""
     try:
         return set(HfApi().list_repo_files(name))
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
+    except Exception:  # noqa: BLE001 - the hub's library raises those of its HTTP client too
         return None
 
 

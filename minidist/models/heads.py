@@ -1,12 +1,10 @@
 """Output heads: the head of a model in memory, and one read from a checkpoint without loading the rest."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -14,10 +12,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ModelError
 from minidist.losses.chunked import Head, LinearHead
-from minidist.models.files import INDEX, WEIGHTS, resolve
+from minidist.models.files import INDEX, WEIGHTS, resolve, weight_map
 from minidist.models.hub import load_config
 from minidist.models.names import names_in_files
 from minidist.models.shape import skeleton
+from minidist.run.files import open_tensors
 
 
 def load_teacher_head(config: TeacherConfig, vocabulary: int | None, device: torch.device | str = "cpu") -> LinearHead:
@@ -60,8 +59,7 @@ def _with_weights(model: str, names: list[str]) -> Path:
 
 def _files(path: Path) -> dict[str, str] | None:
     """The file of each tensor of a checkpoint; None where it has one file alone."""
-    index = path / INDEX
-    return json.loads(index.read_text())["weight_map"] if index.is_file() else None
+    return weight_map(path, "teacher.model") if (path / INDEX).is_file() else None
 
 
 def _read(path: Path, names: list[str]) -> Tensor | None:
@@ -71,8 +69,8 @@ def _read(path: Path, names: list[str]) -> Tensor | None:
         file = path / (files.get(name, "") if files else WEIGHTS)
         if not file.is_file():
             continue
-        with safe_open(file, framework="pt") as tensors:
-            if name in tensors.keys():  # noqa: SIM118 (safe_open is not a mapping)
+        with open_tensors(file, "copy the model again", ModelError, "pt") as tensors:
+            if name in tensors.keys():  # noqa: SIM118 (no mapping)
                 return tensors.get_tensor(name)
     return None
 

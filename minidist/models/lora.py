@@ -5,7 +5,6 @@ the model in place, so the PreTrainedModel keeps its class, and only A and B are
 and the adapters `layer.lora_A.default.weight` and `layer.lora_B.default.weight`.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -24,6 +23,7 @@ from minidist.models.adapted import A, B, merge
 from minidist.models.families import is_wrapped, other_layers
 from minidist.models.files import ADAPTER_CONFIG, refused
 from minidist.models.filling import whole_shape
+from minidist.run.files import open_tensors, read_record
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 _OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
@@ -225,12 +225,15 @@ def save_adapters(path: Path, adapters: Adapters, state: Mapping[str, Tensor]) -
 def read_adapters(path: Path, adapters: Adapters, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A and B that `save_adapters` wrote, under the names of an adapted model's state. Raises ModelError if the adapter is not
     for this model."""
-    saved = json.loads((path / ADAPTER_CONFIG).read_text())
+    remedy = "set run.overwrite=true to start the run again"
+    saved = read_record(path / ADAPTER_CONFIG, dict[str, Any], remedy, ModelError)
     base, rank, alpha = adapters.base, adapters.config.rank, adapters.config.alpha
     for key, expected in {"base_model_name_or_path": base, "r": rank, "lora_alpha": alpha}.items():
         if saved.get(key) != expected:
             raise ModelError(f"weights: the adapter in {path} has {key} {saved.get(key)!r}, but this student has {expected!r}")
-    found, names = load_file(path / _SAVED_WEIGHTS), {_saved_name(name): name for name in adapters_only(state)}
+    with open_tensors(path / _SAVED_WEIGHTS, remedy, ModelError, "pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    names = {_saved_name(name): name for name in adapters_only(state)}
     if found.keys() != names.keys():
         name = min(found.keys() ^ names.keys())
         raise ModelError(

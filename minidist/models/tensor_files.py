@@ -52,13 +52,22 @@ class Slot:
 
 def read_header(file: Path) -> tuple[dict[str, Slot], dict[str, str]]:
     """The tensors of a file by name, and its metadata. Raises OSError or ValueError unless it is a whole safetensors file."""
+    if not file.is_file():  # a pipe or a device would never end
+        raise ValueError("it is not a file")
     size = file.stat().st_size
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= size - 8:
             raise ValueError(f"a header of {length} bytes in a file of {size}")
-        header: dict[str, Any] = json.loads(opened.read(length))
+        try:
+            header = json.loads(opened.read(length))
+        except RecursionError:
+            raise ValueError("a header that is nested too deep") from None
+    if not isinstance(header, dict):
+        raise ValueError("a header that is no list of tensors")
     metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(each, str) for each in metadata.values()):
+        raise ValueError("metadata that are no texts")
     slots = {name: _slot(file, 8 + length, entry) for name, entry in header.items()}
     last = max((slot.start + math.prod(slot.shape) * slot.dtype.itemsize for slot in slots.values()), default=8 + length)
     if last != size:
@@ -68,8 +77,12 @@ def read_header(file: Path) -> tuple[dict[str, Slot], dict[str, str]]:
 
 def _slot(file: Path, begin: int, entry: Any) -> Slot:
     try:
-        return Slot(file, begin + entry["data_offsets"][0], DTYPES[entry["dtype"]], torch.Size(entry["shape"]))
-    except (KeyError, TypeError, IndexError):
+        (start, stop), shape, dtype = entry["data_offsets"], entry["shape"], DTYPES[entry["dtype"]]
+        sizes = [int(each) for each in (start, stop, *shape)]
+        if sizes != [start, stop, *shape] or min(sizes) < 0 or stop - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError
+        return Slot(file, begin + start, dtype, torch.Size(shape))
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError, RuntimeError):
         raise ValueError(f"an entry of the header that minidist cannot read: {str(entry)[:100]}") from None
 
 

@@ -63,7 +63,8 @@ class OpenedRun:
         metrics = self.metrics
         frame = metrics[[name for name in metrics if str(name).startswith(_MEASURED)]].dropna(how="all")
         frame = frame.set_axis(frame.index + 1, axis="index").rename_axis(index="steps")
-        return frame.set_axis([str(name).partition("/")[2] for name in frame.columns], axis="columns")
+        frame.columns = [str(name).partition("/")[2] for name in frame.columns]
+        return pandas.DataFrame(frame)
 
     def rollouts(self, step: int | None = None) -> "pandas.DataFrame":
         """Prompts and answers that were recorded after `step` steps, one row an answer, with its tokens and their

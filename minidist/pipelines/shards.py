@@ -66,7 +66,7 @@ def _write(path: Path, ending: str, results: Sequence[Result]) -> None:
 def _read(path: Path, ending: str) -> Iterator[Result]:
     try:
         yield from _READERS[ending](path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunDirectoryError(f"{path} cannot be read ({error}); delete it, and give the same command again") from None
 
 

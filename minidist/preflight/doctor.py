@@ -66,7 +66,7 @@ RolesOf = Callable[[Config | TeachConfig], tuple[Role, ...]]
 def examine(config: Config | TeachConfig | None, roles_of: RolesOf) -> int:
     """Check all items, print them, and return how many are missing."""
     sections = findings(config, roles_of)
-    show(sections, Console(soft_wrap=True))
+    show(sections, Console(soft_wrap=True, markup=False))
     return sum(each.missing for section in sections.values() for each in section)
 
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from minidist.config.data import QuestionsConfig, RenderConfig, SourceConfig
 from minidist.config.models import InitConfig, LoraConfig, ModelConfig, StudentConfig
 from minidist.config.teacher import TeacherConfig
+from minidist.config.trees import read_text
 from minidist.data.contexts import ContextReader
 from minidist.data.examples import Example
 from minidist.data.questions import Question, read_questions
 from minidist.data.rendering import Renderer
 from minidist.data.routes import TeacherColumn
 from minidist.data.sources import read_examples, read_prompts
-from minidist.errors import ModelError
+from minidist.errors import ConfigError, ModelError
 from minidist.models.imports import import_less
 from minidist.preflight.vocabulary import Meanings, meanings, shared_ids, teacher_ids, used_ids
 from minidist.types import Prompt, Vocabulary
@@ -140,10 +141,9 @@ def _template(name: str, teacher: ModelFacts) -> Any:
     """The chat template of the teacher's tokenizer, of a tokenizer's directory, or in a file."""
     if name != "teacher" and not Path(name).is_dir():
         try:
-            return Path(name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            needed = "set it to student, teacher, a file with a Jinja template, or the directory of a tokenizer"
-            raise ModelError(f"data.template_from: {name} cannot be read ({type(error).__name__}); {needed}") from None
+            return read_text(Path(name), "set it to student, teacher, a file with a Jinja template, or a tokenizer's directory")
+        except ConfigError as error:
+            raise ModelError(f"data.template_from: {error}") from None
     from minidist.models.hub import load_tokenizer
 
     tokenizer = teacher.tokenizer if name == "teacher" else load_tokenizer(name, "data.template_from")

@@ -12,7 +12,7 @@ from minidist.data.rendering import Renderer
 from minidist.preflight.compare import ComparePlan
 from minidist.preflight.lessons import TeachPlan
 from minidist.preflight.plan import Plan
-from minidist.run.show import readable
+from minidist.text import readable
 
 _LABEL, _CONTEXT = Style(color="#000000", bgcolor="#8fd19e"), Style(dim=True)
 
@@ -27,7 +27,7 @@ def show_any(plan: object, count: int, *, ids: bool) -> None:
 
 def show_rows(plan: Plan | ComparePlan, count: int, *, ids: bool = False, console: Console | None = None) -> None:
     """Print the first `count` rows of each source of a plan, labels coloured; with `ids`, each token with its id."""
-    console = console or Console(soft_wrap=True)
+    console = console or Console(markup=False, soft_wrap=True)
     colours = console.is_terminal and not console.no_color
     mark = "coloured" if colours else "between ⟦ and ⟧"
     console.print(Text(f"labels, the tokens that are trained on, are {mark}", style="dim"))
@@ -40,7 +40,7 @@ def show_rows(plan: Plan | ComparePlan, count: int, *, ids: bool = False, consol
 
 def show_labelled(plan: TeachPlan, count: int, *, ids: bool = False, console: Console | None = None) -> None:
     """Print the first `count` rows of each source of a labelled task with their labels; with `ids`, each token with its id."""
-    console = console or Console(soft_wrap=True)
+    console = console or Console(markup=False, soft_wrap=True)
     for name, rows in plan.labelled().items():
         for number, row in enumerate(rows[:count], start=1):
             console.print(Text(f"\n[{name} {number}] {len(row.tokens)} tokens, label: {plan.label(row)}", style="bold"))

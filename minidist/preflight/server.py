@@ -12,7 +12,8 @@ from minidist.errors import ConfigError, ModelError, RoleError
 from minidist.teachers.payload import classes_asked, to_scores
 from minidist.teachers.server.connection import Connection, Refused
 from minidist.teachers.server.protocol import APIS, refusal
-from minidist.teachers.server.wire import ServerApi, Writing, shown, tokenize
+from minidist.teachers.server.wire import ServerApi, Writing, tokenize
+from minidist.text import shown
 from minidist.types import Prompt, Sampling
 
 _TEXT = "It's 12.5% <b>naïve</b>:\n\tdef f(x): return x\n\n東京 🙂"  # where tokenizers differ

@@ -18,12 +18,12 @@ from minidist.config import DistillConfig, SftConfig, TeachConfig
 from minidist.config.citations import citations
 from minidist.config.data import SourceConfig
 from minidist.config.models import ModelConfig
-from minidist.config.sentence import without_password
 from minidist.models.files import is_adapter
 from minidist.publishing.figures import figure_lines
 from minidist.publishing.loading import loading_lines, pipeline_tag
 from minidist.publishing.markdown import block, code, plain
 from minidist.run.files import write_text
+from minidist.text import without_secrets
 
 Trained = SftConfig | DistillConfig | TeachConfig
 """Configurations whose runs end in a model."""
@@ -162,7 +162,7 @@ def _place(name: str) -> str:
     if is_hub_name(name):
         return f"[{code(name)}](https://huggingface.co/{name})"
     path = Path(name)
-    return code("/".join(path.parts[-2:]) if path.is_absolute() or name.startswith("~") else without_password(name))
+    return code("/".join(path.parts[-2:]) if path.is_absolute() or name.startswith("~") else without_secrets(name))
 
 
 def _data(config: Trained) -> str:

@@ -15,7 +15,7 @@ EVALUATED = ("evaluation/", "validation/")
 _LESS: tuple[str, ...] = ("reverse_kl", "forward_kl", "exposure_bias", "loss", "loss_nats_per_token")
 _LESS += ("truncated_frac", "repetition_frac")
 _MORE: tuple[str, ...] = ("accuracy", "rouge_l", "f1", "macro_f1", "matthews", "pearson", "spearman")
-_BETTER: dict[str, int] = dict.fromkeys(_LESS, -1) | dict.fromkeys(_MORE, 1)
+_BETTER: dict[str, int] = {**dict.fromkeys(_LESS, -1), **dict.fromkeys(_MORE, 1)}
 """Figures that are better where they are less (-1) or greater (1)."""
 
 _TILES = ("accuracy", "rouge_l", "reverse_kl", "forward_kl", "student/accuracy", "student/loss", "loss_nats_per_token")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from minidist.run.show import readable
+from minidist.text import readable
 
 
 def shown(value: object) -> str:

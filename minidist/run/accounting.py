@@ -226,7 +226,7 @@ def lines(record: Mapping[str, Any]) -> list[str]:
 def show(summary: Mapping[str, Any]) -> None:
     """Print where the time of a run went to standard output, if its summary says so."""
     if (record := summary.get("time")) is not None and record["account"]["steps"]:
-        screen = Console(width=120)
+        screen = Console(markup=False, width=120)
         screen.print(table(Account.from_record(record["account"])))
         for line in lines(record):
             screen.print(line, highlight=False)

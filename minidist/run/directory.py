@@ -74,6 +74,16 @@ class RunDirectory:
         if not self._overwrite and self._steps is not None:
             self._check_steps(self._steps)
 
+    def _check_links(self) -> None:
+        """A run writes its own files, and through no symbolic link, which would change others."""
+        for folder, folders, files in os.walk(self.path):
+            linked = next((path for name in (*folders, *files) if (path := Path(folder, name)).is_symlink()), None)
+            if linked is not None:
+                raise RunDirectoryError(
+                    f"{linked} is a symbolic link, and a run writes through none; put the file or directory in its place, or "
+                    "set another run.directory"
+                )
+
     def _names(self) -> set[str]:
         """Names of all that the directory holds; none where it does not exist yet. Raises RunDirectoryError."""
         try:
@@ -125,6 +135,7 @@ class RunDirectory:
         if checkpoint is None:
             self._clear()
         else:
+            self._check_links()
             _truncate(self.path / "metrics.jsonl", checkpoint)
         (self.path / "summary.json").unlink(missing_ok=True)  # of a finished run that goes on
         write_json(self.path / "config.json", self._resolved)
@@ -135,6 +146,7 @@ class RunDirectory:
         self._take()
         if self._overwrite:
             self._clear()
+        self._check_links()
         write_json(self.path / "config.json", self._resolved)
 
     def _clear(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TextIO, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from minidist.errors import DiskFullError, RunDirectoryError, UserError
+from minidist.text import shown
 
 T = TypeVar("T")
 
@@ -31,7 +32,9 @@ def write_text(file: Path, text: str) -> None:
     """Write a text, whole or not at all. Raises DiskFullError."""
     partial = file.with_suffix(".partial")
     with writing(file):
-        partial.write_text(text, encoding="utf-8")
+        partial.unlink(missing_ok=True)
+        with partial.open("x", encoding="utf-8") as stream:  # a new file: no link is followed
+            stream.write(text)
         rename(partial, file)
 
 
@@ -92,6 +95,20 @@ def _deep(values: Any, limit: int = 100) -> bool:
         if not level:
             return False
     return True
+
+
+def open_tensors(file: Path, remedy: str, error: type[UserError], framework: str = "np") -> Any:
+    """A safetensors file, opened by the library. Raises `error`, with the file, the fault and the remedy."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        if not file.is_file():  # a pipe or a device would never end
+            raise error(f"{file} is {'not a file' if file.exists() else 'missing'}; {remedy}")
+        return safe_open(file, framework=framework)
+    except (OSError, SafetensorError) as problem:
+        if isinstance(problem, UserError):
+            raise
+        raise error(f"{file} is not a whole file of tensors ({shown(str(problem))}); {remedy}") from None
 
 
 def remove(path: Path) -> None:

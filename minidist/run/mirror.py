@@ -13,7 +13,8 @@ from typing_extensions import TypedDict
 from minidist.errors import RunDirectoryError, StorageError
 from minidist.run.files import LOCK, read_record, sha256, write_json
 from minidist.run.tracking import log
-from minidist.storage import shown, system_of
+from minidist.storage import system_of
+from minidist.text import shown
 
 MANIFEST = "mirror.json"
 """Written last: a copy that has none, or an older one, is of the time before."""
@@ -138,7 +139,7 @@ class Mirror:
         except (StorageError, RunDirectoryError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001
-            reason = shown(" ".join(str(error).split()))[:200]
+            reason = shown(str(error), 200)
             raise StorageError(
                 f"run.mirror: {self._shown} cannot be {done} ({type(error).__name__}: {reason}); the files in "
                 f"{self._directory} are whole: correct the address or the access, and give the same command again"

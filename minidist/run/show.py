@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing_extensions import TypedDict
 
 from minidist.errors import DataError
 from minidist.run.files import shaped
+from minidist.text import readable
 
 Logprobs = list[float | None] | None
 
@@ -173,11 +173,11 @@ def show(directory: Path, *, step: int | None, rows: int, html: Path | None, con
     file, samples = read_samples(directory, step)
     if html is not None and not html.absolute().parent.is_dir():
         raise DataError(f"no directory {html.absolute().parent} for the page {html.name}")
-    console = console or Console(soft_wrap=True)
+    console = console or Console(markup=False, soft_wrap=True)
     _print(console, file, samples, rows)
     if html is None:
         return
-    page = Console(record=True, width=110, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    page = Console(markup=False, record=True, width=110, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     _print(page, file, samples, rows)
     html.write_text(page.export_html(inline_styles=True), encoding="utf-8")
 
@@ -244,13 +244,3 @@ def _mean(values: Sequence[float]) -> float:
     """Mean of the values that are not NaN; NaN without any."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def readable(text: str) -> str:
-    """Text without what moves a terminal's cursor, turns its writing, or cannot be written: \ufffd in its place."""
-    turning = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-
-    def hidden(letter: str) -> bool:
-        return letter in turning or (unicodedata.category(letter) in ("Cc", "Cs") and letter not in "\n\t")
-
-    return "".join("\ufffd" if hidden(letter) else letter for letter in text)

@@ -19,10 +19,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from minidist.run.files import full_disk, write_text, writing
 from minidist.run.timeline import Calls, SpanLog
+from minidist.text import readable, without_secrets
 from minidist.types import MAIN, Array, Batch, Measures, Rollout, Update, Writer
 
 log = logging.getLogger("minidist")
-console = Console(stderr=True)
+
+
+def _readable(record: logging.LogRecord) -> bool:
+    """Have a line of the log show what others wrote as messages of errors do. True: every line is kept."""
+    record.msg, record.args = without_secrets(readable(record.getMessage())), None
+    return True
+
+
+log.addFilter(_readable)
+console = Console(stderr=True, markup=False)
 Pieces = Callable[[Array], list[str]]
 """Gives the text of each token."""
 
@@ -92,8 +102,8 @@ class Recorder:
         self._metrics = (directory / "metrics.jsonl").open("a", encoding="utf-8")
         if tensorboard:
             self._boards.append(_TensorBoard(directory / "tensorboard", purge_step=steps.start or None))
-        clocks = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), *clocks)
+        clocks = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[figures]}", markup=False))
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn(), *clocks)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task(directory.name, total=steps.stop, completed=steps.start, figures="")
         self._bar.start()

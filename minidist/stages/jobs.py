@@ -18,6 +18,7 @@ from minidist.run.directory import RunDirectory
 from minidist.run.files import lock
 from minidist.run.garbage import no_collection
 from minidist.stages import STAGES, code, verbs
+from minidist.text import secret_name
 
 _TAIL = 65536
 """Bytes at the end of metrics.jsonl among which its last line is."""
@@ -25,7 +26,8 @@ _TAIL = 65536
 
 def submit(path: Path, overrides: Sequence[str], address: str | None = None, *, python: str = sys.executable) -> Job | None:
     """Check a configuration as `minidist check` does, and have the cluster run `minidist VERB` with it; None for a run that is
-    finished. The job works in the directory of this process, with the variables that the configuration names.
+    finished. The job works in the directory of this process, with the variables that the configuration names, but
+    for secrets: whoever holds the cluster's token can read a job's variables.
 
     Raises ConfigError, and JobError where a job is running in run.directory.
     """
@@ -47,7 +49,8 @@ def submit(path: Path, overrides: Sequence[str], address: str | None = None, *, 
         )
     lock(directory.path, use="running in", setting="run.directory").close()
     line = [python, "-m", "minidist.cli", stage.verb, str(path), *overrides]
-    environment = {name: os.environ[name] for name in sorted(variables(path, overrides)) if name in os.environ}
+    named = sorted(name for name in variables(path, overrides) if name in os.environ and not secret_name(name))
+    environment = {name: os.environ[name] for name in named}
     return service.job(service.submit(command(line), place, environment, {"minidist": __version__}))
 
 

@@ -69,7 +69,7 @@ class CheckpointWatch(ABC, Generic[L]):
         """What goes on from a checkpoint beside the learner. Raises RunDirectoryError where it is of another kind of run."""
         try:
             self.load_state_dict(checkpoint.state)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, ArithmeticError, TypeError, ValueError) as error:
             found = f"{checkpoint.path}/state.json is not the state of this kind of run ({type(error).__name__}: {error})"
             raise RunDirectoryError(f"{found}; set run.overwrite=true to start the run again") from None
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from minidist.errors import StorageError
+from minidist.text import shown
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
 _PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
@@ -27,11 +28,6 @@ def is_address(name: str) -> bool:
 def cache() -> Path:
     """Where copies are kept: MINIDIST_CACHE, or ~/.cache/minidist."""
     return Path(os.environ.get("MINIDIST_CACHE") or Path.home() / ".cache" / "minidist").expanduser()
-
-
-def shown(text: str) -> str:
-    """A text whose addresses show neither user nor password."""
-    return _PASSWORD.sub("://", text)
 
 
 def names(address: str, where: str) -> set[str]:
@@ -99,7 +95,7 @@ class _Remote:
         except (StorageError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001
-            reason = shown(" ".join(str(error).split()))[:200]
+            reason = shown(str(error), 200)
             raise StorageError(
                 f"{self._where}: {self._shown} cannot be read ({type(error).__name__}: {reason}); correct the address, or give "
                 "this machine access as its file system expects"
@@ -112,7 +108,7 @@ def system_of(address: str, where: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
     from fsspec.registry import get_filesystem_class, known_implementations
 
-    if shown(address) != address:
+    if _PASSWORD.search(address):
         raise StorageError(
             f"{where}: {shown(address)} is written with a password; leave it out: file systems find theirs in the "
             "environment, such as AWS_PROFILE or AWS_ACCESS_KEY_ID, or in files of your home directory"

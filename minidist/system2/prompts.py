@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minidist.config.trees import read_text
 from minidist.data.templates import Template
 from minidist.errors import ConfigError
 
@@ -54,9 +55,9 @@ def _file(name: str, folder: Path | None) -> Path:
 
 def _read(file: Path, names: Iterable[str], where: str) -> Template:
     try:
-        template = Template(file.read_text(encoding="utf-8").removesuffix("\n"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{where}: {file} cannot be read ({type(error).__name__}); give a text file in UTF-8") from None
+        template = Template(read_text(file, "give a text file in UTF-8").removesuffix("\n"), str(file))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     missing = sorted(set(names) - template.columns)
     if missing:
         raise ConfigError(

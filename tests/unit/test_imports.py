@@ -14,6 +14,7 @@ import minidist
 
 PACKAGE = Path(minidist.__file__).parent
 FLOORS = [
+    ("text",),
     ("errors", "types", "concurrency"),
     ("config", "protocols", "storage"),
     ("losses", "data", "run"),

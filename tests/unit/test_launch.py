@@ -1,4 +1,4 @@
-"""launch/: scripts in which shellcheck finds no fault, files of the shape that Ray and Kubernetes expect, commands that parse."""
+"""launch/: scripts in which shellcheck finds no fault, files of the shape that Ray and Kubernetes expect, valid commands."""
 
 import json
 import re

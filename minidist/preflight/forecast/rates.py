@@ -7,6 +7,7 @@ from typing import Any
 
 from minidist.errors import ConfigError
 from minidist.run.files import write_text
+from minidist.text import shown
 
 GB = 1e9
 
@@ -170,6 +171,6 @@ def read_rates(name: str) -> Rates:
         raise ConfigError(f"--rates is {name}; expected {known}, or a file that `minidist plan --measure` wrote")
     try:
         return Rates.from_record(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        reason = shown(str(error), 120)
         raise ConfigError(f"{name} is no file of rates ({reason}); write one with `minidist plan --measure`") from None

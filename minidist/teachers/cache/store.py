@@ -17,17 +17,18 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, TypeAdapter
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from typing_extensions import TypedDict
 
 from minidist.config.teacher import TeacherConfig
 from minidist.errors import ConfigError, DataError, MinidistError
-from minidist.run.files import damage, read_record, shaped
+from minidist.run.files import damage, open_tensors, read_record, shaped
 from minidist.run.tracking import log
 from minidist.types import Array, Payload, Prompt, Rollout, Sampling, TeacherScores
 
 FORMAT = 1
 INDEX = "cache.json"
+_AGAIN = "remove the cache and write it again"
 ARRAYS = ("logprobs", "top_ids", "top_logprobs", "hidden")
 
 
@@ -122,10 +123,10 @@ class ScoreCache:
     @cached_property
     def _open(self) -> list[Any]:
         """The shards, mapped into memory."""
-        return [safe_open(self.path / shard["file"], framework="np") for shard in self.shards]
+        return [open_tensors(self.path / shard["file"], _AGAIN, ConfigError) for shard in self.shards]
 
     def _enter(self, number: int, file: Path) -> None:
-        keys, borders = _rows(file, self.origin)
+        keys, borders = read_rows(file, self.origin)
         for key, start, end in zip(keys, borders[:-1], borders[1:], strict=True):
             self._places[key.tobytes()] = number, slice(start, end)
 
@@ -220,23 +221,23 @@ def read_index(path: Path) -> Index:
 def origin_of_shard(file: Path) -> tuple[Origin, str] | None:
     """The teacher of a shard and its hidden states' dtype, as the shard itself says; None where it does not."""
     try:
-        with safe_open(file, framework="np") as shard:
+        with open_tensors(file, _AGAIN, ConfigError) as shard:
             facts = shard.metadata() or {}
         return TypeAdapter(Origin).validate_json(facts["origin"]), facts["hidden_dtype"]
-    except (OSError, SafetensorError, KeyError, ValueError):
+    except (KeyError, ValueError):  # ConfigError is one
         return None
 
 
-def _rows(file: Path, origin: Origin) -> tuple[Array, list[int]]:
+def read_rows(file: Path, origin: Origin) -> tuple[Array, list[int]]:
     """The keys of a shard's rows, and the borders of their tokens. Raises ConfigError where the arrays do not fit together."""
     needed = {"hidden": ["hidden"], "top_k": ["top_ids", "top_logprobs"], "sampled": ["logprobs"]}.get(origin.payload, [])
     try:
-        with safe_open(file, framework="np") as shard:
+        with open_tensors(file, _AGAIN, ConfigError) as shard:
             keys, starts = shard.get_tensor("keys"), shard.get_tensor("starts")
-            tokens = {shard.get_slice(name).get_shape()[0] for name in shard.keys() if name in ARRAYS}  # noqa: SIM118
+            tokens = {(shard.get_slice(name).get_shape() or [0])[0] for name in shard.keys() if name in ARRAYS}  # noqa: SIM118
             missing = [name for name in needed if name not in shard.keys()]  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file} is not a shard of a score cache: {error}; remove the cache and write it again") from None
+    except SafetensorError as error:
+        raise ConfigError(f"{file} is not a shard of a score cache: {error}; {_AGAIN}") from None
     whole = keys.ndim == 2 and keys.shape[1:] == (32,) and starts.shape == (len(keys) + 1,) and starts.dtype.kind == "i"
     if missing or not whole or starts[0] != 0 or (np.diff(starts) < 0).any() or tokens != {int(starts[-1])}:
         found = f"it lacks {missing[0]}" if missing else "its rows and arrays have different lengths"

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from minidist.errors import ConfigError
@@ -22,6 +21,7 @@ from minidist.teachers.cache.store import (
     check_origin,
     key_of,
     origin_of_shard,
+    read_rows,
 )
 from minidist.types import Array, Rollout, TeacherScores
 
@@ -101,9 +101,8 @@ class ScoreWriter:
                 self._lock.close()
                 raise ConfigError(f"the cache {self._path} cannot be continued: {found}; set another cache, or remove that one")
             dtype = facts[1]
-            with safe_open(file, framework="np") as shard:
-                starts = shard.get_tensor("starts")
-            shards.append({"file": file.name, "rows": len(starts) - 1, "tokens": int(starts[-1]), "sha256": sha256(file)})
+            _, starts = read_rows(file, self._origin)
+            shards.append({"file": file.name, "rows": len(starts) - 1, "tokens": starts[-1], "sha256": sha256(file)})
         self._index(shards, dtype)
 
     def _index(self, shards: list[Shard], hidden_dtype: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -17,9 +17,12 @@ from minidist.errors import RoleError
 from minidist.run.tracking import log
 from minidist.teachers.payload import Malformed
 from minidist.teachers.server import protocol
-from minidist.teachers.server.wire import Question, shown
+from minidist.teachers.server.wire import Question
+from minidist.text import shown
 
 _FIRST_PAUSE_S = 0.5
+_LONG_S = 5.0
+"""An attempt that is longer is said, since people wait."""
 _LEAST_LIMIT = 64 << 20
 """Bytes that every answer may have."""
 _AGAIN = {httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_EARLY, httpx.codes.TOO_MANY_REQUESTS}
@@ -94,6 +97,7 @@ class Connection:
         """What the server answers; every attempt but the first follows a pause that doubles, or that the server requests."""
         started, attempts, error = time.monotonic(), self._server.attempts, NoAnswer("")
         for attempt in range(attempts):
+            asked = time.monotonic()
             try:
                 async with self._slots:
                     answer = question.read(await self._send(question))
@@ -105,7 +109,8 @@ class Connection:
                 error = failure
             if attempt + 1 < attempts:
                 doubled = _FIRST_PAUSE_S * 2 ** min(attempt, 30) * random.uniform(0.5, 1)
-                await self._pause(min(doubled if error.pause_s is None else error.pause_s, self._server.pause_s), error)
+                pause = min(doubled if error.pause_s is None else error.pause_s, self._server.pause_s)
+                await self._pause(pause, error, late=time.monotonic() - asked > _LONG_S)
         raise RoleError(
             f"the server at {self.address} gave no usable answer in {attempts} attempts "
             f"({self._where}.attempts) over {time.monotonic() - started:.1f} s; the last error: {error}"
@@ -114,9 +119,9 @@ class Connection:
     async def close(self) -> None:
         await self._client.aclose()
 
-    async def _pause(self, seconds: float, error: NoAnswer) -> None:
-        """Wait; of all requests that wait at one time, the first is a line of the log."""
-        if self._logs and not self._pausing:
+    async def _pause(self, seconds: float, error: NoAnswer, *, late: bool) -> None:
+        """Wait; of all requests that wait at one time, the first is a line of the log, and always after a `late` answer."""
+        if (self._logs or late) and not self._pausing:
             log.warning("the server at %s: %s; the request is sent again in %.1f s", self.address, error, seconds)
         self.counts.retries += 1
         self.counts.last_error = str(error)
@@ -147,9 +152,11 @@ class Connection:
     async def _receive(self, question: Question[T]) -> httpx.Response:
         """An answer, read whole. Raises NoAnswer for one of more bytes than scores of the request can have."""
         # A request writes each token id with a comma; an answer has at most 1 KiB for each class of each token.
-        tokens = len(json.dumps(question.body)) // 2
+        content = _written(question.body)
+        tokens = len(content) // 2
         limit, size, chunks = max(_LEAST_LIMIT, 1024 * tokens * (1 + self._classes)), 0, list[bytes]()
-        async with self._client.stream(question.method, question.path, json=question.body) as answer:
+        kind = {"Content-Type": "application/json"} if content else {}
+        async with self._client.stream(question.method, question.path, content=content, headers=kind) as answer:
             async for chunk in answer.aiter_bytes():
                 size += len(chunk)
                 if size > limit:
@@ -157,6 +164,16 @@ class Connection:
                 chunks.append(chunk)
         headers = [(name, value) for name, value in answer.headers.multi_items() if name.lower() != "content-encoding"]
         return httpx.Response(answer.status_code, headers=headers, content=b"".join(chunks), request=answer.request)
+
+
+def _written(body: dict[str, Any] | None) -> bytes:
+    """A request as JSON. Raises RoleError for values of a row that JSON has not, such as bytes."""
+    try:
+        return b"" if body is None else json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RoleError(
+            f"a request cannot be written as JSON ({shown(str(error))}); correct the row that it asks for"
+        ) from None
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

@@ -11,7 +11,7 @@ from minidist.config.teacher import ServerConfig, ServerTeacherConfig
 from minidist.errors import RoleError
 from minidist.teachers.server.sglang import SGLangApi
 from minidist.teachers.server.vllm import VLLMApi
-from minidist.teachers.server.wire import shown
+from minidist.text import hide, shown
 from minidist.types import Sampling
 
 APIS = {"vllm": VLLMApi, "sglang": SGLangApi}
@@ -32,6 +32,7 @@ def headers(config: ServerConfig, where: str = "teacher.server") -> dict[str, st
         raise RoleError(f"{variable} is not set where the teacher runs; set it there")
     if not re.fullmatch(r"[!-~]+", key):
         raise RoleError(f"{variable} holds no API key: a key has neither blanks nor characters beyond ASCII; set it to the key")
+    hide(key)
     return {"Authorization": f"Bearer {key}"}
 
 

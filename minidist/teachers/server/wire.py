@@ -8,8 +8,8 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from minidist.run.show import readable
 from minidist.teachers.payload import ROUNDING, Malformed
+from minidist.text import shown
 from minidist.types import Array, Sampling, Vocabulary
 
 T = TypeVar("T")
@@ -119,11 +119,6 @@ def expect(holds: bool, found: str) -> None:
     """Raise Malformed, which says what was found, unless `holds`."""
     if not holds:
         raise Malformed(found)
-
-
-def shown(text: str) -> str:
-    """A server's text for a message: one line, at most 300 characters, none of which moves the cursor."""
-    return readable(" ".join(text.split()))[:300]
 
 
 def numbers(logprobs: Sequence[Any]) -> Array:

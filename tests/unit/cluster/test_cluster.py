@@ -285,3 +285,16 @@ def test_roles_are_apart_on_devices_of_their_own() -> None:
     assert not apart(gpus=1), "both on one device"
     assert apart(gpus=2, teacher={"gpus": 0})
     assert not apart(gpus=1, rollout={"gpus": 0}, teacher={"gpus": 0})
+
+
+def test_ray_lives_in_a_closed_directory_and_its_token_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("secret")
+    (tmp_path / "token").chmod(0o644)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(actors.ray, "init", lambda **settings: given.update(settings))
+    made = Actors(ClusterConfig(), ROLES)
+    monkeypatch.setattr(made, "_reserve", lambda: None)
+    made.start(tmp_path / "scratch", tmp_path / "run")
+    assert given["_temp_dir"] == str(tmp_path / "scratch" / "ray")
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600

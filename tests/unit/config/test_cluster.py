@@ -11,6 +11,11 @@ from tests.support.config import assert_refused, load_stage
 REFUSED = [
     (
         "distill",
+        ["cluster.address=auto", "cluster.rollout.actors=1000000000000000"],
+        ["cluster has 1,000,000,000,000,002 processes in all", "more than the 100,000 of any cluster"],
+    ),
+    (
+        "distill",
         ["cluster.roles=local", "cluster.rollout.actors=2"],
         ["cluster.roles local has one actor of each role", "set cluster.roles=ray"],
     ),

@@ -32,7 +32,7 @@ REFUSED = [
     (["teacher.context=Think."], ["names no column", "{{ student_prompt }}", "teacher.context.system"]),
     (
         ["teacher.context=/nowhere/c.jinja"],
-        ["/nowhere/c.jinja cannot be read (FileNotFoundError)", "write the template itself"],
+        ["/nowhere/c.jinja cannot be read: No such file", "write the template itself"],
     ),
     (["teacher.context.promt=x"], ["unknown key teacher.context.promt", "did you mean prompt?"]),
     (

@@ -10,12 +10,14 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features
 from pyarrow import parquet
 
 from minidist.config.data import SourceConfig
+from minidist.data import files
 from minidist.data.files import read_file, read_source
 from minidist.data.sources import check_source
 from minidist.data.templates import Template
@@ -83,7 +85,7 @@ def test_files_that_cannot_be_read_name_the_file_and_the_row(tmp_path: Path) -> 
     assert "row 1: the row cannot be read" in broken(tmp_path / "e.jsonl", b'{"c": 1}\n{"c": \n')
     assert "row 0: expected an object with columns, found list" in broken(tmp_path / "f.jsonl", b"[1]\n")
     assert "nested too deeply" in broken(tmp_path / "g.jsonl", b"[" * 100_000 + b"\n")
-    assert "row 0: the row cannot be read" in broken(tmp_path / "h.parquet", b"no parquet")
+    assert "cannot be read as Parquet" in broken(tmp_path / "h.parquet", b"no parquet")
     assert "more cells than the header" in broken(tmp_path / "i.csv", b"a\n1,2\n")
     assert "unknown ending; expected .jsonl" in broken(tmp_path / "j.xml", b"<a/>")
 
@@ -169,3 +171,26 @@ def test_eight_rows_of_a_large_file_cost_eight_rows(tmp_path: Path) -> None:
         )
         assert many < few + 2048  # KiB
     check_source(SourceConfig(path=str(tmp_path / "many.jsonl")))
+
+
+@pytest.mark.parametrize("damage", ["offsets", "cut"])
+def test_a_damaged_saved_data_set_is_refused_and_kills_no_process(tmp_path: Path, damage: str) -> None:
+    Dataset.from_dict({"c": ["a", "b"]}).save_to_disk(tmp_path / "saved")
+    [file] = (tmp_path / "saved").glob("*.arrow")
+    offsets = pyarrow.py_buffer(np.array([0, 2**30, 2], dtype=np.int32).tobytes())
+    false = pyarrow.StringArray.from_buffers(2, offsets, pyarrow.py_buffer(b"ab"))
+    batch = pyarrow.record_batch([false if damage == "offsets" else pyarrow.array(["a", "b"])], names=["c"])
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(DataError, match="saved cannot be read as a saved data set: "):
+        list(read_source(SourceConfig(path=str(tmp_path / "saved"))))
+
+
+def test_a_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_LONGEST_LINE", 1 << 20)
+    for name in ("a.jsonl.gz", "a.json.gz", "a.csv.gz", "a.txt.gz"):
+        (tmp_path / name).write_bytes(gzip.compress((b'["' if "json." in name else b"x") + b"x" * (3 << 20)))
+        with pytest.raises(DataError):
+            list(read_source(SourceConfig(path=str(tmp_path / name))))

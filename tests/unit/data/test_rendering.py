@@ -104,8 +104,8 @@ def test_template_fills_columns() -> None:
         ("{{ a | truncate(-1) }}", "AssertionError"),
         ("{{ a.b.c }}", "UndefinedError"),
         ("{% for x in range(10 ** 9) %}{{ x }}{% endfor %}", "OverflowError"),
-        ("{{ a * 10 ** 9 }}", "OverflowError"),
-        ("{{ 10 ** 100000 }}", "OverflowError"),
+        ("{{ a * 10 ** 9 }}", "TooMuchError"),
+        ("{{ 10 ** 100000 }}", "TooMuchError"),
     ],
 )
 def test_whatever_a_template_raises_names_template_and_reason(source: str, reason: str) -> None:

@@ -63,3 +63,8 @@ def test_more_rows_than_problems_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     )
     with pytest.raises(DataError, match=r"too few different train problems for 100 rows; ask for [0-9]+$"):
         tasks.generate("coin", split="train", rows=100, seed=0)
+
+
+def test_more_rows_than_anybody_waits_for_are_refused() -> None:
+    with pytest.raises(DataError, match="asked for 1,000,000,000,000 rows"):
+        tasks.generate("sort", split="train", rows=10**12, seed=0)

@@ -22,3 +22,9 @@ def test_markdown_has_the_caption_below() -> None:
     lines = markdown({"a": {"accuracy": Figure(0.5, error=0.25)}, "b": {}}).splitlines()
     assert lines[:4] == ["|  | accuracy |", "| --- | --- |", "| a | 0.500 ± 0.250 |", "| b | – |"]
     assert lines[5].startswith("divergences in nats a token") and lines[5].endswith("± standard error")
+
+
+def test_a_name_is_shown_as_it_is_but_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"[/red]\x1b[2J": {"rouge_l": Figure(1.0)}})
+    shown = capsys.readouterr().out
+    assert "[/red]\ufffd[2J" in shown and "\x1b" not in shown

@@ -147,7 +147,7 @@ def test_the_template_is_that_of_the_student_the_teacher_or_a_file(tmp_path: Pat
         assert tokenizer.chat_template == template and len(tokenizer) == len(student.tokenizer)
     assert rendering_tokenizer(RenderConfig(), student, teacher) is student.tokenizer
     assert student.tokenizer.chat_template not in (None, "teacher", "file")
-    with pytest.raises(ModelError, match=r"data.template_from: nothing cannot be read .* set it to student, teacher, a file"):
+    with pytest.raises(ModelError, match=r"data.template_from: nothing cannot be read: .* set it to student, teacher, a file"):
         rendering_tokenizer(RenderConfig(template_from="nothing"), student, teacher)
     teacher.tokenizer.chat_template = None
     with pytest.raises(ModelError, match=r"data.template_from is teacher, whose tokenizer has no chat template"):
@@ -174,11 +174,11 @@ def test_ids_that_end_answers_are_read_from_both_files(
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [('{"eos_token_id": "</s>"}', "has eos_token_id '</s>'; expected"), ("{", "no JSON")]
+    ("text", "found"), [('{"eos_token_id": "</s>"}', "has eos_token_id '</s>'; expected"), ("{", "not JSON")]
 )
 def test_files_that_say_no_ids_are_refused(tmp_path: Path, text: str, found: str) -> None:
     (tmp_path / "generation_config.json").write_text(text)
-    with pytest.raises(ModelError, match=f"student.model: .*{found}"):
+    with pytest.raises(ModelError, match=f"{found}.*student.model|student.model.*{found}"):
         stop_ids(str(tmp_path), "student.model")
 
 

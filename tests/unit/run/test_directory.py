@@ -13,6 +13,7 @@ import pytest
 
 from minidist.config import DistillConfig, SftConfig
 from minidist.errors import RunDirectoryError
+from minidist.run import files
 from minidist.run.directory import RunDirectory
 
 
@@ -166,16 +167,16 @@ def test_one_process_at_a_time_runs_in_a_directory(tmp_path: Path) -> None:
 def test_the_directory_is_locked_until_the_summary_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise another process could mistake the run for an unfinished one and delete its files."""
     first, other = started(tmp_path), run_in(tmp_path)
-    written, refused = Path.write_text, []
+    written, refused = files.write_text, []
 
-    def write_text(file: Path, *arguments: Any, **options: Any) -> int:
+    def write_text(file: Path, text: str) -> None:
         if file.name.startswith("summary."):
             with pytest.raises(RunDirectoryError, match="another process is running"):
                 other.start()
             refused.append(file)
-        return written(file, *arguments, **options)
+        written(file, text)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(files, "write_text", write_text)
     first.finish({"steps": 5})
     assert len(refused) == 1 and run_in(tmp_path).finished()
 
@@ -417,7 +418,7 @@ def test_files_of_another_kind_are_refused_with_their_name(tmp_path: Path, name:
         assert len(str(caught.value).splitlines()) == 1 and "; " in str(caught.value)
 
 
-@pytest.mark.parametrize("where", ["{}/file/run", "{}/" + "a" * 300, "/proc/run", "{}/a\0b"])
+@pytest.mark.parametrize("where", ["{}/file/run", "{}/" + "a" * 300, "/proc/run"])
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(RunDirectoryError, match=r"run.directory .* (is a file, or below one|cannot be used: )"):
@@ -447,3 +448,19 @@ def test_links_in_a_run_are_removed_without_what_they_name(tmp_path: Path) -> No
     run_in(tmp_path / "run").start()
     assert not (tmp_path / "run" / "tensorboard").exists()
     assert (tmp_path / "elsewhere" / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts", "log.txt"])
+def test_a_run_writes_through_no_symbolic_link(tmp_path: Path, name: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir() if name == "rollouts" else outside.write_text("precious")
+    end(started(tmp_path / "run"))
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    (tmp_path / "run" / name).symlink_to(outside)
+    shared = run_in(tmp_path / "run")
+    with pytest.raises(RunDirectoryError, match=f"{name} is a symbolic link, and a run writes through none"):
+        shared.share()
+    end(shared)
+    run_in(tmp_path / "run").start()  # without a checkpoint it starts again
+    assert outside.exists() and not (tmp_path / "run" / name).is_symlink()
+    assert outside.is_dir() or outside.read_text() == "precious"

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from minidist.errors import DiskFullError, ModelError, RunDirectoryError
 from minidist.run import files
-from minidist.run.files import damage, lock, read_record, sha256, write_json, writing
+from minidist.run.files import damage, lock, open_tensors, read_record, sha256, write_json, write_text, writing
 
 
 def test_a_crash_while_writing_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,3 +89,18 @@ def test_a_record_has_its_shape_or_names_its_file(tmp_path: Path) -> None:
         read_record(file, dict[str, int], "mend it", ModelError)
     with pytest.raises(RunDirectoryError, match=r"b.json is missing; mend it"):
         read_record(tmp_path / "b.json", dict[str, int], "mend it")
+
+
+def test_a_text_is_written_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "a.partial").symlink_to(tmp_path / "precious")
+    write_text(tmp_path / "a.json", "new")
+    assert ((tmp_path / "a.json").read_text(), (tmp_path / "precious").read_text()) == ("new", "precious")
+
+
+def test_tensors_are_read_from_whole_files_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").write_text("no tensors")
+    for name, fault in (("pipe", "is not a file"), ("none", "is missing"), ("text", "is not a whole file of tensors")):
+        with pytest.raises(ModelError, match=f"{name} {fault}.*; copy it again"):
+            open_tensors(tmp_path / name, "copy it again", ModelError)

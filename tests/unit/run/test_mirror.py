@@ -145,7 +145,7 @@ def test_addresses_stand_in_their_own_setting() -> None:
     with pytest.raises(ValueError, match=r"set a local or shared one, and run.mirror"):
         PlaceConfig.parse(directory="s3://bucket/run")
     for mirror in ("runs/copy", "s3://key:secret@bucket/run"):
-        with pytest.raises(ValueError, match="expected an address without a password") as caught:
+        with pytest.raises(ValueError, match="expected an address without user and password") as caught:
             PlaceConfig.parse(directory="run", mirror=mirror)
         assert "secret" not in str(caught.value)
     with pytest.raises(StorageError, match=r"run.mirror: addresses of s3:// need a package that is missing: Install s3fs"):

@@ -1,6 +1,7 @@
 """What others' model directories hold: `minidist check` refuses in one sentence, with code 2, before weights are loaded."""
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -86,11 +87,22 @@ CONFIG, TOKENIZER, SETTINGS = "config.json", "tokenizer.json", "tokenizer_config
 CASES: dict[str, tuple[Change, str]] = {
     "pickled": (pickled, "holds its weights as pytorch_model.bin alone, a kind of file that can run code .* convert it"),
     "no weights": (without("model.safetensors"), "holds no weights; expected model.safetensors, or .* set student.model"),
-    "empty weights": (text("model.safetensors", ""), "model.safetensors is not a whole file of weights; copy the model again"),
-    "cut weights": (cut, "model.safetensors is not a whole file of weights; copy the model again"),
+    "empty weights": (
+        text("model.safetensors", ""),
+        "model.safetensors is not a whole file of tensors .*; copy the model of student.model",
+    ),
+    "cut weights": (cut, "model.safetensors is not a whole file of tensors .*; copy the model of student.model again"),
     "index list": (sharded([]), "model.safetensors.index.json is of another shape"),
     "index text": (sharded({"weight_map": "x"}), "index.json is of another shape .*; copy the model again"),
-    "shard missing": (sharded({"weight_map": {"a": "b.safetensors"}}), "b.safetensors is not a whole file of weights"),
+    "shard outside": (
+        sharded({"weight_map": {"a": "../b.safetensors"}}),
+        "names the file '../b.safetensors', outside the model",
+    ),
+    "pipe": (lambda path: os.mkfifo(path / "vocab.txt"), "vocab.txt is neither a file nor a directory; remove it"),
+    "shard missing": (
+        sharded({"weight_map": {"a": "b.safetensors"}}),
+        "b.safetensors is missing; copy the model of student.model again",
+    ),
     "longer tokenizer": (
         lambda path: character_tokenizer("ab=cde").save_pretrained(path),
         r"has 5 rows of embedding, and its tokenizer has ids up to 7; save the model after resize_token_embeddings",

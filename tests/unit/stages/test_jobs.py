@@ -72,8 +72,10 @@ def test_the_command_runs_in_the_directory_of_the_submission_with_the_variables_
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RUNS_HERE", str(tmp_path / "my runs"))
+    monkeypatch.setenv("SERVER_TOKEN", "12345678")
     monkeypatch.setenv("UNNAMED", "1")
     file = write(Path("toy.yaml"), TOY, "${RUNS_HERE}/toy")
+    file.write_text(f"{file.read_text()}# of ${{SERVER_TOKEN}}, of ${{UNSET_HERE}}\n")
     assert submit(file, ["run.overwrite=true"], python="/opt/python") is not None
     [(line, directory, environment)] = cluster.sent
     assert line.startswith(f"cd {tmp_path} || ")
