@@ -4,7 +4,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,6 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+jobs = typer.Typer(help="List, watch and stop the jobs that `minidist submit` has sent to a Ray cluster.", no_args_is_help=True)
+app.add_typer(jobs, name="jobs")
 
 
 def _files(incomplete: str) -> list[tuple[str, str]]:
@@ -43,6 +46,13 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[section.key=value ...]", help="Replace single values.", autocompletion=_assignments),
 ]
+
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Job service of the cluster. Default: $RAY_API_SERVER_ADDRESS, or http://127.0.0.1:8265."),
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, as `minidist jobs list` shows it.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Print its output until it ends, and exit with its code.")]
 
 
 def _add(verb: str, help: str) -> None:
@@ -183,6 +193,72 @@ def report(
     print(f"report: {output}")
 
 
+@app.command()
+def submit(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    address: Address = None,
+    follow: Follow = False,
+    python: Annotated[str, typer.Option(help="The Python with minidist on the cluster's head node.")] = sys.executable,
+) -> None:
+    """Check a configuration, and run its verb as a job of a Ray cluster, from a directory that all nodes share."""
+    from minidist.stages import jobs as stage
+
+    if (job := stage.submit(config, overrides or (), address, python=python)) is None:
+        print(f"{config}: its run is finished already; run.overwrite=true runs it again")
+        return
+    print(f"job: {job.id}")
+    if follow:
+        _follow(job.id, address)
+    print(f"watch it with `minidist jobs logs {job.id} --follow`, stop it with `minidist jobs stop {job.id}`")
+
+
+@jobs.command("list")
+def list_jobs(address: Address = None) -> None:
+    """The jobs of the cluster that run minidist, oldest first."""
+    from minidist.cluster.jobs import JobService
+    from minidist.stages.jobs import listed
+
+    for line in listed(JobService(address).jobs()):
+        print(readable(line))
+
+
+@jobs.command()
+def status(job: JobId, address: Address = None) -> None:
+    """State of a job, its exit code, and the steps that its run has taken."""
+    from minidist.cluster.jobs import JobService
+    from minidist.stages.jobs import described
+
+    for line in described(JobService(address).job(job)):
+        print(readable(line))
+
+
+@jobs.command()
+def logs(job: JobId, address: Address = None, follow: Follow = False) -> None:
+    """What a job has printed."""
+    from minidist.cluster.jobs import JobService
+
+    if follow:
+        _follow(job, address)
+    print(readable(JobService(address).logs(job)), end="")
+
+
+@jobs.command()
+def stop(
+    job: JobId,
+    address: Address = None,
+    wait: Annotated[bool, typer.Option(help="Wait until it has stopped.")] = True,
+) -> None:
+    """Stop a job after the step that it is in; its run keeps a checkpoint, and goes on when it is submitted again."""
+    from minidist.cluster.jobs import JobService
+
+    service = JobService(address)
+    if not service.stop(job):
+        print(f"{job} is not running: {service.job(job).status}")
+    elif wait:
+        print(f"{job}: {service.wait(job).status}")
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
@@ -212,6 +288,19 @@ def _serve(page: Any, host: str, port: int) -> None:
         print(f"report: {server.address} (Ctrl-C ends it)", flush=True)
         with suppress(KeyboardInterrupt):
             server.serve_forever()
+
+
+def _follow(job: str, address: str | None) -> NoReturn:
+    """Print what a job prints, and exit with its code. Ctrl-C leaves the job running."""
+    from minidist.cluster.jobs import JobService
+
+    try:
+        ended = JobService(address).follow(job, lambda text: print(readable(text), end="", flush=True))
+    except KeyboardInterrupt:
+        print(f"\nminidist: {job} goes on; `minidist jobs stop {job}` stops it", file=sys.stderr)
+        sys.exit(130)
+    print(f"{job}: {ended.status}", file=sys.stderr)
+    sys.exit(ended.ends_with)
 
 
 def _measure_rates(config: Any, file: str | None) -> Path:
@@ -248,10 +337,11 @@ def _run(verb: str, path: Path, overrides: list[str] | None) -> None:
 
 def _set_environment(config: Any) -> None:
     """Threads, before torch is imported: this process computes only when the roles live in it."""
+    from minidist.cluster.access import ray_environment
     from minidist.cluster.machine import thread_environment
 
     threads = config.cluster.threads if config.cluster.roles == "local" else 1
-    os.environ.update(thread_environment(threads))
+    os.environ.update(thread_environment(threads) | ray_environment(config.cluster.address))
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if config.cluster.gpus else "cpu")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -263,13 +353,16 @@ def _until_done(config: Any) -> None:
     import signal
 
     from minidist.run.directory import RunDirectory
+    from minidist.run.mirror import mirror_of
     from minidist.run.tracking import log, start_log
 
     start_log(None)
-    directory = RunDirectory(config)
+    directory, mirror = RunDirectory(config), mirror_of(config)
+    mirror.pull(overwrite=config.run.overwrite)
     stage = STAGES[config.stage]
     if not stage.reruns and directory.finished():
         log.info("%s is finished already; run.overwrite=true runs it again", directory.path)
+        mirror.push(last=True)
         if stage.show is not None and directory.summary:
             code(stage.show)(directory.summary["result"])
         return

@@ -39,8 +39,16 @@ class ModelError(UserError, ValueError):
     """A model or tokenizer that is missing, or a pair of them that does not fit together."""
 
 
+class StorageError(UserError):
+    """An fsspec address that cannot be read: its package or the file is missing, or access is refused."""
+
+
 class RunDirectoryError(UserError, FileExistsError):
     """A directory of a run or a cache that cannot be used: it holds other files, or another process is using it."""
+
+
+class JobError(UserError):
+    """A cluster's job service that does not answer, or a job that it does not know or may not run."""
 
 
 class CanaryError(MinidistError):

@@ -5,10 +5,11 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import ray
 from ray.util import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from minidist.cluster.access import check_token
 from minidist.cluster.health import RayHealth
 from minidist.cluster.heartbeat import Heartbeats
 from minidist.cluster.joined import SharedDirectory
@@ -58,11 +60,12 @@ class Actors:
         logging.getLogger("ray").setLevel(logging.ERROR)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         if self._config.address is not None:
+            check_token(self._config.address, "cluster.address")
             ray.init(address=self._config.address, **quiet)
             self._shared = SharedDirectory.marked(directory)
         else:
             os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
-            with _own_group():
+            with _own_group(), nullcontext() if self._config.prometheus is not None else _without_metrics():
                 close_token()
                 ray.init(
                     address="local",  # a cluster of this run, whatever RAY_ADDRESS says
@@ -72,6 +75,7 @@ class Actors:
                     object_store_memory=int(self._config.object_store_gib * 2**30),
                     _temp_dir=str(scratch / _RAY),  # Ray opens its directory to all; `scratch`, around it, is closed
                     _node_ip_address="127.0.0.1",
+                    _metrics_export_port=self._config.prometheus,
                     **quiet,
                 )
             close_token()
@@ -241,6 +245,20 @@ def _free_address() -> str:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return f"tcp://{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+
+
+@contextmanager
+def _without_metrics() -> Iterator[None]:
+    """A cluster started inside has no metrics agent, which would take 100 MiB and 1 % of a core: by this import Ray learns
+    whether one can run."""
+    name = "ray.dashboard.optional_deps"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        sys.modules.update({} if before is None else {name: before})
 
 
 @contextmanager

@@ -59,8 +59,10 @@ class Scratch:
 
 
 # Each line replaces the list of processes (id:start time); an empty line means that all processes have ended. The start time
-# distinguishes a process from a later one with the same id.
+# distinguishes a process from a later one with the same id. A job that is stopped has a signal sent to each of its processes:
+# the keeper ends after the run.
 _KEEPER = """
+trap '' TERM INT
 while read -r line; do processes=$line; done
 for process in $processes; do
     stat=$(cat /proc/${process%:*}/stat 2>/dev/null) || continue

@@ -109,6 +109,11 @@ class ClusterConfig(Section):
     placement: Placement = "pack"
     """How Ray places the actors on nodes: on few nodes (pack), on many nodes (spread), or strictly so, or else not at all
     (strict_pack, strict_spread)."""
+    prometheus: int | None = Field(default=None, ge=0, le=65535)
+    """sft, distill, teach, compare: show the last value of each metric to Prometheus, through Ray's metrics agent, as gauges
+    such as ray_minidist_loss_nats_per_token, tagged with run.directory. The number is the port on loopback where the cluster
+    is this run's own, 0 for any that is free; a joined cluster has its own on each node, and the log names the one in use.
+    None: no gauges."""
     weight_transfer: WeightTransfer | None = None
     """distill, compare: how new weights go from the learner to vLLM engines. object_store: through Ray's object store, with a
     copy in the memory of each node and process. gloo: from the learner's first rank to all processes of the engines, from CPU
@@ -135,6 +140,8 @@ class ClusterConfig(Section):
             )
         if self.roles == "local" and self.processes > 3:
             raise ValueError("cluster.roles local has one actor of each role; set cluster.roles=ray for more")
+        if self.roles == "local" and self.prometheus is not None:
+            raise ValueError("cluster.prometheus shows metrics through Ray; set cluster.roles=ray, or leave it out")
         if self.roles == "local" and self.weight_transfer not in (None, "object_store"):
             alone = f"cluster.weight_transfer {self.weight_transfer} needs processes that receive at the same time, and"
             raise ValueError(

@@ -12,8 +12,8 @@ class SourceConfig(Section):
     hub, or a generated task. Values keep the text that they have in the file."""
 
     path: str
-    """A data set name on the hub, a file, a directory of files, or `task:NAME` for a generated task. Environment variables are
-    expanded: ${MINIDIST_DATA}/dolly/train.jsonl.gz."""
+    """A data set name on the hub, a file, a directory of files, an fsspec address of either, or `task:NAME` for a
+    generated task. Environment variables are expanded: ${MINIDIST_DATA}/dolly/train.jsonl.gz."""
     split: str = "train"
     """Split of a data set or of a directory; of a task: train, valid or test, which have no prompt in common."""
     subset: str | None = None

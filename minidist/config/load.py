@@ -46,6 +46,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Command:
         raise ConfigError(f"{path}: a value is of another type than its key takes ({shown(str(error))})") from error
 
 
+def variables(path: Path, overrides: Sequence[str] = ()) -> set[str]:
+    """Names of the environment variables that a configuration file and overrides name. Raises ConfigError."""
+    _read(path)
+    return set(_VARIABLE.findall("\n".join([path.read_text(encoding="utf-8"), *overrides])))
+
+
 def dump(config: Command) -> dict[str, Any]:
     """The resolved configuration as plain JSON values, nulls and defaults included."""
     return json.loads(config.model_dump_json())

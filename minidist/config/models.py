@@ -13,7 +13,7 @@ class ModelConfig(Section):
     """A causal language model in Hugging Face format."""
 
     model: str
-    """A directory, or a name on the Hugging Face hub."""
+    """A directory, an fsspec address such as s3://bucket/model, or a name on the Hugging Face hub."""
     dtype: DType = "float32"
     """Precision of the weights in memory and in computation."""
     trust_remote_code: bool = False

@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from minidist.config.base import FREE, Section
+from minidist.text import without_secrets
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 
@@ -30,6 +31,25 @@ class PlaceConfig(Section):
     """Directory of all files of the run. A finished run of the same configuration is not run again."""
     overwrite: Annotated[bool, FREE] = False
     """Delete the files of another run in the directory and start again."""
+    mirror: Annotated[str | None, FREE] = None
+    """fsspec address, such as s3://bucket/runs/mine, to which the files of the directory are copied with each checkpoint and at
+    the end; where the directory has no run yet, the run that is there is fetched, and goes on. None: no copy."""
+
+    @field_validator("directory", mode="before")
+    @classmethod
+    def _on_this_machine(cls, directory: Any) -> Any:
+        if isinstance(directory, str) and "://" in directory:
+            raise ValueError("the directory of a run is written to step by step; set a local or shared one, and run.mirror")
+        return directory
+
+    @field_validator("mirror")
+    @classmethod
+    def _an_address(cls, mirror: str | None) -> str | None:
+        if mirror is not None and ("://" not in mirror or without_secrets(mirror) != mirror):
+            raise ValueError(
+                "expected an address without user and password, such as s3://bucket/runs/mine or file:///backup/mine"
+            )
+        return mirror
 
 
 class WandbConfig(Section):

@@ -16,6 +16,7 @@ from typing import IO, Any
 from minidist.config.data import SourceConfig
 from minidist.data.values import ClassNumber, read_first_json, read_json
 from minidist.errors import DataError
+from minidist.storage import fetch, is_address
 from minidist.text import shown
 
 log = logging.getLogger("minidist")
@@ -30,8 +31,9 @@ _DAMAGE = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
 
 def read_source(source: SourceConfig) -> Iterator[Record]:
-    """Rows of a file, of a directory or of a data set on the hub. Raises DataError where they cannot be read."""
-    path = Path(source.path).expanduser()
+    """Rows of a file, of a directory or of a data set on the hub; what is at an fsspec address is fetched. Raises DataError
+    where they cannot be read."""
+    path = fetch(source.path, f"data source {source.path}") if is_address(source.path) else Path(source.path).expanduser()
     if path.is_file():
         _check_undivided(source, f"{path} is a file")
         return read_file(path)

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from minidist.errors import MinidistError, ModelError
 from minidist.run.files import open_tensors, read_record, shaped
+from minidist.storage import fetch, is_address, names
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -19,7 +20,11 @@ _SMALL_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "README.md"]
 
 
 def resolve(name: str, where: str, *, weights: bool | Sequence[str] = True) -> Path:
-    """The local directory of a model or tokenizer. A hub name is downloaded: of its weights all, none, or the named files."""
+    """The local directory of a model or tokenizer. What is at an fsspec address or on the hub is downloaded: of its weights
+    all, none, or the named files."""
+    files = (["*.safetensors"] if weights else []) if isinstance(weights, bool) else weights
+    if is_address(name):
+        return fetch(name, where, (*_SMALL_FILES, *files))
     path = Path(name).expanduser()
     if path.is_dir():
         _check_kinds(path, where)
@@ -27,7 +32,6 @@ def resolve(name: str, where: str, *, weights: bool | Sequence[str] = True) -> P
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{where}: no model directory at {name}; train one with minidist sft or teach, or correct the path")
     try:
-        files = (["*.safetensors"] if weights else []) if isinstance(weights, bool) else weights
         return Path(snapshot_download(name, allow_patterns=[*_SMALL_FILES, *files]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -83,7 +87,7 @@ def check_weights(name: str, where: str) -> None:
     """A model has weights in safetensors, every file of them whole. Raises ModelError."""
     path = Path(name).expanduser()
     if not path.is_dir():
-        _check_names(_on_hub(name), name, where)
+        _check_names(names(name, where) if is_address(name) else _on_hub(name), name, where)
         return
     _check_names({file.name for file in path.iterdir()}, name, where)
     whole = path / WEIGHTS
@@ -109,14 +113,14 @@ def weight_map(path: Path, where: str) -> dict[str, str]:
     return found
 
 
-def _check_names(names: set[str] | None, name: str, where: str) -> None:
-    if names is None or names & {WEIGHTS, INDEX}:
+def _check_names(found: set[str] | None, name: str, where: str) -> None:
+    if found is None or found & {WEIGHTS, INDEX}:
         return
-    pickled = sorted(each for each in names if each.endswith((".bin", ".pt", ".pth")) and "training_args" not in each)
+    pickled = sorted(each for each in found if each.endswith((".bin", ".pt", ".pth")) and "training_args" not in each)
     if pickled:
-        found = f"{name} holds its weights as {pickled[0]} alone, a kind of file that can run code when it is read"
+        kind = f"{name} holds its weights as {pickled[0]} alone, a kind of file that can run code when it is read"
         cure = f"convert it where you trust it, AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(DIRECTORY)"
-        raise ModelError(f"{where}: {found}; {cure} of transformers, and set {where} to that directory")
+        raise ModelError(f"{where}: {kind}; {cure} of transformers, and set {where} to that directory")
     expected = f"expected {WEIGHTS}, or {INDEX} with the files that it lists"
     raise ModelError(f"{where}: {name} holds no weights; {expected}; set {where} to the directory of a whole model")
 

@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 
 from minidist.cluster.machine import cores, cpu_share
+from minidist.cluster.prometheus import check_prometheus
 from minidist.config import CompareConfig, Config, DistillConfig, EvaluateConfig, ScoreConfig, ScoreTableConfig, TeachConfig
 from minidist.config.cluster import ClusterConfig, EngineRoleConfig
 from minidist.config.data import SourceConfig
@@ -25,6 +26,7 @@ from minidist.preflight.facts import ModelFacts, PairFacts
 from minidist.preflight.families import check_in_vllm, check_teacher
 from minidist.publishing.hub import check_push
 from minidist.run.directory import RunDirectory
+from minidist.run.mirror import mirror_of
 from minidist.run.wandb_board import check_wandb
 from minidist.types import Vocabulary
 
@@ -38,9 +40,11 @@ def check_files(config: Config | TeachConfig, models: Mapping[str, str | None], 
     `models`: directory or hub name by the key of the configuration; None is passed over, as in `sources`.
     """
     RunDirectory(config).check()
+    mirror_of(config).check()
     check_push(config.run)
     if isinstance(config.run, RunConfig):
         check_wandb(config.run.wandb)
+    check_prometheus(config.cluster)
     check_cores(config.cluster)
     for where, name in models.items():
         check_model_directory(name, where, weights=where not in config.shapes_only)

@@ -172,8 +172,13 @@ def roles_of(config: "Command") -> "tuple[Role, ...]":
 
 async def run_stage(config: "Command") -> dict[str, Any]:
     """Run a stage from start to end and return its summary."""
-    stage = STAGES[config.stage]
-    return await (code(stage.run)(config) if stage.alone else _run_with_roles(stage, config))
+    from minidist.run.mirror import mirror_of
+
+    stage, mirror = STAGES[config.stage], mirror_of(config)
+    mirror.pull(overwrite=config.run.overwrite)
+    summary = await (code(stage.run)(config) if stage.alone else _run_with_roles(stage, config))
+    mirror.push(last=True)
+    return summary
 
 
 async def _run_with_roles(stage: Stage, config: Any) -> dict[str, Any]:

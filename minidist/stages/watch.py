@@ -1,17 +1,20 @@
 """The part of a training run that its stages share: figures as it goes, and checkpoints from which it resumes."""
 
+import asyncio
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from minidist.cluster.prometheus import PrometheusBoard
 from minidist.config import dump
 from minidist.errors import RunDirectoryError
 from minidist.protocols import Saves
 from minidist.run.checkpoint import Checkpoint, check_seen
 from minidist.run.files import remove, rename, writing
-from minidist.run.tracking import Pieces, Recorder, log
+from minidist.run.mirror import mirror_of
+from minidist.run.tracking import Board, Pieces, Recorder, log
 from minidist.run.wandb_board import WandbBoard
 from minidist.stages import StageRun
 
@@ -21,7 +24,8 @@ L = TypeVar("L", bound=Saves)
 def make_recorder(run: StageRun[Any, Any], shown: Mapping[str, str], pieces: Pieces | None = None) -> Recorder:
     """The recorder of a run, from its first step or from the checkpoint on."""
     settings, path, steps = run.config.run, run.directory.path, range(run.start, run.config.run.steps)
-    boards = [] if settings.wandb is None else [WandbBoard(settings.wandb, path, dump(run.config))]
+    boards: list[Board] = [] if settings.wandb is None else [WandbBoard(settings.wandb, path, dump(run.config))]
+    boards += [] if run.config.cluster.prometheus is None else [PrometheusBoard(str(path))]
     return Recorder(path, steps, tensorboard=settings.tensorboard, shown=shown, pieces=pieces, boards=boards)
 
 
@@ -34,15 +38,18 @@ class CheckpointWatch(ABC, Generic[L]):
         self._steps = run.config.run.steps
         self._learner = learner
         self._recorder = recorder
+        self._mirror = mirror_of(run.config)
 
     async def checkpoint(self, step: int) -> None:
         """Write a checkpoint after `step` steps where one is due."""
         if self._every and (step % self._every == 0 or step == self._steps):
             await self._directory.checkpoints.write(step, self._learner, self.state_dict())
+            await asyncio.to_thread(self._mirror.push)
 
     async def stopped(self, step: int) -> None:
         """Ctrl-C, SIGTERM or an alarm: write a checkpoint."""
         await self._directory.checkpoints.write(step, self._learner, self.state_dict())
+        await asyncio.to_thread(self._mirror.push)
         log.info("checkpoint after %d steps written; the same command resumes from it", step)
 
     @abstractmethod

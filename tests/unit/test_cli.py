@@ -24,7 +24,7 @@ def test_version_and_help_list_every_verb(monkeypatch: pytest.MonkeyPatch, capsy
     shown = capsys.readouterr().out
     assert [
         verb
-        for verb in ("sft", "distill", "evaluate", "score", "compare", "check", "doctor", "sample", "plan")
+        for verb in ("sft", "distill", "evaluate", "score", "compare", "check", "doctor", "sample", "plan", "submit", "jobs")
         if verb not in shown
     ] == []
 

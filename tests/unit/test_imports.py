@@ -16,7 +16,7 @@ PACKAGE = Path(minidist.__file__).parent
 FLOORS = [
     ("text",),
     ("errors", "types", "concurrency"),
-    ("config", "protocols"),
+    ("config", "protocols", "storage"),
     ("losses", "data", "run"),
     ("models", "cluster", "channels", "evaluation", "loop", "system2"),
     ("rollout", "learners"),

@@ -91,11 +91,12 @@ def test_free_settings_are_those_that_change_no_number() -> None:
             "kernel",
         )
     }
-    kept = {"run.directory", "run.overwrite"}
+    kept = {"run.directory", "run.overwrite", "run.mirror"}
     run = kept | {
         f"run.{name}"
         for name in ("steps", "checkpoint_every", "checkpoints_kept", "rollouts_every", "timeline_steps", "tensorboard")
     }
+    run |= {"run.wandb", "run.push_to_hub", "run.push_private"}
     names = ("length", "truncated", "repetition", "distinct", "clip", "weight_max", "weight_min", "disliked", "floored", "age")
     alarms = {f"canaries.alarm_{name}" for name in names} | {"canaries.stop_on"}
     assert free_settings(SftConfig) == {"cluster"} | run | trained | alarms
