@@ -265,7 +265,9 @@ def test_no_more_roles_start_at_once_than_there_are_cores(
     async def run() -> None:
         ended: list[str] = []
         hosting: Any = Cluster(ClusterConfig(**fields), tmp_path, ROLES)
-        hosting.actors = SimpleNamespace(seat=lambda role: SimpleNamespace(start=lambda make: start(role, ended)))
+        hosting.actors = SimpleNamespace(
+            seat=lambda role: SimpleNamespace(start=lambda make: start(role, ended), beat=lambda: asyncio.sleep(0))
+        )
         hosting._scratch = SimpleNamespace(guard=lambda: None)
         await together(hosting.host(role, dict) for role in ROLES)
 
