@@ -26,7 +26,7 @@ class Scratch:
         self._before = tempfile.tempdir, os.environ.get("TMPDIR")
         tempfile.tempdir = os.environ["TMPDIR"] = str(self.path)
         self._keeper = subprocess.Popen(
-            ["/bin/sh", "-c", _KEEPER, str(self.path)], stdin=subprocess.PIPE, text=True, start_new_session=True
+            ["/bin/sh", "-c", _KEEPER, str(self.path), _ENDED], stdin=subprocess.PIPE, text=True, start_new_session=True
         )
 
     def guard(self) -> None:
@@ -58,12 +58,19 @@ class Scratch:
         self._keeper.stdin.flush()
 
 
+_ENDED = (
+    "minidist: the process that ran the command has ended without a word: it was killed, or Ray ended it, which it does where "
+    "it finds its own node (raylet) dead; the same command resumes it"
+)
+"""What the keeper says of a process that has not ended its run."""
+
 # Each line replaces the list of processes (id:start time); an empty line means that all processes have ended. The start time
 # distinguishes a process from a later one with the same id. A job that is stopped has a signal sent to each of its processes:
 # the keeper ends after the run.
 _KEEPER = """
 trap '' TERM INT
 while read -r line; do processes=$line; done
+[ -z "$processes" ] || echo "$1" >&2
 for process in $processes; do
     stat=$(cat /proc/${process%:*}/stat 2>/dev/null) || continue
     set -- ${stat##*) }
