@@ -41,7 +41,7 @@ def test_the_log_shows_what_errors_show(caplog: pytest.LogCaptureFixture, monkey
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     with caplog.at_level(logging.INFO, "minidist"):
         log.info("column %s of %s", "\x1b[31m", "hf_abcdefgh")
-    assert caplog.messages == ["column \ufffd[31m of ..."]
+    assert set(caplog.messages) == {"column \ufffd[31m of ..."}
 
 
 def test_a_value_is_shown_in_brief() -> None:

@@ -25,9 +25,8 @@ def test_a_checkpoint_is_written_after_every_so_many_steps_and_after_the_last(ev
         found.append(step)
 
     directory = SimpleNamespace(checkpoints=SimpleNamespace(write=write))
-    run: Any = SimpleNamespace(
-        directory=directory, config=SimpleNamespace(run=SimpleNamespace(checkpoint_every=every, steps=7))
-    )
+    settings = SimpleNamespace(checkpoint_every=every, steps=7, mirror=None, directory=None)
+    run: Any = SimpleNamespace(directory=directory, config=SimpleNamespace(run=settings))
     nobody: Any = None
     watch = Watch(run, nobody, nobody)
     for step in range(1, 8):
