@@ -3,8 +3,9 @@
 # make check        lint, types, fast tests
 # make gpu          tests on a machine with a GPU, in an environment with requirements/gpu.txt (PYTHON=…), and one timing
 # make gpu2         tests on a machine with two GPUs: ranks over NCCL, an engine split over both
-# make soak         slow tests: two Ray nodes on this machine, pipelines of 10,000 rows killed at random, SIGTERM to Ray actors,
-#                   every row of Dolly, every family of models
+# make soak         slow tests, hours: two Ray nodes on this machine, 60 runs in which a process is killed and 10 in which one is stopped
+#                   (KILLS, HANGS), a job whose node is lost, 2,000 malformed inputs, the report in Chromium (which must be
+#                   installed), pipelines of 10,000 rows killed at random, every row of Dolly, every family of models
 # make bench        measurements, over an hour: whole runs against TRL's trainers and the machine's limit, cost of a step as it
 #                   grows, sampler and layouts, publishing against a copy, writing ahead and what it does to a student, memory
 #                   against what minidist check says, mixed sampling by turns against in step, losses in chunks against the plain

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,13 @@ class Borrowed:
         self._there = {"rollout": stack.engine, "teacher": stack.teacher}
         self.host_group, self.restart = stack.cluster.host_group, stack.cluster.restart
         self.first, self.calls = stack.cluster.first, stack.cluster.calls
+        self.restarts, self.supervised = stack.cluster.restarts, stack.cluster.supervised
 
     async def host(self, role: str, make: Any, **arguments: Any) -> Any:
         return self._there[role]
+
+    def supervise(self, actors: Any, make: Any, arguments: Any, assemble: Any = itemgetter(0)) -> Any:
+        return assemble(list(actors))
 
 
 def test_cells_share_processes_and_a_warm_learner_gives_the_numbers_of_a_new_one(stack: Stack, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ class Adjustable(VLLMTeacher):
         settings = vllm.teacher_settings
         with patch.object(vllm, "teacher_settings", lambda *a, **o: replace(settings(*a, **o), transfer="gloo")):
             super().__init__(*arguments, **options)
+        self._version = 0
 
     async def join(self, channel: Channel, first: int) -> bool:
         return await self._core.updates.join(channel, first)
@@ -58,6 +59,10 @@ class Adjustable(VLLMTeacher):
 
     async def finish(self, version: int) -> None:
         await self._core.updates.finish()
+        self._version = version
+
+    async def version(self) -> int:
+        return self._version
 
     async def adjust(self, config: TeacherConfig, vocabulary: int | None) -> None:
         self._config, self._vocabulary = config, vocabulary
